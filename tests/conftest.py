@@ -1,0 +1,32 @@
+"""One setting for every test: eight CPU devices, full float32 matrix products, compiled programs kept on disk.
+
+Environment variables, not jax.config, and before anything imports jax: so the processes that tests start get the same.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+assert "jax" not in sys.modules, "jax was imported before tests/conftest.py could choose its devices"
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+# Sharding is tested on eight devices. Other tests use the first one and pay nothing for the rest (docs/decisions.md).
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+
+# Under pytest-xdist each worker keeps to one core: XLA takes its number of threads from the cores it may use.
+if hasattr(os, "sched_setaffinity") and (worker := os.environ.get("PYTEST_XDIST_WORKER")):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
+@pytest.fixture(scope="session")
+def vectors() -> Path:
+    """The folder of golden files; its README.md says where each comes from."""
+    return ROOT / "tests" / "vectors"
