@@ -1,0 +1,1 @@
+"""How good a restored image is, against the image it should have been: PSNR, SSIM, LPIPS and DISTS."""

