@@ -1,0 +1,265 @@
+"""Makes tests/vectors/stock: small random networks of PyTorch diffusers and transformers, with inputs and outputs.
+
+Run by hand, only when a network is to be added, in an environment with torch; the tests read what it wrote and need
+none. It ran with torch 2.13.0 (CPU), diffusers 0.42.1, transformers 5.23.0, safetensors 0.8.0, numpy 2.4.6:
+
+    python tests/vectors/make_stock_vectors.py [NAME ...]
+
+Each network gets a folder NAME/ with config.json (as save_pretrained writes it), weights.safetensors (under the names
+of a Stable Diffusion folder) and io.safetensors (`in.*`, `out.*`; PyTorch's layout, outputs float32). Weights and
+inputs are drawn, then rounded to float16, then used in float32: so float16 stores them exactly, at half the size.
+"""
+
+import json
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+HERE = Path(__file__).parent / "stock"
+Io = dict[str, Tensor]
+
+
+def draw(module: nn.Module, generator: torch.Generator) -> None:
+    """Gives every parameter a random value, those that start at zero or one too: none can be forgotten unnoticed."""
+    for name, parameter in module.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if "embedding.weight" in name:  # of tokens and positions
+            value = 0.5 * noise
+        elif parameter.ndim >= 2:
+            sharp = name.endswith(("to_q.weight", "to_k.weight", "q_proj.weight", "k_proj.weight"))
+            gain = 1.5 if sharp else 1.0  # attention far from uniform
+            value = gain * noise / parameter[0].numel() ** 0.5
+        elif name.endswith("weight"):  # of a norm
+            value = 1 + 0.3 * noise
+        else:
+            value = 0.2 * noise
+        parameter.data.copy_(value.half())
+
+
+def normal(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=generator).half().float()
+
+
+def unet(config: dict[str, Any], latents: tuple[int, ...], timesteps: list[int], tokens: int) -> Callable:
+    def make(generator: torch.Generator) -> tuple[nn.Module, Io]:
+        model = UNet2DConditionModel(**config)
+        draw(model, generator)
+        x, context = normal(generator, *latents), normal(generator, latents[0], tokens, config["cross_attention_dim"])
+        t = torch.tensor(timesteps)
+        out = model(x, t, context).sample
+        return model, {"in.latents": x, "in.timesteps": t, "in.high": context, "out.prediction": out}
+
+    return make
+
+
+def controlnet(
+    config: dict[str, Any], latents: tuple[int, ...], timesteps: list[int], tokens: int, factor: int, scale: float
+) -> Callable:
+    def make(generator: torch.Generator) -> tuple[nn.Module, Io]:
+        model = ControlNetModel(**config)
+        draw(model, generator)
+        b, _, h, w = latents
+        x, context = normal(generator, *latents), normal(generator, b, tokens, config["cross_attention_dim"])
+        image = torch.rand((b, 3, h * factor, w * factor), generator=generator).half().float()
+        t = torch.tensor(timesteps)
+        residuals, mid = model(x, t, context, controlnet_cond=image, conditioning_scale=scale, return_dict=False)
+        inputs = {"in.latents": x, "in.timesteps": t, "in.high": context, "in.image": image}
+        inputs["in.scale"] = torch.tensor(scale)
+        return model, inputs | {f"out.residuals.{i}": r for i, r in enumerate(residuals)} | {"out.mid": mid}
+
+    return make
+
+
+def autoencoder(config: dict[str, Any], image: tuple[int, ...], latents: tuple[int, ...]) -> Callable:
+    def make(generator: torch.Generator) -> tuple[nn.Module, Io]:
+        model = AutoencoderKL(**config)
+        draw(model, generator)
+        x = (2 * torch.rand(image, generator=generator) - 1).half().float()
+        z = normal(generator, *latents)  # as the decoder of PyTorch takes them: not scaled
+        posterior = model.encode(x).latent_dist
+        io = {"in.image": x, "in.latents": z, "out.mean": posterior.mean, "out.logvar": posterior.logvar}
+        return model, io | {"out.image": model.decode(z).sample}
+
+    return make
+
+
+def text_encoder(config: dict[str, Any], texts: list[list[int]]) -> Callable:
+    def make(generator: torch.Generator) -> tuple[nn.Module, Io]:
+        model = CLIPTextModel(CLIPTextConfig(**config))
+        draw(model, generator)
+        start, end, pad = config["bos_token_id"], config["eos_token_id"], config["pad_token_id"]
+        ids = torch.tensor([([start, *text, end] + [pad] * 77)[:77] for text in texts])
+        return model, {"in.token_ids": ids, "out.hidden": model(ids).last_hidden_state}
+
+    return make
+
+
+NETWORKS: dict[str, Callable] = {
+    # Sides 9 and 13 are no multiple of 2, so every upsample must resize to the size of the next skip.
+    "unet_odd_size": unet(
+        dict(
+            sample_size=9,
+            block_out_channels=(8, 12, 12, 16),
+            layers_per_block=2,
+            cross_attention_dim=12,
+            attention_head_dim=4,
+            norm_num_groups=4,
+        ),
+        latents=(2, 4, 9, 13),
+        timesteps=[937, 12],
+        tokens=7,
+    ),
+    # Another depth, plain block first, heads level by level, linear projections (SD 2), other channels in and out.
+    "unet_two_levels": unet(
+        dict(
+            sample_size=8,
+            in_channels=5,
+            out_channels=3,
+            block_out_channels=(16, 24),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=18,
+            attention_head_dim=[2, 6],
+            norm_num_groups=4,
+            use_linear_projection=True,
+        ),
+        latents=(1, 5, 12, 8),
+        timesteps=[500],
+        tokens=11,
+    ),
+    "controlnet_odd_size": controlnet(
+        dict(
+            block_out_channels=(8, 12, 16, 20),
+            layers_per_block=2,
+            cross_attention_dim=12,
+            attention_head_dim=4,
+            norm_num_groups=4,
+            conditioning_embedding_out_channels=(6, 10, 14, 18),
+        ),
+        latents=(2, 4, 9, 13),
+        timesteps=[3, 801],
+        tokens=7,
+        factor=8,
+        scale=0.6,
+    ),
+    # A conditioning embedding of three widths: the image is only four times the latents.
+    "controlnet_two_levels": controlnet(
+        dict(
+            in_channels=5,
+            block_out_channels=(16, 24),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            cross_attention_dim=18,
+            attention_head_dim=[2, 6],
+            norm_num_groups=4,
+            use_linear_projection=True,
+            conditioning_embedding_out_channels=(5, 9, 13),
+        ),
+        latents=(1, 5, 6, 10),
+        timesteps=[999],
+        tokens=11,
+        factor=4,
+        scale=1.0,
+    ),
+    "autoencoder_three_levels": autoencoder(
+        dict(
+            block_out_channels=(8, 16, 24),
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=8,
+            scaling_factor=0.18215,
+        ),
+        image=(2, 3, 37, 26),
+        latents=(2, 4, 5, 7),
+    ),
+    "autoencoder_four_levels": autoencoder(
+        dict(
+            block_out_channels=(6, 9, 12, 15),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            latent_channels=8,
+            norm_num_groups=3,
+            scaling_factor=0.7,
+        ),
+        image=(1, 3, 45, 59),
+        latents=(1, 8, 3, 5),
+    ),
+    # SD 1.5 pads with the end token, SD 2 with token 0.
+    "text_encoder_quick_gelu": text_encoder(
+        dict(
+            vocab_size=64,
+            hidden_size=48,
+            intermediate_size=96,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            hidden_act="quick_gelu",
+            bos_token_id=62,
+            eos_token_id=63,
+            pad_token_id=63,
+        ),
+        texts=[[], [5, 17, 3, 44, 17], [(7 * i * i + 3 * i) % 62 for i in range(90)]],
+    ),
+    "text_encoder_gelu": text_encoder(
+        dict(
+            vocab_size=50,
+            hidden_size=60,
+            intermediate_size=100,
+            num_hidden_layers=2,
+            num_attention_heads=6,
+            hidden_act="gelu",
+            layer_norm_eps=1e-6,
+            bos_token_id=48,
+            eos_token_id=49,
+            pad_token_id=0,
+        ),
+        texts=[[9, 8, 7], [(11 * i) % 48 for i in range(40)]],
+    ),
+}
+
+
+def storable(tensor: Tensor, *, exact: bool) -> Tensor:
+    tensor = tensor.detach().contiguous()
+    if tensor.dtype == torch.int64:
+        return tensor.int()
+    if not exact:
+        return tensor
+    half = tensor.half()
+    assert torch.equal(half.float(), tensor)
+    return half
+
+
+def main() -> None:
+    for name in sys.argv[1:] or NETWORKS:
+        # A seed of its own, so that adding a network leaves the others as they are.
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        with torch.no_grad():
+            model, io = NETWORKS[name](generator)
+        # transformers 5 dropped the prefix that the files of Stable Diffusion have.
+        prefix = "text_model." if isinstance(model, CLIPTextModel) else ""
+        weights = {prefix + key: storable(value, exact=True) for key, value in model.state_dict().items()}
+        folder = HERE / name
+        folder.mkdir(parents=True, exist_ok=True)
+        text = model.config.to_json_string() if prefix else model.to_json_string()
+        (folder / "config.json").write_text(json.dumps(json.loads(text), indent=2) + "\n")
+        save_file(weights, folder / "weights.safetensors")
+        exact = [key for key in io if key.startswith("in.") and key != "in.scale"]
+        save_file({key: storable(value, exact=key in exact) for key, value in io.items()}, folder / "io.safetensors")
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        rms = {key: f"{value.pow(2).mean().sqrt():.2f}" for key, value in io.items() if key.startswith("out.")}
+        print(f"{name}: {sum(p.numel() for p in model.parameters()):,} parameters, {size / 1e3:.0f} kB, rms {rms}")
+
+
+if __name__ == "__main__":
+    main()
