@@ -1,0 +1,208 @@
+"""The variational autoencoder of Stable Diffusion (diffusers' AutoencoderKL; method §1, §2)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from xpsr_jax.models.blocks import Downsample, ResnetBlock, Upsample, run
+from xpsr_jax.models.config_json import read_config, write_config
+from xpsr_jax.models.layers import Compute, conv, flatten_tokens, group_norm
+from xpsr_jax.models.transformer import Attention
+
+_EPSILON = 1e-6
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "act_fn": ("silu",),
+    "force_upcast": (True, False),
+    "latents_mean": (None,),
+    "latents_std": (None,),
+    "mid_block_add_attention": (True,),
+    "shift_factor": (None,),
+    "use_post_quant_conv": (True,),
+    "use_quant_conv": (True,),
+}
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Fields of diffusers' AutoencoderKL config.json, with Stable Diffusion 1.5's values.
+
+    Attributes:
+      scaling_factor: the diffusion sees latents times this, so that their variance is about 1.
+    """
+
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 4
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",) * 4
+    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",) * 4
+    layers_per_block: int = 2
+    norm_num_groups: int = 32
+    sample_size: int = 512
+    scaling_factor: float = 0.18215
+
+    def __post_init__(self) -> None:
+        if set(self.down_block_types) != {"DownEncoderBlock2D"} or set(self.up_block_types) != {"UpDecoderBlock2D"}:
+            raise ValueError("supported blocks: DownEncoderBlock2D and UpDecoderBlock2D")
+        if not len(self.down_block_types) == len(self.up_block_types) == len(self.block_out_channels):
+            raise ValueError("down_block_types, up_block_types and block_out_channels must have one entry a level")
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "AutoencoderConfig":
+        """Raises ValueError naming every value that is not supported."""
+        return read_config(cls, data, _FIXED)
+
+    def to_json(self) -> dict[str, Any]:
+        return write_config(self, "AutoencoderKL", _FIXED)
+
+
+class _MidBlock(nnx.Module):
+    """Resnet, self-attention over all positions with one head, resnet."""
+
+    def __init__(self, features: int, *, groups: int, compute: Compute, rngs: nnx.Rngs):
+        self.resnets = nnx.List([_resnet(features, features, groups, compute, rngs) for _ in range(2)])
+        self.attentions = nnx.List([_SpatialAttention(features, groups=groups, compute=compute, rngs=rngs)])
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
+
+
+class _SpatialAttention(Attention):
+    def __init__(self, features: int, *, groups: int, compute: Compute, rngs: nnx.Rngs):
+        super().__init__(features, heads=1, bias=True, compute=compute, rngs=rngs)
+        self.group_norm = group_norm(features, groups, epsilon=_EPSILON, compute=compute, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:  # type: ignore[override]
+        return x + super().__call__(flatten_tokens(self.group_norm(x))).reshape(x.shape)
+
+
+class _Level(nnx.Module):
+    """Resnets of one resolution, then a halving or a doubling where there is another level to go to."""
+
+    def __init__(
+        self, in_features: int, out_features: int, layers: int, *, direction: str, last: bool, groups: int, compute: Compute, rngs: nnx.Rngs
+    ):
+        self.compute = compute
+        self.resnets = nnx.List(
+            [_resnet(in_features if i == 0 else out_features, out_features, groups, compute, rngs) for i in range(layers)]
+        )
+        if direction == "down" and not last:
+            # Padding at the bottom and right only, unlike the UNet's.
+            self.downsamplers = nnx.List([Downsample(out_features, padding=(0, 1), compute=compute, rngs=rngs)])
+        if direction == "up" and not last:
+            self.upsamplers = nnx.List([Upsample(out_features, compute=compute, rngs=rngs)])
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        for resnet in self.resnets:
+            x = run(resnet, x, compute=self.compute)
+        if hasattr(self, "downsamplers"):
+            x = self.downsamplers[0](x)
+        if hasattr(self, "upsamplers"):
+            x = self.upsamplers[0](x, 2 * x.shape[1], 2 * x.shape[2])
+        return x
+
+
+def _resnet(in_features: int, out_features: int, groups: int, compute: Compute, rngs: nnx.Rngs) -> ResnetBlock:
+    return ResnetBlock(in_features, out_features, time_features=None, groups=groups, epsilon=_EPSILON, compute=compute, rngs=rngs)
+
+
+class Encoder(nnx.Module):
+    """Image to the moments of the latents' posterior."""
+
+    def __init__(self, config: AutoencoderConfig, *, compute: Compute, rngs: nnx.Rngs):
+        widths, groups = config.block_out_channels, config.norm_num_groups
+        self.conv_in = conv(config.in_channels, widths[0], compute=compute, rngs=rngs)
+        self.down_blocks = nnx.List(
+            [
+                _Level(
+                    widths[max(i - 1, 0)],
+                    width,
+                    config.layers_per_block,
+                    direction="down",
+                    last=i == len(widths) - 1,
+                    groups=groups,
+                    compute=compute,
+                    rngs=rngs,
+                )
+                for i, width in enumerate(widths)
+            ]
+        )
+        self.mid_block = _MidBlock(widths[-1], groups=groups, compute=compute, rngs=rngs)
+        self.conv_norm_out = group_norm(widths[-1], groups, epsilon=_EPSILON, compute=compute, rngs=rngs)
+        self.conv_out = conv(widths[-1], 2 * config.latent_channels, compute=compute, rngs=rngs)
+
+    def __call__(self, image: Float[Array, "b H W 3"]) -> Float[Array, "b h w 2c"]:
+        x = self.conv_in(image)
+        for block in self.down_blocks:
+            x = block(x)
+        return self.conv_out(jax.nn.silu(self.conv_norm_out(self.mid_block(x))))
+
+
+class Decoder(nnx.Module):
+    """Latents to image."""
+
+    def __init__(self, config: AutoencoderConfig, *, compute: Compute, rngs: nnx.Rngs):
+        widths, groups = config.block_out_channels[::-1], config.norm_num_groups
+        self.conv_in = conv(config.latent_channels, widths[0], compute=compute, rngs=rngs)
+        self.mid_block = _MidBlock(widths[0], groups=groups, compute=compute, rngs=rngs)
+        self.up_blocks = nnx.List(
+            [
+                _Level(
+                    widths[max(i - 1, 0)],
+                    width,
+                    config.layers_per_block + 1,
+                    direction="up",
+                    last=i == len(widths) - 1,
+                    groups=groups,
+                    compute=compute,
+                    rngs=rngs,
+                )
+                for i, width in enumerate(widths)
+            ]
+        )
+        self.conv_norm_out = group_norm(widths[-1], groups, epsilon=_EPSILON, compute=compute, rngs=rngs)
+        self.conv_out = conv(widths[-1], config.out_channels, compute=compute, rngs=rngs)
+
+    def __call__(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
+        x = self.mid_block(self.conv_in(latents))
+        for block in self.up_blocks:
+            x = block(x)
+        return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
+
+
+class Autoencoder(nnx.Module):
+    """Between images in [-1, 1] and latents at 1/`factor` of their size."""
+
+    def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs, compute: Compute = Compute()):  # noqa: B008
+        self.config = config
+        self.encoder = Encoder(config, compute=compute, rngs=rngs)
+        self.decoder = Decoder(config, compute=compute, rngs=rngs)
+        channels = config.latent_channels
+        self.quant_conv = conv(2 * channels, 2 * channels, 1, compute=compute, rngs=rngs)
+        self.post_quant_conv = conv(channels, channels, 1, compute=compute, rngs=rngs)
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent cell, along each axis."""
+        return 2 ** (len(self.config.block_out_channels) - 1)
+
+    def moments(self, image: Float[Array, "b H W 3"]) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
+        """Mean and log variance (held to [-30, 20]) of the unscaled latents' posterior, in float32."""
+        mean, log_variance = jnp.split(self.quant_conv(self.encoder(image)).astype(jnp.float32), 2, axis=-1)
+        return mean, jnp.clip(log_variance, -30.0, 20.0)
+
+    def encode(self, image: Float[Array, "b H W 3"], key: Key[Array, ""] | None = None) -> Float[Array, "b h w c"]:
+        """Scaled latents of an image in [-1, 1]: a sample of the posterior, or its mode without a key."""
+        mean, log_variance = self.moments(image)
+        if key is not None:
+            mean = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape)
+        return mean * self.config.scaling_factor
+
+    def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
+        """Image, about in [-1, 1] (not clipped), of scaled latents."""
+        return self.decoder(self.post_quant_conv(latents / self.config.scaling_factor)).astype(jnp.float32)

@@ -1,0 +1,286 @@
+"""Blocks of the UNet and the ControlNet: resnets, and stages that attend to the captions (method §2 to §4)."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from xpsr_jax.models.layers import Compute, conv, flatten_tokens, group_norm, linear, nearest_resize
+from xpsr_jax.models.transformer import Context, Transformer
+
+Fusion = Literal["sfa", "serial", "high", "low"]
+
+
+@dataclass(frozen=True)
+class Text:
+    """What `project_text` returns: the context of every text cross-attention, in the order in which the network meets them.
+
+    Attributes:
+      high: of the transformers that attend to the high-level caption.
+      low: of those that attend to the low-level caption (a ControlNet's).
+    """
+
+    high: tuple[Context, ...] = ()
+    low: tuple[Context, ...] = ()
+
+
+jax.tree_util.register_dataclass(Text)
+
+TextEmbedding = Float[Array, "b n d"] | Text
+
+
+def sites(text: TextEmbedding | None, branch: Literal["high", "low"]) -> Iterator[Context | None]:
+    """The context of one attention site after the other: what was projected for it, or the embedding itself."""
+    return iter(getattr(text, branch)) if isinstance(text, Text) else itertools.repeat(text)
+
+
+def run(block: nnx.Module, *args: Any, compute: Compute) -> Array:
+    """Calls a block, recomputed in the backward pass where `compute.remat` says so."""
+    call: Callable[..., Array] = type(block).__call__  # type: ignore[operator]
+    return nnx.remat(call)(block, *args) if compute.remat else call(block, *args)
+
+
+class ResnetBlock(nnx.Module):
+    """Two normalised 3x3 convolutions with a residual; the time embedding, where there is one, is added between them."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        time_features: int | None,
+        groups: int,
+        epsilon: float = 1e-5,
+        compute: Compute,
+        rngs: nnx.Rngs,
+    ):
+        self.norm1 = group_norm(in_features, groups, epsilon=epsilon, compute=compute, rngs=rngs)
+        self.conv1 = conv(in_features, out_features, compute=compute, rngs=rngs)
+        if time_features is not None:
+            self.time_emb_proj = linear(time_features, out_features, compute=compute, rngs=rngs)
+        self.norm2 = group_norm(out_features, groups, epsilon=epsilon, compute=compute, rngs=rngs)
+        self.conv2 = conv(out_features, out_features, compute=compute, rngs=rngs)
+        if in_features != out_features:
+            self.conv_shortcut = conv(in_features, out_features, 1, compute=compute, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"], time: Float[Array, "b t"] | None = None) -> Float[Array, "b h w d"]:
+        h = self.conv1(jax.nn.silu(self.norm1(x)))
+        if time is not None:
+            h = h + self.time_emb_proj(jax.nn.silu(time))[:, None, None]
+        h = self.conv2(jax.nn.silu(self.norm2(h)))
+        return (self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x) + h
+
+
+class Downsample(nnx.Module):
+    """Halves height and width by a strided convolution."""
+
+    def __init__(self, features: int, *, padding: int | tuple[int, int] = 1, compute: Compute, rngs: nnx.Rngs):
+        self.conv = conv(features, features, stride=2, padding=padding, compute=compute, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 c"]:
+        return self.conv(x)
+
+
+class Upsample(nnx.Module):
+    """Nearest-neighbour resize, then a convolution."""
+
+    def __init__(self, features: int, *, compute: Compute, rngs: nnx.Rngs):
+        self.conv = conv(features, features, compute=compute, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"], height: int, width: int) -> Float[Array, "b height width c"]:
+        return self.conv(nearest_resize(x, height, width))
+
+
+class TimeEmbedding(nnx.Module):
+    """Two linear layers over the sinusoidal embedding."""
+
+    def __init__(self, in_features: int, features: int, *, compute: Compute, rngs: nnx.Rngs):
+        self.linear_1 = linear(in_features, features, compute=compute, rngs=rngs)
+        self.linear_2 = linear(features, features, compute=compute, rngs=rngs)
+
+    def __call__(self, embedding: Float[Array, "b c"]) -> Float[Array, "b t"]:
+        return self.linear_2(jax.nn.silu(self.linear_1(embedding)))
+
+
+def semantic_fusion_attention(
+    x: Float[Array, "b h w c"],
+    high: Context,
+    low: Context | None,
+    *,
+    attend_high: Callable[[Array, Context], Array],
+    attend_low: Callable[[Array, Context], Array],
+    fuse: Callable[[Array, Context], Array],
+) -> Float[Array, "b h w c"]:
+    """Fuses the high- and low-level captions into the feature map in parallel (paper, eq. 2; method §3).
+
+    The high-level result is the query and the residual stream, the low-level result gives keys and values. Without a low-level caption the
+    high-level result stands.
+    """
+    queries = attend_high(x, high)
+    if low is None:
+        return queries
+    return fuse(queries, flatten_tokens(attend_low(x, low)))
+
+
+class CaptionAttention(nnx.Module):
+    """Lists of transformers, one of each kind a layer, that attend to the captions; what the down and mid blocks share.
+
+    The lists keep the released names: `attentions` (high level), `attentions_lowlevel`, `attentions_connect` (the fusion). `fusion` says which exist.
+    """
+
+    attentions: nnx.List
+    attentions_lowlevel: nnx.List
+    attentions_connect: nnx.List
+    fusion: Fusion
+    compute: Compute
+
+    def build_attentions(self, layers: int, features: int, text_features: int, fusion: Fusion, make: Callable[..., Transformer]) -> None:
+        self.fusion = fusion
+        if fusion != "low":
+            self.attentions = nnx.List([make(features, context_features=text_features) for _ in range(layers)])
+        if fusion != "high":
+            self.attentions_lowlevel = nnx.List([make(features, context_features=text_features) for _ in range(layers)])
+        if fusion == "sfa":
+            self.attentions_connect = nnx.List([make(features, context_features=features) for _ in range(layers)])
+
+    def attend(self, layer: int, x: Array, high: Iterator[Context | None], low: Iterator[Context | None]) -> Array:
+        """Attends to both captions at one site, as `fusion` says (paper, Table 3)."""
+
+        def transformer(kind: nnx.List) -> Callable[[Array, Context], Array]:
+            return lambda x, context: run(kind[layer], x, context, compute=self.compute)
+
+        high_context = next(high) if self.fusion != "low" else None
+        low_context = next(low) if self.fusion != "high" else None
+        if self.fusion == "sfa":
+            return semantic_fusion_attention(
+                x,
+                high_context,
+                low_context,
+                attend_high=transformer(self.attentions),
+                attend_low=transformer(self.attentions_lowlevel),
+                fuse=transformer(self.attentions_connect),
+            )
+        if self.fusion == "low" and low_context is None:
+            raise ValueError('fusion="low" attends to the low-level caption alone, so low=None is not possible')
+        if high_context is not None:
+            x = transformer(self.attentions)(x, high_context)
+        if low_context is not None:
+            x = transformer(self.attentions_lowlevel)(x, low_context)
+        return x
+
+
+class DownBlock(CaptionAttention):
+    """Resnets, each followed by attention to the captions where `make` is given, then a downsample."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        layers: int,
+        text_features: int,
+        fusion: Fusion,
+        make: Callable[..., Transformer] | None,
+        downsample_padding: int | None,
+        resnet: Callable[[int, int], ResnetBlock],
+        compute: Compute,
+        rngs: nnx.Rngs,
+    ):
+        self.compute = compute
+        self.resnets = nnx.List([resnet(in_features if i == 0 else out_features, out_features) for i in range(layers)])
+        self.attended = make is not None
+        if make is not None:
+            self.build_attentions(layers, out_features, text_features, fusion, make)
+        if downsample_padding is not None:
+            self.downsamplers = nnx.List([Downsample(out_features, padding=downsample_padding, compute=compute, rngs=rngs)])
+
+    def __call__(self, x: Array, time: Array, high: Iterator[Context | None], low: Iterator[Context | None]) -> tuple[Array, list[Array]]:
+        """Returns the block's output and the features of every layer (b h w c, at falling sizes)."""
+        features = []
+        for i, resnet in enumerate(self.resnets):
+            x = run(resnet, x, time, compute=self.compute)
+            if self.attended:
+                x = self.attend(i, x, high, low)
+            features.append(x)
+        if hasattr(self, "downsamplers"):
+            x = self.downsamplers[0](x)
+            features.append(x)
+        return x, features
+
+
+class MidBlock(CaptionAttention):
+    """Resnet, attention to the captions, resnet."""
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        text_features: int,
+        fusion: Fusion,
+        make: Callable[..., Transformer],
+        resnet: Callable[[int, int], ResnetBlock],
+        compute: Compute,
+    ):
+        self.compute = compute
+        self.resnets = nnx.List([resnet(features, features) for _ in range(2)])
+        self.build_attentions(1, features, text_features, fusion, make)
+
+    def __call__(self, x: Array, time: Array, high: Iterator[Context | None], low: Iterator[Context | None]) -> Array:
+        x = run(self.resnets[0], x, time, compute=self.compute)
+        x = self.attend(0, x, high, low)
+        return run(self.resnets[1], x, time, compute=self.compute)
+
+
+class UpBlock(nnx.Module):
+    """Decoder layers: resnet over the stream and a skip, attention to the text, then conditional attention (method §4)."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        skip_features: list[int],
+        *,
+        text_features: int,
+        make: Callable[..., Transformer],
+        attended: bool,
+        conditional: bool,
+        upsample: bool,
+        resnet: Callable[[int, int], ResnetBlock],
+        compute: Compute,
+        rngs: nnx.Rngs,
+    ):
+        self.compute = compute
+        streams = [in_features] + [out_features] * (len(skip_features) - 1)
+        self.resnets = nnx.List([resnet(stream + skip, out_features) for stream, skip in zip(streams, skip_features, strict=True)])
+        if attended:
+            self.attentions = nnx.List([make(out_features, context_features=text_features) for _ in skip_features])
+        if conditional:
+            self.pixel_attentions = nnx.List([make(out_features, context_features=skip) for skip in skip_features])
+        if upsample:
+            self.upsamplers = nnx.List([Upsample(out_features, compute=compute, rngs=rngs)])
+
+    def __call__(
+        self, x: Array, time: Array, high: Iterator[Context | None], skips: list[Array], residuals: list[Array] | None
+    ) -> Float[Array, "b h w c"]:
+        """`skips`, already with the residuals added, and `residuals` come in the order in which the layers take them."""
+        for i, resnet in enumerate(self.resnets):
+            x = run(resnet, jax.numpy.concatenate([x, skips[i]], axis=-1), time, compute=self.compute)
+            if hasattr(self, "attentions"):
+                x = run(self.attentions[i], x, next(high), compute=self.compute)
+            if residuals is not None:
+                x = conditional_attention(x, residuals[i], attend=self.pixel_attentions[i], compute=self.compute)
+        return x
+
+    def upsample(self, x: Array, height: int, width: int) -> Array:
+        return self.upsamplers[0](x, height, width) if hasattr(self, "upsamplers") else x
+
+
+def conditional_attention(
+    x: Float[Array, "b h w c"], residual: Float[Array, "b h w d"], *, attend: Transformer, compute: Compute
+) -> Float[Array, "b h w c"]:
+    """Lets the frozen decoder look at the ControlNet's feature of the same size: query `x`, keys and values `residual` (paper, §3.4; method §4)."""
+    return run(attend, x, flatten_tokens(residual), compute=compute)

@@ -1,0 +1,220 @@
+"""The ControlNet of XPSR: Semantic-Fusion Attention, image encoder and Degradation-Free Constraint heads (method §3)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from xpsr_jax.models.blocks import Fusion, Text, TextEmbedding, sites
+from xpsr_jax.models.config_json import read_config, write_config
+from xpsr_jax.models.layers import Compute, conv, timestep_embedding
+from xpsr_jax.models.rrdb import ResidualInResidualDenseBlock
+from xpsr_jax.models.unet import FIXED, UNet, UNetConfig, encoder
+
+_FIXED: dict[str, tuple[Any, ...]] = {
+    **FIXED,
+    "controlnet_conditioning_channel_order": ("rgb",),
+    "global_pool_conditions": (False,),
+}
+# Fields of the UNet's configuration that the ControlNet's has too.
+_SHARED = (
+    "in_channels block_out_channels layers_per_block down_block_types cross_attention_dim attention_head_dim num_attention_heads transformer_layers_per_block "
+    "norm_num_groups norm_eps flip_sin_to_cos freq_shift downsample_padding use_linear_projection upcast_attention"
+).split()
+
+
+@dataclass(frozen=True)
+class ControlNetConfig:
+    """Fields of diffusers' ControlNetModel config.json and of the released XPSR one, with its values.
+
+    Attributes:
+      attention_head_dim, upcast_attention: as in `UNetConfig`.
+      conditioning_embedding_out_channels: widths of the image encoder; each after the first halves the image.
+      return_rgbs: has the pixel heads of the Degradation-Free Constraint.
+      use_latent_pred: has its latent heads.
+      use_rrdb: two RRDBs in the image encoder.
+      fusion: of the captions (paper, Table 3): "sfa" in parallel; "serial" one after the other; "high", "low" one alone.
+    """
+
+    in_channels: int = 4
+    conditioning_channels: int = 3
+    block_out_channels: tuple[int, ...] = UNetConfig.block_out_channels
+    layers_per_block: int = 2
+    down_block_types: tuple[str, ...] = UNetConfig.down_block_types
+    cross_attention_dim: int = 768
+    attention_head_dim: int | tuple[int, ...] = 8
+    num_attention_heads: int | tuple[int, ...] | None = None
+    transformer_layers_per_block: int = 1
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    flip_sin_to_cos: bool = True
+    freq_shift: float = 0
+    downsample_padding: int = 1
+    use_linear_projection: bool = False
+    upcast_attention: bool = False
+    conditioning_embedding_out_channels: tuple[int, ...] = (16, 32, 96, 256)
+    return_rgbs: bool = True
+    use_latent_pred: bool = True
+    use_rrdb: bool = False
+    fusion: Fusion = "sfa"
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "ControlNetConfig":
+        """Raises ValueError naming every value that is not supported."""
+        data = dict(data)
+        if not data.pop("use_lowlevel_prompt", True):
+            data.setdefault("fusion", "high")
+        return read_config(cls, data, _FIXED)
+
+    def to_json(self) -> dict[str, Any]:
+        return write_config(self, "ControlNetModel", _FIXED) | {"use_lowlevel_prompt": self.fusion != "high"}
+
+    @classmethod
+    def like_unet(cls, unet: UNetConfig, **fields: Any) -> "ControlNetConfig":
+        """The configuration whose encoder is the UNet's; `fields` are the ControlNet's own."""
+        return cls(**{name: getattr(unet, name) for name in _SHARED} | fields)
+
+    heads = UNetConfig.heads
+    feature_channels = UNetConfig.feature_channels
+
+
+class ImageFeatures(NamedTuple):
+    """What the ControlNet reads from the image once, whatever the step.
+
+    Attributes:
+      embedding: added to the latents' first feature.
+      rgb_predictions: of the pixel heads in [-1, 1], finest first (empty without heads).
+    """
+
+    embedding: Float[Array, "b h w c"]
+    rgb_predictions: tuple[Array, ...]
+
+
+class ControlNetOutput(NamedTuple):
+    """Attributes:
+    residuals: one for each encoder feature, times the conditioning scale.
+    mid: the mid block's, likewise.
+    latent_predictions: of the latent heads, one a residual, then the mid block's (empty without heads); the scale does not touch them.
+    """
+
+    residuals: tuple[Array, ...]
+    mid: Float[Array, "b h w c"]
+    latent_predictions: tuple[Array, ...]
+
+
+class ImageEncoder(nnx.Module):
+    """Reads the image, in [0, 1], down to the latents' size; a pixel head after each halving predicts the clean image."""
+
+    def __init__(self, config: ControlNetConfig, out_features: int, *, with_heads: bool, compute: Compute, rngs: nnx.Rngs):
+        widths = config.conditioning_embedding_out_channels
+        self.conv_in = conv(config.conditioning_channels, widths[0], compute=compute, rngs=rngs)
+        if config.use_rrdb:
+            self.preprocesser = nnx.List([ResidualInResidualDenseBlock(widths[0], compute=compute, rngs=rngs) for _ in range(2)])
+        self.blocks = nnx.List()
+        for narrow, wide in zip(widths[:-1], widths[1:], strict=True):
+            self.blocks.append(conv(narrow, narrow, compute=compute, rngs=rngs))
+            self.blocks.append(conv(narrow, wide, stride=2, padding=1, compute=compute, rngs=rngs))
+        if with_heads:
+            self.to_rgbs = nnx.List([conv(width, 3, compute=compute, rngs=rngs) for width in widths[1:]])
+        self.conv_out = conv(widths[-1], out_features, zero=True, compute=compute, rngs=rngs)
+
+    def __call__(self, image: Float[Array, "b H W 3"]) -> ImageFeatures:
+        h = jax.nn.silu(self.conv_in(image))
+        for block in getattr(self, "preprocesser", ()):
+            h = block(h)
+        stages = []
+        for i in range(0, len(self.blocks), 2):
+            h = jax.nn.silu(self.blocks[i](h))
+            h = jax.nn.silu(self.blocks[i + 1](h))
+            stages.append(h)
+        heads = getattr(self, "to_rgbs", ())
+        return ImageFeatures(self.conv_out(h), tuple(head(stage).astype(jnp.float32) for head, stage in zip(heads, stages, strict=False)))
+
+
+class ControlNet(nnx.Module):
+    """Reads the low-resolution image and both captions, and steers the UNet with its features."""
+
+    def __init__(
+        self,
+        config: ControlNetConfig,
+        *,
+        rngs: nnx.Rngs,
+        compute: Compute = Compute(),  # noqa: B008
+        with_constraint_heads: bool = False,
+    ):
+        """`with_constraint_heads` builds the Degradation-Free Constraint heads that the config names: only training needs them."""
+        self.config = config
+        for name, module in encoder(config, fusion=config.fusion, compute=compute, rngs=rngs).items():
+            setattr(self, name, module)
+        channels, widths = config.feature_channels, config.block_out_channels
+        self.controlnet_cond_embedding = ImageEncoder(
+            config, widths[0], with_heads=with_constraint_heads and config.return_rgbs, compute=compute, rngs=rngs
+        )
+        self.controlnet_down_blocks = nnx.List([conv(c, c, 1, zero=True, compute=compute, rngs=rngs) for c in channels])
+        self.controlnet_mid_block = conv(widths[-1], widths[-1], 1, zero=True, compute=compute, rngs=rngs)
+        if with_constraint_heads and config.use_latent_pred:
+            self.conv_degradation = nnx.List([conv(c, config.in_channels, compute=compute, rngs=rngs) for c in channels])
+            self.conv_degradation_mid = conv(widths[-1], config.in_channels, compute=compute, rngs=rngs)
+
+    def encode_image(self, image: Float[Array, "b H W 3"]) -> ImageFeatures:
+        """Features of the image, in [0, 1], at the latents' size times 2^(stages): once an image, not once a step."""
+        return self.controlnet_cond_embedding(image)
+
+    def project_text(self, embedding: Float[Array, "b n d"]) -> Text:
+        """Keys and values of every text cross-attention, which no step changes; to be passed as `high` or as `low`."""
+        blocks = [*self.down_blocks, self.mid_block]
+        high = (t.project_context(embedding) for block in blocks for t in getattr(block, "attentions", ()))
+        low = (t.project_context(embedding) for block in blocks for t in getattr(block, "attentions_lowlevel", ()))
+        return Text(tuple(high), tuple(low))
+
+    def __call__(
+        self,
+        latents: Float[Array, "b h w c"],
+        timesteps: Int[Array, " b"],
+        high: TextEmbedding,
+        low: TextEmbedding | None,
+        image_features: ImageFeatures,
+        *,
+        scale: float | Float[Array, ""] = 1.0,
+    ) -> ControlNetOutput:
+        """Features that steer the UNet; `low=None` leaves out the low-level branch, `scale` multiplies residuals and mid (method §3)."""
+        high_sites, low_sites = sites(high, "high"), sites(low, "low")
+        time = self.time_embedding(
+            timestep_embedding(
+                timesteps,
+                self.config.block_out_channels[0],
+                flip_sin_to_cos=self.config.flip_sin_to_cos,
+                freq_shift=self.config.freq_shift,
+            )
+        )
+        x = self.conv_in(latents) + image_features.embedding
+        features = [x]
+        for block in self.down_blocks:
+            x, block_features = block(x, time, high_sites, low_sites)
+            features += block_features
+        x = self.mid_block(x, time, high_sites, low_sites)
+        residuals = [zero(feature) for zero, feature in zip(self.controlnet_down_blocks, features, strict=True)]
+        mid = self.controlnet_mid_block(x)
+        predictions: tuple[Array, ...] = ()
+        if hasattr(self, "conv_degradation"):
+            heads = [*self.conv_degradation, self.conv_degradation_mid]
+            predictions = tuple(head(r).astype(jnp.float32) for head, r in zip(heads, [*residuals, mid], strict=True))
+        return ControlNetOutput(tuple(r * scale for r in residuals), mid * scale, predictions)
+
+
+def initialise_from_unet(controlnet: ControlNet, unet: UNet) -> None:
+    """Copies the UNet's encoder into the ControlNet in place, as training begins (method §5).
+
+    conv_in, time_embedding, resnets, downsamplers and `attentions` are copied; `attentions_lowlevel` and `attentions_connect` from the UNet's `attentions` of the
+    same site wherever shapes agree (all but the keys and values of `attentions_connect`). Everything else keeps what it was made with.
+    """
+    source = dict(nnx.to_flat_state(nnx.state(unet, nnx.Param)))
+    twins = {"attentions_lowlevel": "attentions", "attentions_connect": "attentions"}
+    for path, param in nnx.to_flat_state(nnx.state(controlnet, nnx.Param)):
+        twin = source.get(tuple(twins.get(part, part) if isinstance(part, str) else part for part in path))
+        if path[0] in ("conv_in", "time_embedding", "down_blocks", "mid_block") and twin is not None and twin.shape == param.shape:
+            param[...] = twin[...]

@@ -1,0 +1,134 @@
+"""Layers that every network shares: convolutions, linears and norms as PyTorch initialises and computes them."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn import initializers
+from jaxtyping import Array, Float
+
+from xpsr_jax.models.attention import Kernel
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a network computes; what it computes does not depend on it beyond rounding.
+
+    Attributes:
+      dtype: of activations. Norm statistics and softmax are float32 whatever it is.
+      param_dtype: of stored parameters.
+      attention: kernel of `attention.attention`; "auto" chooses by backend and size.
+      remat: recompute each block in the backward pass instead of storing its activations.
+    """
+
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    attention: Kernel = "auto"
+    remat: bool = False
+
+
+# PyTorch's default: kernel and bias uniform in ±1/sqrt(fan_in) (method §5).
+_torch_kernel_init = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def _torch_bias_init(fan_in: int) -> initializers.Initializer:
+    bound = 1 / math.sqrt(fan_in)
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def conv(
+    in_features: int,
+    out_features: int,
+    size: int = 3,
+    *,
+    stride: int = 1,
+    padding: int | tuple[int, int] | None = None,
+    zero: bool = False,
+    compute: Compute,
+    rngs: nnx.Rngs,
+) -> nnx.Conv:
+    """A square convolution with bias, (b h w in) -> (b h' w' out).
+
+    `padding` is on both sides of both axes ((before, after) when a tuple); None keeps the size at stride 1. `zero` starts it at zero.
+    """
+    if padding is None:
+        padding = size // 2
+    before, after = (padding, padding) if isinstance(padding, int) else padding
+    return nnx.Conv(
+        in_features,
+        out_features,
+        (size, size),
+        strides=stride,
+        padding=((before, after), (before, after)),
+        kernel_init=initializers.zeros if zero else _torch_kernel_init,
+        bias_init=initializers.zeros if zero else _torch_bias_init(in_features * size * size),
+        dtype=compute.dtype,
+        param_dtype=compute.param_dtype,
+        rngs=rngs,
+    )
+
+
+def linear(in_features: int, out_features: int, *, bias: bool = True, compute: Compute, rngs: nnx.Rngs) -> nnx.Linear:
+    """A linear layer, (... in) -> (... out)."""
+    return nnx.Linear(
+        in_features,
+        out_features,
+        use_bias=bias,
+        kernel_init=_torch_kernel_init,
+        bias_init=_torch_bias_init(in_features),
+        dtype=compute.dtype,
+        param_dtype=compute.param_dtype,
+        rngs=rngs,
+    )
+
+
+def group_norm(features: int, groups: int, *, epsilon: float, compute: Compute, rngs: nnx.Rngs) -> nnx.GroupNorm:
+    """Group normalisation; the variance is taken around the mean, because E[x²] - E[x]² cancels on small inputs."""
+    return nnx.GroupNorm(
+        features,
+        num_groups=groups,
+        epsilon=epsilon,
+        use_fast_variance=False,
+        dtype=compute.dtype,
+        param_dtype=compute.param_dtype,
+        rngs=rngs,
+    )
+
+
+def layer_norm(features: int, *, epsilon: float = 1e-5, compute: Compute, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Layer normalisation over the last axis."""
+    return nnx.LayerNorm(
+        features,
+        epsilon=epsilon,
+        use_fast_variance=False,
+        dtype=compute.dtype,
+        param_dtype=compute.param_dtype,
+        rngs=rngs,
+    )
+
+
+def flatten_tokens(x: Float[Array, "b h w c"]) -> Float[Array, "b n c"]:
+    """A feature map as tokens, row by row."""
+    return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+def nearest_resize(x: Float[Array, "b h w c"], height: int, width: int) -> Float[Array, "b height width c"]:
+    """Nearest-neighbour resize that picks index floor(i · in / out), as PyTorch does (`jax.image.resize` takes half-pixel centres)."""
+    _, h, w, _ = x.shape
+    if (height, width) == (2 * h, 2 * w):
+        return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+    return x[:, (jnp.arange(height) * h) // height][:, :, (jnp.arange(width) * w) // width]
+
+
+def timestep_embedding(
+    timesteps: Float[Array, " b"], features: int, *, flip_sin_to_cos: bool = True, freq_shift: float = 0
+) -> Float[Array, "b features"]:
+    """Sinusoidal embedding of timesteps in float32 (method §2): [cos, sin] halves when flipped, else [sin, cos]."""
+    half = features // 2
+    frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift))
+    angles = timesteps.astype(jnp.float32)[:, None] * frequencies
+    halves = (jnp.cos(angles), jnp.sin(angles)) if flip_sin_to_cos else (jnp.sin(angles), jnp.cos(angles))
+    return jnp.concatenate(halves, axis=-1)

@@ -1,0 +1,37 @@
+"""Residual-in-residual dense blocks (ESRGAN, Wang et al. 2018): the optional preprocessing of the ControlNet's image encoder (method §3)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from xpsr_jax.models.layers import Compute, conv
+
+_RESIDUAL_SCALE = 0.2
+_SLOPE = 0.2
+
+
+class DenseBlock(nnx.Module):
+    """Five 3x3 convolutions, each over all that came before it, with a scaled residual."""
+
+    def __init__(self, features: int, growth: int, *, compute: Compute, rngs: nnx.Rngs):
+        for i in range(1, 6):
+            out = features if i == 5 else growth
+            setattr(self, f"conv{i}", conv(features + (i - 1) * growth, out, compute=compute, rngs=rngs))
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        seen = x
+        for layer in (self.conv1, self.conv2, self.conv3, self.conv4):
+            seen = jnp.concatenate([seen, jax.nn.leaky_relu(layer(seen), _SLOPE)], axis=-1)
+        return x + _RESIDUAL_SCALE * self.conv5(seen)
+
+
+class ResidualInResidualDenseBlock(nnx.Module):
+    """Three dense blocks with a scaled residual around them."""
+
+    def __init__(self, features: int, growth: int = 32, *, compute: Compute, rngs: nnx.Rngs):
+        for i in range(1, 4):
+            setattr(self, f"rdb{i}", DenseBlock(features, growth, compute=compute, rngs=rngs))
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        return x + _RESIDUAL_SCALE * self.rdb3(self.rdb2(self.rdb1(x)))

@@ -1,0 +1,116 @@
+"""The spatial transformer of Stable Diffusion 1.x and 2.x, which XPSR uses for every attention (method §2)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from xpsr_jax.models.attention import attention
+from xpsr_jax.models.layers import Compute, conv, flatten_tokens, group_norm, layer_norm, linear
+
+
+class KeysValues(NamedTuple):
+    """Keys and values of one cross-attention, which depend on its context alone."""
+
+    keys: Float[Array, "b m heads d"]
+    values: Float[Array, "b m heads d"]
+
+
+# What a transformer attends to: tokens, or their keys and values for each of its layers.
+Context = Float[Array, "b m c"] | tuple[KeysValues, ...]
+
+
+class Attention(nnx.Module):
+    """Multi-head attention; queries, keys and values have a bias only in the autoencoder."""
+
+    def __init__(
+        self, features: int, heads: int, context_features: int | None = None, *, bias: bool = False, compute: Compute, rngs: nnx.Rngs
+    ):
+        context_features = context_features or features
+        self.heads, self.kernel = heads, compute.attention
+        self.to_q = linear(features, features, bias=bias, compute=compute, rngs=rngs)
+        self.to_k = linear(context_features, features, bias=bias, compute=compute, rngs=rngs)
+        self.to_v = linear(context_features, features, bias=bias, compute=compute, rngs=rngs)
+        self.to_out = linear(features, features, compute=compute, rngs=rngs)
+
+    def _split(self, x: Float[Array, "b n c"]) -> Float[Array, "b n heads d"]:
+        return x.reshape(*x.shape[:2], self.heads, -1)
+
+    def project(self, context: Float[Array, "b m c"]) -> KeysValues:
+        return KeysValues(self._split(self.to_k(context)), self._split(self.to_v(context)))
+
+    def __call__(self, x: Float[Array, "b n c"], context: KeysValues | None = None) -> Float[Array, "b n c"]:
+        """Attends from `x` to the context, or to itself without one."""
+        keys, values = self.project(x) if context is None else context
+        out = attention(self._split(self.to_q(x)), keys, values, kernel=self.kernel)
+        return self.to_out(out.reshape(x.shape))
+
+
+class FeedForward(nnx.Module):
+    """Gated feed-forward: C -> 2 · 4C, value · gelu(gate), 4C -> C, with the exact (erf) GELU."""
+
+    def __init__(self, features: int, *, compute: Compute, rngs: nnx.Rngs):
+        self.proj = linear(features, 8 * features, compute=compute, rngs=rngs)
+        self.out = linear(4 * features, features, compute=compute, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        values, gates = jnp.split(self.proj(x), 2, axis=-1)
+        return self.out(values * jax.nn.gelu(gates, approximate=False))
+
+
+class TransformerBlock(nnx.Module):
+    """Self-attention, cross-attention and feed-forward, each normalised before and added after."""
+
+    def __init__(self, features: int, heads: int, context_features: int, *, compute: Compute, rngs: nnx.Rngs):
+        self.norm1 = layer_norm(features, compute=compute, rngs=rngs)
+        self.attn1 = Attention(features, heads, compute=compute, rngs=rngs)
+        self.norm2 = layer_norm(features, compute=compute, rngs=rngs)
+        self.attn2 = Attention(features, heads, context_features, compute=compute, rngs=rngs)
+        self.norm3 = layer_norm(features, compute=compute, rngs=rngs)
+        self.ff = FeedForward(features, compute=compute, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b n c"], context: KeysValues) -> Float[Array, "b n c"]:
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class Transformer(nnx.Module):
+    """Transformer over a feature map's positions, with a residual around the whole (diffusers' Transformer2DModel)."""
+
+    def __init__(
+        self,
+        features: int,
+        heads: int,
+        context_features: int,
+        *,
+        layers: int = 1,
+        groups: int,
+        linear_projection: bool = False,
+        compute: Compute,
+        rngs: nnx.Rngs,
+    ):
+        def projection() -> nnx.Module:
+            if linear_projection:
+                return linear(features, features, compute=compute, rngs=rngs)
+            return conv(features, features, 1, compute=compute, rngs=rngs)
+
+        self.norm = group_norm(features, groups, epsilon=1e-6, compute=compute, rngs=rngs)
+        self.proj_in = projection()
+        self.transformer_blocks = nnx.List(
+            [TransformerBlock(features, heads, context_features, compute=compute, rngs=rngs) for _ in range(layers)]
+        )
+        self.proj_out = projection()
+
+    def project_context(self, context: Float[Array, "b m c"]) -> tuple[KeysValues, ...]:
+        """Keys and values of each layer's cross-attention to `context`."""
+        return tuple(block.attn2.project(context) for block in self.transformer_blocks)
+
+    def __call__(self, x: Float[Array, "b h w c"], context: Context) -> Float[Array, "b h w c"]:
+        projected = context if isinstance(context, tuple) else self.project_context(context)
+        y = flatten_tokens(self.proj_in(self.norm(x)))
+        for block, keys_values in zip(self.transformer_blocks, projected, strict=True):
+            y = block(y, keys_values)
+        return x + self.proj_out(y.reshape(x.shape))

@@ -1,0 +1,249 @@
+"""The denoising UNet of Stable Diffusion with XPSR's Conditional Attention (method §2, §4)."""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from xpsr_jax.models.blocks import DownBlock, MidBlock, ResnetBlock, Text, TextEmbedding, TimeEmbedding, UpBlock, sites
+from xpsr_jax.models.config_json import per_level, read_config, write_config
+from xpsr_jax.models.layers import Compute, conv, group_norm, timestep_embedding
+from xpsr_jax.models.transformer import Transformer
+
+# What UNets and ControlNets of diffusers may vary and these do not.
+FIXED: dict[str, tuple[Any, ...]] = {
+    "act_fn": ("silu",),
+    "addition_embed_type": (None,),
+    "addition_embed_type_num_heads": (64,),
+    "addition_time_embed_dim": (None,),
+    "class_embed_type": (None,),
+    "dropout": (0.0,),
+    "encoder_hid_dim": (None,),
+    "encoder_hid_dim_type": (None,),
+    "mid_block_scale_factor": (1,),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+    "num_class_embeds": (None,),
+    "only_cross_attention": (False,),
+    "projection_class_embeddings_input_dim": (None,),
+    "resnet_time_scale_shift": ("default",),
+}
+_FIXED: dict[str, tuple[Any, ...]] = {
+    **FIXED,
+    "attention_type": ("default",),
+    "center_input_sample": (False,),
+    "class_embeddings_concat": (False,),
+    "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,),
+    "cross_attention_norm": (None,),
+    "down_use_lowlevel_prompt": (False,),
+    "dual_cross_attention": (False,),
+    "mid_block_only_cross_attention": (None,),
+    "mid_use_lowlevel_prompt": (False,),
+    "resnet_out_scale_factor": (1.0,),
+    "resnet_skip_time_act": (False,),
+    "reverse_transformer_layers_per_block": (None,),
+    "time_cond_proj_dim": (None,),
+    "time_embedding_act_fn": (None,),
+    "time_embedding_dim": (None,),
+    "time_embedding_type": ("positional",),
+    "timestep_post_act": (None,),
+}
+DOWN_TYPES = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D")
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Fields of diffusers' UNet2DConditionModel config.json, with Stable Diffusion 1.5's values.
+
+    Attributes:
+      attention_head_dim: the *number* of heads, one for all levels or one a level (diffusers' name is a known misnomer), unless `num_attention_heads` is given.
+      upcast_attention: has no effect, because scores and softmax are float32 here in any case.
+      conditional_attention: False is the stock UNet.
+    """
+
+    in_channels: int = 4
+    out_channels: int = 4
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int = 2
+    down_block_types: tuple[str, ...] = DOWN_TYPES
+    up_block_types: tuple[str, ...] = ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
+    cross_attention_dim: int = 768
+    attention_head_dim: int | tuple[int, ...] = 8
+    num_attention_heads: int | tuple[int, ...] | None = None
+    transformer_layers_per_block: int = 1
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    flip_sin_to_cos: bool = True
+    freq_shift: float = 0
+    downsample_padding: int = 1
+    use_linear_projection: bool = False
+    upcast_attention: bool = False
+    sample_size: int | None = 64
+    conditional_attention: bool = True
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "UNetConfig":
+        """Raises ValueError naming every value that is not supported."""
+        fixed = _FIXED | {"up_use_lowlevel_prompt": ([False] * len(data.get("block_out_channels", cls.block_out_channels)),)}
+        return read_config(cls, data, fixed)
+
+    def to_json(self) -> dict[str, Any]:
+        fixed = _FIXED | {"up_use_lowlevel_prompt": ([False] * len(self.block_out_channels),)}
+        if not self.conditional_attention:
+            fixed = {key: value for key, value in fixed.items() if "lowlevel" not in key}
+        return write_config(self, "UNet2DConditionModel", fixed)
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        return per_level(self.num_attention_heads or self.attention_head_dim, len(self.block_out_channels))
+
+    @property
+    def feature_channels(self) -> list[int]:
+        """Channels of the encoder's features: after conv_in, after every layer and after every downsample."""
+        widths = self.block_out_channels
+        return [widths[0]] + [c for i, c in enumerate(widths) for _ in range(self.layers_per_block + (i < len(widths) - 1))]
+
+
+def encoder(config: Any, *, fusion: str, compute: Compute, rngs: nnx.Rngs) -> dict[str, Any]:
+    """The submodules that the UNet and the ControlNet share: conv_in, time_embedding, down_blocks, mid_block."""
+    widths, heads = config.block_out_channels, config.heads
+    time_features = 4 * widths[0]
+    resnet, transformer = layer_makers(config, compute=compute, rngs=rngs)
+    down_blocks = nnx.List()
+    for i, (width, kind) in enumerate(zip(widths, config.down_block_types, strict=True)):
+        if kind not in ("CrossAttnDownBlock2D", "DownBlock2D"):
+            raise ValueError(f"unsupported down block {kind!r}; supported: CrossAttnDownBlock2D, DownBlock2D")
+        down_blocks.append(
+            DownBlock(
+                widths[max(i - 1, 0)],
+                width,
+                layers=config.layers_per_block,
+                text_features=config.cross_attention_dim,
+                fusion=fusion,  # type: ignore[arg-type]
+                make=functools.partial(transformer, heads=heads[i]) if kind == "CrossAttnDownBlock2D" else None,
+                downsample_padding=config.downsample_padding if i < len(widths) - 1 else None,
+                resnet=resnet,
+                compute=compute,
+                rngs=rngs,
+            )
+        )
+    return {
+        "conv_in": conv(config.in_channels, widths[0], compute=compute, rngs=rngs),
+        "time_embedding": TimeEmbedding(widths[0], time_features, compute=compute, rngs=rngs),
+        "down_blocks": down_blocks,
+        "mid_block": MidBlock(
+            widths[-1],
+            text_features=config.cross_attention_dim,
+            fusion=fusion,  # type: ignore[arg-type]
+            make=functools.partial(transformer, heads=heads[-1]),
+            resnet=resnet,
+            compute=compute,
+        ),
+    }
+
+
+def layer_makers(config: Any, *, compute: Compute, rngs: nnx.Rngs) -> tuple[Any, Any]:
+    """Makers of a resnet (in, out) and of a transformer (features, heads=, context_features=) with the config's settings."""
+    resnet = functools.partial(
+        ResnetBlock,
+        time_features=4 * config.block_out_channels[0],
+        groups=config.norm_num_groups,
+        epsilon=config.norm_eps,
+        compute=compute,
+        rngs=rngs,
+    )
+    transformer = functools.partial(
+        Transformer,
+        layers=config.transformer_layers_per_block,
+        groups=config.norm_num_groups,
+        linear_projection=config.use_linear_projection,
+        compute=compute,
+        rngs=rngs,
+    )
+    return resnet, transformer
+
+
+class UNet(nnx.Module):
+    """Predicts the noise (or velocity) in latents; takes up the ControlNet's features by addition and by Conditional Attention."""
+
+    def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs, compute: Compute = Compute()):  # noqa: B008
+        self.config = config
+        widths, heads, levels = config.block_out_channels, config.heads, len(config.block_out_channels)
+        for name, module in encoder(config, fusion="high", compute=compute, rngs=rngs).items():
+            setattr(self, name, module)
+        resnet, transformer = layer_makers(config, compute=compute, rngs=rngs)
+        skips = config.feature_channels
+        self.up_blocks = nnx.List()
+        for i, kind in enumerate(config.up_block_types):
+            if kind not in ("CrossAttnUpBlock2D", "UpBlock2D"):
+                raise ValueError(f"unsupported up block {kind!r}; supported: CrossAttnUpBlock2D, UpBlock2D")
+            level = levels - 1 - i
+            taken = [skips.pop() for _ in range(config.layers_per_block + 1)]
+            self.up_blocks.append(
+                UpBlock(
+                    widths[min(level + 1, levels - 1)],
+                    widths[level],
+                    taken,
+                    text_features=config.cross_attention_dim,
+                    make=functools.partial(transformer, heads=heads[level]),
+                    attended=kind == "CrossAttnUpBlock2D",
+                    conditional=config.conditional_attention,
+                    upsample=level > 0,
+                    resnet=resnet,
+                    compute=compute,
+                    rngs=rngs,
+                )
+            )
+        self.conv_norm_out = group_norm(widths[0], config.norm_num_groups, epsilon=config.norm_eps, compute=compute, rngs=rngs)
+        self.conv_out = conv(widths[0], config.out_channels, compute=compute, rngs=rngs)
+
+    def project_text(self, embedding: Float[Array, "b n d"]) -> Text:
+        """Keys and values of every text cross-attention, which no step changes; to be passed as `high`."""
+        blocks = [*self.down_blocks, self.mid_block, *self.up_blocks]
+        return Text(high=tuple(t.project_context(embedding) for block in blocks for t in getattr(block, "attentions", ())))
+
+    def __call__(
+        self,
+        latents: Float[Array, "b h w c"],
+        timesteps: Int[Array, " b"],
+        high: TextEmbedding,
+        residuals: tuple[Array, ...] | None = None,
+        mid: Float[Array, "b h8 w8 d"] | None = None,
+    ) -> Float[Array, "b h w c"]:
+        """Predicts the noise in `latents` (or the velocity, as the schedule's prediction_type says), in float32.
+
+        `residuals` and `mid` are a ControlNet's; a stock UNet (`conditional_attention=False`) also runs without them.
+        """
+        if self.config.conditional_attention and residuals is None:
+            raise ValueError("Conditional Attention needs the ControlNet's residuals; conditional_attention=False is the stock UNet")
+        text = sites(high, "high")
+        time = self.time_embedding(
+            timestep_embedding(
+                timesteps,
+                self.config.block_out_channels[0],
+                flip_sin_to_cos=self.config.flip_sin_to_cos,
+                freq_shift=self.config.freq_shift,
+            )
+        )
+        x = self.conv_in(latents)
+        skips = [x]
+        for block in self.down_blocks:
+            x, features = block(x, time, text, sites(None, "low"))
+            skips += features
+        x = self.mid_block(x, time, text, sites(None, "low"))
+        if residuals is not None and mid is not None:
+            x = x + mid
+            skips = [skip + residual for skip, residual in zip(skips, residuals, strict=True)]
+        remaining = list(residuals) if residuals is not None and self.config.conditional_attention else None
+        for block in self.up_blocks:
+            layers = range(len(block.resnets))
+            taken = [skips.pop() for _ in layers]
+            x = block(x, time, text, taken, None if remaining is None else [remaining.pop() for _ in layers])
+            if skips:
+                x = block.upsample(x, *skips[-1].shape[1:3])
+        return self.conv_out(jax.nn.silu(self.conv_norm_out(x))).astype(jnp.float32)
