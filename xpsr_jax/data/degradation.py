@@ -1,0 +1,318 @@
+"""The degradation that makes low-resolution training images (method §9: Real-ESRGAN's second-order model as XPSR uses it).
+
+Every choice is drawn for each image on its own. (The released code draws the resizes, the kind of noise, whether to blur a second time
+and the last order once for a batch of 10, and shares one gray noise field within it.) `draw` makes the choices, `apply` carries them
+out, `degrade` does both; they are pure in the generator they are given.
+
+Kernels, filtering, sharpening and resizing equal the released code's to float32 rounding. JPEG is the real codec (see jpeg.py).
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+from jaxtyping import Float
+
+from xpsr_jax.data.jpeg import jpeg
+from xpsr_jax.data.kernels import GaussianShape, filter_image, gaussian_kernel, sharpen, sinc_kernel
+from xpsr_jax.data.noise import add_gaussian_noise, add_poisson_noise
+from xpsr_jax.data.resize import ResizeMode, rescale, resize
+
+KERNEL_SIZES = (7, 9, 11, 13, 15, 17, 19, 21)
+SHAPES: tuple[GaussianShape, ...] = get_args(GaussianShape)
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class BlurConfig:
+    """How a blur kernel is drawn.
+
+    Attributes:
+      probability: of blurring at all.
+      sizes: kernel widths in pixels, all equally likely.
+      sinc_probability: of a sinc kernel instead of a Gaussian-like one; its cutoff is uniform from pi/3 (width under 13) or pi/5 to pi.
+      shape_weights: of iso, aniso, generalized_iso, generalized_aniso, plateau_iso, plateau_aniso.
+      sigma: of the Gaussians in pixels, uniform.
+      generalized_beta, plateau_beta: exponents; half the time uniform below 1 and half above.
+    """
+
+    probability: float = 1.0
+    sizes: tuple[int, ...] = KERNEL_SIZES
+    sinc_probability: float = 0.1
+    shape_weights: tuple[float, float, float, float, float, float] = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
+    sigma: Range = (0.2, 3.0)
+    generalized_beta: Range = (0.5, 4.0)
+    plateau_beta: Range = (1.0, 2.0)
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """How one round of blur, resize, noise and compression is drawn.
+
+    Attributes:
+      resize_probabilities: of enlarging, shrinking and keeping the size.
+      scale: smallest and largest scale; uniform between 1 and the one or the other.
+      resize_modes: all equally likely.
+      noise_probability: of adding noise at all.
+      gaussian_probability: of Gaussian noise where there is noise; else Poisson noise.
+      gaussian_sigma: standard deviation, in 255ths.
+      poisson_scale: what the image's own Poisson noise is multiplied by.
+      gray_probability: of noise that is the same in all three channels.
+      jpeg_probability, jpeg_quality: of JPEG compression at all, and its quality.
+    """
+
+    blur: BlurConfig = BlurConfig()
+    resize_probabilities: tuple[float, float, float] = (0.2, 0.7, 0.1)
+    scale: Range = (0.15, 1.5)
+    resize_modes: tuple[ResizeMode, ...] = ("area", "bilinear", "bicubic")
+    noise_probability: float = 1.0
+    gaussian_probability: float = 0.5
+    gaussian_sigma: Range = (1.0, 30.0)
+    poisson_scale: Range = (0.05, 3.0)
+    gray_probability: float = 0.4
+    jpeg_probability: float = 1.0
+    jpeg_quality: Range = (30.0, 95.0)
+
+
+@dataclass(frozen=True)
+class DegradationConfig:
+    """The whole degradation; the defaults are XPSR's training set (method §9).
+
+    Attributes:
+      upscale: HR size over LR size.
+      sharpen: unsharp-mask the HR image first. The sharpened image is both what is degraded and the target.
+      first, second: the two rounds. The second one's scale is relative to the LR size.
+      sinc_probability, sinc_sizes: of the last sinc filter, and its widths; the cutoff is uniform from pi/3 to pi.
+      final_modes: of the resize to the LR size.
+      jpeg_last_probability: of compressing after that resize and the sinc filter, not before.
+    """
+
+    upscale: int = 4
+    sharpen: bool = True
+    first: StageConfig = StageConfig()
+    second: StageConfig = StageConfig(
+        blur=BlurConfig(probability=0.8, sigma=(0.2, 1.5)),
+        resize_probabilities=(0.3, 0.4, 0.3),
+        scale=(0.3, 1.2),
+        gaussian_sigma=(1.0, 25.0),
+        poisson_scale=(0.05, 2.5),
+    )
+    sinc_probability: float = 0.8
+    sinc_sizes: tuple[int, ...] = KERNEL_SIZES
+    final_modes: tuple[ResizeMode, ...] = ("area", "bilinear", "bicubic")
+    jpeg_last_probability: float = 0.5
+
+
+XPSR = DegradationConfig()
+
+MILD = DegradationConfig(
+    sharpen=False,
+    first=StageConfig(
+        scale=(0.3, 1.5), gaussian_sigma=(1.0, 15.0), poisson_scale=(0.05, 2.0), jpeg_quality=(60.0, 95.0)
+    ),
+    second=StageConfig(
+        blur=BlurConfig(probability=0.5, sigma=(0.2, 1.5)),
+        resize_probabilities=(0.3, 0.4, 0.3),
+        scale=(0.6, 1.2),
+        gaussian_sigma=(1.0, 12.0),
+        poisson_scale=(0.05, 1.0),
+        jpeg_quality=(60.0, 100.0),
+    ),
+)
+"""The milder pipeline that comes with the released code, which its training never applies (method §9, last paragraph)."""
+
+_UNTOUCHED = StageConfig(
+    blur=BlurConfig(probability=0.0), resize_probabilities=(0.0, 0.0, 1.0), noise_probability=0.0, jpeg_probability=0.0
+)
+BICUBIC = DegradationConfig(
+    sharpen=False, first=_UNTOUCHED, second=_UNTOUCHED, sinc_probability=0.0, final_modes=("bicubic",)
+)
+"""No degradation but the (not antialiased) bicubic reduction to the LR size."""
+
+
+@dataclass(frozen=True)
+class Blur:
+    """A drawn kernel. `cutoff` (radians per pixel) belongs to "sinc", the rest to the Gaussian-like shapes."""
+
+    shape: GaussianShape | Literal["sinc"]
+    size: int
+    sigma_x: float = 0.0
+    sigma_y: float = 0.0
+    angle: float = 0.0
+    beta: float = 1.0
+    cutoff: float = 0.0
+
+    def kernel(self) -> Float[np.ndarray, "size size"]:
+        if self.shape == "sinc":
+            return sinc_kernel(size=self.size, cutoff=self.cutoff)
+        return gaussian_kernel(
+            self.shape,
+            size=self.size,
+            sigma_x=self.sigma_x,
+            sigma_y=self.sigma_y,
+            angle=self.angle,
+            beta=self.beta,
+        )
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Drawn noise. `strength` is the standard deviation in 255ths for "gaussian", the multiple of the image's own for "poisson"."""
+
+    kind: Literal["gaussian", "poisson"]
+    strength: float
+    gray: bool
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What was drawn for one round; None where the step is left out. `scale` is relative to HR in the first, to LR in the second."""
+
+    blur: Blur | None
+    scale: float
+    resize_mode: ResizeMode
+    noise: Noise | None
+    jpeg_quality: float | None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Everything that was drawn for one image, apart from the noise fields. The second round's JPEG comes before or after the last resize."""
+
+    upscale: int
+    sharpen: bool
+    first: Stage
+    second: Stage
+    sinc: Blur | None
+    final_mode: ResizeMode
+    jpeg_last: bool
+
+
+class Degraded(NamedTuple):
+    """Attributes:
+    lr: RGB float32 in [0, 1], not rounded to 8 bits.
+    hr: the target, sharpened if so drawn; RGB float32 in [0, 1].
+    drawn: what was done.
+    """
+
+    lr: Float[np.ndarray, "h/4 w/4 3"]
+    hr: Float[np.ndarray, "h w 3"]
+    drawn: Drawn
+
+
+def degrade(hr: Float[np.ndarray, "h w 3"], config: DegradationConfig, rng: np.random.Generator) -> Degraded:
+    """Degrades an RGB float32 image in [0, 1] of any size divisible by `config.upscale` (paper: 512 x 512)."""
+    return apply(hr, draw(config, rng), rng)
+
+
+def draw(config: DegradationConfig, rng: np.random.Generator) -> Drawn:
+    """Draws all choices but the noise fields."""
+    first = _draw_stage(config.first, rng)
+    second = _draw_stage(config.second, rng)
+    sinc = None
+    if rng.random() < config.sinc_probability:
+        sinc = Blur("sinc", _choose(config.sinc_sizes, rng), cutoff=rng.uniform(np.pi / 3, np.pi))
+    return Drawn(
+        upscale=config.upscale,
+        sharpen=config.sharpen,
+        first=first,
+        second=second,
+        sinc=sinc,
+        final_mode=_choose(config.final_modes, rng),
+        jpeg_last=rng.random() < config.jpeg_last_probability,
+    )
+
+
+def apply(hr: Float[np.ndarray, "h w 3"], drawn: Drawn, rng: np.random.Generator) -> Degraded:
+    """Carries out what was drawn; `rng` gives the noise fields."""
+    if hr.ndim != 3 or hr.shape[2] != 3 or hr.dtype != np.float32:
+        raise ValueError(f"The image to degrade must be float32 of shape (h, w, 3), got {hr.dtype} {hr.shape}.")
+    height, width = hr.shape[0] // drawn.upscale, hr.shape[1] // drawn.upscale
+    if (height * drawn.upscale, width * drawn.upscale) != hr.shape[:2]:
+        raise ValueError(f"The image to degrade must be divisible by upscale={drawn.upscale}, got {hr.shape[:2]}.")
+    hr = sharpen(hr) if drawn.sharpen else hr
+
+    first, second = drawn.first, drawn.second
+    image = _blur(hr, first.blur)
+    if first.scale != 1:
+        image = rescale(image, first.scale, first.resize_mode)
+    image = _add_noise(image, first.noise, rng)
+    image = _compress(image, first.jpeg_quality)
+
+    image = _blur(image, second.blur)
+    size = max(1, int(height * second.scale)), max(1, int(width * second.scale))
+    image = resize(image, size, second.resize_mode)
+    image = _add_noise(image, second.noise, rng)
+    if not drawn.jpeg_last:
+        image = _compress(image, second.jpeg_quality)
+    image = _blur(resize(image, (height, width), drawn.final_mode), drawn.sinc)
+    if drawn.jpeg_last:
+        image = _compress(image, second.jpeg_quality)
+    return Degraded(np.clip(image, 0, 1), hr, drawn)
+
+
+def without_noise_and_jpeg(drawn: Drawn) -> Drawn:
+    """The same blurs and resizes alone."""
+    return replace(
+        drawn,
+        first=replace(drawn.first, noise=None, jpeg_quality=None),
+        second=replace(drawn.second, noise=None, jpeg_quality=None),
+    )
+
+
+def _draw_stage(config: StageConfig, rng: np.random.Generator) -> Stage:
+    blur = _draw_blur(config.blur, rng) if rng.random() < config.blur.probability else None
+    direction = rng.choice(3, p=config.resize_probabilities)
+    scale = (rng.uniform(1, config.scale[1]), rng.uniform(config.scale[0], 1), 1.0)[direction]
+    mode = _choose(config.resize_modes, rng)
+    noise = _draw_noise(config, rng) if rng.random() < config.noise_probability else None
+    quality = rng.uniform(*config.jpeg_quality) if rng.random() < config.jpeg_probability else None
+    return Stage(blur, scale, mode, noise, quality)
+
+
+def _draw_blur(config: BlurConfig, rng: np.random.Generator) -> Blur:
+    size = _choose(config.sizes, rng)
+    if rng.random() < config.sinc_probability:
+        return Blur("sinc", size, cutoff=rng.uniform(np.pi / 3 if size < 13 else np.pi / 5, np.pi))
+    weights = np.array(config.shape_weights)
+    shape = SHAPES[rng.choice(len(SHAPES), p=weights / weights.sum())]
+    sigma_x = sigma_y = rng.uniform(*config.sigma)
+    angle, beta = 0.0, 1.0
+    if shape.endswith("aniso"):
+        sigma_y = rng.uniform(*config.sigma)
+        angle = rng.uniform(-np.pi, np.pi)
+    if shape.startswith("generalized"):
+        beta = _draw_beta(config.generalized_beta, rng)
+    elif shape.startswith("plateau"):
+        beta = _draw_beta(config.plateau_beta, rng)
+    return Blur(shape, size, sigma_x=sigma_x, sigma_y=sigma_y, angle=angle, beta=beta)
+
+
+def _draw_beta(limits: Range, rng: np.random.Generator) -> float:
+    return rng.uniform(limits[0], 1) if rng.random() < 0.5 else rng.uniform(1, limits[1])
+
+
+def _draw_noise(config: StageConfig, rng: np.random.Generator) -> Noise:
+    gray = rng.random() < config.gray_probability
+    if rng.random() < config.gaussian_probability:
+        return Noise("gaussian", rng.uniform(*config.gaussian_sigma), gray)
+    return Noise("poisson", rng.uniform(*config.poisson_scale), gray)
+
+
+def _choose(options, rng: np.random.Generator):
+    return options[rng.integers(len(options))]
+
+
+def _blur(image: np.ndarray, blur: Blur | None) -> np.ndarray:
+    return image if blur is None else filter_image(image, blur.kernel())
+
+
+def _add_noise(image: np.ndarray, noise: Noise | None, rng: np.random.Generator) -> np.ndarray:
+    if noise is None:
+        return image
+    add = add_gaussian_noise if noise.kind == "gaussian" else add_poisson_noise
+    return add(image, noise.strength, gray=noise.gray, rng=rng)
+
+
+def _compress(image: np.ndarray, quality: float | None) -> np.ndarray:
+    return image if quality is None else jpeg(image, quality)
