@@ -5,9 +5,9 @@ none. It ran with torch 2.13.0 (CPU), diffusers 0.42.1, transformers 5.23.0, saf
 
     python tests/vectors/make_stock_vectors.py [NAME ...]
 
-Each network gets a folder NAME/ with config.json (as save_pretrained writes it), weights.safetensors (under the names
-of a Stable Diffusion folder) and io.safetensors (`in.*`, `out.*`; PyTorch's layout, outputs float32). Weights and
-inputs are drawn, then rounded to float16, then used in float32: so float16 stores them exactly, at half the size.
+Each network gets a folder NAME/ like a component of a Stable Diffusion folder (config.json and weights), with
+io.safetensors beside them (`in.*`, `out.*`; PyTorch's layout, outputs float32). Weights and inputs are drawn, then
+rounded to float16, then used in float32: so float16 stores them exactly, at half the size.
 """
 
 import json
@@ -247,13 +247,14 @@ def main() -> None:
         with torch.no_grad():
             model, io = NETWORKS[name](generator)
         # transformers 5 dropped the prefix that the files of Stable Diffusion have.
-        prefix = "text_model." if isinstance(model, CLIPTextModel) else ""
+        is_text = isinstance(model, CLIPTextModel)
+        prefix, stem = ("text_model.", "model") if is_text else ("", "diffusion_pytorch_model")
         weights = {prefix + key: storable(value, exact=True) for key, value in model.state_dict().items()}
         folder = HERE / name
         folder.mkdir(parents=True, exist_ok=True)
-        text = model.config.to_json_string() if prefix else model.to_json_string()
+        text = model.config.to_json_string() if is_text else model.to_json_string()
         (folder / "config.json").write_text(json.dumps(json.loads(text), indent=2) + "\n")
-        save_file(weights, folder / "weights.safetensors")
+        save_file(weights, folder / f"{stem}.safetensors", metadata={"format": "pt"})
         exact = [key for key in io if key.startswith("in.") and key != "in.scale"]
         save_file({key: storable(value, exact=key in exact) for key, value in io.items()}, folder / "io.safetensors")
         size = sum(file.stat().st_size for file in folder.iterdir())
