@@ -1,0 +1,132 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import xpsr_jax
+from xpsr_jax.diffusion import Ddpm, Schedule, advance, guide, sample, start_latents
+from xpsr_jax.diffusion.samplers import SamplerState, normal, step_noise
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def stored(vectors):
+    """The released pipeline's runs, channels last."""
+    tensors = load_file(vectors / "xpsr" / "sampling.safetensors")
+    return {key: np.moveaxis(array, -3, -1) if array.ndim >= 4 else array for key, array in tensors.items()}
+
+
+@pytest.fixture(scope="module")
+def schedule(vectors):
+    return Schedule.from_json(json.loads((vectors / "xpsr" / "sampling.json").read_text())["scheduler"])
+
+
+@pytest.fixture(scope="module")
+def run(vectors, stored, schedule, tmp_path_factory):
+    """`run(case, index, latents)`: latents after the step of that index, with the networks and inputs of a stored case."""
+    folder = tmp_path_factory.mktemp("released")
+    for name in ("unet", "controlnet"):
+        (folder / name).mkdir()
+        (folder / name / "config.json").symlink_to(vectors / "xpsr" / f"{name}_config.json")
+        (folder / name / "diffusion_pytorch_model.safetensors").symlink_to(vectors / "xpsr" / f"{name}.safetensors")
+    unet, controlnet = xpsr_jax.load_networks(folder)
+    sampler = Ddpm(schedule, STEPS)
+
+    @jax.jit
+    def one_step(inputs, noises, latents, rows):
+        high = jnp.concatenate([inputs["high_pos"], inputs["high_neg"]])
+        low = jnp.concatenate([inputs["low_pos"], inputs["low_neg"]])
+        features = controlnet.encode_image(jnp.concatenate([inputs["image"]] * 2))
+
+        def denoise(latents, timestep):
+            both = jnp.concatenate([latents, latents])
+            timesteps = jnp.full(2, timestep)
+            control = controlnet(both, timesteps, high, low, features)
+            prediction = unet(both, timesteps, high, control.residuals, control.mid)
+            return guide(prediction[:1], prediction[1:], scale=5.5, form="released")
+
+        return advance(sampler, denoise, SamplerState(latents), rows, lambda index: noises[index]).latents
+
+    def run(case, index, latents):
+        names = ("high_pos", "high_neg", "low_pos", "low_neg", "image")
+        inputs = {name: stored[f"{case}.in.{name}"] for name in names}
+        rows = jax.tree.map(lambda column: column[index : index + 1], sampler.table())
+        return one_step(inputs, stored[f"{case}.step_noise"], latents, rows)
+
+    return run
+
+
+def start_of(stored, schedule, case):
+    if case == "noise":
+        return start_latents(schedule, "noise", None, stored["noise.in.init_latents"], None, steps=STEPS)
+    lr_latents = 0.18215 * stored["lr.in.vae_latent_unscaled"]
+    noises = stored["lr.in.init_noise"], stored["lr.in.added_noise"]
+    return start_latents(schedule, "lr_noised_twice", lr_latents, *noises, steps=STEPS, added_noise_level=800)
+
+
+def relative_error(result, expected):
+    return np.abs(result - expected).max() / np.sqrt(np.mean(np.square(expected)))
+
+
+@pytest.mark.parametrize("case", ["noise", "lr"])
+def test_trajectories_equal_the_released_pipelines(run, stored, schedule, case):
+    latents = jnp.asarray(start_of(stored, schedule, case))
+    expected = stored[f"{case}.latents"]
+    free, teacher = [], []
+    previous = latents
+    for i in range(STEPS):
+        latents = run(case, i, latents)
+        free.append(relative_error(latents, expected[i]))
+        teacher.append(relative_error(run(case, i, previous), expected[i]))
+        previous = expected[i]
+    assert max(teacher) <= 4e-5, teacher  # measured 1.4e-5 (noise) and 1.4e-5 (lr)
+    assert max(free) <= 1e-4, free  # measured 1.9e-5 and 3.2e-5
+
+
+def test_lr_start_is_noised_once(stored, schedule):
+    lr_latents, noise = 0.18215 * stored["lr.in.vae_latent_unscaled"], stored["lr.in.init_noise"]
+    alpha = schedule.alphas_cumprod[751]
+    once = start_latents(schedule, "lr", lr_latents, noise, None, steps=STEPS)
+    np.testing.assert_allclose(once, np.sqrt(alpha) * lr_latents + np.sqrt(1 - alpha) * noise, atol=1e-6)
+
+
+def test_a_perfect_network_recovers_the_image_exactly():
+    """The last step's noise is 1e-10: with the true noise predicted, sampling ends on the clean latents."""
+    schedule = Schedule()
+    x0 = jnp.asarray(np.random.default_rng(0).standard_normal((2, 4, 4, 4)), jnp.float32)
+
+    def denoise(latents, timestep):
+        alpha = jnp.asarray(schedule.alphas_cumprod)[timestep]
+        return (latents - jnp.sqrt(alpha) * x0) / jnp.sqrt(1 - alpha)
+
+    keys = jax.random.split(jax.random.key(0), 2)
+    for steps in (1, 7):
+        result = sample(Ddpm(schedule, steps), denoise, normal(keys, x0.shape[1:]), step_noise(keys, x0.shape[1:]))
+        np.testing.assert_allclose(result, x0, atol=1e-5)  # measured 2e-6
+
+
+def test_clip_sample_clips_the_estimate():
+    schedule = Schedule(clip_sample=True, clip_sample_range=0.5, prediction_type="sample")
+    result = sample(
+        Ddpm(schedule, 2),
+        lambda x, t: jnp.full_like(x, 3.0),
+        jnp.zeros((1, 2, 2, 4)),
+        lambda i: jnp.zeros((1, 2, 2, 4)),
+    )
+    np.testing.assert_allclose(result, 0.5, atol=1e-6)
+
+
+def test_noise_of_an_image_does_not_depend_on_its_place():
+    keys = jax.random.split(jax.random.key(3), 3)
+    shape = (4, 6, 4)
+    noise = jax.jit(lambda keys: step_noise(keys, shape)(jnp.int32(5)))
+    together = noise(keys)
+    np.testing.assert_array_equal(noise(keys[::-1]), together[::-1])
+    np.testing.assert_array_equal(noise(keys[1:2]), together[1:2])
+    other_step = step_noise(keys, shape)(jnp.int32(6))
+    assert not np.array_equal(other_step, together)
+    assert len({np.asarray(image).tobytes() for image in together}) == 3
