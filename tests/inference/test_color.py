@@ -1,0 +1,49 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from xpsr_jax.inference.color import adain, fix_color, low_frequencies, to_uint8, wavelet
+
+
+@pytest.fixture(scope="module")
+def stored(vectors):
+    return load_file(vectors / "xpsr" / "colorfix.safetensors")
+
+
+@pytest.fixture(scope="module")
+def pair(stored):
+    return tuple(jnp.asarray(stored[f"{name}_u8_hwc"][None], jnp.float32) / 255 for name in ("target", "source"))
+
+
+@pytest.mark.parametrize("method", ["adain", "wavelet"])
+def test_equal_to_the_released_code(stored, pair, method):
+    fixed = jax.jit(fix_color, static_argnums=2)(*pair, method)
+    expected = stored[f"{method}_float_unclipped"].transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(fixed, expected, atol=1e-6)  # measured
+    assert np.abs(np.int32(to_uint8(fixed)[0]) - stored[f"{method}_u8_hwc"]).max() == 0
+
+
+def test_wavelet_parts(stored, pair):
+    low = low_frequencies(pair[0])
+    np.testing.assert_allclose(low, stored["target_low_freq"].transpose(0, 2, 3, 1), atol=1e-6)
+    np.testing.assert_allclose(pair[0] - low, stored["target_high_freq"].transpose(0, 2, 3, 1), atol=1e-6)
+
+
+def test_adain_takes_the_sources_statistics_at_any_size(pair):
+    target, source = pair
+    fixed = adain(target, source[:, :20, :17])
+    np.testing.assert_allclose(fixed.mean((1, 2)), source[:, :20, :17].mean((1, 2)), atol=1e-5)
+    np.testing.assert_allclose(wavelet(source, source), source, atol=1e-6)
+
+
+def test_images_of_a_batch_do_not_mix(pair):
+    target, source = pair
+    batch = fix_color(jnp.concatenate([target, source]), jnp.concatenate([source, target]), "adain")
+    np.testing.assert_allclose(batch[:1], adain(target, source), atol=1e-6)
+
+
+def test_unknown_method(pair):
+    with pytest.raises(ValueError, match="histogram"):
+        fix_color(*pair, "histogram")

@@ -1,0 +1,41 @@
+"""Captions and prompt words to CLIP's tokens (method §7, §12.4)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from xpsr_jax.errors import UserError
+
+
+def tokenize(tokenizer, texts: Sequence[str], *, positive_words: str = "") -> Int[np.ndarray, "b n"]:
+    """Token ids of texts, each followed by `positive_words`, padded to the tokenizer's length (77 for CLIP), int32.
+
+    The positive words stand at the end, where the released code has them. A text that is too long is cut before them;
+    there, CLIP's truncation dropped the words instead.
+
+    Args:
+        tokenizer: a transformers `CLIPTokenizer`.
+        positive_words: "" for none.
+
+    Raises:
+        UserError: a text is no string, or the positive words alone are too long.
+    """
+    room = tokenizer.model_max_length - 2
+    words = _ids(tokenizer, [positive_words])[0]
+    if len(words) > room:
+        raise UserError(
+            f"the positive words take {len(words)} tokens of the {room} that the text encoder reads: shorten them"
+        )
+    rows = []
+    for ids in _ids(tokenizer, texts):
+        row = [tokenizer.bos_token_id, *ids[: room - len(words)], *words, tokenizer.eos_token_id]
+        rows.append(row + [tokenizer.pad_token_id] * (room + 2 - len(row)))
+    return np.array(rows, np.int32).reshape(len(rows), room + 2)
+
+
+def _ids(tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    for text in texts:
+        if not isinstance(text, str):
+            raise UserError(f"a caption must be text, not {type(text).__name__}: {str(text)[:60]!r}")
+    return [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]

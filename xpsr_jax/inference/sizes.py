@@ -1,0 +1,53 @@
+"""The sizes an image passes through (method §7), with PIL's resizing, which the released code uses."""
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+_Steps = list[tuple[tuple[int, int], Image.Resampling]]
+
+
+def network_size(height: int, width: int, *, upscale: float, process_size: int, factor: int) -> tuple[int, int]:
+    """(height, width) at which the networks see an LR image of `height` x `width`: see `to_network_size`."""
+    return _steps(height, width, upscale=upscale, process_size=process_size, factor=factor)[-1][0]
+
+
+def to_network_size(
+    image: UInt8[np.ndarray, "h w 3"], *, upscale: float, process_size: int, factor: int
+) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """Enlarges an LR image to the size at which the networks see it.
+
+    Bicubic by `upscale`; if the shorter side is then below `process_size`, bilinear until it is that (the longer one
+    rounded down); bicubic to whole multiples of `factor`, the autoencoder's pixels a latent cell. Latents that the
+    UNet cannot halve evenly are the UNet's affair.
+    """
+    picture = Image.fromarray(image)
+    for (height, width), resampling in _steps(
+        *image.shape[:2], upscale=upscale, process_size=process_size, factor=factor
+    ):
+        picture = picture.resize((width, height), resampling)
+    return np.asarray(picture)
+
+
+def to_output_size(
+    image: UInt8[np.ndarray, "h w 3"], lr_shape: tuple[int, ...], *, upscale: float
+) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """Resizes (bicubic) a restored image to `upscale` times the size of its LR image, of shape (height, width, ...)."""
+    height, width = _scaled(lr_shape[0], upscale), _scaled(lr_shape[1], upscale)
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _steps(height: int, width: int, *, upscale: float, process_size: int, factor: int) -> _Steps:
+    height, width = _scaled(height, upscale), _scaled(width, upscale)
+    steps: _Steps = [((height, width), Image.Resampling.BICUBIC)]
+    shorter = min(height, width)
+    if shorter < process_size:
+        height, width = process_size * height // shorter, process_size * width // shorter
+        steps.append(((height, width), Image.Resampling.BILINEAR))
+    floored = max(height // factor, 1) * factor, max(width // factor, 1) * factor
+    steps.append((floored, Image.Resampling.BICUBIC))
+    return steps
+
+
+def _scaled(length: int, upscale: float) -> int:
+    return max(round(length * upscale), 1)
