@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from xpsr_jax.data.quality import describe
 from xpsr_jax.errors import UserError
+
+__all__ = ["Caption", "describe", "read_captions", "write_captions"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,9 @@ class Caption:
 
 
 def read_captions(path: str | os.PathLike) -> dict[str, Caption]:
-    """Reads JSON lines `{"image": relative path, "high": str, "low": str}`; further keys are allowed, empty lines skipped.
+    """Reads JSON lines `{"image": relative path, "high": str, "low": str}`.
+
+    Further keys are allowed, empty lines are skipped.
 
     Returns: captions by image path, with forward slashes.
 
@@ -32,7 +37,7 @@ def read_captions(path: str | os.PathLike) -> dict[str, Caption]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"Cannot read the captions {path}: {error}") from error
     captions: dict[str, Caption] = {}
@@ -60,11 +65,19 @@ def _parse(line: str, *, where: str) -> tuple[str, Caption]:
 
 
 def write_captions(path: str | os.PathLike, captions: Mapping[str, Caption], *, source: str | None = None) -> None:
-    """Writes JSON lines that `read_captions` reads, in the given order; `source` names the captioner. The file appears when complete."""
+    """Writes JSON lines that `read_captions` reads, in the given order; the file appears when complete.
+
+    Args:
+      source: names the captioner.
+    """
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        for image, caption in captions.items():
-            record = {"image": image, "high": caption.high, "low": caption.low}
-            file.write(json.dumps(record | ({"source": source} if source else {}), ensure_ascii=False) + "\n")
-    os.replace(partial, path)
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            for image, caption in captions.items():
+                record = {"image": image, "high": caption.high, "low": caption.low}
+                file.write(json.dumps(record | ({"source": source} if source else {}), ensure_ascii=False) + "\n")
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"Cannot write the captions {path}: {error}") from error

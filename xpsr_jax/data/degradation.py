@@ -1,13 +1,13 @@
-"""The degradation that makes low-resolution training images (method §9: Real-ESRGAN's second-order model as XPSR uses it).
+"""The degradation that makes low-resolution training images (method §9).
 
-Every choice is drawn for each image on its own. (The released code draws the resizes, the kind of noise, whether to blur a second time
-and the last order once for a batch of 10, and shares one gray noise field within it.) `draw` makes the choices, `apply` carries them
-out, `degrade` does both; they are pure in the generator they are given.
-
-Kernels, filtering, sharpening and resizing equal the released code's to float32 rounding. JPEG is the real codec (see jpeg.py).
+It is Real-ESRGAN's second-order model as XPSR uses it, with every choice drawn for each image on its own. (The released
+code draws the resizes, the kind of noise, whether to blur a second time and the last order once for a batch of 10, and
+shares one gray noise field within it.) `draw` makes the choices, `apply` carries them out, `degrade` does both; they
+are pure in the generator they are given. All operators (kernels, filtering, sharpening, resizing, JPEG) equal the
+released code's to float32 rounding.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -30,7 +30,8 @@ class BlurConfig:
     Attributes:
       probability: of blurring at all.
       sizes: kernel widths in pixels, all equally likely.
-      sinc_probability: of a sinc kernel instead of a Gaussian-like one; its cutoff is uniform from pi/3 (width under 13) or pi/5 to pi.
+      sinc_probability: of a sinc kernel instead of a Gaussian-like one; its cutoff is uniform from pi/3 (width under
+        13) or pi/5 to pi.
       shape_weights: of iso, aniso, generalized_iso, generalized_aniso, plateau_iso, plateau_aniso.
       sigma: of the Gaussians in pixels, uniform.
       generalized_beta, plateau_beta: exponents; half the time uniform below 1 and half above.
@@ -119,7 +120,7 @@ MILD = DegradationConfig(
         jpeg_quality=(60.0, 100.0),
     ),
 )
-"""The milder pipeline that comes with the released code, which its training never applies (method §9, last paragraph)."""
+"""The milder pipeline that lies beside the released code; its training never applies it (method §9, last paragraph)."""
 
 _UNTOUCHED = StageConfig(
     blur=BlurConfig(probability=0.0), resize_probabilities=(0.0, 0.0, 1.0), noise_probability=0.0, jpeg_probability=0.0
@@ -157,7 +158,12 @@ class Blur:
 
 @dataclass(frozen=True)
 class Noise:
-    """Drawn noise. `strength` is the standard deviation in 255ths for "gaussian", the multiple of the image's own for "poisson"."""
+    """Drawn noise.
+
+    Attributes:
+      strength: standard deviation in 255ths for "gaussian", the multiple of the image's own noise for "poisson".
+      gray: the same in all channels.
+    """
 
     kind: Literal["gaussian", "poisson"]
     strength: float
@@ -166,7 +172,11 @@ class Noise:
 
 @dataclass(frozen=True)
 class Stage:
-    """What was drawn for one round; None where the step is left out. `scale` is relative to HR in the first, to LR in the second."""
+    """What was drawn for one round; None where a step is left out.
+
+    Attributes:
+      scale: of the resize; the first round's result is relative to HR, the second's to LR.
+    """
 
     blur: Blur | None
     scale: float
@@ -177,7 +187,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Everything that was drawn for one image, apart from the noise fields. The second round's JPEG comes before or after the last resize."""
+    """Everything that was drawn for one image, apart from the noise fields.
+
+    Attributes:
+      jpeg_last: the second round's JPEG comes after the last resize and sinc filter, not before.
+    """
 
     upscale: int
     sharpen: bool
@@ -189,10 +203,12 @@ class Drawn:
 
 
 class Degraded(NamedTuple):
-    """Attributes:
-    lr: RGB float32 in [0, 1], not rounded to 8 bits.
-    hr: the target, sharpened if so drawn; RGB float32 in [0, 1].
-    drawn: what was done.
+    """A training pair.
+
+    Attributes:
+      lr: RGB float32 in [0, 1], not rounded to 8 bits.
+      hr: the target, sharpened if the config says so; RGB float32 in [0, 1].
+      drawn: what was done.
     """
 
     lr: Float[np.ndarray, "h/4 w/4 3"]
@@ -201,7 +217,11 @@ class Degraded(NamedTuple):
 
 
 def degrade(hr: Float[np.ndarray, "h w 3"], config: DegradationConfig, rng: np.random.Generator) -> Degraded:
-    """Degrades an RGB float32 image in [0, 1] of any size divisible by `config.upscale` (paper: 512 x 512)."""
+    """Degrades an RGB float32 image in [0, 1] of any size divisible by `config.upscale` (paper: 512 x 512).
+
+    Raises:
+      ValueError: the image is of another type or shape.
+    """
     return apply(hr, draw(config, rng), rng)
 
 
@@ -249,15 +269,6 @@ def apply(hr: Float[np.ndarray, "h w 3"], drawn: Drawn, rng: np.random.Generator
     if drawn.jpeg_last:
         image = _compress(image, second.jpeg_quality)
     return Degraded(np.clip(image, 0, 1), hr, drawn)
-
-
-def without_noise_and_jpeg(drawn: Drawn) -> Drawn:
-    """The same blurs and resizes alone."""
-    return replace(
-        drawn,
-        first=replace(drawn.first, noise=None, jpeg_quality=None),
-        second=replace(drawn.second, noise=None, jpeg_quality=None),
-    )
 
 
 def _draw_stage(config: StageConfig, rng: np.random.Generator) -> Stage:

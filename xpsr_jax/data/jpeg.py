@@ -1,27 +1,83 @@
-"""JPEG artefacts (method §9)."""
+"""JPEG artefacts as the released code makes them (method §9), and 8-bit rounding."""
 
 import cv2
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
+
+# The standard's luma table, transposed: a slip of the released code's DiffJPEG, kept because released weights have
+# learned it.
+_LUMA = np.array(
+    [
+        [16, 12, 14, 14, 18, 24, 49, 72],
+        [11, 12, 13, 17, 22, 35, 64, 92],
+        [10, 14, 16, 22, 37, 55, 78, 95],
+        [16, 19, 24, 29, 56, 64, 87, 98],
+        [24, 26, 40, 51, 68, 81, 103, 112],
+        [40, 58, 57, 87, 109, 104, 121, 100],
+        [51, 60, 69, 80, 103, 113, 120, 103],
+        [61, 55, 56, 62, 77, 92, 101, 99],
+    ]
+)
+_CHROMA = np.full((8, 8), 99)
+_CHROMA[:4, :4] = [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]]
+
+_TO_YCC = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
+_TO_RGB = np.array([[1, 0, 1.402], [1, -0.344136, -0.714136], [1, 1.772, 0]])
+
+
+def _cosines() -> Float[np.ndarray, "64 64"]:
+    """The orthonormal 8 x 8 cosine transform of a flattened block."""
+    k = np.arange(8)
+    rows = np.cos((2 * k[None] + 1) * k[:, None] * np.pi / 16) / 2
+    rows[0] /= np.sqrt(2)
+    return np.kron(rows, rows)
+
+
+_COSINES = _cosines()
+
+
+def quantisation_scale(quality: float) -> float:
+    """What the standard's tables are multiplied by: 1 at quality 50, less above."""
+    return (5000 / quality if quality < 50 else 200 - 2 * quality) / 100
 
 
 def jpeg(image: Float[np.ndarray, "h w 3"], quality: float) -> Float[np.ndarray, "h w 3"]:
-    """The image after JPEG compression at `quality` (1 to 100, rounded), chroma at half resolution.
+    """The image after JPEG compression, chroma at half resolution; RGB float32 in [0, 1].
 
-    The released code simulates JPEG with DiffJPEG; this is the real codec (OpenCV's libjpeg), which is what the photographs to be
-    restored went through. They differ in that the codec takes 8-bit values and whole qualities, rounds its quantisation tables, has
-    the luma table the right way round (DiffJPEG's is transposed) and interpolates chroma where DiffJPEG repeats it.
+    Equal to DiffJPEG of the released code, which is a little rougher than a real codec: nothing is rounded but the
+    coefficients (not the pixels, nor the tables), chroma is repeated rather than interpolated, and the image is
+    continued by black to a multiple of 16.
 
     Args:
       image: RGB float32; values outside [0, 1] are cut off.
+      quality: 1 to under 100, not rounded.
     """
-    pixels = to_uint8(image)[..., ::-1]
-    ok, encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, round(quality)])
-    if not ok:
-        raise ValueError(f"OpenCV could not encode an image of shape {image.shape} as JPEG.")
-    return cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB).astype(np.float32) / np.float32(255)
+    height, width = image.shape[:2]
+    image = cv2.copyMakeBorder(np.clip(image, 0, 1), 0, -height % 16, 0, -width % 16, cv2.BORDER_CONSTANT)
+    luma, *chroma = cv2.split(cv2.transform(image, _affine(_TO_YCC * 255, [0, 128, 128])))
+    scale = quantisation_scale(quality)
+    size = luma.shape[::-1]
+    planes = [_quantise(luma, _LUMA * scale)]
+    for plane in chroma:
+        half = cv2.resize(plane, (size[0] // 2, size[1] // 2), interpolation=cv2.INTER_AREA)
+        planes.append(cv2.resize(_quantise(half, _CHROMA * scale), size, interpolation=cv2.INTER_NEAREST))
+    rgb = cv2.transform(cv2.merge(planes), _affine(_TO_RGB / 255, _TO_RGB @ [0, -128, -128] / 255))
+    return np.clip(rgb[:height, :width], 0, 1)
 
 
-def to_uint8(image: Float[np.ndarray, "..."]) -> np.ndarray:
-    """[0, 1] to 8 bits as an image file holds them: rounded half to even, saturated."""
+def _affine(matrix: np.ndarray, offset) -> Float[np.ndarray, "3 4"]:
+    return np.column_stack([matrix, offset]).astype(np.float32)
+
+
+def _quantise(plane: Float[np.ndarray, "h w"], table: np.ndarray) -> Float[np.ndarray, "h w"]:
+    """Rounds the cosine coefficients of 8 x 8 blocks to multiples of `table`."""
+    height, width = plane.shape
+    blocks = plane.reshape(height // 8, 8, width // 8, 8).transpose(0, 2, 1, 3).reshape(-1, 64)
+    coefficients = np.rint((blocks - np.float32(128)) @ (_COSINES.T / table.ravel()).astype(np.float32))
+    blocks = coefficients @ (_COSINES * table.reshape(-1, 1)).astype(np.float32) + np.float32(128)
+    return blocks.reshape(height // 8, width // 8, 8, 8).transpose(0, 2, 1, 3).reshape(height, width)
+
+
+def to_uint8(image: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
+    """[0, 1] to 8 bits as image files are written: rounded half to even, saturated."""
     return np.clip(np.rint(image * np.float32(255)), 0, 255).astype(np.uint8)

@@ -1,7 +1,8 @@
 """Blur kernels of the degradation, filtering with them, and unsharp masking (method §9).
 
-Kernels are computed in float64 and applied in float32 with reflected borders (the edge pixel is not repeated: reflect-101), on
-`h w c` images. A kernel smaller than the released code's 21 x 21 is not padded with zeros: the result is the same and faster.
+Kernels are computed in float64 and applied in float32 to `h w c` images, with reflected borders (reflect-101: the edge
+pixel is not repeated). The released code pads kernels with zeros to 21 x 21; the result without is the same, and
+faster.
 """
 
 from typing import Literal
@@ -21,8 +22,8 @@ def gaussian_kernel(
 ) -> Float[np.ndarray, "size size"]:
     """A Gaussian-like kernel that sums to 1 (method §9).
 
-    With q = g^T Sigma^-1 g on the integer grid g centred at 0 and Sigma = R diag(sigma_x^2, sigma_y^2) R^T: `iso` and `aniso` are
-    exp(-q/2), `generalized_*` exp(-q^beta/2), `plateau_*` 1/(q^beta + 1).
+    With q = g^T Sigma^-1 g on the integer grid g centred at 0 and Sigma = R diag(sigma_x^2, sigma_y^2) R^T:
+    `iso` and `aniso` are exp(-q/2), `generalized_*` exp(-q^beta/2), `plateau_*` 1/(q^beta + 1).
 
     Args:
       size: odd width in pixels.
@@ -71,6 +72,11 @@ def noise_gain(kernel: Float[np.ndarray, "k k"]) -> float:
 
 def filter_image(image: Float[np.ndarray, "h w c"], kernel: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "h w c"]:
     """Correlates every channel of a float32 image with `kernel`, borders reflected (torch's "reflect" padding)."""
+    centre = kernel.shape[0] // 2
+    column, row = kernel[:, centre], kernel[centre] / kernel[centre, centre]
+    if np.allclose(np.outer(column, row), kernel, rtol=0, atol=1e-9):  # an isotropic Gaussian: several times faster so
+        parts = row.astype(np.float32), column.astype(np.float32)
+        return cv2.sepFilter2D(image, -1, *parts, borderType=cv2.BORDER_REFLECT_101)
     return cv2.filter2D(image, -1, kernel.astype(np.float32), borderType=cv2.BORDER_REFLECT_101)
 
 
@@ -79,7 +85,8 @@ def sharpen(
 ) -> Float[np.ndarray, "h w c"]:
     """Unsharp masking of a float32 image in [0, 1]; the result is in [0, 1] too (method §9).
 
-    Only where the detail exceeds `threshold` (of 255) is it amplified, by `weight`; that mask is blurred so that no seam shows.
+    Detail is amplified by `weight` only where it exceeds `threshold` (of 255); that mask is blurred so that no seam
+    shows.
     """
 
     def blur(x):

@@ -1,11 +1,11 @@
 """From photographs to training batches: crop, flip, degrade, caption, tokenise (method §6, §9), with grain.
 
-A sample is a pure function of (seed, position in the endless stream): the same whatever the number of processes, threads or restarts.
+An example is a pure function of (seed, position in the endless stream), whatever the number of processes, threads or
+restarts.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import cv2
 import grain
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from xpsr_jax.data.captions import Caption
-from xpsr_jax.data.degradation import DegradationConfig, Degraded, degrade
+from xpsr_jax.data.degradation import XPSR, DegradationConfig, Degraded, degrade
 from xpsr_jax.data.jpeg import to_uint8
 from xpsr_jax.data.quality import describe
 from xpsr_jax.data.resize import resize
@@ -25,24 +25,36 @@ MAX_TOKENS = 77
 Example = dict[str, np.ndarray]
 
 
+class Tokenizer(Protocol):
+    """What is used of a transformers CLIPTokenizer."""
+
+    pad_token_id: Any
+
+    def __call__(self, text: str, **options: Any) -> Any: ...
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """What a training example is.
 
     Attributes:
       crop_size: side of the square HR crop in pixels.
-      crop_scale: the photograph is resized by a uniform factor from this range before the crop, never to less than the crop.
+      crop_scale: the photograph is resized by a uniform factor from this range before the crop, not to less than the
+        crop.
       flip_probability: of mirroring left to right.
-      degrade: False gives batches of `hr`, `key` and `index` only, as they are in the photographs (for the autoencoder's first stage).
+      degrade: False gives batches of `hr`, `key` and `index` only, `hr` as it is in the photograph: enough for an
+        autoencoder.
       degradation: how LR images are made.
-      clean_input_probability: of giving the ControlNet the HR image itself, with a low-level caption of its good quality (method §6).
+      clean_input_probability: of `lr` being the HR image itself, with a low-level caption of its good quality (method
+        §6).
       caption_dropout: of replacing both captions by "".
       high_dropout, low_dropout: of replacing the one by "".
       high_caption_from: the caption of the HR image or of its degraded version; where there is only one, that one.
       low_caption_from: "drawn" describes the degradation that was drawn, "file" takes the caption of the degraded image
         (for want of it, of the photograph).
-      negative_target_probability: of a target that stays degraded (LR upsampled) with a high-level caption of `negative_words`, alone or
-        after the real one: it gives the negative prompt something to mean.
+      negative_target_probability: of a target that stays degraded (`lr`), with a high-level caption of
+        `negative_words`, alone or after the real one. It gives the negative prompt something to mean. No dropout and no
+        clean input then.
       negative_words: those words.
     """
 
@@ -50,7 +62,7 @@ class DataConfig:
     crop_scale: tuple[float, float] = (1.0, 1.0)
     flip_probability: float = 0.5
     degrade: bool = True
-    degradation: DegradationConfig = DegradationConfig()
+    degradation: DegradationConfig = XPSR
     clean_input_probability: float = 0.1
     caption_dropout: float = 0.0
     high_dropout: float = 0.0
@@ -65,7 +77,7 @@ def make_pipeline(
     source: Source,
     config: DataConfig,
     *,
-    tokenizer: Callable | None = None,
+    tokenizer: Tokenizer | None = None,
     seed: int = 0,
     batch_size: int,
     process_index: int = 0,
@@ -75,7 +87,9 @@ def make_pipeline(
     threads: int = 2,
     prefetch: int = 4,
 ) -> grain.IterDataset[Example]:
-    """Batches for this process, endless unless `epochs` is given. `iter()` of it can be saved and resumed (`get_state`, `set_state`).
+    """Batches for this process, endless unless `epochs` is given.
+
+    `iter()` of it is a grain DatasetIterator: it can be saved and resumed (`get_state`, `set_state`, orbax).
 
     A batch is a dict, b = batch_size / process_count, s = crop_size:
       hr         float32 (b, s, s, 3) in [-1, 1], in steps of 1/255 of [0, 1] as an image file has them: the target
@@ -86,13 +100,16 @@ def make_pipeline(
 
     Args:
       tokenizer: a transformers CLIPTokenizer; not needed with `config.degrade=False`.
-      batch_size: of all processes together. Concatenated in the order of processes, their batches are those of one process.
-      threads: that make batches in parallel. OpenCV's own threads are switched off in this Python process: they would only get in the way.
+      batch_size: of all processes together. Put together in the order of processes, their batches are those of one
+        process.
+      epochs: how often the source is gone through, each time in another order. A last incomplete batch is left out.
+      threads: that make batches in parallel. OpenCV's own threads are switched off in this Python process: they would
+        get in the way.
       prefetch: batches kept ready.
     """
     _check(config, seed=seed, batch_size=batch_size, process_index=process_index, process_count=process_count)
-    if config.degrade and tokenizer is None:
-        raise ValueError("make_pipeline needs the tokenizer that turns captions into ids.")
+    if epochs is not None and len(source) * epochs < batch_size:
+        raise UserError(f"{len(source)} images, {epochs} times, do not fill one batch of {batch_size}.")
     cv2.setNumThreads(1)
     samples = grain.MapDataset.source(source).seed(seed)
     if shuffle:
@@ -100,20 +117,22 @@ def make_pipeline(
     examples = samples.repeat(epochs).map_with_index(
         lambda index, sample: make_example(sample, config, tokenizer=tokenizer, seed=seed, index=index)
     )
-    # Batching before sharding keeps each process's part contiguous within the global batch.
-    batches = examples.batch(batch_size // process_count, drop_remainder=True)[process_index::process_count]
+    # Batches are cut before they are shared out: each process has a contiguous part of every global batch. And each has as
+    # many: one process with a batch more would wait for the others for ever.
+    parts = examples.batch(batch_size // process_count, drop_remainder=True)
+    batches = parts[process_index : len(examples) // batch_size * process_count : process_count]
     return batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch))
 
 
-def make_example(
-    sample: Sample, config: DataConfig, *, tokenizer: Callable | None, seed: int, index: int
-) -> dict[str, np.ndarray]:
+def make_example(sample: Sample, config: DataConfig, *, tokenizer: Tokenizer | None, seed: int, index: int) -> Example:
     """One element of the batches of `make_pipeline`, without the batch axis: pure in (seed, index)."""
     rng = np.random.default_rng((seed, index))
-    example: Example = {"key": rng.integers(2**32, dtype=np.uint32), "index": np.int64(index)}
+    example: Example = {"key": np.asarray(rng.integers(2**32, dtype=np.uint32)), "index": np.asarray(index, np.int64)}
     crop = random_crop(sample.image, config, rng)
     if not config.degrade:
         return example | {"hr": _centred(crop)}
+    if tokenizer is None:
+        raise ValueError("Degraded examples have captions, which need a tokenizer.")
 
     degraded = degrade(crop.astype(np.float32) / np.float32(255), config.degradation, rng)
     hr, lr = to_uint8(degraded.hr), to_uint8(resize(degraded.lr, crop.shape[:2], "bicubic"))
@@ -131,7 +150,10 @@ def make_example(
 def random_crop(
     image: UInt8[np.ndarray, "h w 3"], config: DataConfig, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "s s 3"]:
-    """A square piece of the photograph, perhaps reduced and mirrored; a smaller photograph is continued by reflection to the right and down."""
+    """A square piece of the photograph, perhaps reduced and mirrored.
+
+    A smaller photograph is continued by reflection to the right and below.
+    """
     size = config.crop_size
     scale = max(rng.uniform(*config.crop_scale), min(1.0, size / min(image.shape[:2])))
     window = round(size / scale)
@@ -150,10 +172,10 @@ def random_crop(
     return np.ascontiguousarray(crop)
 
 
-def tokenize(text: str, tokenizer: Callable) -> Int[np.ndarray, "77"]:
+def tokenize(text: str, tokenizer: Tokenizer) -> Int[np.ndarray, "77"]:
     """CLIP token ids, padded or cut to 77 (the end token stays).
 
-    Padding and cutting are done here because a fast tokenizer must not change its settings while another thread uses it.
+    Padding and cutting are done here because a tokenizer must not change its settings while another thread uses it.
     """
     ids = tokenizer(text, padding=False, truncation=False, verbose=False)["input_ids"]
     if len(ids) > MAX_TOKENS:

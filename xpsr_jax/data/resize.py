@@ -1,7 +1,8 @@
 """Resizing as `torch.nn.functional.interpolate` does it, on `h w c` float32 images (method §9).
 
-Half-pixel centres (align_corners False), no antialiasing, cubic coefficient -0.75. OpenCV's linear and cubic resizes are exactly
-that (measured: 1.2e-6 at most). Its INTER_AREA is not torch's "area", which is adaptive average pooling, so that one is here.
+Half-pixel centres (align_corners False), no antialiasing, cubic coefficient -0.75. OpenCV's linear and cubic resizes
+are just that (measured: 1.2e-6 at most). Its INTER_AREA is not torch's "area", adaptive average pooling, which is
+therefore here.
 """
 
 import math
@@ -25,11 +26,14 @@ def resize(image: Float[np.ndarray, "h w c"], size: tuple[int, int], mode: Resiz
 
 
 def rescale(image: Float[np.ndarray, "h w c"], scale: float, mode: ResizeMode) -> Float[np.ndarray, "h2 w2 c"]:
-    """Resizes by `scale`: sizes are rounded down (to at least 1), sampling positions use the given scale, as torch's `scale_factor`."""
+    """Resizes by `scale` as torch's `scale_factor` does: sizes are rounded down (to at least 1).
+
+    Sampling positions follow the given scale, not that of the sizes.
+    """
     height, width = (max(1, math.floor(n * scale)) for n in image.shape[:2])
     if mode == "area":
         return _average_pool(image, (height, width))
-    # OpenCV rounds the size where torch cuts it off: at most one row and column too many, at the far end. Never too few.
+    # OpenCV rounds the size where torch cuts it off: at most one row and one column too many, at the far end.
     return cv2.resize(image, None, fx=scale, fy=scale, interpolation=_OPENCV[mode])[:height, :width]
 
 

@@ -38,7 +38,7 @@ class Sample:
 
 
 class Source(Protocol):
-    """Anything with a length and samples by number can be trained on: a folder, ArrayRecord files, a TFDS data source."""
+    """Anything with a length and samples by number: a folder, ArrayRecord files, a TFDS data source."""
 
     def __len__(self) -> int: ...
 
@@ -112,7 +112,7 @@ class ImageFolder:
 
 
 def list_images(root: str | os.PathLike) -> list[str]:
-    """Relative paths (forward slashes) of the images under `root`, in natural order; hidden files and folders are left out."""
+    """Relative paths (forward slashes) of the images under `root`, in natural order; hidden ones are left out."""
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"There is no image folder {root}.")
