@@ -196,13 +196,21 @@ class Autoencoder(nnx.Module):
         mean, log_variance = jnp.split(self.quant_conv(self.encoder(image)).astype(jnp.float32), 2, axis=-1)
         return mean, jnp.clip(log_variance, -30.0, 20.0)
 
-    def encode(self, image: Float[Array, "b H W 3"], key: Key[Array, ""] | None = None) -> Float[Array, "b h w c"]:
-        """Scaled latents of an image in [-1, 1]: a sample of the posterior, or its mode without a key."""
+    def encode(
+        self, image: Float[Array, "b H W 3"], key: Key[Array, ""] | Key[Array, " b"] | None = None
+    ) -> Float[Array, "b h w c"]:
+        """Scaled latents of an image in [-1, 1]: a sample of the posterior, with one key for all images or one for each, or its mode without a key."""
         mean, log_variance = self.moments(image)
         if key is not None:
-            mean = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape)
+            mean = mean + jnp.exp(0.5 * log_variance) * _normal(key, mean.shape)
         return mean * self.config.scaling_factor
 
     def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
         """Image, about in [-1, 1] (not clipped), of scaled latents."""
         return self.decoder(self.post_quant_conv(latents / self.config.scaling_factor)).astype(jnp.float32)
+
+
+def _normal(key: Array, shape: tuple[int, ...]) -> Float[Array, "..."]:
+    if key.ndim == 0:
+        return jax.random.normal(key, shape)
+    return jax.vmap(lambda one: jax.random.normal(one, shape[1:]))(key)

@@ -206,15 +206,23 @@ class ControlNet(nnx.Module):
         return ControlNetOutput(tuple(r * scale for r in residuals), mid * scale, predictions)
 
 
-def initialise_from_unet(controlnet: ControlNet, unet: UNet) -> None:
-    """Copies the UNet's encoder into the ControlNet in place, as training begins (method §5).
+def unet_twin(path: str) -> str | None:
+    """The UNet parameter that a ControlNet parameter is copied from as training begins, if shapes agree (method §5).
 
-    conv_in, time_embedding, resnets, downsamplers and `attentions` are copied; `attentions_lowlevel` and `attentions_connect` from the UNet's `attentions` of the
-    same site wherever shapes agree (all but the keys and values of `attentions_connect`). Everything else keeps what it was made with.
+    conv_in, time_embedding, resnets, downsamplers and `attentions` have a twin of their own name, `attentions_lowlevel` and `attentions_connect` the UNet's
+    `attentions` of the same site; everything else has none.
     """
-    source = dict(nnx.to_flat_state(nnx.state(unet, nnx.Param)))
-    twins = {"attentions_lowlevel": "attentions", "attentions_connect": "attentions"}
+    if path.split(".")[0] not in ("conv_in", "time_embedding", "down_blocks", "mid_block"):
+        return None
+    return path.replace(".attentions_lowlevel.", ".attentions.").replace(".attentions_connect.", ".attentions.")
+
+
+def initialise_from_unet(controlnet: ControlNet, unet: UNet) -> None:
+    """Copies the UNet's encoder into the ControlNet, in place, by `unet_twin`. Everything else keeps what it was made with."""
+    source = {".".join(map(str, path)): param for path, param in nnx.to_flat_state(nnx.state(unet, nnx.Param))}
+    copied = []
     for path, param in nnx.to_flat_state(nnx.state(controlnet, nnx.Param)):
-        twin = source.get(tuple(twins.get(part, part) if isinstance(part, str) else part for part in path))
-        if path[0] in ("conv_in", "time_embedding", "down_blocks", "mid_block") and twin is not None and twin.shape == param.shape:
-            param[...] = twin[...]
+        twin = source.get(unet_twin(".".join(map(str, path))) or "")
+        if twin is not None and twin.shape == param.shape:
+            copied.append((path, param.replace(twin[...])))
+    nnx.update(controlnet, nnx.from_flat_state(copied))

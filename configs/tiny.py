@@ -1,0 +1,112 @@
+"""A small XPSR for two CPU cores, trained from nothing on a folder of photographs: no pretrained Stable Diffusion, so everything trains.
+
+    python train.py --config configs/tiny.py:autoencoder --images.folder PHOTOS
+    python train.py --config configs/tiny.py --images.folder PHOTOS
+
+The second begins from what the first exported. PHOTOS holds images and captions.jsonl.
+"""
+
+from pathlib import Path
+
+from xpsr_jax.config import Config, Images, Loss, Mesh, Networks, Optimizer, Precision, Sampling, Validation
+from xpsr_jax.data.pipeline import DataConfig
+from xpsr_jax.diffusion.schedule import Schedule
+from xpsr_jax.models.autoencoder import AutoencoderConfig
+from xpsr_jax.models.controlnet import ControlNetConfig
+from xpsr_jax.models.text_encoder import TextEncoderConfig
+from xpsr_jax.models.unet import UNetConfig
+
+VARIANTS = ("default", "autoencoder")
+
+# Photographs that training never sees.
+HELD_OUT = (
+    "lomiri_Kleiber_by_Lukas_Baubkus.jpg",
+    "lomiri_Bridge_by_Sander_Klootwijk.jpg",
+    "mate_LadyBird.jpg",
+    "mate_YellowFlower.jpg",
+    "opencv_board.jpg",
+    "opencv_fruits.jpg",
+    "plasma_ColorfulCups.jpg",
+    "plasma_FallenLeaf.jpg",
+)
+
+LATENT_CHANNELS = 8
+AUTOENCODER = AutoencoderConfig(
+    latent_channels=LATENT_CHANNELS,
+    block_out_channels=(16, 32, 64, 96),
+    layers_per_block=1,
+    norm_num_groups=8,
+    sample_size=128,
+    scaling_factor=1.0,
+)
+TEXT_ENCODER = TextEncoderConfig(hidden_size=32, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2)
+UNET = UNetConfig(
+    in_channels=LATENT_CHANNELS,
+    out_channels=LATENT_CHANNELS,
+    block_out_channels=(48, 96, 96),
+    layers_per_block=1,
+    down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    cross_attention_dim=TEXT_ENCODER.hidden_size,
+    attention_head_dim=(1, 2, 2),
+    norm_num_groups=8,
+)
+CONTROLNET = ControlNetConfig.like_unet(UNET, conditioning_embedding_out_channels=(16, 32, 48, 64))
+# The velocity, because a network of this size predicts the noise badly where there is nearly nothing but noise.
+SCHEDULE = Schedule(prediction_type="v_prediction")
+
+NEGATIVE_WORDS = ("blurry", "dotted", "noise", "unclear", "low-res", "over-smoothed")
+SAMPLING = Sampling(steps=10, guidance_scale=1.0)
+NOTE = "A small model that knows 42 photographs: it shows how XPSR works and is no match for a model of full size."
+
+
+def config(variant: str = "default") -> Config:
+    images = Images(folder=Path("photos"), exclude=HELD_OUT, cache=True)
+    cpu = Precision(dtype="float32", frozen_dtype="float32", remat=False)
+    if variant == "autoencoder":
+        return Config(
+            name="tiny_autoencoder",
+            stage="autoencoder",
+            steps=2500,
+            batch_size=8,
+            trained=((r"autoencoder\..*", True),),
+            images=images,
+            data=DataConfig(crop_size=96, crop_scale=(0.4, 1.0), degrade=False),
+            networks=Networks(from_scratch=("autoencoder",), autoencoder=AUTOENCODER),
+            loss=Loss(reconstruction=1.0, perceptual=0.5, kl=1e-3, backbone="alex"),
+            optimizer=Optimizer(learning_rate=1.5e-3, b2=0.99, schedule="cosine", warmup=100, ema=0.998),
+            precision=cpu,
+            mesh=Mesh(data=-1, fsdp=1),
+            validation=Validation(every=500),
+            checkpoint_every=500,
+        )
+    return Config(
+        name="tiny",
+        steps=20_000,
+        batch_size=16,
+        trained=((r"(controlnet|unet|text_encoder)\..*", True),),
+        images=images,
+        data=DataConfig(
+            crop_size=128,
+            crop_scale=(0.4, 1.0),
+            caption_dropout=0.1,
+            clean_input_probability=0.05,
+            negative_target_probability=0.1,
+            negative_words=NEGATIVE_WORDS,
+        ),
+        networks=Networks(
+            base=(Path("runs/tiny_autoencoder/model"),),
+            from_scratch=("unet", "controlnet", "text_encoder"),
+            unet=UNET,
+            controlnet=CONTROLNET,
+            text_encoder=TEXT_ENCODER,
+            schedule=SCHEDULE,
+        ),
+        optimizer=Optimizer(learning_rate=1e-3, b2=0.99, schedule="cosine", warmup=200, ema=0.999),
+        precision=cpu,
+        mesh=Mesh(data=-1, fsdp=1),
+        validation=Validation(every=1000, sampling=SAMPLING),
+        sampling=SAMPLING,
+        note=NOTE,
+        checkpoint_every=500,
+    )

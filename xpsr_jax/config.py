@@ -1,0 +1,264 @@
+"""Settings of sampling and training as frozen dataclasses; `configs/*.py` make them, command lines override single fields."""
+
+import importlib.util
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from xpsr_jax.data.pipeline import DataConfig
+from xpsr_jax.diffusion.schedule import Schedule
+from xpsr_jax.errors import UserError
+from xpsr_jax.models.attention import Kernel
+from xpsr_jax.models.autoencoder import AutoencoderConfig
+from xpsr_jax.models.controlnet import ControlNetConfig
+from xpsr_jax.models.text_encoder import TextEncoderConfig
+from xpsr_jax.models.unet import UNetConfig
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How images are restored. The defaults are the paper's, and where it is silent the released code's (method §7, §11).
+
+    Attributes:
+      steps: of the sampler.
+      guidance_scale: s in `guidance_form`.
+      guidance_form: "paper": eps + s (eps - eps_negative); "released": eps_negative + s (eps - eps_negative). One equals the other with s larger by 1.
+      conditioning_scale: multiplies the ControlNet's residuals.
+      start: initial latents. "lr": the LR image's latents noised to the first timestep; "noise": pure noise; "lr_noised_twice": as "lr" and noised once more,
+        to `added_noise_level` (the released code).
+      added_noise_level: timestep of that second noise.
+      positive_words: appended to the high-level caption; a long caption is cut so that they stay within CLIP's 77 tokens.
+      negative_high: high-level prompt of the negative half.
+      negative_low: low-level prompt of the negative half; None: the image's own low-level caption (paper, eq. 6).
+      color_fix: colours are taken from the LR image by its mean and deviation ("adain"), by its low frequencies ("wavelet"), or not at all.
+      upscale: output size over input size.
+      process_size: a shorter side below it is enlarged to it before the networks see the image, in pixels.
+    """
+
+    steps: int = 50
+    guidance_scale: float = 5.5
+    guidance_form: Literal["paper", "released"] = "paper"
+    conditioning_scale: float = 1.0
+    start: Literal["lr", "noise", "lr_noised_twice"] = "lr"
+    added_noise_level: int = 800
+    positive_words: str = ""
+    negative_high: str = "blurry, dotted, noise, unclear, low-res, over-smoothed"
+    negative_low: str | None = None
+    color_fix: Literal["adain", "wavelet", "none"] = "adain"
+    upscale: int = 4
+    process_size: int = 512
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "upscale", "process_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+
+PAPER = Sampling()
+RELEASED = Sampling(
+    steps=20,
+    guidance_scale=4.5,
+    guidance_form="released",
+    start="lr_noised_twice",
+    positive_words="clean, high-resolution, 8k, high quality, clear text.",
+    negative_high="blurry, dotted, noise, raster lines, unclear, lowres, over-smoothed.",
+    negative_low="high resolution, best quality, clear",
+)
+SAMPLING_PRESETS = {"paper": PAPER, "released": RELEASED}
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Which networks, and what they start from.
+
+    Attributes:
+      base: model folders whose components are loaded, later ones first choice (Stable Diffusion's, then perhaps XPSR's). Their own config.json files hold.
+      from_scratch: components that may be absent from `base`; they are initialised at random, of the configurations below.
+      unet, controlnet, autoencoder, text_encoder, schedule: configurations of what `base` lacks.
+      tokenizer: folder of CLIP's vocabulary; None: the base's, or else the one that ships with this package.
+    """
+
+    base: tuple[Path, ...] = ()
+    from_scratch: tuple[str, ...] = ("controlnet",)
+    unet: UNetConfig = UNetConfig()
+    controlnet: ControlNetConfig = ControlNetConfig()
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    text_encoder: TextEncoderConfig = TextEncoderConfig()
+    schedule: Schedule = Schedule()
+    tokenizer: Path | None = None
+
+
+@dataclass(frozen=True)
+class Images:
+    """A folder of photographs and their captions.
+
+    Attributes:
+      folder: images at any depth.
+      captions: JSON lines (docs/data.md); None: `captions.jsonl` in the folder.
+      exclude: paths within the folder that are held out of training.
+      missing_captions: an image without a caption is an error, or has an empty one.
+      cache: keep decoded images in memory.
+    """
+
+    folder: Path = Path("data/train")
+    captions: Path | None = None
+    exclude: tuple[str, ...] = ()
+    missing_captions: Literal["error", "empty"] = "error"
+    cache: bool = False
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Weights of the losses.
+
+    Attributes:
+      constraint: λ of the Degradation-Free Constraint (paper, eq. 5; method §6).
+      reconstruction, perceptual, kl: of the autoencoder's stage: L1 in [-1, 1], LPIPS, and the posterior's divergence from N(0, 1), a mean over latent elements.
+      backbone: of that LPIPS; AlexNet costs a twentieth of VGG16.
+    """
+
+    constraint: float = 0.05
+    reconstruction: float = 1.0
+    perceptual: float = 0.5
+    kl: float = 1e-3
+    backbone: Literal["alex", "vgg"] = "vgg"
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW (method §6).
+
+    Attributes:
+      schedule: of the learning rate after `warmup` steps of linear rise: "constant", or "cosine" down to 2 % of it at the last step.
+      decayed: ordered (path pattern, whether weight decay applies), first match wins.
+      clip: bound of the global norm of the gradients.
+      ema: decay of the exponential moving average of the trained parameters, or None for none. Early on it is lower: (1 + step) / (10 + step).
+    """
+
+    learning_rate: float = 5e-5
+    b1: float = 0.9
+    b2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 1e-2
+    decayed: tuple[tuple[str, bool], ...] = ((".*", True),)
+    clip: float = 1.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: int = 0
+    ema: float | None = None
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How the training step computes.
+
+    Attributes:
+      dtype: of activations.
+      frozen_dtype: of frozen parameters; trained ones are float32.
+      attention: kernel, see `models.attention`.
+      remat: recompute each block's activations in the backward pass.
+    """
+
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    frozen_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    attention: Kernel = "auto"
+    remat: bool = True
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Device mesh; one of the sizes may be -1 and takes the devices that are left.
+
+    Attributes:
+      data: the batch is split, parameters are replicated.
+      fsdp: the batch and the parameters are split.
+    """
+
+    data: int = 1
+    fsdp: int = -1
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Pictures restored during training.
+
+    Attributes:
+      every: steps between validations; 0: never.
+      count: of pictures.
+      images: where they come from; None: the training images.
+      sampling: how they are restored.
+    """
+
+    every: int = 5000
+    count: int = 4
+    images: Images | None = None
+    sampling: Sampling = Sampling()
+
+
+@dataclass(frozen=True)
+class Config:
+    """A training run.
+
+    Attributes:
+      name: the run's folder is `runs/<name>` unless `run` says otherwise.
+      stage: "xpsr", or "autoencoder": its first stage, where there is no pretrained one.
+      steps: of the optimizer; the run ends there.
+      batch_size: images a step, of all devices and accumulated microbatches together.
+      accumulation: microbatches a step.
+      trained: ordered (pattern of "network.path", whether it is trained), first match wins; what nothing matches is frozen. A pattern that matches nothing is an error.
+      sampling: defaults that the exported model carries.
+      note: what the exported model says of itself.
+      log_every, checkpoint_every: in steps.
+      keep: newest checkpoints kept.
+    """
+
+    name: str = "xpsr"
+    run: Path | None = None
+    stage: Literal["xpsr", "autoencoder"] = "xpsr"
+    steps: int = 100_000
+    batch_size: int = 32
+    accumulation: int = 1
+    seed: int = 0
+    trained: tuple[tuple[str, bool], ...] = ((r"controlnet\..*", True), (r"unet\..*\.pixel_attentions\..*", True))
+    images: Images = Images()
+    data: DataConfig = DataConfig()
+    networks: Networks = Networks()
+    loss: Loss = Loss()
+    optimizer: Optimizer = Optimizer()
+    precision: Precision = Precision()
+    mesh: Mesh = Mesh()
+    validation: Validation = field(default_factory=Validation)
+    sampling: Sampling = Sampling()
+    note: str = ""
+    log_every: int = 50
+    checkpoint_every: int = 5000
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.batch_size % self.accumulation:
+            raise UserError(f"batch_size={self.batch_size} cannot be split into accumulation={self.accumulation} microbatches")
+
+    @property
+    def run_folder(self) -> Path:
+        return self.run or Path("runs") / self.name
+
+
+def load_config(name: str) -> Config:
+    """The Config of a file of `configs/`: "configs/tiny.py", or "configs/tiny.py:autoencoder" for one of its variants.
+
+    The file defines `config(variant="default") -> Config` and `VARIANTS`, the names that it knows.
+    """
+    file, _, variant = name.partition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise UserError(f"There is no config file {file}; the project's are in configs/.")
+    spec = importlib.util.spec_from_file_location(f"xpsr_jax_config_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    variant = variant or "default"
+    if variant not in module.VARIANTS:
+        raise UserError(f"{file} has no variant {variant!r}; it has {', '.join(module.VARIANTS)}.")
+    return module.config(variant)

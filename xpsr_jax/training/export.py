@@ -1,0 +1,66 @@
+"""From a run's state to a model folder that `sample.py` and PyTorch load."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xpsr_jax.config import Config, Networks
+from xpsr_jax.data.pipeline import DataConfig, make_example
+from xpsr_jax.data.sources import Source
+from xpsr_jax.training.state import Bundle, Parameters, Structure, load_parameters
+from xpsr_jax.weights import model_folder
+from xpsr_jax.weights.model_folder import Model
+
+_SHIPPED_TOKENIZER = Path(__file__).parents[1] / "assets" / "tokenizer"
+_MEASURED_CROPS = 32
+
+
+def load_tokenizer(networks: Networks) -> Any:
+    """CLIP's tokenizer: the one that the config names, or the newest base's, or the one that ships with the package."""
+    bases = [base / "tokenizer" for base in reversed(networks.base) if (base / "tokenizer").is_dir()]
+    return model_folder.load_tokenizer(networks.tokenizer or next(iter(bases), _SHIPPED_TOKENIZER))
+
+
+def assemble(structure: Structure, trained: Parameters, frozen: Parameters) -> Bundle:
+    """The whole networks in float32; what the base holds is read from it again, because training may have kept it in bfloat16."""
+    originals = {path: array for path, array in load_parameters(structure).items() if path not in structure.trained}
+    rest = {path: array.astype(jnp.float32) for path, array in frozen.items() if path not in originals}
+    return structure.merge(trained, rest, originals)
+
+
+def export(config: Config, structure: Structure, trained: Parameters, frozen: Parameters, source: Source, folder: Path) -> Path:
+    """Writes the model folder, replacing an older one of the same run. Only the first process writes."""
+    bundle = assemble(structure, trained, frozen)
+    if jax.process_index() == 0:
+        if config.stage == "autoencoder":
+            _measure_scale(bundle, config, source)
+            model_folder.save({"autoencoder": bundle.autoencoder}, folder, overwrite=True)
+        else:
+            model_folder.save(as_model(bundle, config, structure), folder, overwrite=True)
+    return folder
+
+
+def as_model(bundle: Bundle, config: Config, structure: Structure) -> Model:
+    return Model(
+        unet=bundle.unet,
+        controlnet=bundle.controlnet,
+        autoencoder=bundle.autoencoder,
+        text_encoder=bundle.text_encoder,
+        tokenizer=load_tokenizer(config.networks),
+        schedule=structure.networks.schedule,
+        defaults=config.sampling,
+        note=config.note,
+    )
+
+
+def _measure_scale(bundle: Bundle, config: Config, source: Source) -> None:
+    """Sets the autoencoder's scaling factor so that the training images' latents have deviation 1, as Stable Diffusion's was set."""
+    data = DataConfig(crop_size=config.data.crop_size, degrade=False)
+    crops = [make_example(source[i % len(source)], data, tokenizer=None, seed=config.seed, index=i)["hr"] for i in range(_MEASURED_CROPS)]
+    mean, log_variance = jax.jit(lambda image: bundle.autoencoder.moments(image))(np.stack(crops))
+    deviation = float(jnp.sqrt(jnp.var(mean) + jnp.mean(jnp.exp(log_variance))))
+    bundle.autoencoder.config = dataclasses.replace(bundle.autoencoder.config, scaling_factor=1 / deviation)

@@ -1,0 +1,80 @@
+"""What training minimises (method §6). Every loss is float32; a term's name is what the logs call it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt32
+
+from xpsr_jax.config import Loss
+from xpsr_jax.diffusion.schedule import Schedule
+from xpsr_jax.evaluation.perceptual import Lpips
+from xpsr_jax.models.controlnet import ControlNetOutput, ImageFeatures
+
+Terms = dict[str, Float[Array, ""]]
+
+
+def xpsr_loss(networks: Any, batch: Mapping[str, Array], *, schedule: Schedule, loss: Loss, seed: int) -> tuple[Float[Array, ""], Terms]:
+    """Denoising loss plus λ times the Degradation-Free Constraint (paper, eq. 4 and 5; method §6).
+
+    Args:
+      networks: with unet, controlnet (with its heads), autoencoder and text_encoder.
+      batch: of `data.pipeline.make_pipeline`. A sample's timestep and noise depend on the seed and on its own key alone, so that how a batch is split changes nothing.
+
+    Returns:
+      The loss and its terms: mse, constraint (the sum of all L1 terms) and each L1 term by the name of its head.
+    """
+    position, noise_key, timestep_key = sample_keys(batch["key"], seed)
+    latents = networks.autoencoder.encode(batch["hr"], position)
+    noise = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:]))(noise_key)
+    timesteps = jax.vmap(lambda key: jax.random.randint(key, (), 0, schedule.num_train_timesteps))(timestep_key)
+    latents = jax.lax.stop_gradient(latents)
+
+    high, low = networks.text_encoder(batch["high_ids"]), networks.text_encoder(batch["low_ids"])
+    noisy = schedule.add_noise(latents, noise, timesteps)
+    features = networks.controlnet.encode_image(batch["lr"])
+    control = networks.controlnet(noisy, timesteps, high, low, features)
+    prediction = networks.unet(noisy, timesteps, high, control.residuals, control.mid)
+
+    mse = jnp.mean((prediction - schedule.target(latents, noise, timesteps)) ** 2)
+    terms = degradation_free_constraint(control, features, image=batch["hr"], latents=latents)
+    constraint = sum(terms.values(), jnp.float32(0))
+    return mse + loss.constraint * constraint, {"mse": mse, "constraint": constraint} | terms
+
+
+def sample_keys(keys: UInt32[Array, " b"], seed: int) -> tuple[Array, Array, Array]:
+    """Three random keys a sample, each array of shape (b,)."""
+    root = jax.random.key(seed)
+    return tuple(jax.vmap(lambda key: jax.random.split(jax.random.fold_in(root, key), 3))(keys).T)  # type: ignore[return-value]
+
+
+def degradation_free_constraint(
+    control: ControlNetOutput, features: ImageFeatures, *, image: Float[Array, "b H W 3"], latents: Float[Array, "b h w c"]
+) -> Terms:
+    """L1 of every head to the clean image in [-1, 1] or the clean scaled latents, resized to the head's size (paper, eq. 3; method §6.4)."""
+    terms = {f"rgb_{i}": _l1(rgb, image) for i, rgb in enumerate(features.rgb_predictions)}
+    *predictions, mid = control.latent_predictions or (None,)
+    terms |= {f"latent_{i}": _l1(prediction, latents) for i, prediction in enumerate(predictions)}
+    return terms if mid is None else terms | {"latent_mid": _l1(mid, latents)}
+
+
+def _l1(prediction: Float[Array, "b h w c"], target: Float[Array, "b H W c"]) -> Float[Array, ""]:
+    resized = jax.image.resize(target.astype(jnp.float32), (*prediction.shape[:3], target.shape[-1]), "linear", antialias=False)
+    return jnp.mean(jnp.abs(prediction - resized))
+
+
+def autoencoder_loss(networks: Any, batch: Mapping[str, Array], *, lpips: Lpips, loss: Loss, seed: int) -> tuple[Float[Array, ""], Terms]:
+    """First stage of a model without a pretrained autoencoder: L1 and LPIPS of the reconstruction, and the posterior's divergence from N(0, 1)."""
+    position, _, _ = sample_keys(batch["key"], seed)
+    mean, log_variance = networks.autoencoder.moments(batch["hr"])
+    noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(position)
+    latents = mean + jnp.exp(0.5 * log_variance) * noise
+    reconstruction = networks.autoencoder.decode(latents * networks.autoencoder.config.scaling_factor)
+    terms = {
+        "l1": jnp.mean(jnp.abs(reconstruction - batch["hr"])),
+        "lpips": jnp.mean(lpips(reconstruction / 2 + 0.5, batch["hr"] / 2 + 0.5)),
+        "kl": 0.5 * jnp.mean(mean**2 + jnp.exp(log_variance) - 1 - log_variance),
+        "latent_deviation": jnp.std(mean),
+    }
+    return loss.reconstruction * terms["l1"] + loss.perceptual * terms["lpips"] + loss.kl * terms["kl"], terms
