@@ -123,7 +123,11 @@ MILD = DegradationConfig(
 """The milder pipeline that lies beside the released code; its training never applies it (method §9, last paragraph)."""
 
 _UNTOUCHED = StageConfig(
-    blur=BlurConfig(probability=0.0), resize_probabilities=(0.0, 0.0, 1.0), noise_probability=0.0, jpeg_probability=0.0
+    blur=BlurConfig(probability=0.0),
+    resize_probabilities=(0.0, 0.0, 1.0),
+    resize_modes=("bicubic",),
+    noise_probability=0.0,
+    jpeg_probability=0.0,
 )
 BICUBIC = DegradationConfig(
     sharpen=False, first=_UNTOUCHED, second=_UNTOUCHED, sinc_probability=0.0, final_modes=("bicubic",)

@@ -117,8 +117,8 @@ def make_pipeline(
     examples = samples.repeat(epochs).map_with_index(
         lambda index, sample: make_example(sample, config, tokenizer=tokenizer, seed=seed, index=index)
     )
-    # Batches are cut before they are shared out: each process has a contiguous part of every global batch. And each has as
-    # many: one process with a batch more would wait for the others for ever.
+    # Cut first, then shared out: each process has a contiguous part of every global batch. All have the same number of
+    # parts: a process with one more would wait for the others for ever.
     parts = examples.batch(batch_size // process_count, drop_remainder=True)
     batches = parts[process_index : len(examples) // batch_size * process_count : process_count]
     return batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch))

@@ -93,7 +93,8 @@ def _deviation(noise: Noise) -> float:
 
 # Wordings; the first of each is the plain one. Graded ones: slight, moderate, heavy.
 _SUBJECTS = ("The image", "The picture", "The photo", "This image")
-_SHARP = ("sharp and clear", "sharp", "clear", "crisp", "in focus", "sharp with fine detail")
+_SHARP = ("sharp", "crisp", "in focus")
+_FLAWLESS = ("sharp and clear", "clear", *_SHARP, "sharp with fine detail", "clear and detailed")
 _BLURRED = ("blurry", "blurred", "soft", "unsharp", "out of focus", "unclear")
 _ADVERBS = (
     ("slightly", "a little", "somewhat"),
@@ -132,6 +133,7 @@ def describe(drawn: Drawn | None, rng: np.random.Generator | None = None) -> str
     noise = _grade(seen.noise, NOISE_LIMITS)
     compression = _grade(seen.compression, COMPRESSION_LIMITS)
     resolution = _grade(seen.resolution_loss, RESOLUTION_LIMITS)
+    blur = max(blur, resolution - 1)  # nothing of a low resolution is sharp
 
     def choose(options: tuple[str, ...]) -> str:
         return options[0 if rng is None else rng.integers(len(options))]
@@ -139,7 +141,6 @@ def describe(drawn: Drawn | None, rng: np.random.Generator | None = None) -> str
     def sometimes(probability: float) -> bool:
         return rng is not None and rng.random() < probability
 
-    sharpness = f"{choose(_ADVERBS[blur - 1])} {choose(_BLURRED)}" if blur else choose(_SHARP)
     flaws = []
     if noise:
         flaws.append(
@@ -158,6 +159,8 @@ def describe(drawn: Drawn | None, rng: np.random.Generator | None = None) -> str
         absent.append(choose(_NO_ARTIFACTS))
 
     subject = choose(_SUBJECTS)
+    sharp = _SHARP if flaws else _FLAWLESS
+    sharpness = f"{choose(_ADVERBS[blur - 1])} {choose(_BLURRED)}" if blur else choose(sharp)
     if not flaws:
         sentences = [f"{subject} is {sharpness}" + (f", with {_enumerate(absent)}" if absent else "")]
     else:

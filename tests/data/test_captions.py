@@ -1,0 +1,52 @@
+"""Caption files: round trip, and errors that say where."""
+
+import json
+
+import pytest
+
+from xpsr_jax.data.captions import Caption, read_captions, write_captions
+from xpsr_jax.errors import UserError
+
+
+def test_round_trip(tmp_path):
+    captions = {"b/ä.png": Caption("Two boats.\nMore", "sharp"), "a.png": Caption("", "")}
+    path = tmp_path / "captions.jsonl"
+    write_captions(path, captions, source="someone")
+    assert read_captions(path) == captions and list(read_captions(path)) == ["b/ä.png", "a.png"]
+    assert json.loads(path.read_text(encoding="utf-8").split("\n")[0])["source"] == "someone"
+    assert [p.name for p in tmp_path.iterdir()] == ["captions.jsonl"]
+
+
+def test_hand_written_files(tmp_path):
+    path = tmp_path / "c.jsonl"
+    path.write_text(
+        '\ufeff{"image": "./x.png", "high": " a cat ", "low": "dark", "sha256": "00"}\r\n\n', encoding="utf-8"
+    )
+    assert read_captions(path) == {"x.png": Caption("a cat", "dark")}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", r"c\.jsonl, line 2: not JSON"),
+        ("[]", r"line 2: expected an object"),
+        ('{"image": "b", "high": "h"}', r"line 2: 'low' must be a text, got null"),
+        ('{"image": "b", "high": 3, "low": ""}', r"line 2: 'high' must be a text, got 3"),
+        ('{"image": "./a", "high": "", "low": ""}', r"line 2: a second caption for 'a'"),
+    ],
+)
+def test_wrong_lines(tmp_path, line, message):
+    path = tmp_path / "c.jsonl"
+    path.write_text('{"image": "a", "high": "", "low": ""}\n' + line)
+    with pytest.raises(UserError, match=message):
+        read_captions(path)
+
+
+def test_unreadable_and_unwritable(tmp_path):
+    with pytest.raises(UserError, match=r"Cannot read the captions .*none\.jsonl"):
+        read_captions(tmp_path / "none.jsonl")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="Cannot read the captions"):
+        read_captions(tmp_path / "binary")
+    with pytest.raises(UserError, match="Cannot write the captions"):
+        write_captions(tmp_path / "no" / "folder.jsonl", {})
