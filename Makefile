@@ -1,0 +1,51 @@
+# Everything runs in .venv, which is made on first use with plain venv and pip. A stamp file for each set of extras keeps
+# that to once, and does it again when what is to be installed has changed.
+#
+#   make demo           restore the photograph that ships with the package: demo/restored.png, demo/comparison.png
+#   make test           the tests, without PyTorch;   make test ARGS="-k guidance"   some of them
+#   make test-torch     live comparisons with PyTorch, diffusers and transformers
+#   make lint           ruff and mypy;   make format   lets ruff put right what it can
+#   make clean          removes .venv and all caches
+
+PYTHON ?= python3
+JOBS ?= 2
+ARGS ?=
+
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: demo test test-torch lint format clean
+.DEFAULT_GOAL := demo
+
+demo: .venv/.demo
+	$(BIN)/python -m xpsr_jax.demo $(ARGS)
+
+# One file's tests stay in one process, so that what they share is compiled once.
+test: .venv/.test
+	$(PYTEST) tests --ignore=tests/torch --ignore=tests/soak -n $(JOBS) --dist loadfile $(ARGS)
+
+test-torch: .venv/.test-torch
+	$(PYTEST) tests/torch $(ARGS)
+
+lint: .venv/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache
+
+.venv/.demo: EXTRAS :=
+.venv/.test: EXTRAS := [dev,metrics]
+.venv/.test-torch: EXTRAS := [dev,metrics,torch]
+.venv/.demo .venv/.test .venv/.test-torch: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing xpsr-jax$(EXTRAS) into .venv; this takes a minute or two."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".$(EXTRAS)"
+	@touch $@
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
