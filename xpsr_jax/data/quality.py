@@ -13,7 +13,7 @@ from xpsr_jax.data.jpeg import quantisation_scale
 from xpsr_jax.data.kernels import noise_gain
 
 # Where slight, moderate and heavy begin; below the first there is nothing to mention.
-BLUR_LIMITS = (0.55, 0.8, 1.1)
+BLUR_LIMITS = (0.55, 0.75, 0.95)
 NOISE_LIMITS = (3.0, 7.0, 12.0)
 COMPRESSION_LIMITS = (0.35, 0.65, 1.0)
 RESOLUTION_LIMITS = (1.15, 1.6, 2.2)
@@ -42,7 +42,7 @@ def appearance(drawn: Drawn) -> Appearance:
     """Estimates how the degraded image looks, without making it.
 
     Each step counts as the Gaussian blur that passes as much white noise, and the variances of such blurs add up.
-    Against measurement on photographs, rank correlations are 0.79 for blur and 0.91 for noise.
+    Against measurement (five photographs, 120 draws) rank correlations are 0.78 for blur and 0.86 for noise, unbiased.
     """
     first, second = drawn.first, drawn.second
     lr = 1 / drawn.upscale
