@@ -101,7 +101,7 @@ _ADVERBS = (
     ("moderately", "rather", "noticeably"),
     ("heavily", "very", "strongly"),
 )
-_ADJECTIVES = (("slight", "faint", "a little"), ("moderate", "visible", "noticeable"), ("heavy", "strong", "severe"))
+_ADJECTIVES = (("slight", "faint", "mild"), ("moderate", "visible", "noticeable"), ("heavy", "strong", "severe"))
 _COLORED = ("colored", "color", "chromatic")
 _GRAY = ("gray", "monochrome", "luminance")
 _NOISE = ("noise", "grain")
@@ -171,7 +171,7 @@ def describe(drawn: Drawn | None, rng: np.random.Generator | None = None) -> str
         else:
             sentences = [f"{subject} is {sharpness}, with {_enumerate(flaws)}"]
         if absent and sometimes(0.6):
-            sentences.append(f"There is {_enumerate(absent)}")
+            sentences.append(f"It has {_enumerate(absent)}")
     if sometimes(0.3):
         sentences.append(choose(_VERDICTS[max(blur, noise, compression, resolution)]))
     return ". ".join(sentences) + "."
