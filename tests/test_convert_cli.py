@@ -1,0 +1,104 @@
+"""convert_weights.py: what it writes, what it says, what it refuses."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from convert_weights import Arguments, main
+from tests.weights.conftest import base, released  # noqa: F401
+from xpsr_jax.errors import UserError
+from xpsr_jax.weights.model_folder import load
+from xpsr_jax.weights.tensors import WeightsError
+
+ROOT = Path(__file__).parents[1]
+MODEL = "diffusion_pytorch_model.safetensors"
+
+
+def test_merges_into_a_whole_model_bit_for_bit(base, released, tmp_path, capsys):  # noqa: F811
+    main(Arguments((base, released), tmp_path / "out"))
+    printed = capsys.readouterr().out
+    assert f"unet/          from {released}/unet\n" in printed and f"vae/           from {base}/vae\n" in printed
+    for source in (base, released):
+        for file in source.rglob("*.safetensors"):
+            before, after = load_file(file), load_file(tmp_path / "out" / file.relative_to(source))
+            assert before.keys() == after.keys()
+            assert all(before[key].tobytes() == after[key].tobytes() for key in before)
+            assert all(before[key].dtype == after[key].dtype for key in before)
+        for file in source.rglob("config.json"):
+            assert file.read_bytes() == (tmp_path / "out" / file.relative_to(source)).read_bytes()
+    assert load(tmp_path / "out").controlnet.config.cross_attention_dim == 24
+
+
+def test_types_shards_and_what_is_still_missing(released, tmp_path, capsys):  # noqa: F811
+    main(Arguments((released,), tmp_path / "out", dtype="bfloat16", shard_gb=0.001))
+    assert "it still needs vae/, text_encoder/, tokenizer/, scheduler/" in capsys.readouterr().out
+    index = json.loads((tmp_path / "out" / "unet" / f"{MODEL}.index.json").read_text())
+    before = load_file(released / "unet" / MODEL)
+    assert index["weight_map"].keys() == before.keys() and len(set(index["weight_map"].values())) == 2
+    for key, name in index["weight_map"].items():
+        after = load_file(tmp_path / "out" / "unet" / name)[key]
+        assert after.tobytes() == before[key].astype(ml_dtypes.bfloat16).tobytes()
+
+
+def test_stable_diffusion_s_own_unet_converts(released, tmp_path):  # noqa: F811
+    source = tmp_path / "sd"
+    shutil.copytree(released / "unet", source / "unet")
+    stock = {key: array for key, array in load_file(source / "unet" / MODEL).items() if "pixel" not in key}
+    save_file(stock, source / "unet" / MODEL)
+    main(Arguments((source,), tmp_path / "out"))
+    assert load_file(tmp_path / "out" / "unet" / MODEL).keys() == stock.keys()
+
+
+def test_refuses_what_it_cannot_do(released, tmp_path):  # noqa: F811
+    def refused(sources, match, output=tmp_path / "out", **options):
+        with pytest.raises(UserError, match=match):
+            main(Arguments(tuple(sources), output, **options))
+        assert not (tmp_path / "out").exists()
+
+    refused([released], "--to orbax comes with the next release", to="orbax")
+    refused([], "name at least one folder")
+    refused([tmp_path / "model.ckpt"], r"model\.ckpt: pickled checkpoints .*next release")
+    refused([tmp_path / "v1-5.safetensors"], "single files are read from the next release")
+    refused([tmp_path / "nowhere"], "nowhere does not exist")
+    refused([tmp_path], "no networks; expected some of the subfolders unet/, controlnet/, vae/, text_encoder/")
+    refused([released], "would replace the source", output=released.parent, overwrite=True)
+    refused([released], "would replace the source", output=released, overwrite=True)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "unet").mkdir()
+    refused([released], "taken exists already", output=tmp_path / "taken")
+    (tmp_path / "flax" / "unet").mkdir(parents=True)
+    (tmp_path / "flax" / "unet" / "diffusion_flax_model.msgpack").touch()
+    refused([tmp_path / "flax"], "Flax folders are read from the next release")
+
+
+def test_weights_that_are_wrong_leave_nothing_behind(released, tmp_path):  # noqa: F811
+    source = tmp_path / "source"
+    shutil.copytree(released, source)
+    tensors = load_file(source / "controlnet" / MODEL)
+    tensors["conv_degradation_mid.0.bias"][0] = np.inf
+    save_file(tensors, source / "controlnet" / MODEL)
+    with pytest.raises(WeightsError, match=r"NaN or infinity: in conv_degradation_mid\.0\.bias"):
+        main(Arguments((source,), tmp_path / "out"))
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_the_command_line_says_one_line_and_fails(tmp_path):
+    command = [
+        sys.executable,
+        str(ROOT / "convert_weights.py"),
+        str(tmp_path / "no"),
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"error: {tmp_path}/no does not exist; expected a model folder")
+    assert done.stderr.count("\n") == 1

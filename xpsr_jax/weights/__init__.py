@@ -1,0 +1,1 @@
+"""Weights in and out: PyTorch's files and model folders."""

@@ -1,0 +1,263 @@
+"""Model folders: diffusers' layout, a subfolder a component, and model_index.json with the settings to sample with."""
+
+import dataclasses
+import os
+import shutil
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from xpsr_jax.config import PAPER, Sampling
+from xpsr_jax.diffusion.schedule import Schedule
+from xpsr_jax.errors import UserError
+from xpsr_jax.models.autoencoder import Autoencoder
+from xpsr_jax.models.blocks import Fusion
+from xpsr_jax.models.controlnet import ControlNet
+from xpsr_jax.models.layers import Compute
+from xpsr_jax.models.text_encoder import TextEncoder
+from xpsr_jax.models.unet import UNet
+from xpsr_jax.weights.atomic import new_folder
+from xpsr_jax.weights.networks import CONTROLNET, NETWORKS, UNET, load_network, read_config, save_network
+from xpsr_jax.weights.torch_files import read_json, write_json
+
+INDEX = "model_index.json"
+# Fields of `Model` that are components, and their subfolders.
+SUBFOLDERS = {name: network.subfolder for name, network in NETWORKS.items()} | {
+    "tokenizer": "tokenizer",
+    "schedule": "scheduler",
+}
+_CLASSES = {network.subfolder: network.torch_class for network in NETWORKS.values()} | {
+    "tokenizer": ("transformers", "CLIPTokenizer"),
+    "scheduler": ("diffusers", "DDPMScheduler"),
+}
+# All that may be in a folder that is overwritten: one with anything else in it is not only a model.
+ENTRIES = frozenset({*SUBFOLDERS.values(), INDEX, "README.md"})
+
+
+@dataclass(frozen=True)
+class Model:
+    """All that restores photographs.
+
+    Attributes:
+      unet, controlnet, autoencoder, text_encoder: the networks.
+      tokenizer: transformers' CLIPTokenizer.
+      schedule: of the diffusion that the networks were trained on.
+      defaults: settings to sample with unless others are asked for.
+      note: what whoever uses the model should know of it; may be empty.
+    """
+
+    unet: UNet
+    controlnet: ControlNet
+    autoencoder: Autoencoder
+    text_encoder: TextEncoder
+    tokenizer: Any
+    schedule: Schedule
+    defaults: Sampling = PAPER
+    note: str = ""
+
+
+def load_networks(
+    folder: str | Path,
+    dtype: Any = jnp.float32,
+    *,
+    fusion: Fusion | None = None,
+    with_constraint_heads: bool | None = None,
+    compute: Compute | None = None,
+) -> tuple[UNet, ControlNet]:
+    """The two networks of XPSR from a folder with `unet/` and `controlnet/`, such as a released `checkpoint-N`.
+
+    Args:
+      dtype: of the parameters and of the computation.
+      fusion: of the captions; None: as the ControlNet's config.json says, "sfa" where it says nothing, as the
+        released ones.
+      with_constraint_heads: build the Degradation-Free Constraint's heads; None: if the file has them.
+      compute: kernel, remat and separate dtypes, instead of `dtype`.
+
+    Raises:
+      UserError: it is no such folder, or a file cannot be read.
+      WeightsError: the weights do not fit; it names everything that is wrong with them.
+    """
+    components = find_components([folder], required=("unet", "controlnet"))
+    compute = compute or Compute(dtype=dtype, param_dtype=dtype)
+    config = read_config(CONTROLNET, components["controlnet"])
+    if fusion is not None:
+        config = dataclasses.replace(config, fusion=fusion)
+    unet = load_network(UNET, components["unet"], compute=compute)
+    controlnet = load_network(
+        CONTROLNET,
+        components["controlnet"],
+        compute=compute,
+        config=config,
+        with_constraint_heads=with_constraint_heads,
+    )
+    return unet, controlnet
+
+
+def load(folder: str | Path, *more: str | Path, dtype: Any = jnp.float32, compute: Compute | None = None) -> Model:
+    """All that restores photographs, from one folder or from several, of which later ones are first choice.
+
+    Stable Diffusion 1.5's folder followed by XPSR's `checkpoint-N` makes a whole model. The ControlNet is built
+    without the Degradation-Free Constraint's heads, which only training needs.
+
+    Args:
+      dtype: of the parameters and of the computation.
+      compute: kernel, remat and separate dtypes, instead of `dtype`.
+
+    Raises: as `load_networks`.
+    """
+    folders = [Path(folder), *map(Path, more)]
+    components = find_components(folders, required=tuple(SUBFOLDERS))
+    compute = compute or Compute(dtype=dtype, param_dtype=dtype)
+    # What is small and may be wrong comes before what is large.
+    schedule = load_schedule(components["schedule"])
+    tokenizer = load_tokenizer(components["tokenizer"])
+    defaults, note = load_defaults(folders)
+    networks = {
+        name: load_network(network, components[name], compute=compute, with_constraint_heads=False)
+        for name, network in NETWORKS.items()
+    }
+    return Model(**networks, tokenizer=tokenizer, schedule=schedule, defaults=defaults, note=note)
+
+
+def save(
+    parts: Model | Mapping[str, Any],
+    folder: str | Path,
+    *,
+    dtype: Any = None,
+    shard_bytes: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes a model folder, whole or not at all.
+
+    Args:
+      parts: a model, or some of its fields by name. A component may also be the path of a folder to copy as it is.
+      folder: must not exist, unless `overwrite` and it holds nothing but a model.
+      dtype: of the networks' tensors; None: their own. Copied folders stay as they are.
+      shard_bytes: start another file above this size.
+
+    Raises:
+      UserError: the folder exists, or cannot be written.
+      WeightsError: a parameter holds NaN or infinity, or `dtype` cannot hold it.
+    """
+    fields = [field.name for field in dataclasses.fields(Model)]
+    if isinstance(parts, Model):
+        parts = {name: getattr(parts, name) for name in fields}
+    if unknown := parts.keys() - set(fields):
+        raise ValueError(f"a model has no {', '.join(sorted(unknown))}")
+    with new_folder(Path(folder), replaceable=ENTRIES if overwrite else None) as temporary:
+        for name in SUBFOLDERS.keys() & parts.keys():
+            part, target = parts[name], temporary / SUBFOLDERS[name]
+            if isinstance(part, str | Path):
+                copy_folder(Path(part), target)
+                continue
+            target.mkdir()
+            if name in NETWORKS:
+                save_network(NETWORKS[name], part, target, dtype=dtype, shard_bytes=shard_bytes)
+            elif name == "tokenizer":
+                save_tokenizer(part, target)
+            else:
+                write_json(part.to_json(), target / "scheduler_config.json")
+        write_index(temporary, parts.get("defaults", PAPER), parts.get("note", ""))
+
+
+def find_components(folders: Sequence[str | Path], *, required: Sequence[str]) -> dict[str, Path]:
+    """The folder of each component, by the name of `Model`'s field: the last of `folders` that has it.
+
+    Raises UserError saying which of the `required` components are nowhere, and what is there.
+    """
+    paths = [Path(folder) for folder in folders]
+    expected = _listed(required or list(SUBFOLDERS))
+    for path in paths:
+        if not path.is_dir():
+            problem = "is a file" if path.exists() else "does not exist"
+            raise UserError(f"{path} {problem}; expected a model folder with the subfolders {expected}")
+    components = {name: path / sub for name, sub in SUBFOLDERS.items() for path in paths if (path / sub).is_dir()}
+    if missing := [name for name in required if name not in components]:
+        there = sorted({entry.name for path in paths for entry in path.iterdir() if entry.is_dir()})
+        found = ", ".join(f"{name}/" for name in there) or "no subfolders"
+        where = ", ".join(map(str, paths))
+        raise UserError(f"{where}: no {_listed(missing)}; expected the subfolders {expected}, found {found}")
+    return components
+
+
+def load_schedule(folder: Path) -> Schedule:
+    """The noise schedule of a `scheduler/` folder."""
+    return Schedule.from_json(read_json(folder / "scheduler_config.json"))
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """CLIP's tokenizer of a `tokenizer/` folder. Raises UserError if its vocabulary is not there."""
+    files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    # transformers would silently make a tokenizer without a vocabulary.
+    if not ({"vocab.json", "merges.txt"} <= files or "tokenizer.json" in files):
+        found = ", ".join(sorted(files)) or "nothing"
+        raise UserError(f"{folder} holds no tokenizer: expected vocab.json and merges.txt, found {found}")
+    # It would advise to install PyTorch.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from transformers import CLIPTokenizer
+
+    try:
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    # Broken files raise bare Exceptions there.
+    except Exception as error:
+        raise UserError(f"{folder}: the tokenizer cannot be read: {error}") from error
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Writes a tokenizer for any release of transformers: today's files and the older vocab.json and merges.txt."""
+    tokenizer.save_pretrained(folder)
+    tokenizer.backend_tokenizer.model.save(str(folder))
+
+
+def load_defaults(folders: Sequence[Path]) -> tuple[Sampling, str]:
+    """Sampling settings and note of the last folder whose model_index.json has them; else the preset "paper", no note.
+
+    Raises UserError for settings that do not exist, or have values that they cannot have.
+    """
+    for file in [folder / INDEX for folder in reversed(folders)]:
+        block = read_json(file).get("xpsr_jax") if file.exists() else None
+        if block is None:
+            continue
+        settings = block.get("sampling", {})
+        hints = typing.get_type_hints(Sampling)
+        if unknown := settings.keys() - hints.keys():
+            raise UserError(f"{file}: no sampling settings {', '.join(sorted(unknown))}; known: {', '.join(hints)}")
+        if wrong := [f"{name}={value!r}" for name, value in settings.items() if not _fits(value, hints[name])]:
+            raise UserError(f"{file}: sampling settings cannot be {', '.join(wrong)}")
+        return Sampling(**settings), str(block.get("note", ""))
+    return PAPER, ""
+
+
+def write_index(folder: Path, defaults: Sampling, note: str) -> None:
+    """Writes model_index.json for the components that the folder has."""
+    classes = {sub: list(names) for sub, names in _CLASSES.items() if (folder / sub).is_dir()}
+    block = {"sampling": dataclasses.asdict(defaults), "note": note}
+    # A class that diffusers does not have: one of its own would load these networks without their Conditional
+    # Attention, and no more than warn.
+    write_json({"_class_name": "XPSRPipeline", **classes, "xpsr_jax": block}, folder / INDEX)
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copies a component's files."""
+    try:
+        shutil.copytree(source, target, copy_function=shutil.copyfile)
+    except (OSError, shutil.Error) as error:
+        raise UserError(f"{source} cannot be copied to {target}: {error}") from error
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a JSON value is one of a simple type, a Literal or a union of them."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(_fits(value, each) for each in typing.get_args(hint))
+    if typing.get_origin(hint) is typing.Literal:
+        return value in typing.get_args(hint)
+    return isinstance(value, (int, float) if hint is float else hint) and (hint is bool or not isinstance(value, bool))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"{SUBFOLDERS[name]}/" for name in names)

@@ -1,0 +1,169 @@
+"""Names and layouts: our parameter paths and PyTorch's keys, one set of rules for both directions (method §5).
+
+A parameter's path here ("mid_block.attentions.0.proj_in.kernel") gives its key in PyTorch
+("mid_block.attentions.0.proj_in.weight") by rule. Reading inverts that over the paths that a network has: so the two
+directions cannot disagree, and what is unknown or missing is what the two sets of keys do not share.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from xpsr_jax.weights.tensors import FLOATS, Tensor, WeightsError, not_finite
+
+# Modules that PyTorch calls otherwise: ours, PyTorch's. They match whole parts of a path; {n} is a number.
+MODULES = (
+    ("ff.proj", "ff.net.0.proj"),
+    ("ff.out", "ff.net.2"),
+    ("to_out", "to_out.0"),
+    ("conv_degradation.{n}", "conv_degradation.{n}.0"),
+    ("conv_degradation_mid", "conv_degradation_mid.0"),
+)
+LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+# How to transpose a linear's or a convolution's kernel, by its number of axes.
+TO_TORCH = {2: (1, 0), 4: (3, 2, 0, 1)}
+TO_OURS = {2: (1, 0), 4: (2, 3, 1, 0)}
+
+
+@dataclass(frozen=True)
+class Names:
+    """What is particular to the PyTorch files of one kind of network.
+
+    Attributes:
+      prefix: of every key.
+      old: (pattern, replacement) of names that other releases of its library write: read, never written.
+      pointwise: keys of linears that other releases save as 1x1 convolutions.
+      skipped: keys that hold no parameter.
+      optional: parts without which a network may be built. Their keys are skipped then, and only then.
+    """
+
+    prefix: str = ""
+    old: tuple[tuple[str, str], ...] = ()
+    pointwise: str | None = None
+    skipped: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+
+
+UNET = Names()
+CONTROLNET = Names(
+    optional=(
+        # The Degradation-Free Constraint's heads, which only training needs.
+        r"^conv_degradation\.",
+        r"^conv_degradation_mid\.",
+        r"^controlnet_cond_embedding\.to_rgbs\.",
+        # Transformers that fusion "serial", "high" or "low" does without.
+        r"\.attentions\.",
+        r"\.attentions_lowlevel\.",
+        r"\.attentions_connect\.",
+    )
+)
+AUTOENCODER = Names(
+    # diffusers before 0.12, and Stable Diffusion 1.5's own folder.
+    old=(
+        (r"(\.attentions\.\d+)\.query\.", r"\1.to_q."),
+        (r"(\.attentions\.\d+)\.key\.", r"\1.to_k."),
+        (r"(\.attentions\.\d+)\.value\.", r"\1.to_v."),
+        (r"(\.attentions\.\d+)\.proj_attn\.", r"\1.to_out.0."),
+    ),
+    pointwise=r"\.attentions\.\d+\.to_(q|k|v|out\.0)\.weight$",
+)
+TEXT_ENCODER = Names(
+    prefix="text_model.",
+    # transformers 5 has no prefix in its module.
+    old=((r"^(?!text_model\.)", "text_model."),),
+    # 0, 1, ..., 76: a constant, which transformers before 4.31 saved.
+    skipped=(r"^text_model\.embeddings\.position_ids$",),
+)
+
+
+def torch_key(path: str, names: Names = UNET) -> str:
+    """PyTorch's key of one of our parameter paths (parts joined by ".")."""
+    module, _, leaf = path.rpartition(".")
+    for pattern, replacement in _MODULE_PATTERNS:
+        module = pattern.sub(replacement, module)
+    return f"{names.prefix}{module}.{LEAVES[leaf]}"
+
+
+def torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """PyTorch's shape of one of our parameters."""
+    return tuple(shape[axis] for axis in TO_TORCH[len(shape)]) if path.endswith(".kernel") else tuple(shape)
+
+
+def to_torch(path: str, array: Any, names: Names = UNET) -> tuple[str, Any]:
+    """PyTorch's key and layout of one of our parameters: a numpy array (then a view), a JAX array or a `Tensor`."""
+    layout = array.transpose(TO_TORCH[len(array.shape)]) if path.endswith(".kernel") else array
+    return torch_key(path, names), layout
+
+
+def to_ours(path: str, array: Any) -> Any:
+    """Our layout, as parameter `path` has it, of what PyTorch has under `torch_key(path)`."""
+    return array.transpose(TO_OURS[len(array.shape)]) if path.endswith(".kernel") else array
+
+
+def match(
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], names: Names, *, where: object
+) -> dict[str, Tensor]:
+    """The tensors of a PyTorch file under our paths and in our layout.
+
+    Args:
+      tensors: by the file's keys, today's or old.
+      shapes: of every parameter that the network has, by path.
+      where: the file or folder, for the error.
+
+    Raises:
+      WeightsError: naming everything that is unknown, missing, misshapen, given twice or no floating-point tensor,
+        with both shapes; and then also what holds NaN or infinity, which otherwise shows when it is read.
+    """
+    paths = {torch_key(path, names): path for path in shapes}
+    skipped = (*names.skipped, *(pattern for pattern in names.optional if not holds(paths, pattern)))
+    found: dict[str, Tensor] = {}
+    problems = []
+    for key, tensor in tensors.items():
+        today = key
+        for pattern, replacement in names.old:
+            today = re.sub(pattern, replacement, today)
+        if any(re.search(pattern, today) for pattern in skipped):
+            continue
+        label = key if key == today else f"{key} (today {today})"
+        path = paths.get(today)
+        if path is None:
+            problems.append(f"unknown: {label} {tensor.shape}, the network has no such tensor")
+            continue
+        if path in found:
+            problems.append(f"given twice: {label} {tensor.shape}, also as {found[path].name}")
+            continue
+        expected = torch_shape(path, shapes[path])
+        if names.pointwise and tensor.shape == (*expected, 1, 1) and re.search(names.pointwise, today):
+            tensor = tensor.reshape(expected)
+        if tensor.dtype not in FLOATS.values():
+            problems.append(f"wrong type: {label} is {tensor.dtype.name}, expected one of {', '.join(FLOATS)}")
+        if tensor.shape != expected:
+            problems.append(f"misshapen: {label} is {tensor.shape}, the network's is {expected}")
+        found[path] = to_ours(path, tensor) if tensor.shape == expected else tensor
+    missing = [key for key, path in paths.items() if path not in found]
+    problems += [f"missing: {key} {torch_shape(paths[key], shapes[paths[key]])}" for key in missing]
+    if problems:
+        problems += [not_finite(tensor) for tensor in tensors.values() if not np.isfinite(tensor.read()).all()]
+        raise WeightsError(where, problems, _hint(missing))
+    return {path: found[path] for path in shapes}
+
+
+def holds(keys: Iterable[str], pattern: str) -> bool:
+    """Whether the pattern is found in any of the keys."""
+    return any(re.search(pattern, key) for key in keys)
+
+
+def _hint(missing: list[str]) -> str:
+    if missing and all(".pixel_attentions." in key for key in missing):
+        return "this UNet has no Conditional Attention: it is not XPSR's; name XPSR's own folder last"
+    return ""
+
+
+def _whole_parts(ours: str) -> re.Pattern[str]:
+    return re.compile(r"(?<![^.])" + re.escape(ours).replace(r"\{n\}", r"(\d+)") + r"(?![^.])")
+
+
+_MODULE_PATTERNS = tuple((_whole_parts(ours), torch.replace("{n}", r"\1")) for ours, torch in MODULES)

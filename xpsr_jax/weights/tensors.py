@@ -1,0 +1,108 @@
+"""Tensors that are read only when asked for, so that a network passes through memory one tensor at a time."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from xpsr_jax.errors import UserError
+
+FLOATS: dict[str, np.dtype] = {
+    "float64": np.dtype(np.float64),
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+
+# Columns copied at a time: a transposed copy of a whole matrix misses the cache at every element (10 times slower).
+_COLUMNS = 64
+
+
+class WeightsError(UserError):
+    """Everything that is wrong with a network's weights: a summary, then a line for each problem, naming its tensor.
+
+    Attributes:
+      problems: the lines.
+    """
+
+    def __init__(self, where: object, problems: Sequence[str], hint: str = ""):
+        self.problems = tuple(problems)
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        summary = f"{where}: these weights cannot be used, {count}{hint and ' (' + hint + ')'}:"
+        super().__init__("\n  ".join([summary, *problems]))
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An array in a file or in memory.
+
+    Attributes:
+      name: in its file, for messages.
+      shape, dtype: known without reading.
+      read: gives the array. It may be a view into something larger: it is not to be written to.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+    @classmethod
+    def of(cls, name: str, array: Any) -> "Tensor":
+        """A numpy array, or a JAX array, which is fetched from its device when read."""
+        return cls(name, tuple(array.shape), np.dtype(array.dtype), lambda: np.asarray(array))
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+    def transpose(self, axes: Sequence[int]) -> "Tensor":
+        return replace(self, shape=tuple(self.shape[axis] for axis in axes), read=lambda: self.read().transpose(axes))
+
+    def reshape(self, shape: Sequence[int]) -> "Tensor":
+        return replace(self, shape=tuple(shape), read=lambda: self.read().reshape(shape))
+
+
+def read_finite(tensors: Mapping[str, Tensor], *, where: object, dtype: Any = None) -> Iterator[tuple[str, np.ndarray]]:
+    """Reads one tensor after another, row-major and in `dtype` (None: its own).
+
+    Raises, after the last one, WeightsError naming every tensor that holds NaN or infinity or that `dtype` cannot
+    hold: who stops early learns nothing.
+    """
+    problems = []
+    for key, tensor in tensors.items():
+        array = tensor.read()
+        if not np.isfinite(array).all():
+            problems.append(not_finite(tensor))
+            continue
+        cast = contiguous(array, dtype)
+        if cast.dtype != array.dtype and not np.isfinite(cast).all():
+            problems.append(f"too large for {cast.dtype.name}: {tensor.name} reaches {np.abs(array).max():.6g}")
+            continue
+        yield key, cast
+    if problems:
+        raise WeightsError(where, problems)
+
+
+def not_finite(tensor: Tensor) -> str:
+    """The line of a `WeightsError`."""
+    return f"NaN or infinity: in {tensor.name} {tensor.shape}"
+
+
+def contiguous(array: np.ndarray, dtype: Any = None) -> np.ndarray:
+    """The array in row-major order and in `dtype` (None: its own): itself if it is so already."""
+    dtype = array.dtype if dtype is None else np.dtype(dtype)
+    with np.errstate(over="ignore"):
+        if array.flags.c_contiguous:
+            return array.astype(dtype, copy=False)
+        out = np.empty(array.shape, dtype)
+        for start in range(0, array.shape[-1], _COLUMNS):
+            out[..., start : start + _COLUMNS] = array[..., start : start + _COLUMNS]
+    return out

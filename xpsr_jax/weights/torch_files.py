@@ -1,0 +1,201 @@
+"""The weight files of diffusers and transformers, read and written: safetensors, whole or in shards with an index."""
+
+import functools
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from xpsr_jax.errors import UserError
+from xpsr_jax.weights.atomic import new_file
+from xpsr_jax.weights.tensors import Tensor, read_finite
+
+# What diffusers and transformers call a component's weights.
+STEMS = ("diffusion_pytorch_model", "model")
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+
+_DTYPES: dict[str, np.dtype] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object. Raises UserError if the file holds none."""
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{file} should hold a JSON object, not {type(data).__name__}")
+    return data
+
+
+def write_json(data: Mapping[str, Any], file: Path) -> None:
+    """Writes a JSON object for people to read."""
+    with new_file(file) as temporary:
+        temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def read_folder(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a component's folder, by key; only names, shapes and types are read yet.
+
+    Raises UserError if there are none, or a file is missing, truncated or corrupt.
+    """
+    for stem in STEMS:
+        if (file := folder / f"{stem}.safetensors").exists():
+            return read_file(file)
+        if (index := folder / f"{stem}.safetensors.index.json").exists():
+            return _read_shards(index)
+    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    expected = " or ".join(f"{stem}.safetensors" for stem in STEMS)
+    if any(name.endswith(PICKLES) for name in found):
+        raise UserError(
+            f"{folder}: pickled weights ({', '.join(found)}) are read from the next release on, with the extra "
+            f"'torch'; this one needs {expected}"
+        )
+    raise UserError(f"{folder} holds no weights: expected {expected}, found {', '.join(found) or 'nothing'}")
+
+
+def read_file(file: Path) -> dict[str, Tensor]:
+    """The tensors of one safetensors file, by key; only the header is read yet.
+
+    The library checks the header, but the data are read here: through it every tensor would be in memory twice, or
+    mapped, which counts as memory too.
+    """
+    try:
+        with safe_open(file, framework="np"), file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length))
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(file, error) from error
+    header.pop("__metadata__", None)
+    if odd := [f"{key} ({entry['dtype']})" for key, entry in header.items() if entry["dtype"] not in _DTYPES]:
+        raise UserError(f"{file}: tensors of types that are not supported: {', '.join(odd)}")
+    tensors = {}
+    for key, entry in header.items():
+        shape, dtype, offset = tuple(entry["shape"]), _DTYPES[entry["dtype"]], 8 + length + entry["data_offsets"][0]
+        tensors[key] = Tensor(key, shape, dtype, functools.partial(_read, file, shape, dtype, offset))
+    return tensors
+
+
+def write_folder(
+    tensors: Mapping[str, Tensor],
+    folder: Path,
+    stem: str,
+    *,
+    where: object,
+    dtype: Any = None,
+    shard_bytes: int | None = None,
+) -> None:
+    """Writes a component's tensors, one in memory at a time, as diffusers and transformers read them.
+
+    Args:
+      tensors: by key, in PyTorch's layout.
+      folder: exists already.
+      stem: of the file's name, one of `STEMS`.
+      where: the tensors come from, for errors.
+      dtype: to cast to (None: as they are).
+      shard_bytes: start another file above this size, and write an index.
+
+    Raises: as `write_file`.
+    """
+    shards: list[dict[str, Tensor]] = [{}]
+    size = total = 0
+    for key in sorted(tensors):
+        nbytes = _nbytes(tensors[key], dtype)
+        if shard_bytes is not None and shards[-1] and size + nbytes > shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][key] = tensors[key]
+        size += nbytes
+        total += nbytes
+    if len(shards) == 1:
+        write_file(tensors, folder / f"{stem}.safetensors", where=where, dtype=dtype)
+        return
+    weight_map: dict[str, str] = {}
+    for i, shard in enumerate(shards, 1):
+        name = f"{stem}-{i:05d}-of-{len(shards):05d}.safetensors"
+        write_file(shard, folder / name, where=where, dtype=dtype)
+        weight_map |= dict.fromkeys(shard, name)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    write_json(index, folder / f"{stem}.safetensors.index.json")
+
+
+def write_file(tensors: Mapping[str, Tensor], file: Path, *, where: object, dtype: Any = None) -> None:
+    """Writes one safetensors file, byte for byte what the library writes, which needs all tensors in memory at once.
+
+    Raises:
+      WeightsError: naming every tensor that holds NaN or infinity, or that `dtype` cannot hold.
+      UserError: the file cannot be written.
+    """
+    types = {key: np.dtype(dtype or tensor.dtype) for key, tensor in tensors.items()}
+    order = sorted(tensors, key=lambda key: (-types[key].itemsize, key))
+    # diffusers refuses a file that does not say which framework it is for.
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for key in order:
+        start, end = end, end + _nbytes(tensors[key], dtype)
+        header[key] = {"dtype": _DTYPE_NAMES[types[key]], "shape": tensors[key].shape, "data_offsets": (start, end)}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with new_file(file) as temporary, temporary.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for _, array in read_finite({key: tensors[key] for key in order}, where=where, dtype=dtype):
+            stream.write(array.reshape(-1).view(np.uint8).data)
+
+
+def _nbytes(tensor: Tensor, dtype: Any) -> int:
+    return tensor.size * np.dtype(dtype or tensor.dtype).itemsize
+
+
+def _read(file: Path, shape: tuple[int, ...], dtype: np.dtype, offset: int) -> np.ndarray:
+    count = math.prod(shape)
+    try:
+        flat = np.fromfile(file, dtype, count, offset=offset)
+    except OSError as error:
+        raise _unreadable(file, error) from error
+    if flat.size != count:
+        raise UserError(f"{file} became shorter while it was read")
+    return flat.reshape(shape)
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index} has no weight_map")
+    names = sorted({str(name) for name in weight_map.values()})
+    if elsewhere := [name for name in names if Path(name).name != name]:
+        raise UserError(f"{index} names files outside its folder: {', '.join(elsewhere)}")
+    if absent := [name for name in names if not (index.parent / name).exists()]:
+        raise UserError(f"{index} names files that are not there: {', '.join(absent)}")
+    shards = {name: read_file(index.parent / name) for name in names}
+    if absent := [f"{key} in {name}" for key, name in weight_map.items() if key not in shards[name]]:
+        raise UserError(f"{index} names tensors that are not there: {', '.join(absent)}")
+    return {key: shards[name][key] for key, name in weight_map.items()}
+
+
+def _unreadable(file: Path, error: Exception) -> UserError:
+    if isinstance(error, OSError) and error.strerror:
+        return UserError(f"{file} cannot be read: {error.strerror}")
+    with file.open("rb") as stream:
+        if stream.read(23) == b"version https://git-lfs":
+            return UserError(f"{file} is only a Git LFS pointer; fetch the file itself with `git lfs pull`")
+    size = file.stat().st_size
+    return UserError(f"{file} ({size:,} bytes) is truncated, corrupt or no safetensors file ({error}); copy it again")
