@@ -1,8 +1,41 @@
-"""The demo's picture: what it shows, and where."""
+"""The demo, with a network of a few channels in the place of the model that ships."""
+
+import json
 
 import numpy as np
+from PIL import Image
 
+from tests.inference.tiny_model import tiny_model
+from xpsr_jax import demo
 from xpsr_jax.demo import main, side_by_side
+from xpsr_jax.inference.image_io import read_image
+from xpsr_jax.weights.model_folder import save
+
+
+def test_writes_both_pictures_and_says_where(tmp_path, monkeypatch, capsys) -> None:
+    photo, shipped = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8), tmp_path / "assets"
+    (shipped / "demo").mkdir(parents=True)
+    Image.fromarray(photo).save(shipped / "demo" / "original.png")
+    Image.fromarray(photo[::4, ::4]).save(shipped / "demo" / "lr.png")
+    caption = json.dumps({"image": "lr.png", "high": "a house", "low": "blurry"})
+    (shipped / "demo" / "captions.jsonl").write_text(caption)
+    save(tiny_model(), shipped / "tiny")
+    monkeypatch.setattr(demo, "ASSETS", shipped)
+
+    assert main([str(tmp_path / "out")]) == 0
+    restored, comparison = (read_image(tmp_path / "out" / name) for name in ("restored.png", "comparison.png"))
+    assert restored.shape == photo.shape
+    np.testing.assert_array_equal(comparison[-32:, 40:72], restored)
+    np.testing.assert_array_equal(comparison[-32:, 80:], photo)
+    said = capsys.readouterr().out
+    assert "It is a test's." in said  # the model's note
+    assert all(str(tmp_path / "out" / name) in said for name in ("restored.png", "comparison.png"))
+
+
+def test_what_is_missing_gets_one_line(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(demo, "ASSETS", tmp_path)
+    assert main([str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_pictures_stand_side_by_side_under_their_labels() -> None:

@@ -45,8 +45,8 @@ def run(folder: Path) -> None:
     caption = read_captions(photo.with_name("captions.jsonl"))[photo.name]
     print(f"{photo}, {lr.shape[1]} × {lr.shape[0]} pixels\n  what is in it: {caption.high}\n  how it is: {caption.low}")
 
-    print("Restoring it with the tiny model that ships with the package ...")
     model = xpsr_jax.load(ASSETS / "tiny")
+    print(f"Restoring it with the model that ships with the package. {model.note}")
     restorer = Restorer(model)
     with tqdm(total=restorer.sampling.steps, unit="step", disable=None) as bar:
         [restored] = restorer([lr], [caption], on_steps=bar.update)
