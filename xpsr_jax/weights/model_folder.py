@@ -150,7 +150,7 @@ def save(
     if unknown := parts.keys() - set(fields):
         raise ValueError(f"a model has no {', '.join(sorted(unknown))}")
     with new_folder(Path(folder), replaceable=ENTRIES if overwrite else None) as temporary:
-        for name in SUBFOLDERS.keys() & parts.keys():
+        for name in [name for name in SUBFOLDERS if name in parts]:
             part, target = parts[name], temporary / SUBFOLDERS[name]
             if isinstance(part, str | Path):
                 copy_folder(Path(part), target)
