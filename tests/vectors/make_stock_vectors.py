@@ -6,8 +6,9 @@ none. It ran with torch 2.13.0 (CPU), diffusers 0.42.1, transformers 5.23.0, saf
     python tests/vectors/make_stock_vectors.py [NAME ...]
 
 Each network gets a folder NAME/ like a component of a Stable Diffusion folder (config.json and weights), with
-io.safetensors beside them (`in.*`, `out.*`; PyTorch's layout, outputs float32). Weights and inputs are drawn, then
-rounded to float16, then used in float32: so float16 stores them exactly, at half the size.
+io.safetensors beside them (`in.*`, `out.*`; PyTorch's layout). Weights and inputs are drawn, then
+rounded to float16: so float16 stores them exactly, at half the size. Outputs are computed in float64, so that what a
+test measures is our rounding and not also PyTorch's.
 """
 
 import json
@@ -42,10 +43,11 @@ def draw(module: nn.Module, generator: torch.Generator) -> None:
         else:
             value = 0.2 * noise
         parameter.data.copy_(value.half())
+    module.double()
 
 
 def normal(generator: torch.Generator, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=generator).half().float()
+    return torch.randn(shape, generator=generator).half().double()
 
 
 def unet(config: dict[str, Any], latents: tuple[int, ...], timesteps: list[int], tokens: int) -> Callable:
@@ -68,7 +70,7 @@ def controlnet(
         draw(model, generator)
         b, _, h, w = latents
         x, context = normal(generator, *latents), normal(generator, b, tokens, config["cross_attention_dim"])
-        image = torch.rand((b, 3, h * factor, w * factor), generator=generator).half().float()
+        image = torch.rand((b, 3, h * factor, w * factor), generator=generator).half().double()
         t = torch.tensor(timesteps)
         residuals, mid = model(x, t, context, controlnet_cond=image, conditioning_scale=scale, return_dict=False)
         inputs = {"in.latents": x, "in.timesteps": t, "in.high": context, "in.image": image}
@@ -82,7 +84,7 @@ def autoencoder(config: dict[str, Any], image: tuple[int, ...], latents: tuple[i
     def make(generator: torch.Generator) -> tuple[nn.Module, Io]:
         model = AutoencoderKL(**config)
         draw(model, generator)
-        x = (2 * torch.rand(image, generator=generator) - 1).half().float()
+        x = (2 * torch.rand(image, generator=generator) - 1).half().double()
         z = normal(generator, *latents)  # as the decoder of PyTorch takes them: not scaled
         posterior = model.encode(x).latent_dist
         io = {"in.image": x, "in.latents": z, "out.mean": posterior.mean, "out.logvar": posterior.logvar}
@@ -234,9 +236,9 @@ def storable(tensor: Tensor, *, exact: bool) -> Tensor:
     if tensor.dtype == torch.int64:
         return tensor.int()
     if not exact:
-        return tensor
+        return tensor.float()
     half = tensor.half()
-    assert torch.equal(half.float(), tensor)
+    assert torch.equal(half.double(), tensor.double())
     return half
 
 

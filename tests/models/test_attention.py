@@ -1,0 +1,74 @@
+"""All attention kernels of a CPU compute the same, and so do their gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.models.golden import error
+from xpsr_jax.models.attention import CHUNK, attention
+
+# Fewer queries than a chunk, some whole chunks, and a last chunk that is not full.
+SIZES = {"short": (5, 7), "whole-chunks": (2 * CHUNK, 30), "ragged": (2 * CHUNK + 3, 2 * CHUNK + 3)}
+
+
+def inputs(queries, keys, dtype=jnp.float32):
+    a, b, c = jax.random.split(jax.random.key(queries), 3)
+    shapes = (2, queries, 3, 8), (2, keys, 3, 8), (2, keys, 3, 8)
+    # Sharp attention: scores of about ±10, which would show a softmax or a scale gone wrong.
+    return [3 * jax.random.normal(key, shape).astype(dtype) for key, shape in zip((a, b, c), shapes, strict=True)]
+
+
+def exact(q, k, v, causal):
+    """The definition, in float64."""
+    q, k, v = (np.asarray(x, np.float64).swapaxes(1, 2) for x in (q, k, v))
+    scores = q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1])
+    if causal:
+        scores = np.where(np.tri(*scores.shape[-2:], dtype=bool), scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return (weights / weights.sum(-1, keepdims=True) @ v).swapaxes(1, 2)
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
+def test_kernels_equal_the_definition(size, causal):
+    q, k, v = inputs(*size)
+    expected = exact(q, k, v, causal)
+    for kernel in ("plain", "chunked", "auto"):
+        output = jax.jit(lambda *x, kernel=kernel: attention(*x, kernel=kernel, causal=causal))(q, k, v)
+        assert error(output, expected) <= 2e-5  # measured: 6e-6
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_kernels_have_equal_gradients(causal):
+    q, k, v = inputs(*SIZES["ragged"])
+    weights = jax.random.normal(jax.random.key(9), q.shape)
+
+    def gradients(kernel):
+        loss = lambda q, k, v: jnp.sum(weights * attention(q, k, v, kernel=kernel, causal=causal))  # noqa: E731
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v)
+
+    for ours, theirs in zip(gradients("chunked"), gradients("plain"), strict=True):
+        assert error(ours, theirs) <= 1e-5  # measured: 4e-6
+
+
+@pytest.mark.parametrize("keys", [77, 5000])
+def test_softmax_is_float32_in_bfloat16(keys):
+    """Sharp attention over many keys costs no more than the rounding of weights and result to bfloat16 (2⁻⁹ each)."""
+    q, k, v = inputs(4, keys, jnp.bfloat16)
+    output = attention(q, k, v, kernel="plain")
+    assert output.dtype == jnp.bfloat16
+    assert error(output, exact(q, k, v, causal=False)) <= 1.2e-2  # measured: 0.8e-2
+
+
+def test_chunks_bound_the_memory():
+    """At 4096 tokens the chunked kernel needs a chunk's scores at a time, not all of them."""
+    x = jax.ShapeDtypeStruct((1, 4096, 1, 8), jnp.float32)
+
+    def temporary_bytes(kernel):
+        compiled = jax.jit(lambda *x: attention(*x, kernel=kernel)).lower(x, x, x).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    whole = 4096 * 4096 * 4
+    assert temporary_bytes("plain") >= whole
+    assert temporary_bytes("auto") < whole / 8
