@@ -1,0 +1,36 @@
+"""Makes assets/demo: one photograph that the tiny model has never seen, degraded by the full pipeline (method §9).
+
+python xpsr_jax/assets/make_demo.py FOLDER_OF_PHOTOS
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from xpsr_jax.data.captions import Caption, read_captions, write_captions
+from xpsr_jax.data.degradation import DegradationConfig, degrade
+from xpsr_jax.data.jpeg import to_uint8
+from xpsr_jax.data.quality import describe
+from xpsr_jax.data.sources import read_image
+from xpsr_jax.inference.image_io import write_png
+
+PHOTO = "opencv_fruits.jpg"
+SIDE = 480
+SEED = 0
+
+
+def main(folder: Path) -> None:
+    target = Path(__file__).parent / "demo"
+    original = read_image(folder / PHOTO)[:SIDE, :SIDE]
+    rng = np.random.default_rng(SEED)
+    degraded = degrade(original.astype(np.float32) / 255, DegradationConfig(), rng)
+    write_png(target / "original.png", original)
+    write_png(target / "lr.png", to_uint8(degraded.lr))
+    high = read_captions(folder / "captions.jsonl")[PHOTO].high
+    write_captions(target / "captions.jsonl", {"lr.png": Caption(high, describe(degraded.drawn, rng))})
+    print(degraded.drawn)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
