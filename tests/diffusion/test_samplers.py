@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors.numpy import load_file
 
 import xpsr_jax
@@ -27,17 +28,18 @@ def schedule(vectors):
 
 @pytest.fixture(scope="module")
 def run(vectors, stored, schedule, tmp_path_factory):
-    """`run(case, index, latents)`: latents after the step of that index, with the networks and inputs of a stored case."""
+    """`run(case, index, latents)`: latents after that step, with the networks and inputs of a stored case."""
     folder = tmp_path_factory.mktemp("released")
     for name in ("unet", "controlnet"):
         (folder / name).mkdir()
         (folder / name / "config.json").symlink_to(vectors / "xpsr" / f"{name}_config.json")
         (folder / name / "diffusion_pytorch_model.safetensors").symlink_to(vectors / "xpsr" / f"{name}.safetensors")
-    unet, controlnet = xpsr_jax.load_networks(folder)
+    networks = xpsr_jax.load_networks(folder)
     sampler = Ddpm(schedule, STEPS)
 
-    @jax.jit
-    def one_step(inputs, noises, latents, rows):
+    @nnx.jit
+    def one_step(networks, inputs, noises, latents, rows):
+        unet, controlnet = networks
         high = jnp.concatenate([inputs["high_pos"], inputs["high_neg"]])
         low = jnp.concatenate([inputs["low_pos"], inputs["low_neg"]])
         features = controlnet.encode_image(jnp.concatenate([inputs["image"]] * 2))
@@ -55,7 +57,7 @@ def run(vectors, stored, schedule, tmp_path_factory):
         names = ("high_pos", "high_neg", "low_pos", "low_neg", "image")
         inputs = {name: stored[f"{case}.in.{name}"] for name in names}
         rows = jax.tree.map(lambda column: column[index : index + 1], sampler.table())
-        return one_step(inputs, stored[f"{case}.step_noise"], latents, rows)
+        return one_step(networks, inputs, stored[f"{case}.step_noise"], latents, rows)
 
     return run
 

@@ -1,0 +1,246 @@
+"""Restores low-resolution photographs with XPSR.
+
+python sample.py photo.png folder/ --output restored --captions captions.jsonl
+
+Each INPUT is an image or a folder of images (searched with its subfolders). Restored images are PNG files under the
+same names in the output folder. Captions are JSON lines {"image": path, "high": what is in the picture, "low": how it
+is degraded}.
+"""
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import tyro
+from tqdm import tqdm
+
+import xpsr_jax
+from xpsr_jax.config import SAMPLING_PRESETS, Mesh, Sampling
+from xpsr_jax.data.captions import Caption, read_captions
+from xpsr_jax.errors import UserError
+from xpsr_jax.inference.compilation import use_compilation_cache
+from xpsr_jax.inference.image_io import Input, check_writable, list_inputs, read_image, read_size, write_png
+from xpsr_jax.inference.restore import Restorer, not_a_number, plan_batches
+from xpsr_jax.sharding import make_mesh
+
+TINY_MODEL = Path(xpsr_jax.__file__).parent / "assets" / "tiny"
+
+
+def _setting(metavar: str) -> object:
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="(default: the preset's)")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Settings left out are the preset's; without a preset, the model's own."""
+
+    inputs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INPUT...", help_behavior_hint="")]
+    """Images and folders of images."""
+    output: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder for the restored images; subfolders of an input folder are kept."""
+    model: Annotated[
+        tuple[Path, ...],
+        tyro.conf.arg(metavar="DIR...", help_behavior_hint="(default: the one that ships with the package)"),
+    ] = ()
+    """Model folder. Of several, a later one's components are taken first: Stable Diffusion 1.5's, then XPSR's."""
+    captions: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
+    """JSON lines with the images' captions. Image paths are relative to this file, or to the input folder."""
+    missing_captions: Literal["error", "empty"] = "error"
+    """What to do about an image without captions: stop before the work begins, or restore it without."""
+    high_captions: bool = True
+    """Whether to use what the captions say of the content (paper, Table 2)."""
+    low_captions: bool = True
+    """Whether to use what the captions say of the quality (paper, Table 2)."""
+
+    preset: Annotated[
+        Literal["paper", "released"] | None,
+        tyro.conf.arg(metavar="{paper,released}", help_behavior_hint="(default: the model's own)"),
+    ] = None
+    """All of the following settings as in the paper, or as in its released code."""
+    steps: Annotated[int | None, _setting("N")] = None
+    """Sampling steps."""
+    guidance_scale: Annotated[float | None, _setting("S")] = None
+    """How far to move away from the negative prompt. The paper's form: 0 turns it off; the released code's: 1 does."""
+    guidance_form: Annotated[Literal["paper", "released"] | None, _setting("{paper,released}")] = None
+    """positive + s (positive - negative), or negative + s (positive - negative)."""
+    conditioning_scale: Annotated[float | None, _setting("S")] = None
+    """Strength of the ControlNet."""
+    start: Annotated[Literal["lr", "noise", "lr_noised_twice"] | None, _setting("{lr,noise,lr_noised_twice}")] = None
+    """Start from the noisy LR image (paper), from noise, or from the LR image noised twice (released code)."""
+    positive: Annotated[str | None, _setting("WORDS")] = None
+    """Words to append to every high-level caption; they are never cut. "" for none."""
+    negative: Annotated[str | None, _setting("WORDS")] = None
+    """High-level negative prompt. "" for an empty one (paper, Table 5)."""
+    negative_low: Annotated[str | None, _setting("WORDS")] = None
+    """Low-level negative prompt. The paper has the image's own low-level caption, the released code fixed words."""
+    color_fix: Annotated[Literal["adain", "wavelet", "none"] | None, _setting("{adain,wavelet,none}")] = None
+    """How to give the result the colours of the input."""
+    upscale: Annotated[int | None, _setting("N")] = None
+    """How many times larger the result is."""
+
+    seed: int = 0
+    """The same image, seed and settings give the same result, whatever else is restored with it."""
+    batch_size: int = 1
+    """Images of one size to restore at once on each device."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of weights and computation."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """What to do about an image that cannot be read or restored. Skipped ones are reported, and the exit code is 1."""
+    overwrite: bool = False
+    """Replace images that the output folder already has."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code: 0, 1 if anything went wrong, 130 if interrupted."""
+    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
+    try:
+        return run(arguments)
+    except UserError as error:
+        print(f"sample.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("sample.py: interrupted; the images written so far are complete", file=sys.stderr)
+        return 130
+
+
+def run(arguments: Arguments) -> int:
+    use_compilation_cache()
+    if arguments.batch_size < 1:
+        raise UserError(f"--batch-size must be at least 1, not {arguments.batch_size}")
+    inputs = list_inputs(arguments.inputs, exclude=arguments.output)
+    outputs = output_paths(inputs, arguments.output, overwrite=arguments.overwrite)
+    captions = find_captions(inputs, arguments)
+    check_writable(arguments.output)
+
+    folders = arguments.model or (TINY_MODEL,)
+    model = xpsr_jax.load(*folders, dtype=jnp.dtype(arguments.dtype))
+    print(f"Model: {', '.join(map(str, folders))}. {model.note}")
+    if not arguments.model:
+        print("This is the model that ships with the package: it is small and knows 42 photographs.")
+    sampling = chosen_sampling(model.defaults, arguments)
+    devices = jax.local_devices()
+    mesh = make_mesh(Mesh(data=-1, fsdp=1), devices) if len(devices) > 1 else None
+    restorer = Restorer(model, sampling, batch_size=arguments.batch_size, mesh=mesh)
+
+    failed = 0
+
+    def fail(message: str) -> None:
+        nonlocal failed
+        if arguments.on_error == "stop":
+            raise UserError(message)
+        failed += 1
+        tqdm.write(f"sample.py: {message}", file=sys.stderr)
+
+    sizes = {}
+    for i, each in enumerate(inputs):
+        try:
+            sizes[i] = restorer.network_size(*read_size(each.path))
+        except UserError as error:
+            fail(str(error))
+    planned = list(sizes)
+    with tqdm(total=len(planned) * sampling.steps, unit="step", disable=None) as bar:
+        for batch in plan_batches(list(sizes.values()), restorer.capacity):
+            members, images = [], []
+            for i in (planned[j] for j in batch):
+                try:
+                    images.append(read_image(inputs[i].path))
+                    members.append(i)
+                except UserError as error:
+                    fail(str(error))
+                    bar.update(sampling.steps)
+            if not members:
+                continue
+            bar.set_postfix_str(inputs[members[0]].name.name)
+            restored = restorer(
+                images,
+                [captions[i] for i in members],
+                seed=arguments.seed,
+                on_steps=functools.partial(advance_bar, bar, len(members)),
+            )
+            results = dict(zip(members, restored, strict=True))
+            for i, result in results.items():
+                if result is not None:
+                    write_png(outputs[i], result)
+            for i in (i for i, result in results.items() if result is None):
+                fail(not_a_number(str(inputs[i].path)))
+    skipped = f"; {failed} skipped" if failed else ""
+    print(f"{len(inputs) - failed} of {len(inputs)} images restored to {arguments.output}{skipped}")
+    return 1 if failed else 0
+
+
+def advance_bar(bar: tqdm, images: int, steps: int) -> None:
+    bar.update(images * steps)
+
+
+def chosen_sampling(defaults: Sampling, arguments: Arguments) -> Sampling:
+    """The preset, or else the model's own settings, with what the command line says otherwise."""
+    preset = SAMPLING_PRESETS[arguments.preset] if arguments.preset else defaults
+    given: dict[str, Any] = {
+        "steps": arguments.steps,
+        "guidance_scale": arguments.guidance_scale,
+        "guidance_form": arguments.guidance_form,
+        "conditioning_scale": arguments.conditioning_scale,
+        "start": arguments.start,
+        "positive_words": arguments.positive,
+        "negative_high": arguments.negative,
+        "negative_low": arguments.negative_low,
+        "color_fix": arguments.color_fix,
+        "upscale": arguments.upscale,
+    }
+    return dataclasses.replace(preset, **{field: value for field, value in given.items() if value is not None})
+
+
+def output_paths(inputs: Sequence[Input], folder: Path, *, overwrite: bool) -> list[Path]:
+    """Where each input's result goes: its name with .png. Raises if two would go to one place or something is there."""
+    outputs = [folder / each.name.with_suffix(".png") for each in inputs]
+    taken: dict[Path, Path] = {}
+    for each, output in zip(inputs, outputs, strict=True):
+        if output in taken:
+            raise UserError(
+                f"{taken[output]} and {each.path} would both become {output}: restore them into different folders"
+            )
+        taken[output] = each.path
+    sources = {each.path.resolve() for each in inputs}
+    for output in outputs:
+        if output.resolve() in sources:
+            raise UserError(f"{output} is an input and would be overwritten: choose another --output")
+    existing = [output for output in outputs if output.exists()]
+    if existing and not overwrite:
+        others = f", as do {len(existing) - 1} others" if len(existing) > 1 else ""
+        raise UserError(f"{existing[0]} exists already{others}: choose another --output, or --overwrite")
+    return outputs
+
+
+def find_captions(inputs: Sequence[Input], arguments: Arguments) -> list[Caption]:
+    """Each input's captions, by its path relative to the captions file, or else by its path in its input folder."""
+    known = read_captions(arguments.captions) if arguments.captions else {}
+    base = arguments.captions.resolve().parent if arguments.captions else Path()
+    found = []
+    missing = []
+    for each in inputs:
+        absolute = each.path.resolve()
+        names = [absolute.relative_to(base)] if absolute.is_relative_to(base) else []
+        caption = next((known[name.as_posix()] for name in (*names, each.name) if name.as_posix() in known), None)
+        if caption is None:
+            missing.append(each.path)
+            caption = Caption("", "")
+        found.append(
+            Caption(caption.high if arguments.high_captions else "", caption.low if arguments.low_captions else "")
+        )
+    if missing and arguments.missing_captions == "error":
+        where = f"in {arguments.captions}" if arguments.captions else "(no --captions FILE)"
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(
+            f"no captions for {missing[0]}{others} {where}: add them, or --missing-captions empty to restore without"
+        )
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from tests.inference.tiny_model import SAMPLING, tiny_model
+from xpsr_jax.data.captions import Caption
+from xpsr_jax.diffusion import Ddpm, start_latents
+from xpsr_jax.errors import UserError
+from xpsr_jax.inference import restore as restore_module
+from xpsr_jax.inference.color import adain, to_uint8
+from xpsr_jax.inference.prompts import tokenize
+from xpsr_jax.inference.restore import Restorer, content_digest, plan_batches, restore
+
+RNG = np.random.default_rng(0)
+IMAGES = [RNG.integers(0, 256, (8, 8, 3), np.uint8) for _ in range(3)]
+CAPTIONS = [Caption("a red house", "noisy"), Caption("two dogs", "blurry and dark"), Caption("", "")]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def one_by_one(model):
+    return restore(model, IMAGES, CAPTIONS)
+
+
+def most(a, b):
+    """The largest difference of two lists of images, in grey levels."""
+    return max(np.abs(np.int32(x) - y).max() for x, y in zip(a, b, strict=True))
+
+
+def changed(a, b):
+    return np.mean(a != b)
+
+
+def test_equals_the_method_written_plainly(model, one_by_one):
+    """One image through method §7 step by step, text embedded anew at every step, halves one after the other."""
+    image, caption = IMAGES[0], CAPTIONS[0]
+    pixels = np.asarray(Image.fromarray(image).resize((32, 32), Image.BICUBIC))[None].astype(np.float32) / 255
+    high, negative, low = (
+        tokenize(model.tokenizer, [text]) for text in (caption.high, SAMPLING.negative_high, caption.low)
+    )
+    keys = jax.random.split(restore_module._image_key(np.zeros(2, np.uint32), content_digest(image)), 4)
+    posterior, first, second = (jax.random.normal(key, (8, 8, 4))[None] for key in keys[:3])
+
+    @nnx.jit
+    def predict(networks, latents, timestep, high):
+        unet, controlnet, text_encoder = networks
+        c_high, c_low, timesteps = text_encoder(high), text_encoder(low), jnp.full(1, timestep)
+        control = controlnet(latents, timesteps, c_high, c_low, controlnet.encode_image(pixels))
+        return unet(latents, timesteps, c_high, control.residuals, control.mid)
+
+    mean, log_variance = nnx.jit(lambda autoencoder: autoencoder.moments(2 * jnp.asarray(pixels) - 1))(
+        model.autoencoder
+    )
+    lr_latents = model.autoencoder.config.scaling_factor * (mean + jnp.exp(log_variance / 2) * posterior)
+    sampler = Ddpm(model.schedule, 2)
+    state = sampler.init(start_latents(model.schedule, "lr", lr_latents, first, second, steps=2))
+    for i in range(2):
+        row = jax.tree.map(lambda column: column[i], sampler.table())  # noqa: B023
+        networks = model.unet, model.controlnet, model.text_encoder
+        eps, eps_negative = (predict(networks, state.latents, row.timestep, tokens) for tokens in (high, negative))
+        step_noise = jax.random.normal(jax.random.fold_in(keys[3], i), (8, 8, 4))[None]
+        state = sampler.step(state, row, eps + 1.5 * (eps - eps_negative), step_noise)
+    decoded = nnx.jit(lambda autoencoder, latents: autoencoder.decode(latents))(model.autoencoder, state.latents)
+    rounded = jnp.round(jnp.clip(decoded / 2 + 0.5, 0, 1) * 255) / 255
+    expected = np.asarray(to_uint8(adain(rounded, pixels))[0])
+    assert most([one_by_one[0]], [expected]) <= 1  # measured 0
+    assert expected.std() > 5
+
+
+def test_a_result_does_not_depend_on_what_is_restored_beside_it(model, one_by_one):
+    batched = restore(model, IMAGES, CAPTIONS, batch_size=2)
+    assert most(batched, one_by_one) <= 1  # measured 1: of another batch shape XLA makes another program
+    reversed_ = restore(model, IMAGES[::-1], CAPTIONS[::-1], batch_size=2)
+    assert most(reversed_[::-1], batched) == 0
+
+
+def test_a_result_does_not_depend_on_the_number_of_devices(model, one_by_one):
+    mesh = jax.make_mesh((2,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    restorer = Restorer(model, mesh=mesh)
+    assert restorer.capacity == 2
+    assert most(restore(model, IMAGES, CAPTIONS, mesh=mesh), one_by_one) <= 1  # measured 0
+
+
+def test_every_input_counts_and_nothing_is_compiled_again(model, one_by_one):
+    def restored(image=IMAGES[0], caption=CAPTIONS[0], seed=0, **settings):
+        return restore(model, [image], [caption], dataclasses.replace(SAMPLING, **settings), seed=seed)[0]
+
+    compiled = restore_module._advance._cache_size(), restore_module._prepare._cache_size()
+    np.testing.assert_array_equal(restored(), one_by_one[0])
+    assert changed(restored(seed=1), one_by_one[0]) > 0.5
+    assert changed(restored(seed=2**40), one_by_one[0]) > 0.5
+    assert changed(restored(caption=Caption("a blue house", "noisy")), one_by_one[0]) > 0.01
+    assert changed(restored(caption=Caption("a red house", "clear")), one_by_one[0]) > 0.01
+    assert changed(restored(guidance_scale=3.0), one_by_one[0]) > 0.01
+    assert changed(restored(conditioning_scale=0.5), one_by_one[0]) > 0.01
+    assert changed(restored(negative_high="sharp"), one_by_one[0]) > 0.01
+    assert changed(restored(negative_low="sharp"), one_by_one[0]) > 0.01
+    assert changed(restored(positive_words="sharp"), one_by_one[0]) > 0.01
+    other = IMAGES[0].copy()
+    other[0, 0, 0] ^= 1
+    assert changed(restored(image=other), one_by_one[0]) > 0.5  # other content, other noise
+    assert (restore_module._advance._cache_size(), restore_module._prepare._cache_size()) == compiled
+
+
+def test_without_guidance_the_negative_half_is_not_run(model):
+    off = Restorer(model, dataclasses.replace(SAMPLING, guidance_scale=0.0))
+    high, low = off._tokens(CAPTIONS[:1])
+    assert high.shape == low.shape == (1, 1, 77)
+    barely = dataclasses.replace(SAMPLING, guidance_scale=1e-6)
+    assert most(off(IMAGES[:1], CAPTIONS[:1]), restore(model, IMAGES[:1], CAPTIONS[:1], barely)) <= 1  # measured 0
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (1, 1)])
+def test_odd_sizes(model, shape):
+    """(5, 9): 32 x 57, floored to 32 x 56 for the networks; the latents' 8 x 14 are halved unevenly by nothing here."""
+    image = RNG.integers(0, 256, (*shape, 3), np.uint8)
+    seen = []
+    restorer = Restorer(model)
+    (restored,) = restorer([image], CAPTIONS[:1], on_steps=seen.append)
+    assert restored.shape == (4 * shape[0], 4 * shape[1], 3) and restored.dtype == np.uint8
+    assert sum(seen) == 2
+
+
+def test_an_image_that_comes_out_as_nan_is_named(model):
+    networks = nnx.clone(model.autoencoder)
+    networks.decoder.conv_out.bias[...] = jnp.nan
+    broken = dataclasses.replace(model, autoencoder=networks)
+    with pytest.raises(UserError, match=r"dog\.png: the networks computed NaN"):
+        restore(broken, IMAGES[:1], CAPTIONS[:1], names=["dog.png"])
+
+
+def test_batches_hold_one_size_in_the_order_of_their_first_images():
+    sizes = [(1, 1), (2, 2), (1, 1), (1, 1), (2, 2), (3, 3)]
+    assert plan_batches(sizes, 2) == [[0, 2], [1, 4], [3], [5]]
+    assert plan_batches([], 2) == []
+
+
+def test_the_number_of_steps_between_looks_at_the_progress_divides_them():
+    assert [restore_module._steps_at_once(steps) for steps in (1, 4, 20, 25, 47, 50)] == [1, 1, 2, 1, 1, 5]
+
+
+def test_what_is_no_image_is_refused(model):
+    with pytest.raises(ValueError, match="uint8"):
+        restore(model, [np.zeros((8, 8, 3), np.float32)], CAPTIONS[:1])
+    with pytest.raises(ValueError, match="1 images but 3 captions"):
+        restore(model, IMAGES[:1], CAPTIONS)

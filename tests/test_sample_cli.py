@@ -1,0 +1,182 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+import sample
+from tests.inference.tiny_model import tiny_model
+from xpsr_jax.inference.image_io import read_image
+from xpsr_jax.inference.restore import not_a_number
+from xpsr_jax.weights.model_folder import save
+
+ROOT = Path(__file__).parents[1]
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save(tiny_model(), folder)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of two photographs, one below, and their captions."""
+    folder = tmp_path / "photos"
+    for name in ("b.png", "a/c.jpg"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(RNG.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / name)
+    lines = [json.dumps({"image": name, "high": "a house", "low": "blurry"}) for name in ("b.png", "a/c.jpg")]
+    (folder / "captions.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def outputs(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_folder_is_restored(model_folder, photos, tmp_path):
+    """As people run it: a process of its own, every device that it finds, a folder with a subfolder and captions."""
+    output = tmp_path / "restored"
+    command = [sys.executable, ROOT / "sample.py", photos, "--output", output, "--model", model_folder, "--captions"]
+    run = subprocess.run(
+        [*command, photos / "captions.jsonl"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert run.returncode == 0, run.stderr
+    assert outputs(output) == ["a/c.png", "b.png"]
+    assert all(read_image(output / name).shape == (32, 32, 3) for name in outputs(output))
+    assert "It is a test's." in run.stdout and "2 of 2 images restored" in run.stdout
+    assert "Traceback" not in run.stderr
+
+
+def one_line(capsys, argv, *, code=1):
+    """Runs the command, which must fail with one line on stderr, and returns that line."""
+    assert sample.main([str(argument) for argument in argv]) == code
+    captured = capsys.readouterr()
+    assert captured.err.startswith("sample.py: ") and captured.err.count("\n") == 1, captured.err
+    return captured.err
+
+
+def test_settings_of_the_command_line_go_before_the_presets():
+    arguments = sample.Arguments((), Path(), preset="released", steps=7, positive="")
+    sampling = sample.chosen_sampling(sample.Sampling(steps=3), arguments)
+    assert (sampling.steps, sampling.positive_words) == (7, "")
+    assert (sampling.guidance_form, sampling.guidance_scale) == ("released", 4.5)
+    assert sample.chosen_sampling(sample.Sampling(steps=3), sample.Arguments((), Path())) == sample.Sampling(steps=3)
+
+
+def test_captions_are_found_and_switched_off(photos):
+    inputs = sample.list_inputs([photos])
+    given = {"captions": photos / "captions.jsonl"}
+    assert [c.high for c in sample.find_captions(inputs, sample.Arguments((), Path(), **given))] == ["a house"] * 2
+    off = sample.Arguments((), Path(), **given, high_captions=False)
+    assert [(c.high, c.low) for c in sample.find_captions(inputs, off)] == [("", "blurry")] * 2
+    # By their path below an input folder, if the captions file lies elsewhere.
+    moved = photos.parent / "elsewhere.jsonl"
+    moved.write_text((photos / "captions.jsonl").read_text())
+    assert len(sample.find_captions(inputs, sample.Arguments((), Path(), captions=moved))) == 2
+
+
+def test_no_such_input(capsys, tmp_path):
+    assert "no such file" in one_line(capsys, [tmp_path / "nowhere.png", "--output", tmp_path / "out"])
+
+
+def test_empty_folder(capsys, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "no image in this folder" in one_line(capsys, [tmp_path / "empty", "--output", tmp_path / "out"])
+
+
+def test_missing_caption(capsys, photos, tmp_path):
+    argv = [photos, "--output", tmp_path / "out", "--captions", tmp_path / "some.jsonl"]
+    (tmp_path / "some.jsonl").write_text(json.dumps({"image": "b.png", "high": "a house", "low": "blurry"}))
+    assert f"no captions for {photos / 'a' / 'c.jpg'} in" in one_line(capsys, argv)
+    assert f"{photos / 'a' / 'c.jpg'} and 1 more (no --captions FILE)" in one_line(capsys, argv[:3])
+    assert not (tmp_path / "out").exists()
+
+
+def test_broken_captions_file(capsys, photos, tmp_path):
+    (tmp_path / "broken.jsonl").write_text("{")
+    line = one_line(capsys, [photos, "--output", tmp_path / "out", "--captions", tmp_path / "broken.jsonl"])
+    assert "broken.jsonl, line 1" in line
+
+
+def test_two_inputs_of_one_name(capsys, photos, tmp_path):
+    (photos / "b.bmp").write_bytes((photos / "b.png").read_bytes())
+    assert "would both become" in one_line(capsys, [photos, "--output", tmp_path / "out"])
+
+
+def test_an_output_that_exists_or_is_an_input(capsys, photos, tmp_path):
+    (tmp_path / "out" / "a").mkdir(parents=True)
+    (tmp_path / "out" / "a" / "c.png").write_text("mine")
+    argv = [photos, "--output", tmp_path / "out", "--missing-captions", "empty"]
+    assert "exists already" in one_line(capsys, argv)
+    assert (tmp_path / "out" / "a" / "c.png").read_text() == "mine"
+    line = one_line(capsys, [photos / "b.png", "--output", photos, "--missing-captions", "empty", "--overwrite"])
+    assert "is an input and would be overwritten" in line
+
+
+def test_unwritable_output(capsys, photos, tmp_path):
+    (tmp_path / "file").write_text("")
+    line = one_line(capsys, [photos, "--output", tmp_path / "file" / "out", "--missing-captions", "empty"])
+    assert "cannot write into this folder" in line
+
+
+def test_wrong_model_folder(capsys, photos, tmp_path):
+    argv = [photos, "--output", tmp_path / "out", "--missing-captions", "empty", "--model"]
+    assert "unet/" in one_line(capsys, [*argv, photos])
+    assert "nowhere" in one_line(capsys, [*argv, tmp_path / "nowhere"])
+
+
+def test_impossible_settings(capsys, photos, tmp_path, model_folder):
+    argv = [photos, "--output", tmp_path / "out", "--missing-captions", "empty", "--model", model_folder]
+    assert "--batch-size" in one_line(capsys, [*argv, "--batch-size", 0])
+    assert "number of steps" in one_line(capsys, [*argv, "--steps", 5000])
+
+
+def test_weights_that_are_not_finite(capsys, photos, tmp_path, model_folder):
+    shutil.copytree(model_folder, tmp_path / "model")
+    file = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file(load_file(file) | {"conv_out.bias": np.full(4, np.nan, np.float32)}, file)
+    argv = [photos, "--output", tmp_path / "out", "--missing-captions", "empty", "--model", tmp_path / "model"]
+    assert sample.main([str(argument) for argument in argv]) == 1
+    error = capsys.readouterr().err  # a line for each such tensor
+    assert "conv_out.bias" in error and "Traceback" not in error
+
+
+def test_a_broken_image_stops_or_is_skipped(capsys, photos, tmp_path, model_folder):
+    Image.fromarray(RNG.integers(0, 256, (64, 64, 3), np.uint8)).save(photos / "d.jpg")
+    (photos / "d.jpg").write_bytes((photos / "d.jpg").read_bytes()[:3000])  # its header is whole
+    (photos / "e.png").write_text("no picture")
+    argv = [photos, "--output", tmp_path / "out", "--missing-captions", "empty", "--model", model_folder]
+    assert "e.png: not an image" in one_line(capsys, argv)
+    assert not (tmp_path / "out").exists() or not outputs(tmp_path / "out")
+
+    assert sample.main([*map(str, argv), "--on-error", "skip"]) == 1
+    captured = capsys.readouterr()
+    assert outputs(tmp_path / "out") == ["a/c.png", "b.png"]
+    assert "2 of 4 images restored" in captured.out and "2 skipped" in captured.out
+    assert "d.jpg: damaged" in captured.err and "e.png: not an image" in captured.err
+
+
+def test_networks_that_give_nan(capsys, photos, tmp_path, monkeypatch, model_folder):
+    monkeypatch.setattr(sample, "Restorer", _NotANumber)
+    argv = [photos / "b.png", "--output", tmp_path / "out", "--missing-captions", "empty", "--model", model_folder]
+    assert not_a_number(str(photos / "b.png")) in one_line(capsys, argv)
+    assert not outputs(tmp_path / "out")
+
+
+class _NotANumber(sample.Restorer):
+    def __call__(self, images, captions, **_):
+        return [None] * len(images)
