@@ -1,4 +1,7 @@
-"""Settings of sampling and training as frozen dataclasses; `configs/*.py` make them, command lines override single fields."""
+"""Settings of sampling and training as frozen dataclasses.
+
+`configs/*.py` make them, command lines override single fields.
+"""
 
 import importlib.util
 from dataclasses import dataclass, field
@@ -17,20 +20,25 @@ from xpsr_jax.models.unet import UNetConfig
 
 @dataclass(frozen=True)
 class Sampling:
-    """How images are restored. The defaults are the paper's, and where it is silent the released code's (method §7, §11).
+    """How images are restored.
+
+    The defaults are the paper's, and where it is silent the released code's (method §7, §11).
 
     Attributes:
       steps: of the sampler.
       guidance_scale: s in `guidance_form`.
-      guidance_form: "paper": eps + s (eps - eps_negative); "released": eps_negative + s (eps - eps_negative). One equals the other with s larger by 1.
+      guidance_form: "paper": eps + s (eps - eps_negative); "released": eps_negative + s (eps - eps_negative). One
+        equals the other with s larger by 1.
       conditioning_scale: multiplies the ControlNet's residuals.
-      start: initial latents. "lr": the LR image's latents noised to the first timestep; "noise": pure noise; "lr_noised_twice": as "lr" and noised once more,
-        to `added_noise_level` (the released code).
+      start: initial latents. "lr": the LR image's latents noised to the first timestep; "noise": pure noise;
+        "lr_noised_twice": as "lr" and noised once more, to `added_noise_level` (the released code).
       added_noise_level: timestep of that second noise.
-      positive_words: appended to the high-level caption; a long caption is cut so that they stay within CLIP's 77 tokens.
+      positive_words: appended to the high-level caption; a long caption is cut so that they stay within CLIP's 77
+        tokens.
       negative_high: high-level prompt of the negative half.
       negative_low: low-level prompt of the negative half; None: the image's own low-level caption (paper, eq. 6).
-      color_fix: colours are taken from the LR image by its mean and deviation ("adain"), by its low frequencies ("wavelet"), or not at all.
+      color_fix: colours are taken from the LR image by its mean and deviation ("adain"), by its low frequencies
+        ("wavelet"), or not at all.
       upscale: output size over input size.
       process_size: a shorter side below it is enlarged to it before the networks see the image, in pixels.
     """
@@ -72,8 +80,10 @@ class Networks:
     """Which networks, and what they start from.
 
     Attributes:
-      base: model folders whose components are loaded, later ones first choice (Stable Diffusion's, then perhaps XPSR's). Their own config.json files hold.
-      from_scratch: components that may be absent from `base`; they are initialised at random, of the configurations below.
+      base: model folders whose components are loaded, later ones first choice (Stable Diffusion's, then perhaps
+        XPSR's). Their own config.json files hold.
+      from_scratch: components that may be absent from `base`; they are initialised at random, of the configurations
+        below.
       unet, controlnet, autoencoder, text_encoder, schedule: configurations of what `base` lacks.
       tokenizer: folder of CLIP's vocabulary; None: the base's, or else the one that ships with this package.
     """
@@ -113,7 +123,8 @@ class Loss:
 
     Attributes:
       constraint: λ of the Degradation-Free Constraint (paper, eq. 5; method §6).
-      reconstruction, perceptual, kl: of the autoencoder's stage: L1 in [-1, 1], LPIPS, and the posterior's divergence from N(0, 1), a mean over latent elements.
+      reconstruction, perceptual, kl: of the autoencoder's stage: L1 in [-1, 1], LPIPS, and the posterior's
+        divergence from N(0, 1), a mean over latent elements.
       backbone: of that LPIPS; AlexNet costs a twentieth of VGG16.
     """
 
@@ -129,10 +140,17 @@ class Optimizer:
     """AdamW (method §6).
 
     Attributes:
-      schedule: of the learning rate after `warmup` steps of linear rise: "constant", or "cosine" down to 2 % of it at the last step.
+      learning_rate: after the warmup.
+      b1, b2: decay of the gradients' first and second moments.
+      epsilon: added to the root of the second moment.
+      weight_decay: times the learning rate, of a parameter a step.
+      schedule: of the learning rate after `warmup` steps of linear rise: "constant", or "cosine" down to 2 % of it at
+        the last step.
       decayed: ordered (path pattern, whether weight decay applies), first match wins.
       clip: bound of the global norm of the gradients.
-      ema: decay of the exponential moving average of the trained parameters, or None for none. Early on it is lower: (1 + step) / (10 + step).
+      warmup: steps of linear rise from 0.
+      ema: decay of the exponential moving average of the trained parameters, or None for none. Early on it is
+        lower: (1 + step) / (10 + step).
     """
 
     learning_rate: float = 5e-5
@@ -200,14 +218,17 @@ class Config:
 
     Attributes:
       name: the run's folder is `runs/<name>` unless `run` says otherwise.
+      run: the run's folder.
       stage: "xpsr", or "autoencoder": its first stage, where there is no pretrained one.
       steps: of the optimizer; the run ends there.
       batch_size: images a step, of all devices and accumulated microbatches together.
       accumulation: microbatches a step.
-      trained: ordered (pattern of "network.path", whether it is trained), first match wins; what nothing matches is frozen. A pattern that matches nothing is an error.
+      seed: of the initialisation, the order of the data, the degradations and the noise.
+      trained: ordered (pattern of "network.path", whether it is trained), first match wins; what nothing
+        matches is frozen. A pattern that matches nothing is an error.
       sampling: defaults that the exported model carries.
       note: what the exported model says of itself.
-      log_every, checkpoint_every: in steps.
+      log_every, checkpoint_every: so many steps.
       keep: newest checkpoints kept.
     """
 
@@ -238,7 +259,9 @@ class Config:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.batch_size % self.accumulation:
-            raise UserError(f"batch_size={self.batch_size} cannot be split into accumulation={self.accumulation} microbatches")
+            raise UserError(
+                f"batch_size={self.batch_size} cannot be split into accumulation={self.accumulation} microbatches"
+            )
 
     @property
     def run_folder(self) -> Path:
@@ -258,6 +281,8 @@ def load_config(name: str) -> Config:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    if not hasattr(module, "VARIANTS") or not hasattr(module, "config"):
+        raise UserError(f"{file} is no config file: it defines no VARIANTS and no config(variant); see configs/.")
     variant = variant or "default"
     if variant not in module.VARIANTS:
         raise UserError(f"{file} has no variant {variant!r}; it has {', '.join(module.VARIANTS)}.")

@@ -22,8 +22,9 @@ def attention(
 ) -> Float[Array, "b n h d"]:
     """softmax(q kᵀ / √d) v, with the softmax in float32.
 
-    `kernel`: "plain" materialises all scores; "chunked" those of `CHUNK` queries at a time (and recomputes them in the backward pass); "cudnn" is the
-    fused GPU kernel (float16 or bfloat16, d a multiple of 8, at most 128); "auto" chooses by backend and size. `causal` masks later keys.
+    `kernel`: "plain" materialises all scores; "chunked" those of `CHUNK` queries at a time (and recomputes them in the
+    backward pass); "cudnn" is the fused GPU kernel (float16 or bfloat16, d a multiple of 8, at most 128); "auto"
+    chooses by backend and size. `causal` masks later keys.
     """
     if kernel == "auto":
         kernel = _automatic(q, k)

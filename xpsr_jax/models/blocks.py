@@ -17,7 +17,9 @@ Fusion = Literal["sfa", "serial", "high", "low"]
 
 @dataclass(frozen=True)
 class Text:
-    """What `project_text` returns: the context of every text cross-attention, in the order in which the network meets them.
+    """What `project_text` returns.
+
+    The context of every text cross-attention, in the order in which the network meets them.
 
     Attributes:
       high: of the transformers that attend to the high-level caption.
@@ -40,12 +42,15 @@ def sites(text: TextEmbedding | None, branch: Literal["high", "low"]) -> Iterato
 
 def run(block: nnx.Module, *args: Any, compute: Compute) -> Array:
     """Calls a block, recomputed in the backward pass where `compute.remat` says so."""
-    call: Callable[..., Array] = type(block).__call__  # type: ignore[operator]
+    call: Callable[..., Array] = type(block).__call__
     return nnx.remat(call)(block, *args) if compute.remat else call(block, *args)
 
 
 class ResnetBlock(nnx.Module):
-    """Two normalised 3x3 convolutions with a residual; the time embedding, where there is one, is added between them."""
+    """Two normalised 3x3 convolutions with a residual.
+
+    The time embedding, where there is one, is added between them.
+    """
 
     def __init__(
         self,
@@ -117,8 +122,8 @@ def semantic_fusion_attention(
 ) -> Float[Array, "b h w c"]:
     """Fuses the high- and low-level captions into the feature map in parallel (paper, eq. 2; method §3).
 
-    The high-level result is the query and the residual stream, the low-level result gives keys and values. Without a low-level caption the
-    high-level result stands.
+    The high-level result is the query and the residual stream, the low-level result gives keys and values. Without a
+    low-level caption the high-level result stands.
     """
     queries = attend_high(x, high)
     if low is None:
@@ -129,7 +134,8 @@ def semantic_fusion_attention(
 class CaptionAttention(nnx.Module):
     """Lists of transformers, one of each kind a layer, that attend to the captions; what the down and mid blocks share.
 
-    The lists keep the released names: `attentions` (high level), `attentions_lowlevel`, `attentions_connect` (the fusion). `fusion` says which exist.
+    The lists keep the released names: `attentions` (high level), `attentions_lowlevel`, `attentions_connect` (the
+    fusion). `fusion` says which exist.
     """
 
     attentions: nnx.List
@@ -138,7 +144,9 @@ class CaptionAttention(nnx.Module):
     fusion: Fusion
     compute: Compute
 
-    def build_attentions(self, layers: int, features: int, text_features: int, fusion: Fusion, make: Callable[..., Transformer]) -> None:
+    def build_attentions(
+        self, layers: int, features: int, text_features: int, fusion: Fusion, make: Callable[..., Transformer]
+    ) -> None:
         self.fusion = fusion
         if fusion != "low":
             self.attentions = nnx.List([make(features, context_features=text_features) for _ in range(layers)])
@@ -156,6 +164,7 @@ class CaptionAttention(nnx.Module):
         high_context = next(high) if self.fusion != "low" else None
         low_context = next(low) if self.fusion != "high" else None
         if self.fusion == "sfa":
+            assert high_context is not None  # only the low-level caption may be left out
             return semantic_fusion_attention(
                 x,
                 high_context,
@@ -196,9 +205,13 @@ class DownBlock(CaptionAttention):
         if make is not None:
             self.build_attentions(layers, out_features, text_features, fusion, make)
         if downsample_padding is not None:
-            self.downsamplers = nnx.List([Downsample(out_features, padding=downsample_padding, compute=compute, rngs=rngs)])
+            self.downsamplers = nnx.List(
+                [Downsample(out_features, padding=downsample_padding, compute=compute, rngs=rngs)]
+            )
 
-    def __call__(self, x: Array, time: Array, high: Iterator[Context | None], low: Iterator[Context | None]) -> tuple[Array, list[Array]]:
+    def __call__(
+        self, x: Array, time: Array, high: Iterator[Context | None], low: Iterator[Context | None]
+    ) -> tuple[Array, list[Array]]:
         """Returns the block's output and the features of every layer (b h w c, at falling sizes)."""
         features = []
         for i, resnet in enumerate(self.resnets):
@@ -236,7 +249,7 @@ class MidBlock(CaptionAttention):
 
 
 class UpBlock(nnx.Module):
-    """Decoder layers: resnet over the stream and a skip, attention to the text, then conditional attention (method §4)."""
+    """Decoder layers: resnet over stream and skip, attention to the text, then conditional attention (method §4)."""
 
     def __init__(
         self,
@@ -255,7 +268,9 @@ class UpBlock(nnx.Module):
     ):
         self.compute = compute
         streams = [in_features] + [out_features] * (len(skip_features) - 1)
-        self.resnets = nnx.List([resnet(stream + skip, out_features) for stream, skip in zip(streams, skip_features, strict=True)])
+        self.resnets = nnx.List(
+            [resnet(stream + skip, out_features) for stream, skip in zip(streams, skip_features, strict=True)]
+        )
         if attended:
             self.attentions = nnx.List([make(out_features, context_features=text_features) for _ in skip_features])
         if conditional:
@@ -266,7 +281,10 @@ class UpBlock(nnx.Module):
     def __call__(
         self, x: Array, time: Array, high: Iterator[Context | None], skips: list[Array], residuals: list[Array] | None
     ) -> Float[Array, "b h w c"]:
-        """`skips`, already with the residuals added, and `residuals` come in the order in which the layers take them."""
+        """Decodes one level.
+
+        `skips`, already with the residuals added, and `residuals` come in the order in which the layers take them.
+        """
         for i, resnet in enumerate(self.resnets):
             x = run(resnet, jax.numpy.concatenate([x, skips[i]], axis=-1), time, compute=self.compute)
             if hasattr(self, "attentions"):
@@ -282,5 +300,8 @@ class UpBlock(nnx.Module):
 def conditional_attention(
     x: Float[Array, "b h w c"], residual: Float[Array, "b h w d"], *, attend: Transformer, compute: Compute
 ) -> Float[Array, "b h w c"]:
-    """Lets the frozen decoder look at the ControlNet's feature of the same size: query `x`, keys and values `residual` (paper, §3.4; method §4)."""
+    """Lets the frozen decoder look at the ControlNet's feature of the same size (paper, §3.4; method §4).
+
+    Query `x`, keys and values `residual`.
+    """
     return run(attend, x, flatten_tokens(residual), compute=compute)

@@ -7,11 +7,14 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def read_config(cls: type[T], data: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]], ignored: frozenset[str] = frozenset()) -> T:
+def read_config(
+    cls: type[T], data: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]], ignored: frozenset[str] = frozenset()
+) -> T:
     """Makes the frozen dataclass `cls` of a config.json.
 
-    `fixed` lists the keys whose values the network does not vary, each with the values it accepts; keys in `ignored`, and those that begin with "_", say nothing
-    about the architecture. Raises ValueError naming every key that is unknown or has a value that is not supported.
+    `fixed` lists the keys whose values the network does not vary, each with the values it accepts; keys in `ignored`,
+    and those that begin with "_", say nothing about the architecture. Raises ValueError naming every key that is
+    unknown or has a value that is not supported.
     """
     names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     values, problems = {}, []
@@ -30,7 +33,9 @@ def read_config(cls: type[T], data: Mapping[str, Any], fixed: Mapping[str, tuple
 
 def write_config(config: Any, class_name: str, fixed: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
     """The config.json of `config`: its fields, and the first accepted value of each fixed key."""
-    fields = {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(config).items()}
+    fields = {
+        key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(config).items()
+    }
     return {"_class_name": class_name, **{key: values[0] for key, values in fixed.items()}, **fields}
 
 

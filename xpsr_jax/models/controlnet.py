@@ -1,5 +1,6 @@
-"""The ControlNet of XPSR: Semantic-Fusion Attention, image encoder and Degradation-Free Constraint heads (method §3)."""
+"""XPSR's ControlNet: Semantic-Fusion Attention, image encoder and Degradation-Free Constraint heads (method §3)."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,10 +11,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from xpsr_jax.models.blocks import Fusion, Text, TextEmbedding, sites
-from xpsr_jax.models.config_json import read_config, write_config
+from xpsr_jax.models.config_json import per_level, read_config, write_config
 from xpsr_jax.models.layers import Compute, conv, timestep_embedding
 from xpsr_jax.models.rrdb import ResidualInResidualDenseBlock
-from xpsr_jax.models.unet import FIXED, UNet, UNetConfig, encoder
+from xpsr_jax.models.unet import FIXED, UNet, UNetConfig, encoder, encoder_channels
 
 _FIXED: dict[str, tuple[Any, ...]] = {
     **FIXED,
@@ -22,9 +23,22 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 }
 # Fields of the UNet's configuration that the ControlNet's has too.
 _SHARED = (
-    "in_channels block_out_channels layers_per_block down_block_types cross_attention_dim attention_head_dim num_attention_heads transformer_layers_per_block "
-    "norm_num_groups norm_eps flip_sin_to_cos freq_shift downsample_padding use_linear_projection upcast_attention"
-).split()
+    "in_channels",
+    "block_out_channels",
+    "layers_per_block",
+    "down_block_types",
+    "cross_attention_dim",
+    "attention_head_dim",
+    "num_attention_heads",
+    "transformer_layers_per_block",
+    "norm_num_groups",
+    "norm_eps",
+    "flip_sin_to_cos",
+    "freq_shift",
+    "downsample_padding",
+    "use_linear_projection",
+    "upcast_attention",
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +51,8 @@ class ControlNetConfig:
       return_rgbs: has the pixel heads of the Degradation-Free Constraint.
       use_latent_pred: has its latent heads.
       use_rrdb: two RRDBs in the image encoder.
-      fusion: of the captions (paper, Table 3): "sfa" in parallel; "serial" one after the other; "high", "low" one alone.
+      fusion: of the captions (paper, Table 3): "sfa" in parallel; "serial" one after the other; "high", "low" one
+        alone.
     """
 
     in_channels: int = 4
@@ -78,8 +93,15 @@ class ControlNetConfig:
         """The configuration whose encoder is the UNet's; `fields` are the ControlNet's own."""
         return cls(**{name: getattr(unet, name) for name in _SHARED} | fields)
 
-    heads = UNetConfig.heads
-    feature_channels = UNetConfig.feature_channels
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Attention heads of each level."""
+        return per_level(self.num_attention_heads or self.attention_head_dim, len(self.block_out_channels))
+
+    @property
+    def feature_channels(self) -> list[int]:
+        """Channels of the encoder's features, which are also those of the residuals."""
+        return encoder_channels(self.block_out_channels, self.layers_per_block)
 
 
 class ImageFeatures(NamedTuple):
@@ -98,7 +120,8 @@ class ControlNetOutput(NamedTuple):
     """Attributes:
     residuals: one for each encoder feature, times the conditioning scale.
     mid: the mid block's, likewise.
-    latent_predictions: of the latent heads, one a residual, then the mid block's (empty without heads); the scale does not touch them.
+    latent_predictions: of the latent heads, one a residual, then the mid block's (empty without heads); the scale does
+        not touch them.
     """
 
     residuals: tuple[Array, ...]
@@ -107,15 +130,22 @@ class ControlNetOutput(NamedTuple):
 
 
 class ImageEncoder(nnx.Module):
-    """Reads the image, in [0, 1], down to the latents' size; a pixel head after each halving predicts the clean image."""
+    """Reads the image, in [0, 1], down to the latents' size.
 
-    def __init__(self, config: ControlNetConfig, out_features: int, *, with_heads: bool, compute: Compute, rngs: nnx.Rngs):
+    A pixel head after each halving predicts the clean image.
+    """
+
+    def __init__(
+        self, config: ControlNetConfig, out_features: int, *, with_heads: bool, compute: Compute, rngs: nnx.Rngs
+    ):
         widths = config.conditioning_embedding_out_channels
         self.conv_in = conv(config.conditioning_channels, widths[0], compute=compute, rngs=rngs)
         if config.use_rrdb:
-            self.preprocesser = nnx.List([ResidualInResidualDenseBlock(widths[0], compute=compute, rngs=rngs) for _ in range(2)])
-        self.blocks = nnx.List()
-        for narrow, wide in zip(widths[:-1], widths[1:], strict=True):
+            self.preprocesser = nnx.List(
+                [ResidualInResidualDenseBlock(widths[0], compute=compute, rngs=rngs) for _ in range(2)]
+            )
+        self.blocks: nnx.List[nnx.Conv] = nnx.List()
+        for narrow, wide in itertools.pairwise(widths):
             self.blocks.append(conv(narrow, narrow, compute=compute, rngs=rngs))
             self.blocks.append(conv(narrow, wide, stride=2, padding=1, compute=compute, rngs=rngs))
         if with_heads:
@@ -132,7 +162,9 @@ class ImageEncoder(nnx.Module):
             h = jax.nn.silu(self.blocks[i + 1](h))
             stages.append(h)
         heads = getattr(self, "to_rgbs", ())
-        return ImageFeatures(self.conv_out(h), tuple(head(stage).astype(jnp.float32) for head, stage in zip(heads, stages, strict=False)))
+        return ImageFeatures(
+            self.conv_out(h), tuple(head(stage).astype(jnp.float32) for head, stage in zip(heads, stages, strict=False))
+        )
 
 
 class ControlNet(nnx.Module):
@@ -146,10 +178,14 @@ class ControlNet(nnx.Module):
         compute: Compute = Compute(),  # noqa: B008
         with_constraint_heads: bool = False,
     ):
-        """`with_constraint_heads` builds the Degradation-Free Constraint heads that the config names: only training needs them."""
+        """`with_constraint_heads` builds the Degradation-Free Constraint heads that the config names.
+
+        Only training needs them.
+        """
         self.config = config
-        for name, module in encoder(config, fusion=config.fusion, compute=compute, rngs=rngs).items():
-            setattr(self, name, module)
+        self.conv_in, self.time_embedding, self.down_blocks, self.mid_block = encoder(
+            config, fusion=config.fusion, compute=compute, rngs=rngs
+        )
         channels, widths = config.feature_channels, config.block_out_channels
         self.controlnet_cond_embedding = ImageEncoder(
             config, widths[0], with_heads=with_constraint_heads and config.return_rgbs, compute=compute, rngs=rngs
@@ -157,7 +193,9 @@ class ControlNet(nnx.Module):
         self.controlnet_down_blocks = nnx.List([conv(c, c, 1, zero=True, compute=compute, rngs=rngs) for c in channels])
         self.controlnet_mid_block = conv(widths[-1], widths[-1], 1, zero=True, compute=compute, rngs=rngs)
         if with_constraint_heads and config.use_latent_pred:
-            self.conv_degradation = nnx.List([conv(c, config.in_channels, compute=compute, rngs=rngs) for c in channels])
+            self.conv_degradation = nnx.List(
+                [conv(c, config.in_channels, compute=compute, rngs=rngs) for c in channels]
+            )
             self.conv_degradation_mid = conv(widths[-1], config.in_channels, compute=compute, rngs=rngs)
 
     def encode_image(self, image: Float[Array, "b H W 3"]) -> ImageFeatures:
@@ -181,7 +219,10 @@ class ControlNet(nnx.Module):
         *,
         scale: float | Float[Array, ""] = 1.0,
     ) -> ControlNetOutput:
-        """Features that steer the UNet; `low=None` leaves out the low-level branch, `scale` multiplies residuals and mid (method §3)."""
+        """Features that steer the UNet (method §3).
+
+        `low=None` leaves out the low-level branch, `scale` multiplies residuals and mid.
+        """
         high_sites, low_sites = sites(high, "high"), sites(low, "low")
         time = self.time_embedding(
             timestep_embedding(
@@ -209,8 +250,8 @@ class ControlNet(nnx.Module):
 def unet_twin(path: str) -> str | None:
     """The UNet parameter that a ControlNet parameter is copied from as training begins, if shapes agree (method §5).
 
-    conv_in, time_embedding, resnets, downsamplers and `attentions` have a twin of their own name, `attentions_lowlevel` and `attentions_connect` the UNet's
-    `attentions` of the same site; everything else has none.
+    conv_in, time_embedding, resnets, downsamplers and `attentions` have a twin of their own name, `attentions_lowlevel`
+    and `attentions_connect` the UNet's `attentions` of the same site; everything else has none.
     """
     if path.split(".")[0] not in ("conv_in", "time_embedding", "down_blocks", "mid_block"):
         return None
@@ -218,7 +259,10 @@ def unet_twin(path: str) -> str | None:
 
 
 def initialise_from_unet(controlnet: ControlNet, unet: UNet) -> None:
-    """Copies the UNet's encoder into the ControlNet, in place, by `unet_twin`. Everything else keeps what it was made with."""
+    """Copies the UNet's encoder into the ControlNet, in place, by `unet_twin`.
+
+    Everything else keeps what it was made with.
+    """
     source = {".".join(map(str, path)): param for path, param in nnx.to_flat_state(nnx.state(unet, nnx.Param))}
     copied = []
     for path, param in nnx.to_flat_state(nnx.state(controlnet, nnx.Param)):

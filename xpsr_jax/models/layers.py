@@ -1,6 +1,7 @@
 """Layers that every network shares: convolutions, linears and norms as PyTorch initialises and computes them."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,7 @@ class Compute:
 _torch_kernel_init = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-def _torch_bias_init(fan_in: int) -> initializers.Initializer:
+def _torch_bias_init(fan_in: int) -> Callable[..., Array]:
     bound = 1 / math.sqrt(fan_in)
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
@@ -52,7 +53,8 @@ def conv(
 ) -> nnx.Conv:
     """A square convolution with bias, (b h w in) -> (b h' w' out).
 
-    `padding` is on both sides of both axes ((before, after) when a tuple); None keeps the size at stride 1. `zero` starts it at zero.
+    `padding` is on both sides of both axes ((before, after) when a tuple); None keeps the size at stride 1. `zero`
+    starts it at zero.
     """
     if padding is None:
         padding = size // 2
@@ -116,7 +118,10 @@ def flatten_tokens(x: Float[Array, "b h w c"]) -> Float[Array, "b n c"]:
 
 
 def nearest_resize(x: Float[Array, "b h w c"], height: int, width: int) -> Float[Array, "b height width c"]:
-    """Nearest-neighbour resize that picks index floor(i · in / out), as PyTorch does (`jax.image.resize` takes half-pixel centres)."""
+    """Nearest-neighbour resize that picks index floor(i · in / out), as PyTorch does.
+
+    `jax.image.resize` takes half-pixel centres.
+    """
     _, h, w, _ = x.shape
     if (height, width) == (2 * h, 2 * w):
         return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)

@@ -1,4 +1,7 @@
-"""Residual-in-residual dense blocks (ESRGAN, Wang et al. 2018): the optional preprocessing of the ControlNet's image encoder (method §3)."""
+"""Residual-in-residual dense blocks (ESRGAN, Wang et al. 2018).
+
+The optional preprocessing of the ControlNet's image encoder (method §3).
+"""
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +18,11 @@ class DenseBlock(nnx.Module):
     """Five 3x3 convolutions, each over all that came before it, with a scaled residual."""
 
     def __init__(self, features: int, growth: int, *, compute: Compute, rngs: nnx.Rngs):
-        for i in range(1, 6):
-            out = features if i == 5 else growth
-            setattr(self, f"conv{i}", conv(features + (i - 1) * growth, out, compute=compute, rngs=rngs))
+        self.conv1 = conv(features, growth, compute=compute, rngs=rngs)
+        self.conv2 = conv(features + growth, growth, compute=compute, rngs=rngs)
+        self.conv3 = conv(features + 2 * growth, growth, compute=compute, rngs=rngs)
+        self.conv4 = conv(features + 3 * growth, growth, compute=compute, rngs=rngs)
+        self.conv5 = conv(features + 4 * growth, features, compute=compute, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         seen = x
@@ -30,8 +35,9 @@ class ResidualInResidualDenseBlock(nnx.Module):
     """Three dense blocks with a scaled residual around them."""
 
     def __init__(self, features: int, growth: int = 32, *, compute: Compute, rngs: nnx.Rngs):
-        for i in range(1, 4):
-            setattr(self, f"rdb{i}", DenseBlock(features, growth, compute=compute, rngs=rngs))
+        self.rdb1 = DenseBlock(features, growth, compute=compute, rngs=rngs)
+        self.rdb2 = DenseBlock(features, growth, compute=compute, rngs=rngs)
+        self.rdb3 = DenseBlock(features, growth, compute=compute, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         return x + _RESIDUAL_SCALE * self.rdb3(self.rdb2(self.rdb1(x)))

@@ -13,11 +13,34 @@ from xpsr_jax.models.attention import attention
 from xpsr_jax.models.config_json import read_config, write_config
 from xpsr_jax.models.layers import Compute, layer_norm, linear
 
-_FIXED: dict[str, tuple[Any, ...]] = {"attention_dropout": (0.0, 0), "dropout": (0.0, 0), "model_type": ("clip_text_model",)}
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "attention_dropout": (0.0, 0),
+    "dropout": (0.0, 0),
+    "model_type": ("clip_text_model",),
+}
 # Bookkeeping of transformers, and what only CLIP's training or its pooled output uses.
 _IGNORED = frozenset(
-    "architectures bos_token_id eos_token_id pad_token_id dtype torch_dtype initializer_factor initializer_range projection_dim transformers_version "
-    "return_dict output_hidden_states output_attentions id2label label2id problem_type chunk_size_feed_forward is_encoder_decoder tie_word_embeddings".split()
+    (
+        "architectures",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "dtype",
+        "torch_dtype",
+        "initializer_factor",
+        "initializer_range",
+        "projection_dim",
+        "transformers_version",
+        "return_dict",
+        "output_hidden_states",
+        "output_attentions",
+        "id2label",
+        "label2id",
+        "problem_type",
+        "chunk_size_feed_forward",
+        "is_encoder_decoder",
+        "tie_word_embeddings",
+    )
 )
 
 
@@ -78,7 +101,9 @@ class _SelfAttention(nnx.Module):
         self.out_proj = linear(d, d, compute=compute, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        q, k, v = (project(x).reshape(*x.shape[:2], self.heads, -1) for project in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (
+            project(x).reshape(*x.shape[:2], self.heads, -1) for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
         return self.out_proj(attention(q, k, v, kernel=self.kernel, causal=True).reshape(x.shape))
 
 
@@ -122,7 +147,9 @@ class TextEncoder(nnx.Module):
         self.config = config
         self.embeddings = _Embeddings(config, compute=compute, rngs=rngs)
         self.encoder = _Encoder(config, compute=compute, rngs=rngs)
-        self.final_layer_norm = layer_norm(config.hidden_size, epsilon=config.layer_norm_eps, compute=compute, rngs=rngs)
+        self.final_layer_norm = layer_norm(
+            config.hidden_size, epsilon=config.layer_norm_eps, compute=compute, rngs=rngs
+        )
 
     def __call__(self, token_ids: Int[Array, "b n"]) -> Float[Array, "b n d"]:
         """The last hidden state after the final norm, of token ids padded to 77."""

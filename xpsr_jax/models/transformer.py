@@ -26,7 +26,14 @@ class Attention(nnx.Module):
     """Multi-head attention; queries, keys and values have a bias only in the autoencoder."""
 
     def __init__(
-        self, features: int, heads: int, context_features: int | None = None, *, bias: bool = False, compute: Compute, rngs: nnx.Rngs
+        self,
+        features: int,
+        heads: int,
+        context_features: int | None = None,
+        *,
+        bias: bool = False,
+        compute: Compute,
+        rngs: nnx.Rngs,
     ):
         context_features = context_features or features
         self.heads, self.kernel = heads, compute.attention

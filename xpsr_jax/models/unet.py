@@ -10,7 +10,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from xpsr_jax.models.blocks import DownBlock, MidBlock, ResnetBlock, Text, TextEmbedding, TimeEmbedding, UpBlock, sites
+from xpsr_jax.models.blocks import (
+    DownBlock,
+    Fusion,
+    MidBlock,
+    ResnetBlock,
+    Text,
+    TextEmbedding,
+    TimeEmbedding,
+    UpBlock,
+    sites,
+)
 from xpsr_jax.models.config_json import per_level, read_config, write_config
 from xpsr_jax.models.layers import Compute, conv, group_norm, timestep_embedding
 from xpsr_jax.models.transformer import Transformer
@@ -61,7 +71,8 @@ class UNetConfig:
     """Fields of diffusers' UNet2DConditionModel config.json, with Stable Diffusion 1.5's values.
 
     Attributes:
-      attention_head_dim: the *number* of heads, one for all levels or one a level (diffusers' name is a known misnomer), unless `num_attention_heads` is given.
+      attention_head_dim: the *number* of heads, one for all levels or one a level (diffusers' name is a known
+        misnomer), unless `num_attention_heads` is given.
       upcast_attention: has no effect, because scores and softmax are float32 here in any case.
       conditional_attention: False is the stock UNet.
     """
@@ -89,7 +100,9 @@ class UNetConfig:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "UNetConfig":
         """Raises ValueError naming every value that is not supported."""
-        fixed = _FIXED | {"up_use_lowlevel_prompt": ([False] * len(data.get("block_out_channels", cls.block_out_channels)),)}
+        fixed = _FIXED | {
+            "up_use_lowlevel_prompt": ([False] * len(data.get("block_out_channels", cls.block_out_channels)),)
+        }
         return read_config(cls, data, fixed)
 
     def to_json(self) -> dict[str, Any]:
@@ -100,21 +113,28 @@ class UNetConfig:
 
     @property
     def heads(self) -> tuple[int, ...]:
+        """Attention heads of each level."""
         return per_level(self.num_attention_heads or self.attention_head_dim, len(self.block_out_channels))
 
     @property
     def feature_channels(self) -> list[int]:
-        """Channels of the encoder's features: after conv_in, after every layer and after every downsample."""
-        widths = self.block_out_channels
-        return [widths[0]] + [c for i, c in enumerate(widths) for _ in range(self.layers_per_block + (i < len(widths) - 1))]
+        """Channels of the encoder's features, which the decoder takes up last first."""
+        return encoder_channels(self.block_out_channels, self.layers_per_block)
 
 
-def encoder(config: Any, *, fusion: str, compute: Compute, rngs: nnx.Rngs) -> dict[str, Any]:
+def encoder_channels(widths: tuple[int, ...], layers_per_block: int) -> list[int]:
+    """Channels of an encoder's features: after conv_in, after every layer and after every downsample."""
+    return [widths[0], *(c for i, c in enumerate(widths) for _ in range(layers_per_block + (i < len(widths) - 1)))]
+
+
+def encoder(
+    config: Any, *, fusion: Fusion, compute: Compute, rngs: nnx.Rngs
+) -> tuple[nnx.Conv, TimeEmbedding, nnx.List, MidBlock]:
     """The submodules that the UNet and the ControlNet share: conv_in, time_embedding, down_blocks, mid_block."""
     widths, heads = config.block_out_channels, config.heads
     time_features = 4 * widths[0]
     resnet, transformer = layer_makers(config, compute=compute, rngs=rngs)
-    down_blocks = nnx.List()
+    down_blocks: nnx.List[DownBlock] = nnx.List()
     for i, (width, kind) in enumerate(zip(widths, config.down_block_types, strict=True)):
         if kind not in ("CrossAttnDownBlock2D", "DownBlock2D"):
             raise ValueError(f"unsupported down block {kind!r}; supported: CrossAttnDownBlock2D, DownBlock2D")
@@ -124,7 +144,7 @@ def encoder(config: Any, *, fusion: str, compute: Compute, rngs: nnx.Rngs) -> di
                 width,
                 layers=config.layers_per_block,
                 text_features=config.cross_attention_dim,
-                fusion=fusion,  # type: ignore[arg-type]
+                fusion=fusion,
                 make=functools.partial(transformer, heads=heads[i]) if kind == "CrossAttnDownBlock2D" else None,
                 downsample_padding=config.downsample_padding if i < len(widths) - 1 else None,
                 resnet=resnet,
@@ -132,23 +152,26 @@ def encoder(config: Any, *, fusion: str, compute: Compute, rngs: nnx.Rngs) -> di
                 rngs=rngs,
             )
         )
-    return {
-        "conv_in": conv(config.in_channels, widths[0], compute=compute, rngs=rngs),
-        "time_embedding": TimeEmbedding(widths[0], time_features, compute=compute, rngs=rngs),
-        "down_blocks": down_blocks,
-        "mid_block": MidBlock(
+    return (
+        conv(config.in_channels, widths[0], compute=compute, rngs=rngs),
+        TimeEmbedding(widths[0], time_features, compute=compute, rngs=rngs),
+        down_blocks,
+        MidBlock(
             widths[-1],
             text_features=config.cross_attention_dim,
-            fusion=fusion,  # type: ignore[arg-type]
+            fusion=fusion,
             make=functools.partial(transformer, heads=heads[-1]),
             resnet=resnet,
             compute=compute,
         ),
-    }
+    )
 
 
 def layer_makers(config: Any, *, compute: Compute, rngs: nnx.Rngs) -> tuple[Any, Any]:
-    """Makers of a resnet (in, out) and of a transformer (features, heads=, context_features=) with the config's settings."""
+    """Makers of layers with the config's settings.
+
+    Of a resnet (in, out) and of a transformer (features, heads=, context_features=).
+    """
     resnet = functools.partial(
         ResnetBlock,
         time_features=4 * config.block_out_channels[0],
@@ -169,16 +192,20 @@ def layer_makers(config: Any, *, compute: Compute, rngs: nnx.Rngs) -> tuple[Any,
 
 
 class UNet(nnx.Module):
-    """Predicts the noise (or velocity) in latents; takes up the ControlNet's features by addition and by Conditional Attention."""
+    """Predicts the noise (or velocity) in latents.
+
+    Takes up the ControlNet's features by addition and by Conditional Attention.
+    """
 
     def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs, compute: Compute = Compute()):  # noqa: B008
         self.config = config
         widths, heads, levels = config.block_out_channels, config.heads, len(config.block_out_channels)
-        for name, module in encoder(config, fusion="high", compute=compute, rngs=rngs).items():
-            setattr(self, name, module)
+        self.conv_in, self.time_embedding, self.down_blocks, self.mid_block = encoder(
+            config, fusion="high", compute=compute, rngs=rngs
+        )
         resnet, transformer = layer_makers(config, compute=compute, rngs=rngs)
         skips = config.feature_channels
-        self.up_blocks = nnx.List()
+        self.up_blocks: nnx.List[UpBlock] = nnx.List()
         for i, kind in enumerate(config.up_block_types):
             if kind not in ("CrossAttnUpBlock2D", "UpBlock2D"):
                 raise ValueError(f"unsupported up block {kind!r}; supported: CrossAttnUpBlock2D, UpBlock2D")
@@ -199,13 +226,17 @@ class UNet(nnx.Module):
                     rngs=rngs,
                 )
             )
-        self.conv_norm_out = group_norm(widths[0], config.norm_num_groups, epsilon=config.norm_eps, compute=compute, rngs=rngs)
+        self.conv_norm_out = group_norm(
+            widths[0], config.norm_num_groups, epsilon=config.norm_eps, compute=compute, rngs=rngs
+        )
         self.conv_out = conv(widths[0], config.out_channels, compute=compute, rngs=rngs)
 
     def project_text(self, embedding: Float[Array, "b n d"]) -> Text:
         """Keys and values of every text cross-attention, which no step changes; to be passed as `high`."""
         blocks = [*self.down_blocks, self.mid_block, *self.up_blocks]
-        return Text(high=tuple(t.project_context(embedding) for block in blocks for t in getattr(block, "attentions", ())))
+        return Text(
+            high=tuple(t.project_context(embedding) for block in blocks for t in getattr(block, "attentions", ()))
+        )
 
     def __call__(
         self,
@@ -220,7 +251,9 @@ class UNet(nnx.Module):
         `residuals` and `mid` are a ControlNet's; a stock UNet (`conditional_attention=False`) also runs without them.
         """
         if self.config.conditional_attention and residuals is None:
-            raise ValueError("Conditional Attention needs the ControlNet's residuals; conditional_attention=False is the stock UNet")
+            raise ValueError(
+                "Conditional Attention needs the ControlNet's residuals; conditional_attention=False is the stock UNet"
+            )
         text = sites(high, "high")
         time = self.time_embedding(
             timestep_embedding(
