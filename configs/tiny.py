@@ -30,13 +30,14 @@ HELD_OUT = (
     "plasma_FallenLeaf.jpg",
 )
 
-LATENT_CHANNELS = 8
+LATENT_CHANNELS = 12
 AUTOENCODER = AutoencoderConfig(
     latent_channels=LATENT_CHANNELS,
     block_out_channels=(16, 32, 64, 96),
     layers_per_block=1,
-    norm_num_groups=8,
-    sample_size=128,
+    # Groups of two channels would take each image's own brightness and contrast away.
+    norm_num_groups=1,
+    sample_size=64,
     scaling_factor=1.0,
 )
 TEXT_ENCODER = TextEncoderConfig(hidden_size=32, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2)
@@ -56,25 +57,25 @@ CONTROLNET = ControlNetConfig.like_unet(UNET, conditioning_embedding_out_channel
 SCHEDULE = Schedule(prediction_type="v_prediction")
 
 NEGATIVE_WORDS = ("blurry", "dotted", "noise", "unclear", "low-res", "over-smoothed")
-SAMPLING = Sampling(steps=10, guidance_scale=1.0)
+SAMPLING = Sampling(steps=10, guidance_scale=1.0, process_size=128)
 NOTE = "A small model that knows 42 photographs: it shows how XPSR works and is no match for a model of full size."
 
 
 def config(variant: str = "default") -> Config:
-    images = Images(folder=Path("photos"), exclude=HELD_OUT, cache=True)
+    images = Images(folder=Path("photos"), exclude=HELD_OUT, missing_exclusions="ignore", cache=True)
     cpu = Precision(dtype="float32", frozen_dtype="float32", remat=False)
     if variant == "autoencoder":
         return Config(
             name="tiny_autoencoder",
             stage="autoencoder",
-            steps=2500,
+            steps=3000,
             batch_size=8,
             trained=((r"autoencoder\..*", True),),
             images=images,
-            data=DataConfig(crop_size=96, crop_scale=(0.4, 1.0), degrade=False),
+            data=DataConfig(crop_size=64, crop_scale=(0.6, 1.0), degrade=False),
             networks=Networks(from_scratch=("autoencoder",), autoencoder=AUTOENCODER),
             loss=Loss(reconstruction=1.0, perceptual=0.5, kl=1e-3, backbone="alex"),
-            optimizer=Optimizer(learning_rate=1.5e-3, b2=0.99, schedule="cosine", warmup=100, ema=0.998),
+            optimizer=Optimizer(learning_rate=1e-3, b2=0.99, schedule="cosine", warmup=100, ema=0.998),
             precision=cpu,
             mesh=Mesh(data=-1, fsdp=1),
             validation=Validation(every=500),
@@ -82,13 +83,13 @@ def config(variant: str = "default") -> Config:
         )
     return Config(
         name="tiny",
-        steps=20_000,
-        batch_size=16,
+        steps=4300,
+        batch_size=8,
         trained=((r"(controlnet|unet|text_encoder)\..*", True),),
         images=images,
         data=DataConfig(
             crop_size=128,
-            crop_scale=(0.4, 1.0),
+            crop_scale=(0.5, 1.0),
             caption_dropout=0.1,
             clean_input_probability=0.05,
             negative_target_probability=0.1,
@@ -102,10 +103,10 @@ def config(variant: str = "default") -> Config:
             text_encoder=TEXT_ENCODER,
             schedule=SCHEDULE,
         ),
-        optimizer=Optimizer(learning_rate=1e-3, b2=0.99, schedule="cosine", warmup=200, ema=0.999),
+        optimizer=Optimizer(learning_rate=8e-4, b2=0.99, schedule="cosine", warmup=200, ema=0.999),
         precision=cpu,
         mesh=Mesh(data=-1, fsdp=1),
-        validation=Validation(every=1000, sampling=SAMPLING),
+        validation=Validation(every=1500, sampling=SAMPLING),
         sampling=SAMPLING,
         note=NOTE,
         checkpoint_every=500,

@@ -106,6 +106,7 @@ class Images:
       folder: images at any depth.
       captions: JSON lines (docs/data.md); None: `captions.jsonl` in the folder.
       exclude: paths within the folder that are held out of training.
+      missing_exclusions: an exclusion that is not in the folder is an error, or nothing to speak of.
       missing_captions: an image without a caption is an error, or has an empty one.
       cache: keep decoded images in memory.
     """
@@ -113,6 +114,7 @@ class Images:
     folder: Path = Path("data/train")
     captions: Path | None = None
     exclude: tuple[str, ...] = ()
+    missing_exclusions: Literal["error", "ignore"] = "error"
     missing_captions: Literal["error", "empty"] = "error"
     cache: bool = False
 

@@ -51,6 +51,10 @@ def test_exclude_folders_and_nothing(folder):
     assert ImageFolder(folder, exclude=["a/", "c/d"]).names == ("b.JPG",)
     with pytest.raises(UserError, match=r"is called 'img3\.png', which is to be excluded"):
         ImageFolder(folder, exclude=["img3.png"])
+    assert (
+        ImageFolder(folder, exclude=["img3.png", "a"], missing_exclusions="ignore").names
+        == ImageFolder(folder, exclude=["a"]).names
+    )
     with pytest.raises(UserError, match="No image is left"):
         ImageFolder(folder, exclude=["a", "b.JPG", "c"])
 

@@ -50,7 +50,8 @@ class ImageFolder:
 
     Args:
       root: the folder.
-      exclude: names, relative paths or folders under `root` to leave out (held-out pictures). Each must exist.
+      exclude: names, relative paths or folders under `root` to leave out (held-out pictures).
+      missing_exclusions: one that does not exist is an error, or ignored.
       captions: by path relative to `root`; or the JSON lines file of them; None: no captions, all empty.
       lr_captions: the same for captions of degraded versions (optional, also per image).
       missing: "error" for an image without a caption, or "empty".
@@ -66,6 +67,7 @@ class ImageFolder:
         root: str | os.PathLike,
         *,
         exclude: Iterable[str] = (),
+        missing_exclusions: Literal["error", "ignore"] = "error",
         captions: Captions = None,
         lr_captions: Captions = None,
         missing: Literal["error", "empty"] = "error",
@@ -74,7 +76,7 @@ class ImageFolder:
         minimum_bytes: int = 0,
     ):
         self.root = Path(root)
-        names = _exclude(list_images(self.root), tuple(exclude), self.root)
+        names = _exclude(list_images(self.root), tuple(exclude), self.root, missing_exclusions)
         names = [n for n in names if _large_enough(self.root / n, pixels=minimum_pixels, size=minimum_bytes)]
         if not names:
             raise UserError(f"No image is left in {self.root} after exclusions and minimum sizes.")
@@ -159,12 +161,12 @@ def _mapping(captions: Captions) -> Mapping[str, Caption]:
     return captions if isinstance(captions, Mapping) else read_captions(captions)
 
 
-def _exclude(names: list[str], exclude: tuple[str, ...], root: Path) -> list[str]:
+def _exclude(names: list[str], exclude: tuple[str, ...], root: Path, missing: str) -> list[str]:
     def matches(name: str, pattern: str) -> bool:
         return pattern in (name, Path(name).name) or name.startswith(pattern.rstrip("/") + "/")
 
     for pattern in exclude:
-        if not any(matches(name, pattern) for name in names):
+        if missing == "error" and not any(matches(name, pattern) for name in names):
             raise UserError(f"Nothing in {root} is called {pattern!r}, which is to be excluded. Check its spelling.")
     return [name for name in names if not any(matches(name, pattern) for pattern in exclude)]
 
