@@ -1,30 +1,92 @@
-"""Trains XPSR: `python train.py --config configs/xpsr.py [--train.steps 1000 ...]`. The same command resumes a run that was stopped."""
+"""Trains XPSR: python train.py --config configs/xpsr.py [--steps 1000 ...]. The same command resumes a stopped run."""
 
+import argparse
+import dataclasses
+import re
 import sys
+import typing
+from collections.abc import Sequence
 
 import tyro
 
 from xpsr_jax.config import Config, load_config
 from xpsr_jax.errors import UserError
+from xpsr_jax.inference.compilation import use_compilation_cache
+
+_EXAMPLES = """\
+configs:
+  configs/xpsr.py               Stable Diffusion 1.5, trained as the paper says
+  configs/xpsr_released.py      the same, trained as the paper's released code does
+  configs/tiny.py:autoencoder   a small model for two CPU cores, from nothing: its first stage
+  configs/tiny.py               and its second
+
+examples:
+  python train.py --config configs/xpsr.py --help                      every field of the config
+  python train.py --config configs/xpsr.py --networks.base MODEL --images.folder PHOTOS
+  python train.py --config configs/tiny.py --steps 100 --name trial    fields set on the command line
+
+The run is in runs/NAME: its checkpoints, log, validation pictures and, at the end, the model in runs/NAME/model.
+Ctrl-C or SIGTERM stops it after the step at hand and saves it; the same command goes on from there.
+Exit code: 0 trained, 1 something is wrong (one line says what), 2 wrong arguments, 130 stopped and saved.
+"""
 
 
-def main(arguments: list[str]) -> int:
-    if arguments[:1] != ["--config"] or len(arguments) < 2:
-        print("usage: python train.py --config configs/NAME.py[:VARIANT] [--FIELD VALUE ...]   (--help after the config lists the fields)", file=sys.stderr)
-        return 2
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        usage="python train.py --config configs/NAME.py[:VARIANT] [--FIELD VALUE ...] [--help]",
+        description="Trains XPSR and exports the model.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="a file of configs/, and after a colon one of its variants")
+    parser.add_argument("-h", "--help", action="store_true", help="with --config: every field of that config")
+    known, fields = parser.parse_known_args(arguments)
+    if known.config is None:
+        parser.print_help(sys.stdout if known.help else sys.stderr)
+        return 0 if known.help else 2
+    _document_each_field(Config)
     try:
-        config = tyro.cli(Config, default=load_config(arguments[1]), args=arguments[2:], prog=f"train.py --config {arguments[1]}")
-        # Imported late: --help and a wrong config should not wait for JAX.
+        config = tyro.cli(
+            Config,
+            default=load_config(known.config),
+            args=[*fields, *(["--help"] if known.help else [])],
+            prog=f"train.py --config {known.config}",
+            description=f"Every field of {known.config}; the defaults are its values.",
+            config=(tyro.conf.AvoidSubcommands,),
+        )
+        use_compilation_cache()
+        # Imported late: help and a wrong setting need not wait for it.
         from xpsr_jax.training.loop import train
 
         folder = train(config)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; the last checkpoint is kept", file=sys.stderr)
+        return 130
     if folder is None:
         return 130
     print(f"model: {folder}")
     return 0
+
+
+def _document_each_field(kind: type) -> None:
+    """Docstrings may say "a, b: what both are". tyro looks for a field under its own name, so each gets the text."""
+
+    def one_by_one(entry: re.Match[str]) -> str:
+        indent, names, text = entry.groups()
+        return "\n".join(f"{indent}{name}: {text}" for name in names.split(", "))
+
+    kind.__doc__ = re.sub(
+        r"^( +)(\w+(?:, \w+)+): (.+(?:\n\1 +.+)*)", one_by_one, kind.__doc__ or "", flags=re.MULTILINE
+    )
+    for hint in typing.get_type_hints(kind).values():
+        if dataclasses.is_dataclass(hint):
+            _document_each_field(typing.cast(type, hint))
 
 
 if __name__ == "__main__":

@@ -128,6 +128,8 @@ class Loss:
       reconstruction, perceptual, kl: of the autoencoder's stage: L1 in [-1, 1], LPIPS, and the posterior's
         divergence from N(0, 1), a mean over latent elements.
       backbone: of that LPIPS; AlexNet costs a twentieth of VGG16.
+      latent_noise: noise on the scaled latents in the autoencoder's stage, its deviation drawn for each image up to
+        this bound: a decoder that has met it forgives the diffusion's errors.
     """
 
     constraint: float = 0.05
@@ -135,6 +137,7 @@ class Loss:
     perceptual: float = 0.5
     kl: float = 1e-3
     backbone: Literal["alex", "vgg"] = "vgg"
+    latent_noise: float = 0.0
 
 
 @dataclass(frozen=True)

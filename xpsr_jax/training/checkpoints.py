@@ -1,20 +1,21 @@
-"""Checkpoints of a run: trained state, data position and config together, written in the background, whole or not at all."""
+"""Checkpoints of a run: trained state, data position and settings together, saved in the background, all or nothing."""
 
-import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import grain
-import jax
 import orbax.checkpoint as ocp
 
-from xpsr_jax.config import Config
 from xpsr_jax.training.state import TrainState
 
 
 class Checkpoints:
-    """The checkpoints of one run, newest last; a context manager that waits for what is being written."""
+    """The checkpoints of one run, newest last; a context manager that waits for what is being written.
+
+    Args:
+      folder: exists or can be made.
+      keep: newest checkpoints kept.
+    """
 
     def __init__(self, folder: Path, *, keep: int):
         self._manager = ocp.CheckpointManager(
@@ -35,23 +36,37 @@ class Checkpoints:
         """The newest step that was saved whole."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState, data: grain.DatasetIterator, config: Config) -> None:
-        """Saves, unless this step is saved already. The data iterator must be at the batch of the next step."""
+    def save(self, step: int, state: TrainState, data: grain.DatasetIterator, record: dict[str, Any]) -> None:
+        """Saves, unless this step is saved already. The state is copied before this returns, then written.
+
+        Args:
+          data: is at the batch of the next step.
+          record: JSON; `resume.record`.
+        """
         if step == self.latest:
             return
-        self._manager.save(
+        saved = self._manager.save(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
                 data=grain.checkpoint.CheckpointSave(data),
-                config=ocp.args.JsonSave(json.loads(json.dumps(dataclasses.asdict(config), default=str))),
+                config=ocp.args.JsonSave(record),
             ),
         )
+        if not saved:
+            raise RuntimeError(f"step {step} was not saved; the newest checkpoint is that of step {self.latest}")
 
-    def restore(self, step: int, state: TrainState, data: grain.DatasetIterator | None) -> TrainState:
-        """The state of a step, in the shardings of `state` (arrays or shapes with shardings); `data` is set to the batch of the next step."""
-        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        items: dict[str, Any] = {"state": ocp.args.StandardRestore(shapes)}
+    def wait(self) -> None:
+        """Until everything is written."""
+        self._manager.wait_until_finished()
+
+    def record(self, step: int) -> dict[str, Any]:
+        """What was given to `save` as `record`."""
+        return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
+
+    def restore(self, step: int, abstract: TrainState, data: grain.DatasetIterator | None) -> TrainState:
+        """The state of a step, straight into the shardings of `abstract`; `data` is set to the next step's batch."""
+        items: dict[str, Any] = {"state": ocp.args.StandardRestore(abstract)}
         if data is not None:
             items["data"] = grain.checkpoint.CheckpointRestore(data)
         return self._manager.restore(step, args=ocp.args.Composite(**items))["state"]

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt32
+from jaxtyping import Array, Float, Int, UInt32
 
 from xpsr_jax.config import Loss
 from xpsr_jax.diffusion.schedule import Schedule
@@ -15,62 +15,119 @@ from xpsr_jax.models.controlnet import ControlNetOutput, ImageFeatures
 Terms = dict[str, Float[Array, ""]]
 
 
-def xpsr_loss(networks: Any, batch: Mapping[str, Array], *, schedule: Schedule, loss: Loss, seed: int) -> tuple[Float[Array, ""], Terms]:
-    """Denoising loss plus λ times the Degradation-Free Constraint (paper, eq. 4 and 5; method §6).
+def xpsr_loss(
+    networks: Any, batch: Mapping[str, Array], *, schedule: Schedule, loss: Loss, seed: int
+) -> tuple[Float[Array, ""], Terms]:
+    """The loss of a batch of `data.pipeline.make_pipeline`: draws latents, noise and timesteps for `diffusion_loss`.
+
+    What is drawn for a sample depends on the seed and on its own key alone: how a batch is split changes nothing.
 
     Args:
       networks: with unet, controlnet (with its heads), autoencoder and text_encoder.
-      batch: of `data.pipeline.make_pipeline`. A sample's timestep and noise depend on the seed and on its own key alone, so that how a batch is split changes nothing.
+    """
+    posterior_keys, noise_keys, timestep_keys = sample_keys(batch["key"], seed)
+    latents = jax.lax.stop_gradient(networks.autoencoder.encode(batch["hr"], posterior_keys))
+    return diffusion_loss(
+        networks,
+        latents=latents,
+        noise=jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:]))(noise_keys),
+        timesteps=jax.vmap(lambda key: jax.random.randint(key, (), 0, schedule.num_train_timesteps))(timestep_keys),
+        high=networks.text_encoder(batch["high_ids"]),
+        low=networks.text_encoder(batch["low_ids"]),
+        lr=batch["lr"],
+        hr=batch["hr"],
+        schedule=schedule,
+        loss=loss,
+    )
+
+
+def diffusion_loss(
+    networks: Any,
+    *,
+    latents: Float[Array, "b h w c"],
+    noise: Float[Array, "b h w c"],
+    timesteps: Int[Array, "b"],
+    high: Float[Array, "b n d"],
+    low: Float[Array, "b n d"],
+    lr: Float[Array, "b H W 3"],
+    hr: Float[Array, "b H W 3"],
+    schedule: Schedule,
+    loss: Loss,
+) -> tuple[Float[Array, ""], Terms]:
+    """Denoising loss plus λ times the Degradation-Free Constraint (paper, eq. 4 and 5; method §6).
+
+    Args:
+      networks: with unet and controlnet (with its heads).
+      latents: clean, scaled.
+      noise: standard normal.
+      high, low: embeddings of the captions.
+      lr: in [0, 1], at HR size.
+      hr: in [-1, 1].
 
     Returns:
       The loss and its terms: mse, constraint (the sum of all L1 terms) and each L1 term by the name of its head.
     """
-    position, noise_key, timestep_key = sample_keys(batch["key"], seed)
-    latents = networks.autoencoder.encode(batch["hr"], position)
-    noise = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:]))(noise_key)
-    timesteps = jax.vmap(lambda key: jax.random.randint(key, (), 0, schedule.num_train_timesteps))(timestep_key)
-    latents = jax.lax.stop_gradient(latents)
-
-    high, low = networks.text_encoder(batch["high_ids"]), networks.text_encoder(batch["low_ids"])
     noisy = schedule.add_noise(latents, noise, timesteps)
-    features = networks.controlnet.encode_image(batch["lr"])
+    features = networks.controlnet.encode_image(lr)
     control = networks.controlnet(noisy, timesteps, high, low, features)
-    prediction = networks.unet(noisy, timesteps, high, control.residuals, control.mid)
-
+    prediction = networks.unet(noisy, timesteps, high, control.residuals, control.mid).astype(jnp.float32)
     mse = jnp.mean((prediction - schedule.target(latents, noise, timesteps)) ** 2)
-    terms = degradation_free_constraint(control, features, image=batch["hr"], latents=latents)
+    terms = degradation_free_constraint(control, features, image=hr, latents=latents)
     constraint = sum(terms.values(), jnp.float32(0))
     return mse + loss.constraint * constraint, {"mse": mse, "constraint": constraint} | terms
 
 
-def sample_keys(keys: UInt32[Array, " b"], seed: int) -> tuple[Array, Array, Array]:
+def sample_keys(keys: UInt32[Array, "b"], seed: int) -> tuple[Array, Array, Array]:
     """Three random keys a sample, each array of shape (b,)."""
     root = jax.random.key(seed)
-    return tuple(jax.vmap(lambda key: jax.random.split(jax.random.fold_in(root, key), 3))(keys).T)  # type: ignore[return-value]
+    first, second, third = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(root, key), 3))(keys).T
+    return first, second, third
 
 
 def degradation_free_constraint(
-    control: ControlNetOutput, features: ImageFeatures, *, image: Float[Array, "b H W 3"], latents: Float[Array, "b h w c"]
+    control: ControlNetOutput,
+    features: ImageFeatures,
+    *,
+    image: Float[Array, "b H W 3"],
+    latents: Float[Array, "b h w c"],
 ) -> Terms:
-    """L1 of every head to the clean image in [-1, 1] or the clean scaled latents, resized to the head's size (paper, eq. 3; method §6.4)."""
+    """L1 of every head to the clean image in [-1, 1] or the clean scaled latents, resized to the head's size.
+
+    (Paper, eq. 3; method §6.4.) A ControlNet without heads has no terms.
+    """
     terms = {f"rgb_{i}": _l1(rgb, image) for i, rgb in enumerate(features.rgb_predictions)}
-    *predictions, mid = control.latent_predictions or (None,)
-    terms |= {f"latent_{i}": _l1(prediction, latents) for i, prediction in enumerate(predictions)}
-    return terms if mid is None else terms | {"latent_mid": _l1(mid, latents)}
+    names = [*(f"latent_{i}" for i in range(len(control.residuals))), "latent_mid"]
+    return terms | {
+        name: _l1(prediction, latents) for name, prediction in zip(names, control.latent_predictions, strict=False)
+    }
 
 
 def _l1(prediction: Float[Array, "b h w c"], target: Float[Array, "b H W c"]) -> Float[Array, ""]:
-    resized = jax.image.resize(target.astype(jnp.float32), (*prediction.shape[:3], target.shape[-1]), "linear", antialias=False)
-    return jnp.mean(jnp.abs(prediction - resized))
+    # Two taps whatever the sizes, as PyTorch's bilinear resize without antialiasing.
+    resized = jax.image.resize(
+        target.astype(jnp.float32), (*prediction.shape[:3], target.shape[-1]), "linear", antialias=False
+    )
+    return jnp.mean(jnp.abs(prediction.astype(jnp.float32) - resized))
 
 
-def autoencoder_loss(networks: Any, batch: Mapping[str, Array], *, lpips: Lpips, loss: Loss, seed: int) -> tuple[Float[Array, ""], Terms]:
-    """First stage of a model without a pretrained autoencoder: L1 and LPIPS of the reconstruction, and the posterior's divergence from N(0, 1)."""
-    position, _, _ = sample_keys(batch["key"], seed)
+def autoencoder_loss(
+    networks: Any, batch: Mapping[str, Array], *, lpips: Lpips, loss: Loss, seed: int
+) -> tuple[Float[Array, ""], Terms]:
+    """First stage of a model without a pretrained autoencoder.
+
+    L1 and LPIPS of the reconstruction, and the posterior's divergence from N(0, 1).
+    """
+    posterior_keys, noise_keys, deviation_keys = sample_keys(batch["key"], seed)
     mean, log_variance = networks.autoencoder.moments(batch["hr"])
-    noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(position)
-    latents = mean + jnp.exp(0.5 * log_variance) * noise
-    reconstruction = networks.autoencoder.decode(latents * networks.autoencoder.config.scaling_factor)
+
+    def noise(keys: Array) -> Float[Array, "b h w c"]:
+        return jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
+
+    latents = (mean + jnp.exp(0.5 * log_variance) * noise(posterior_keys)) * networks.autoencoder.config.scaling_factor
+    if loss.latent_noise:
+        deviations = loss.latent_noise * jax.vmap(jax.random.uniform)(deviation_keys)
+        latents += deviations[:, None, None, None] * noise(noise_keys)
+    reconstruction = networks.autoencoder.decode(latents)
     terms = {
         "l1": jnp.mean(jnp.abs(reconstruction - batch["hr"])),
         "lpips": jnp.mean(lpips(reconstruction / 2 + 0.5, batch["hr"] / 2 + 0.5)),

@@ -1,6 +1,5 @@
 """One optimizer step, jitted once over the mesh."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,42 +12,74 @@ from jaxtyping import Array
 from xpsr_jax import sharding
 from xpsr_jax.config import Config
 from xpsr_jax.training.losses import Terms, autoencoder_loss, xpsr_loss
-from xpsr_jax.training.state import Parameters, Structure, TrainState, state_shardings
+from xpsr_jax.training.parameters import Parameters
+from xpsr_jax.training.state import TrainState, shardings_of
+from xpsr_jax.training.structure import Structure
 
 # state, frozen parameters, constants (LPIPS' weights in the autoencoder's stage), batch -> state, terms of the loss
 Step = Callable[[TrainState, Parameters, Any, Mapping[str, Array]], tuple[TrainState, Terms]]
 
 
-def make_step(config: Config, structure: Structure, optimizer: optax.GradientTransformation, state: TrainState, mesh: jax.sharding.Mesh) -> Step:
-    """The training step. It takes the state over (donates it); its terms are means over the batch, "loss" and "gradient_norm" among them."""
+def make_step(
+    config: Config,
+    structure: Structure,
+    optimizer: optax.GradientTransformation,
+    abstract: TrainState,
+    mesh: jax.sharding.Mesh,
+) -> Step:
+    """The training step. It takes the state over (donates it) and gives one back that is placed as `abstract` is.
 
-    def loss(trained: Parameters, frozen: Parameters, constants: Any, batch: Mapping[str, Array]) -> tuple[Array, Terms]:
+    Its terms are means over the batch, "loss" and "gradient_norm" (before clipping) among them.
+    """
+
+    def loss(
+        trained: Parameters, frozen: Parameters, constants: Any, batch: Mapping[str, Array]
+    ) -> tuple[Array, Terms]:
         networks = structure.merge(trained, frozen)
         if config.stage == "autoencoder":
             return autoencoder_loss(networks, batch, lpips=constants, loss=config.loss, seed=config.seed)
         return xpsr_loss(networks, batch, schedule=structure.networks.schedule, loss=config.loss, seed=config.seed)
 
-    places = state_shardings(state, mesh)
-    split = sharding.batch_sharding(mesh)
+    places, split = shardings_of(abstract), sharding.batch_sharding(mesh)
 
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(places, sharding.replicated(mesh)))
-    def step(state: TrainState, frozen: Parameters, constants: Any, batch: Mapping[str, Array]) -> tuple[TrainState, Terms]:
+    @functools.partial(
+        jax.jit,
+        donate_argnums=0,
+        in_shardings=(places, None, None, split),
+        out_shardings=(places, sharding.replicated(mesh)),
+    )
+    def step(
+        state: TrainState, frozen: Parameters, constants: Any, batch: Mapping[str, Array]
+    ) -> tuple[TrainState, Terms]:
         def one(batch: Mapping[str, Array]) -> tuple[Parameters, Terms]:
             (value, terms), gradients = jax.value_and_grad(loss, has_aux=True)(state.trained, frozen, constants, batch)
-            return gradients, {"loss": value} | terms
+            # Gradients live where their parameters do, accumulated ones too.
+            return jax.lax.with_sharding_constraint(gradients, places.trained), {"loss": value} | terms
 
         gradients, terms = accumulate(one, batch, config.accumulation, split)
-        terms["gradient_norm"] = optax.global_norm(gradients)
-        updates, moments = optimizer.update(gradients, state.optimizer, state.trained)
-        trained = optax.apply_updates(state.trained, updates)
-        return dataclasses.replace(
-            state, step=state.step + 1, trained=trained, optimizer=moments, average=_average(state, trained, config.optimizer.ema)
-        ), terms
+        terms["gradient_norm"] = optax.tree.norm(gradients)
+        return apply_gradients(state, gradients, optimizer, ema=config.optimizer.ema), terms
 
     return step
 
 
-def accumulate(one: Callable[[Any], Any], batch: Mapping[str, Array], microbatches: int, split: jax.sharding.NamedSharding) -> Any:
+def apply_gradients(
+    state: TrainState, gradients: Parameters, optimizer: optax.GradientTransformation, *, ema: float | None
+) -> TrainState:
+    """The state after an optimizer step with these gradients."""
+    updates, moments = optimizer.update(gradients, state.optimizer, state.trained)
+    trained = optax.apply_updates(state.trained, updates)
+    average = None
+    if ema is not None and state.average is not None:
+        step = state.step.astype(jnp.float32)
+        keep = jnp.minimum(ema, (1 + step) / (10 + step))
+        average = jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, state.average, trained)
+    return TrainState(state.step + 1, trained, moments, average)
+
+
+def accumulate(
+    one: Callable[[Any], Any], batch: Mapping[str, Array], microbatches: int, split: jax.sharding.NamedSharding
+) -> Any:
     """The mean of `one` over equal parts of the batch, computed one after the other, each spread over all devices."""
     if microbatches == 1:
         return one(batch)
@@ -62,11 +93,3 @@ def accumulate(one: Callable[[Any], Any], batch: Mapping[str, Array], microbatch
     shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts))
     total, _ = jax.lax.scan(add, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), parts)
     return jax.tree.map(lambda x: x / microbatches, total)
-
-
-def _average(state: TrainState, trained: Parameters, decay: float | None) -> Parameters | None:
-    if decay is None or state.average is None:
-        return None
-    step = state.step.astype(jnp.float32)
-    keep = jnp.minimum(decay, (1 + step) / (10 + step))
-    return jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, state.average, trained)

@@ -1,4 +1,4 @@
-"""Pictures that show how far a training is: LR, restored and original side by side, for fixed crops and degradations."""
+"""Pictures that show how far a training is: LR, restored and original side by side, of fixed crops and degradations."""
 
 import dataclasses
 from typing import Any
@@ -16,35 +16,43 @@ from xpsr_jax.data.quality import describe
 from xpsr_jax.inference.image_io import write_png
 from xpsr_jax.inference.restore import restore
 from xpsr_jax.training.export import as_model
-from xpsr_jax.training.state import Parameters, Structure, TrainState
+from xpsr_jax.training.images import open_images
+from xpsr_jax.training.parameters import Parameters
+from xpsr_jax.training.structure import Structure
 
 _SEED = 7
 
 
 class Validator:
-    """Restores the validation pictures with the current (averaged) parameters; in the autoencoder's stage it reconstructs them."""
+    """Restores the validation pictures with the given parameters; in the autoencoder's stage it reconstructs them."""
 
-    def __init__(self, config: Config, structure: Structure, tokenizer: Any):
+    def __init__(self, config: Config, structure: Structure, *, tokenizer: Any, mesh: jax.sharding.Mesh):
         self._config, self._structure = config, structure
-        self._tokenizer = tokenizer
+        self._tokenizer, self._mesh = tokenizer, mesh
         self._examples: list[tuple[np.ndarray, np.ndarray, Caption]] | None = None
-        self._reconstruct = jax.jit(lambda *parts, image: (n := structure.merge(*parts).autoencoder).decode(n.encode(image)))
+        self._reconstruct = jax.jit(
+            lambda *parts, image: (n := structure.merge(*parts).autoencoder).decode(n.encode(image))
+        )
 
-    def __call__(self, state: TrainState, frozen: Parameters, step: int) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
+    def __call__(self, parameters: Parameters, frozen: Parameters, step: int) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
         """Writes samples/<step>_<i>.png in the run's folder and returns the same pictures by name."""
         if self._examples is None:
             self._examples = self._make_examples()
-        parameters = state.trained if state.average is None else state.average
         if self._config.stage == "autoencoder":
             originals = [hr for _, hr, _ in self._examples]
             images = np.stack(originals).astype(np.float32) / 127.5 - 1
             decoded = np.asarray(self._reconstruct(parameters, frozen, image=images))
             rows = [[hr, _to_uint8(image)] for hr, image in zip(originals, decoded, strict=True)]
         else:
-            model = as_model(self._structure.merge(parameters, frozen), self._config, self._structure)
+            model = as_model(self._structure.merge(parameters, frozen), self._config, self._structure, self._tokenizer)
             lrs, hrs, captions = zip(*self._examples, strict=True)
-            sampling = dataclasses.replace(self._config.validation.sampling, upscale=self._config.data.degradation.upscale)
-            restored = restore(model, lrs, captions, sampling, seed=_SEED)
+            # The networks see crops of the size that they are trained on.
+            sampling = dataclasses.replace(
+                self._config.validation.sampling,
+                upscale=self._config.data.degradation.upscale,
+                process_size=self._config.data.crop_size,
+            )
+            restored = restore(model, lrs, captions, sampling, seed=_SEED, mesh=self._mesh)
             rows = [[_enlarge(lr, hr), out, hr] for lr, hr, out in zip(lrs, hrs, restored, strict=True)]
         pictures = {f"validation_{i}": np.concatenate(row, axis=1) for i, row in enumerate(rows)}
         if jax.process_index() == 0:
@@ -55,8 +63,6 @@ class Validator:
         return pictures
 
     def _make_examples(self) -> list[tuple[np.ndarray, np.ndarray, Caption]]:
-        from xpsr_jax.training.loop import open_images
-
         source = open_images(self._config.validation.images or self._config.images)
         examples = []
         for i in range(self._config.validation.count):

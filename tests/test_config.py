@@ -1,0 +1,100 @@
+"""The configs that ship, and what is wrong with others."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from xpsr_jax.config import PAPER, RELEASED, Config, Sampling, load_config
+from xpsr_jax.errors import UserError
+from xpsr_jax.training.resume import record
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def differences(a, b):
+    """Fields that differ, by dotted name."""
+
+    def flat(tree, prefix=""):
+        for name, value in tree.items():
+            if isinstance(value, dict):
+                yield from flat(value, f"{prefix}{name}.")
+            else:
+                yield prefix + name, value
+
+    a, b = (dict(flat(record(config, photographs=1))) for config in (a, b))
+    return {name: (a[name], b[name]) for name in a if a[name] != b.get(name)}
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.py")), ids=lambda file: file.stem)
+def test_every_variant_of_every_config(file):
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.VARIANTS[0] == "default"
+    names = [load_config(f"{file}:{variant}").name for variant in module.VARIANTS]
+    assert len(set(names)) == len(names)  # each has a run folder of its own
+    assert load_config(str(file)) == load_config(f"{file}:default")
+
+
+def test_paper_and_released_code_differ_as_method_11_says():
+    paper, released = (load_config(str(CONFIGS / f"{name}.py")) for name in ("xpsr", "xpsr_released"))
+    found = differences(paper, released)
+    sampling = {f.name: (getattr(PAPER, f.name), getattr(RELEASED, f.name)) for f in dataclasses.fields(Sampling)}
+    sampling = {name: values for name, values in sampling.items() if values[0] != values[1]}
+    assert found == {
+        "name": ("xpsr", "xpsr_released"),
+        "steps": (100_000, 432_624),
+        "data.high_caption_from": ("lr", "hr"),
+        "data.high_dropout": (0.0, 1.0),
+        "data.clean_input_probability": (0.0, 0.1),
+        "validation.every": (5000, 50_000),
+        **{f"validation.sampling.{name}": values for name, values in sampling.items()},
+        **{f"sampling.{name}": values for name, values in sampling.items()},
+    }
+    assert sampling.keys() >= {"steps", "guidance_scale", "guidance_form", "start", "positive_words", "negative_low"}
+
+
+def test_the_released_training_to_the_letter():
+    """Method §6."""
+    config = load_config(str(CONFIGS / "xpsr_released.py"))
+    optimizer, data = config.optimizer, config.data
+    assert (config.batch_size, config.accumulation, config.loss.constraint) == (32, 1, 0.05)
+    assert (optimizer.learning_rate, optimizer.b1, optimizer.b2, optimizer.epsilon) == (5e-5, 0.9, 0.999, 1e-8)
+    assert (optimizer.weight_decay, optimizer.decayed, optimizer.clip) == (1e-2, ((".*", True),), 1.0)
+    assert (optimizer.schedule, optimizer.warmup, optimizer.ema) == ("constant", 0, None)
+    assert (data.crop_size, data.crop_scale, data.flip_probability) == (512, (1.0, 1.0), 0.5)
+    assert (data.caption_dropout, data.low_dropout, data.negative_target_probability) == (0.0, 0.0, 0.0)
+    assert data.degradation.sharpen and data.degradation.upscale == 4
+    assert config.networks.from_scratch == ("controlnet",)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("configs/nothing.py", r"There is no config file configs/nothing.py; the project's are in configs/"),
+        (f"{CONFIGS}/tiny.py:huge", "has no variant 'huge'; it has default, autoencoder"),
+        (__file__, "is no config file"),
+    ],
+)
+def test_what_is_no_config(name, message):
+    with pytest.raises(UserError, match=message):
+        load_config(name)
+
+
+@pytest.mark.parametrize("field", ["steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep"])
+def test_numbers_that_cannot_be(field):
+    with pytest.raises(UserError, match=f"{field} must be at least 1, not 0"):
+        Config(**{field: 0})
+
+
+def test_microbatches_are_equal():
+    with pytest.raises(UserError, match="batch_size=8 cannot be split into accumulation=3"):
+        Config(batch_size=8, accumulation=3)
+
+
+def test_run_folder():
+    assert Config(name="a").run_folder == Path("runs/a")
+    assert Config(name="a", run=Path("elsewhere")).run_folder == Path("elsewhere")

@@ -1,0 +1,97 @@
+"""Placement: the mesh, the rules by path and shape, and what they do to the full-size training."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+
+from xpsr_jax import sharding
+from xpsr_jax.config import Mesh, Networks, load_config
+from xpsr_jax.errors import UserError
+from xpsr_jax.training.state import abstract_state, make_optimizer
+from xpsr_jax.training.structure import make_structure
+
+EVERYTHING = ("unet", "controlnet", "autoencoder", "text_encoder")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shape"),
+    [((1, -1), (1, 8)), ((-1, 1), (8, 1)), ((2, -1), (2, 4)), ((-1, 8), (1, 8)), ((4, 2), (4, 2))],
+)
+def test_mesh(sizes, shape):
+    mesh = sharding.make_mesh(Mesh(*sizes))
+    assert mesh.shape == {"data": shape[0], "fsdp": shape[1]}
+
+
+@pytest.mark.parametrize("sizes", [(3, -1), (-1, -1), (2, 2), (0, 8), (16, 1), (-2, 4)])
+def test_mesh_that_cannot_be(sizes):
+    with pytest.raises(UserError, match=rf"mesh.data={sizes[0]} and mesh.fsdp={sizes[1]} .* 8 devices"):
+        sharding.make_mesh(Mesh(*sizes))
+
+
+def test_parameters_by_path_and_shape():
+    mesh = sharding.make_mesh(Mesh(data=2, fsdp=4))
+    shapes = {
+        "a.kernel": (3, 3, 512, 1024),  # its largest dimension
+        "b.kernel": (3, 3, 1024, 511),  # the largest that 4 divides
+        "c.kernel": (1023, 511),  # none does
+        "d.kernel": (256, 256),  # 256 KiB and no more
+        "e.bias": (1_000_000,),  # by its path
+        "f.embedding": (49408, 768),
+    }
+    parameters = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
+    specs = {path: s.spec for path, s in sharding.parameter_shardings(parameters, mesh).items()}
+    assert specs == {
+        "a.kernel": PartitionSpec(None, None, None, "fsdp"),
+        "b.kernel": PartitionSpec(None, None, "fsdp", None),
+        "c.kernel": PartitionSpec(),
+        "d.kernel": PartitionSpec(),
+        "e.bias": PartitionSpec(),
+        "f.embedding": PartitionSpec("fsdp", None),
+    }
+    smaller = sharding.parameter_shardings(parameters, mesh, replicated_bytes=0)
+    assert smaller["d.kernel"].spec == PartitionSpec("fsdp", None)
+    alone = sharding.parameter_shardings(parameters, sharding.make_mesh(Mesh(data=8, fsdp=1)))
+    assert {s.spec for s in alone.values()} == {PartitionSpec()}
+
+
+def test_each_device_has_its_part():
+    mesh = sharding.make_mesh(Mesh(data=2, fsdp=4))
+    array = np.arange(32, dtype=np.float32).reshape(8, 4)
+    where = sharding.parameter_shardings({"a.kernel": array}, mesh, replicated_bytes=0)["a.kernel"]
+    placed = sharding.place(array, where, jnp.bfloat16)
+    assert placed.dtype == jnp.bfloat16 and placed.addressable_shards[0].data.shape == (2, 4)
+    np.testing.assert_array_equal(placed, array)
+    batch = sharding.shard_batch({"x": array}, mesh)["x"]
+    assert len({str(shard.index) for shard in batch.addressable_shards}) == 8
+    np.testing.assert_array_equal(batch, array)
+
+
+def test_the_full_size_training_on_a_pod():
+    """configs/xpsr.py on 64 chips, as shapes: what trains is all there and split; nothing is allocated (method §5)."""
+    config = load_config("configs/xpsr.py")
+    structure = make_structure(dataclasses.replace(config, networks=Networks(from_scratch=EVERYTHING)))
+    shapes = structure.shapes()
+    assert structure.trained | structure.frozen == shapes.keys()
+    assert {path.partition(".")[0] for path in structure.trained} == {"unet", "controlnet"}
+    assert sum(math.prod(shapes[path].shape) for path in structure.trained) == 868_451_469
+
+    mesh = AbstractMesh((1, 64), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
+    shardings = sharding.parameter_shardings(shapes, mesh)
+    state = abstract_state(config, structure, make_optimizer(config, structure.trained), shardings)
+    arrays = jax.tree.leaves(state)
+    total = sum(size(array.shape, array) for array in arrays)
+    assert total == 3 * 4 * 868_451_469 + 3 * 4  # parameters, two moments; three counts
+    whole = sum(size(array.shape, array) for array in arrays if array.sharding.is_fully_replicated)
+    assert whole < 0.002 * total  # 0.14 %
+    a_chip = sum(size(array.sharding.shard_shape(array.shape), array) for array in arrays)
+    assert a_chip < 1.1 * total / 64  # 1.09
+
+
+def size(shape, array):
+    """Bytes."""
+    return math.prod(shape) * array.dtype.itemsize

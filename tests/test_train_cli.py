@@ -1,0 +1,109 @@
+"""train.py: what it prints and how it exits. Real training is in tests/training."""
+
+import dataclasses
+import re
+import typing
+from pathlib import Path
+
+import pytest
+
+import train
+from xpsr_jax.config import Config, load_config
+from xpsr_jax.errors import UserError
+from xpsr_jax.training import loop
+
+TINY = "configs/tiny.py"
+
+
+def test_alone_it_says_how_it_is_used(capsys):
+    assert train.main([]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and "usage: python train.py --config configs/NAME.py[:VARIANT]" in printed.err
+    assert train.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    for name in ("configs/xpsr.py", "configs/xpsr_released.py", "configs/tiny.py:autoencoder"):
+        assert name in out and Path(name.partition(":")[0]).is_file()
+    assert "--help" in out and "goes on from there" in out
+
+
+def names(kind, prefix=""):
+    """Of all fields, as the command line calls them."""
+    for name, hint in typing.get_type_hints(kind).items():
+        flag = prefix + name.replace("_", "-")
+        if dataclasses.is_dataclass(hint):
+            yield from names(hint, f"{flag}.")
+        elif flag != "validation.images":  # set in a config file
+            yield flag
+
+
+def test_help_lists_every_field_and_says_what_it_is(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train.main(["--config", TINY, "--help"])
+    assert stopped.value.code == 0
+    text = re.sub(r"[│\s]+", " ", re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out))
+    assert len(text) > 10_000
+    undocumented = []
+    for name in names(Config):
+        found = re.search(rf" --{re.escape(name)}[ ,](.*?\(default: )", text)
+        assert found, f"--{name} is not in the help"
+        # Fields of the networks' configurations are those of diffusers and transformers.
+        if not name.startswith("networks.") and not re.search(r"[a-z]{2}.*\(default", words(found[1])):
+            undocumented.append(name)
+    assert undocumented == []
+
+
+def words(text):
+    """A field's help without its type: what is left is what it says."""
+    return re.sub(r"--[\w.-]+|\{[^}]*\}|\b[A-Z]{3,}\b", "", text)
+
+
+def test_config_may_come_last(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--steps", "3", f"--config={TINY}:autoencoder", "-h"])
+    assert "tiny_autoencoder" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "configs/nothing.py"], "There is no config file configs/nothing.py"),
+        (["--config", f"{TINY}:huge"], "has no variant 'huge'; it has default, autoencoder"),
+        (["--config", TINY, "--steps", "0"], "steps must be at least 1, not 0"),
+        (["--config", TINY, "--networks.base", "/nowhere"], "base model /nowhere does not exist; .*--networks.base"),
+    ],
+)
+def test_one_line_for_what_is_wrong(arguments, message, capsys):
+    assert train.main(arguments) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert re.fullmatch(f"error: .*{message}.*\n", printed.err)
+
+
+def test_unknown_field(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train.main(["--config", TINY, "--stepz", "3"])
+    assert stopped.value.code == 2
+    assert "--steps" in capsys.readouterr().err
+
+
+def test_fields_reach_the_training_and_its_end_the_exit_code(monkeypatch, capsys):
+    seen = []
+
+    def pretend(result):
+        def run(config):
+            seen.append(config)
+            if isinstance(result, BaseException):
+                raise result
+            return result
+
+        monkeypatch.setattr(loop, "train", run)
+        return train.main(["--config", TINY, "--steps=7", "--optimizer.learning-rate", "0.5", "--images.folder", "x"])
+
+    assert pretend(Path("runs/a/model")) == 0
+    assert capsys.readouterr().out == "model: runs/a/model\n"
+    assert (seen[0].steps, seen[0].optimizer.learning_rate, seen[0].images.folder) == (7, 0.5, Path("x"))
+    assert seen[0].batch_size == load_config(TINY).batch_size
+    assert pretend(None) == 130
+    assert pretend(KeyboardInterrupt()) == 130
+    assert pretend(UserError("the loss became nan")) == 1
+    assert "error: the loss became nan\n" in capsys.readouterr().err

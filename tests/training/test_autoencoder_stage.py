@@ -1,0 +1,59 @@
+"""The first stage of a model without a pretrained autoencoder: it learns, and exports latents of deviation 1."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from tests.training import tiny
+from xpsr_jax.config import Mesh
+from xpsr_jax.data.pipeline import DataConfig, make_example
+from xpsr_jax.evaluation.perceptual import Lpips
+from xpsr_jax.training.export import export
+from xpsr_jax.training.images import open_images
+from xpsr_jax.weights.networks import AUTOENCODER, load_network, parameters
+
+
+@pytest.fixture(scope="module")
+def trained(batches):
+    """The run after 20 steps on one batch of 8, and the terms of each step."""
+    config = dataclasses.replace(tiny.config("autoencoder"), mesh=Mesh(data=1, fsdp=1))
+    run = tiny.Run(config, 1)
+    batch = {name: batches[0][name][:8] for name in ("hr", "key", "index")}
+    lpips = jax.device_put(Lpips.load("alex"))
+    return run, [run.advance(batch, lpips) for _ in range(20)]
+
+
+def test_the_loss_of_one_batch_falls(trained):
+    run, terms = trained
+    loss = run.config.loss
+    weighted = loss.reconstruction * terms[0]["l1"] + loss.perceptual * terms[0]["lpips"] + loss.kl * terms[0]["kl"]
+    assert terms[0]["loss"] == pytest.approx(weighted, rel=1e-6)
+    assert terms[-1]["loss"] < 0.85 * terms[0]["loss"]  # measured 0.768
+    assert run.step._cache_size() == 1
+
+
+def test_latents_are_exported_with_deviation_one(trained, images, tmp_path):
+    run, _ = trained
+    source = open_images(images)
+    folder = export(
+        tmp_path / "model",
+        config=run.config,
+        structure=run.structure,
+        trained=run.state.result,
+        frozen=run.frozen,
+        source=source,
+        tokenizer=None,
+    )
+    assert sorted(path.name for path in folder.iterdir()) == ["model_index.json", "vae"]
+    autoencoder = load_network(AUTOENCODER, folder / "vae")
+    crops = DataConfig(crop_size=tiny.SIZE, degrade=False)
+    pixels = np.stack([make_example(source[i % 5], crops, tokenizer=None, seed=0, index=i)["hr"] for i in range(32)])
+    latents = jax.jit(autoencoder.encode)(pixels, jax.random.key(0))
+    assert np.std(latents) == pytest.approx(1, abs=0.005)  # measured 0.9995
+    assert autoencoder.config.scaling_factor == pytest.approx(0.52, abs=0.01)  # it was 0.18215
+    exported = {f"autoencoder.{path}": param[...] for path, param in parameters(autoencoder).items()}
+    assert exported.keys() == run.state.average.keys()
+    for path, average in run.state.average.items():
+        np.testing.assert_array_equal(exported[path], average)

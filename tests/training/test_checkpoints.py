@@ -1,0 +1,156 @@
+"""Checkpoints: whole or not there, bit for bit, onto any mesh; and what may differ when a run is resumed."""
+
+import dataclasses
+import shutil
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from tests.training import tiny
+from xpsr_jax import sharding
+from xpsr_jax.config import Mesh, Optimizer
+from xpsr_jax.errors import UserError
+from xpsr_jax.training import resume
+from xpsr_jax.training.checkpoints import Checkpoints
+from xpsr_jax.training.state import TrainState
+
+# Names as parameters have them, which share their beginnings.
+NAMES = ("unet.down_blocks.0.conv.kernel", "unet.down_blocks.0.conv.bias", "unet.down_blocks.01.conv.kernel", "unet")
+
+
+def make_state(value, mesh, *, average=True):
+    """A state like a run's, its parameters split over "fsdp"."""
+    split, everywhere = NamedSharding(mesh, PartitionSpec("fsdp")), NamedSharding(mesh, PartitionSpec())
+
+    def parameters(seed):
+        rng = np.random.default_rng((value, seed))
+        return {name: jax.device_put(rng.standard_normal((8, 3), np.float32), split) for name in NAMES}
+
+    optimizer = ({"count": jax.device_put(jnp.int32(value), everywhere), "mu": parameters(1)}, ())
+    return TrainState(
+        jax.device_put(jnp.int32(value), everywhere), parameters(0), optimizer, parameters(2) if average else None
+    )
+
+
+def abstract(state):
+    return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding), state)
+
+
+def numbers():
+    return iter(grain.MapDataset.range(100).shuffle(seed=1).to_iter_dataset())
+
+
+def assert_equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return sharding.make_mesh(Mesh(data=2, fsdp=4))
+
+
+@pytest.mark.parametrize("average", [True, False])
+def test_what_is_saved_comes_back(average, mesh, tmp_path):
+    state, data = make_state(3, mesh, average=average), numbers()
+    seen = [next(data) for _ in range(3)]
+    expected = jax.tree.map(np.asarray, state)
+    with Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
+        assert checkpoints.latest is None
+        checkpoints.save(3, state, data, {"name": "a run"})
+        checkpoints.save(3, state, data, {"name": "saved already"})
+        # The next step takes the state over at once, while it is still being written.
+        jax.jit(lambda state: jax.tree.map(lambda x: x * 0, state), donate_argnums=0)(state)
+        following = [next(data) for _ in range(3)]
+    assert seen != following
+
+    one = sharding.make_mesh(Mesh(), jax.devices()[:1])
+    for other in (mesh, one):
+        wanted = abstract(make_state(0, other, average=average))
+        data = numbers()
+        with Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
+            assert checkpoints.latest == 3
+            assert checkpoints.record(3) == {"name": "a run"}
+            restored = checkpoints.restore(3, wanted, data)
+        assert_equal(restored, expected)
+        assert jax.tree.map(lambda x: x.sharding, restored) == jax.tree.map(lambda x: x.sharding, wanted)
+        assert [next(data) for _ in range(3)] == following
+
+
+def test_a_killed_save_leaves_the_older_checkpoint(mesh, tmp_path):
+    folder, data = tmp_path / "checkpoints", numbers()
+    with Checkpoints(folder, keep=2) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, make_state(step, mesh), data, {})
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "3"]
+    # Orbax writes under a temporary name and renames at the end: this is what a process leaves that was killed before.
+    killed = folder / "4.orbax-checkpoint-tmp-12"
+    shutil.copytree(folder / "3", killed)
+    shutil.rmtree(killed / "data")
+    next(path for path in (killed / "state").rglob("*") if path.is_file()).unlink()
+    with Checkpoints(folder, keep=2) as checkpoints:
+        assert checkpoints.latest == 3
+        assert_equal(checkpoints.restore(3, abstract(make_state(0, mesh)), data), make_state(3, mesh))
+        checkpoints.save(4, make_state(4, mesh), data, {})
+    with Checkpoints(folder, keep=2) as checkpoints:
+        assert checkpoints.latest == 4
+        assert_equal(checkpoints.restore(4, abstract(make_state(0, mesh)), data), make_state(4, mesh))
+
+
+def test_what_may_change_is_listed():
+    before = tiny.config()
+    now = dataclasses.replace(
+        before,
+        steps=100,
+        mesh=Mesh(data=2, fsdp=4),
+        validation=dataclasses.replace(before.validation, every=7),
+        optimizer=dataclasses.replace(before.optimizer, learning_rate=1e-4, schedule="cosine"),
+    )
+    lines = resume.changes(resume.record(before, photographs=5), resume.record(now, photographs=5))
+    assert lines == [
+        "steps: was 6, is 100",
+        "optimizer.learning_rate: was 0.001, is 0.0001",
+        "optimizer.schedule: was 'constant', is 'cosine'",
+        "mesh.data: was -1, is 2",
+        "mesh.fsdp: was 1, is 4",
+        "validation.every: was 0, is 7",
+    ]
+    assert resume.changes(resume.record(now, photographs=5), resume.record(now, photographs=5)) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"seed": 1}, "seed: was 0, is 1"),
+        ({"batch_size": 16}, "batch_size: was 8, is 16"),
+        ({"trained": ((".*", True),)}, r"trained: was \[\['controlnet.*\]\], is \[\['\.\*', True\]\]"),
+        ({"data": dataclasses.replace(tiny.config().data, crop_size=128)}, "data.crop_size: was 64, is 128"),
+        ({"optimizer": Optimizer(learning_rate=1e-3, ema=None)}, "optimizer.ema: was 0.9, is None"),
+        (
+            {"networks": dataclasses.replace(tiny.NETWORKS, unet=dataclasses.replace(tiny.UNET, norm_num_groups=2))},
+            "networks.unet.norm_num_groups: was 4, is 2",
+        ),
+    ],
+)
+def test_what_may_not_change_is_refused_with_both_values(fields, message):
+    before = resume.record(tiny.config(), photographs=5)
+    now = resume.record(dataclasses.replace(tiny.config(), **fields), photographs=5)
+    with pytest.raises(UserError, match=f"cannot go on with other settings.*{message}.*another --name"):
+        resume.changes(before, now)
+
+
+def test_other_photographs_are_refused():
+    before = resume.record(tiny.config(), photographs=5)
+    with pytest.raises(UserError, match="photographs: was 5, is 4"):
+        resume.changes(before, resume.record(tiny.config(), photographs=4))
+
+
+def test_fields_that_came_later_are_passed_over():
+    before = resume.record(tiny.config(), photographs=5)
+    del before["photographs"], before["loss"]
+    before["gone"] = 1
+    assert resume.changes(before, resume.record(tiny.config(), photographs=5)) == []

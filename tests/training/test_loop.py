@@ -1,0 +1,218 @@
+"""Whole runs: stopped and resumed bit for bit, exported, and ended with one clear line where something is wrong."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+import xpsr_jax
+from tests.training import tiny
+from xpsr_jax.config import Images, Validation
+from xpsr_jax.data.captions import Caption
+from xpsr_jax.errors import UserError
+from xpsr_jax.inference import restore as restore_module
+from xpsr_jax.inference.restore import restore
+from xpsr_jax.training import loop
+from xpsr_jax.training.checkpoints import Checkpoints
+from xpsr_jax.training.loop import stop_signals, train
+
+ROOT = Path(__file__).parents[2]
+STEPS = 12
+NETWORKS = ("unet", "controlnet", "vae", "text_encoder")
+
+
+def config(images, run, **fields):
+    return dataclasses.replace(tiny.config(), images=images, run=run, steps=STEPS, **{"checkpoint_every": 5} | fields)
+
+
+def metrics(run):
+    """The logged lines, without how fast it was."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+
+
+def weights(model):
+    """The bytes of every network's file."""
+    return {file.relative_to(model): file.read_bytes() for name in NETWORKS for file in (model / name).iterdir()}
+
+
+@pytest.fixture(scope="module")
+def whole(images, tmp_path_factory):
+    """The run folder of a training that nothing interrupts; and how often validation was compiled."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    validation = Validation(every=STEPS // 2, count=2, sampling=tiny.config().sampling)
+    compiled = restore_module._advance._cache_size()
+    assert train(config(images, run, validation=validation)) == run / "model"
+    return run, restore_module._advance._cache_size() - compiled
+
+
+def test_a_run_leaves_what_its_folder_says(whole):
+    run, compiled = whole
+    assert {path.name for path in run.iterdir()} == {
+        "config.json",
+        "checkpoints",
+        "metrics.jsonl",
+        "model",
+        "samples",
+        "tensorboard",
+    }
+    assert [line["step"] for line in metrics(run)] == list(range(1, STEPS + 1))
+    assert sorted(int(path.name) for path in (run / "checkpoints").iterdir()) == [10, STEPS]  # 5 was not kept
+    pictures = sorted((run / "samples").iterdir())
+    names = [f"00000{step:02d}_validation_{i}.png" for step in (STEPS // 2, STEPS) for i in (0, 1)]
+    assert [path.name for path in pictures] == names
+    assert cv2.imread(str(pictures[0])).shape == (tiny.SIZE, 3 * tiny.SIZE, 3)
+    assert compiled == 1
+    record = json.loads((run / "config.json").read_text())
+    assert (record["steps"], record["photographs"], record["data"]["crop_size"]) == (STEPS, 5, tiny.SIZE)
+
+
+def test_the_exported_model_restores(whole):
+    run, _ = whole
+    model = xpsr_jax.load(run / "model")
+    assert model.note == "It is a test's." and model.defaults == tiny.config().sampling
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
+    (restored,) = restore(model, [image], [Caption("a picture", "blurry")])
+    assert restored.shape == (64, 64, 3) and restored.std() > 1
+
+
+def test_stopped_by_a_signal_and_resumed_it_ends_bit_for_bit_the_same(whole, images, tmp_path):
+    run = tmp_path / "stopped"
+    fields = {"--images.folder": images.folder, "--run": run, "--steps": STEPS, "--checkpoint-every": 5}
+    command = [sys.executable, "train.py", "--config", "tests/training/tiny.py"]
+    command += [str(word) for field in fields.items() for word in field]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = run / "metrics.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= 2):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate()
+    assert process.returncode == 130, err
+    steps = sorted(int(path.name) for path in (run / "checkpoints").iterdir())
+    assert 2 <= steps[-1] < STEPS
+    assert f"stopped at step {steps[-1]}; the same command goes on from there" in out
+    assert not (run / "model").exists()
+
+    assert train(config(images, run)) == run / "model"
+    expected, _ = whole
+    assert metrics(run) == metrics(expected)
+    assert weights(run / "model") == weights(expected / "model")
+    final = [folder / "checkpoints" / str(STEPS) / "state" for folder in (run, expected)]
+    final = [ocp.StandardCheckpointer().restore(folder) for folder in final]
+    assert len(jax.tree.leaves(final[0])) > 4 * 40  # parameters, two moments, averages
+    jax.tree.map(np.testing.assert_array_equal, *final)
+
+
+def test_a_run_does_not_go_on_with_other_settings(whole, images):
+    run, _ = whole
+    with pytest.raises(UserError, match=r"cannot go on with other settings \(seed: was 0, is 1\)"):
+        train(config(images, run, seed=1))
+    assert json.loads((run / "config.json").read_text())["seed"] == 0
+
+
+def pretended(bad_step, term):
+    """In the place of `make_step`: a step that does nothing, but gives a term that is no number once."""
+
+    def make_step(*_):
+        def step(state, frozen, constants, batch):
+            number = int(state.step) + 1
+            terms = {"loss": np.float32(1), "gradient_norm": np.float32(1)}
+            if number == bad_step:
+                terms[term] = np.float32("nan")
+            return dataclasses.replace(state, step=state.step + 1), terms
+
+        return step
+
+    return make_step
+
+
+@pytest.mark.parametrize("term", ["loss", "gradient_norm"])
+def test_what_is_no_number_ends_the_run_and_is_not_saved(term, images, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    monkeypatch.setattr(loop, "make_step", pretended(4, term))
+    with pytest.raises(
+        UserError, match=rf"the {term} became nan at step 4 \(samples 24, 25, .*the last checkpoint is kept"
+    ):
+        train(config(images, run, log_every=100, checkpoint_every=2))
+    with Checkpoints(run / "checkpoints", keep=2) as checkpoints:
+        assert checkpoints.latest == 2
+    assert not (run / "model").exists()
+
+
+def test_what_was_logged_after_the_last_checkpoint_is_logged_once(images, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    monkeypatch.setattr(loop, "make_step", pretended(8, "loss"))
+    with pytest.raises(UserError, match="at step 8"):
+        train(config(images, run))
+    assert [line["step"] for line in metrics(run)] == list(range(1, 8))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "lo')  # a process that was killed
+    monkeypatch.setattr(loop, "make_step", pretended(None, ""))
+    for _ in range(2):  # the second time nothing is left to do but to export the model again
+        assert train(config(images, run)) == run / "model"
+        assert [line["step"] for line in metrics(run)] == list(range(1, STEPS + 1))
+
+
+SETTINGS = tiny.config()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"images": Images(folder=Path("nothing"))}, "There is no image folder nothing"),
+        ({"batch_size": 12}, "batch_size=12 must be a multiple of 8: 8 devices x accumulation=1"),
+        ({"accumulation": 2}, "batch_size=8 must be a multiple of 16: 8 devices x accumulation=2"),
+        ({"mesh": dataclasses.replace(SETTINGS.mesh, data=3)}, "do not multiply to the 8 devices"),
+        ({"trained": ((r"unet\.konv\..*", True),)}, "konv.* matches no parameter"),
+        ({"optimizer": dataclasses.replace(SETTINGS.optimizer, decayed=(("x", True),))}, "'x' matches no parameter"),
+        (
+            {"networks": dataclasses.replace(SETTINGS.networks, from_scratch=())},
+            "base model has no unet/.*--networks.base",
+        ),
+    ],
+)
+def test_wrong_settings_are_said_before_anything_is_written(fields, message, images, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(UserError, match=message):
+        train(dataclasses.replace(config(images, run), **fields))
+    assert not run.exists()
+
+
+def test_wrong_folders_are_said_before_anything_is_written(images, tmp_path):
+    run = tmp_path / "run"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"There is no image in .*/empty"):
+        train(config(Images(folder=tmp_path / "empty"), run))
+    uncaptioned = tiny.make_photos(tmp_path / "uncaptioned").folder
+    (uncaptioned / "captions.jsonl").write_text('{"image": "0.png", "high": "a", "low": "b"}\n')
+    with pytest.raises(UserError, match=r"No caption in .*captions.jsonl for '1.png' \(and 3 more\)"):
+        train(config(Images(folder=uncaptioned), run))
+    assert not run.exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file/run: cannot write into this folder: Not a directory"):
+        train(config(images, tmp_path / "file" / "run"))
+
+
+def test_the_second_signal_acts_at_once():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever pytest was started with
+    try:
+        with stop_signals() as received:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert received == [signal.SIGINT]
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert received == [signal.SIGINT, signal.SIGTERM]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)

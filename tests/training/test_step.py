@@ -1,0 +1,74 @@
+"""The jitted step: the same on any mesh and with accumulation, compiled once, donating its state."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.training import tiny
+from xpsr_jax.config import Mesh, Precision
+
+
+def run(batches, devices, mesh, accumulation=1):
+    config = dataclasses.replace(tiny.config(), batch_size=16, mesh=Mesh(*mesh), accumulation=accumulation)
+    run = tiny.Run(config, devices, replicated_bytes=0)
+    before = run.state.trained
+    terms = [run.advance(batch) for batch in batches]
+    return run, terms, before
+
+
+@pytest.fixture(scope="module")
+def single(batches):
+    return run(batches, 1, (1, 1))
+
+
+def largest_difference(terms, expected):
+    """Of any term of any step, relative to that term."""
+    assert [step.keys() for step in terms] == [step.keys() for step in expected]
+    return max(abs(a[name] - b[name]) / abs(b[name]) for a, b in zip(terms, expected, strict=True) for name in b)
+
+
+def test_one_step_trains_what_is_chosen_and_nothing_is_compiled_again(single):
+    run, terms, before = single
+    assert run.step._cache_size() == 1
+    assert int(run.state.step) == 3
+    assert all(array.is_deleted() for array in before.values())  # the state was donated
+    assert {"loss", "mse", "constraint", "gradient_norm", "rgb_0", "latent_0", "latent_mid"} <= terms[0].keys()
+    assert terms[0]["loss"] == pytest.approx(terms[0]["mse"] + 0.05 * terms[0]["constraint"], rel=1e-6)
+    assert terms[0]["loss"] != terms[1]["loss"]
+
+
+@pytest.mark.parametrize(("mesh", "accumulation"), [((8, 1), 1), ((2, 4), 2)])
+def test_losses_do_not_depend_on_mesh_and_accumulation(mesh, accumulation, single, batches):
+    one, expected, _ = single
+    many, terms, _ = run(batches, 8, mesh, accumulation)
+    assert largest_difference(terms, expected) < 2e-6  # measured 3.2e-7 and 2.1e-7
+    differences = [
+        np.abs(np.asarray(many.state.trained[path]) - np.asarray(array)).max()
+        for path, array in one.state.trained.items()
+    ]
+    assert max(differences) < 5e-6  # 2.4e-7; three steps of 1e-3 were made
+    assert many.step._cache_size() == 1
+
+    state = many.state
+    for path, array in state.trained.items():
+        moments = [leaf[path].sharding for leaf in (state.optimizer[1][0].mu, state.optimizer[1][0].nu)]
+        assert {array.sharding, state.average[path].sharding, *moments} == {many.abstract.trained[path].sharding}
+        split = mesh[1] > 1 and not path.endswith(("bias", "scale"))
+        shard = array.addressable_shards[0].data
+        assert shard.size == array.size // (4 if split else 1)
+
+
+def test_in_bfloat16_what_trains_and_every_term_stay_float32(batches):
+    """Recomputation and accumulation too; as shapes, for what bfloat16 changes is a matter of the networks' tests."""
+    precision = Precision(dtype="bfloat16", frozen_dtype="bfloat16", remat=True)
+    run = tiny.Run(dataclasses.replace(tiny.config(), batch_size=16, accumulation=2, precision=precision), 8)
+    frozen = {path: jax.ShapeDtypeStruct(array.shape, jnp.bfloat16) for path, array in run.frozen.items()}
+    batch = {name: array for name, array in batches[0].items() if name != "index"}
+    state, terms = jax.eval_shape(run.step, run.abstract, frozen, None, batch)
+    assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)] == [
+        (leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(run.abstract)
+    ]
+    assert {leaf.dtype for leaf in terms.values()} == {jnp.dtype(jnp.float32)}

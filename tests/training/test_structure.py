@@ -1,0 +1,203 @@
+"""Which networks a config means, what trains, and where each parameter comes from as training begins (method §5)."""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.training import tiny
+from xpsr_jax import sharding
+from xpsr_jax.config import Mesh
+from xpsr_jax.diffusion.schedule import Schedule
+from xpsr_jax.errors import UserError
+from xpsr_jax.models.controlnet import unet_twin
+from xpsr_jax.training.parameters import initial_parameters
+from xpsr_jax.training.structure import make_structure
+from xpsr_jax.weights.networks import NETWORKS
+from xpsr_jax.weights.rules import to_torch
+from xpsr_jax.weights.tensors import Tensor, WeightsError
+from xpsr_jax.weights.torch_files import write_file, write_json
+
+FILE = "diffusion_pytorch_model.safetensors"
+
+
+# What the released code trains.
+CONFIG = dataclasses.replace(
+    tiny.config(), trained=((r"controlnet\..*", True), (r"unet\..*\.pixel_attentions\..*", True))
+)
+
+
+def replaced(**fields):
+    """The same with other fields of its networks."""
+    return dataclasses.replace(CONFIG, networks=dataclasses.replace(tiny.NETWORKS, **fields))
+
+
+@pytest.fixture(scope="module")
+def structure():
+    return make_structure(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def stock(structure, tmp_path_factory):
+    """A folder like Stable Diffusion's (its UNet has no Conditional Attention) and its arrays."""
+    base = tmp_path_factory.mktemp("stock")
+    configs = {
+        "unet": dataclasses.replace(tiny.UNET, conditional_attention=False),
+        "autoencoder": tiny.NETWORKS.autoencoder,
+    }
+    arrays = {}
+    for name, config in configs.items():
+        tensors = {}
+        for path, shape in structure.shapes().items():
+            network, _, rest = path.partition(".")
+            if network == name and ".pixel_attentions." not in path:
+                arrays[path] = tiny.random_parameter(path, shape.shape)
+                key, array = to_torch(rest, arrays[path], NETWORKS[name].names)
+                tensors[key] = Tensor.of(key, array)
+        folder = base / NETWORKS[name].subfolder
+        folder.mkdir()
+        write_json(config.to_json(), folder / "config.json")
+        write_file(tensors, folder / FILE, where=folder)
+    (base / "scheduler").mkdir()
+    write_json(Schedule(prediction_type="v_prediction").to_json(), base / "scheduler" / "scheduler_config.json")
+    return base, arrays
+
+
+def test_what_trains_is_what_the_patterns_say(structure):
+    assert structure.trained | structure.frozen == structure.shapes().keys()
+    for path in structure.shapes():
+        chosen = path.startswith("controlnet.") or ".pixel_attentions." in path
+        assert (path in structure.trained) == chosen
+    first = dataclasses.replace(CONFIG, trained=((r"unet\.mid_block\..*", False), (r"unet\..*", True)))
+    trained = make_structure(first).trained
+    assert "unet.conv_in.kernel" in trained and not any("mid_block" in path for path in trained)
+
+
+def test_from_stable_diffusion(stock):
+    """The base is loaded; the ControlNet is the UNet's exact copy, though the frozen UNet is kept in bfloat16."""
+    base, arrays = stock
+    config = replaced(base=(base,), from_scratch=("controlnet", "text_encoder"))
+    structure = make_structure(config)
+    assert structure.networks.unet.conditional_attention
+    assert structure.networks.schedule == Schedule(prediction_type="v_prediction")
+    assert structure.sources.keys() == {"unet", "autoencoder"}
+    mesh = sharding.make_mesh(Mesh(data=2, fsdp=4))
+    shapes = structure.shapes()
+    shardings = sharding.parameter_shardings(shapes, mesh, replicated_bytes=0)
+    frozen = initial_parameters(structure, structure.frozen, shardings, seed=0, frozen_dtype="bfloat16")
+    trained = initial_parameters(structure, structure.trained, shardings, seed=0, frozen_dtype="bfloat16")
+    assert trained.keys() == structure.trained and frozen.keys() == structure.frozen
+    for path, array in (trained | frozen).items():
+        assert array.shape == shapes[path].shape and array.sharding == shardings[path]
+        assert array.dtype == (jnp.float32 if path in trained else jnp.bfloat16)
+        assert jnp.isfinite(array).all()
+    for path, array in frozen.items():
+        if path in arrays:
+            np.testing.assert_array_equal(array, arrays[path].astype(jnp.bfloat16))
+
+    copied = new = 0
+    for path, array in trained.items():
+        network, _, rest = path.partition(".")
+        twin = arrays.get(f"unet.{unet_twin(rest)}") if network == "controlnet" else None
+        if twin is not None and twin.shape == array.shape:
+            np.testing.assert_array_equal(array, twin)
+            copied += 1
+        elif "controlnet_down_blocks" in rest or "controlnet_mid_block" in rest or ".conv_out." in path:
+            assert not array.any()
+        elif rest.endswith(".kernel"):
+            bound = 1 / np.sqrt(np.prod(array.shape[:-1]))
+            assert 0.5 * bound < jnp.abs(array).max() <= bound
+            new += 1
+    assert copied > 50 and new > 20  # SFA's branches among the copied, Conditional Attention among the new
+
+
+def test_what_is_random_depends_on_the_seed_alone(stock, structure):
+    paths = [path for path in structure.trained if ".pixel_attentions.0.proj_in." in path]
+
+    def values(config, mesh, seed):
+        made = make_structure(config)
+        shardings = sharding.parameter_shardings(made.shapes(), sharding.make_mesh(mesh), replicated_bytes=0)
+        return np.concatenate([np.ravel(x) for x in initial_parameters(made, paths, shardings, seed=seed).values()])
+
+    expected = values(CONFIG, Mesh(data=8, fsdp=1), 0)
+    based = replaced(base=(stock[0],))
+    np.testing.assert_array_equal(values(based, Mesh(data=1, fsdp=8), 0), expected)
+    assert (values(CONFIG, Mesh(data=8, fsdp=1), 1) != expected).all()
+
+
+def test_a_base_that_holds_something_else(stock, tmp_path):
+    base = tmp_path / "base"
+    (base / "unet").mkdir(parents=True)
+    for name in ("config.json", FILE):
+        (base / "unet" / name).write_bytes((stock[0] / "unet" / name).read_bytes())
+    file = base / "unet" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"layers_per_block": 2}))
+    networks = dataclasses.replace(tiny.NETWORKS, base=(base,))
+    networks = dataclasses.replace(networks, controlnet=dataclasses.replace(networks.controlnet, layers_per_block=2))
+    structure = make_structure(dataclasses.replace(CONFIG, networks=networks))
+    shardings = sharding.parameter_shardings(structure.shapes(), sharding.make_mesh(Mesh(data=8, fsdp=1)))
+    with pytest.raises(WeightsError, match=r"missing: down_blocks\.0\.resnets\.1\.conv1\.weight"):
+        initial_parameters(structure, structure.frozen, shardings, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"from_scratch": ("controlnet",)},
+            r"no unet/, vae/, text_encoder/ \(networks.base: none was given\).*--networks.base",
+        ),
+        (
+            {"from_scratch": ("controlnet", "clip")},
+            "there is no clip; there are unet, controlnet, autoencoder, text_encoder",
+        ),
+        (
+            {"text_encoder": dataclasses.replace(tiny.NETWORKS.text_encoder, hidden_size=16)},
+            "cross_attention_dim is 8, but text_encoder.hidden_size is 16",
+        ),
+        (
+            {"autoencoder": dataclasses.replace(tiny.NETWORKS.autoencoder, latent_channels=5)},
+            "unet.in_channels is 4, but autoencoder.latent_channels is 5",
+        ),
+        (
+            {"controlnet": dataclasses.replace(tiny.NETWORKS.controlnet, conditioning_embedding_out_channels=(4, 8))},
+            "the ControlNet's is 2, .*latents is 4",
+        ),
+        (
+            {"controlnet": dataclasses.replace(tiny.NETWORKS.controlnet, block_out_channels=(16,))},
+            r"controlnet features is \[16, 16\], but unet features is \[8, 8\]",
+        ),
+    ],
+)
+def test_networks_that_cannot_be(fields, message):
+    with pytest.raises(UserError, match=message):
+        make_structure(replaced(**fields))
+
+
+def test_a_base_that_lacks_something_names_the_folder_and_the_flag(stock, tmp_path):
+    base = stock[0]
+    with pytest.raises(
+        UserError,
+        match=rf"no text_encoder/ \(networks.base: {base}\).*--networks.base.*--networks.from-scratch text_encoder",
+    ):
+        make_structure(replaced(base=(base,), from_scratch=("controlnet",)))
+    with pytest.raises(UserError, match=f"{tmp_path}/nothing does not exist; name its folder with --networks.base"):
+        make_structure(replaced(base=(tmp_path / "nothing",)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"trained": ((r"unet\.konv_in\..*", True),)},
+            r"konv_in.*' matches no parameter; one of them is called 'autoencoder\.decoder",
+        ),
+        ({"trained": ((".*", False),)}, "nothing would be trained"),
+        ({"data": dataclasses.replace(tiny.config().data, crop_size=66)}, "data.crop_size=66 must be a multiple of 4"),
+    ],
+)
+def test_settings_that_cannot_be(fields, message):
+    with pytest.raises(UserError, match=message):
+        make_structure(dataclasses.replace(CONFIG, **fields))

@@ -1,0 +1,101 @@
+"""The parameters as training begins: loaded, copied or random (method §5), each straight into its sharding."""
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding
+from jaxtyping import Array
+
+from xpsr_jax import sharding
+from xpsr_jax.models.controlnet import unet_twin
+from xpsr_jax.training.structure import Structure
+from xpsr_jax.weights.networks import NETWORKS
+from xpsr_jax.weights.rules import match, torch_key
+from xpsr_jax.weights.tensors import read_finite
+from xpsr_jax.weights.torch_files import read_folder
+
+Parameters = dict[str, Array]
+# What Stable Diffusion's UNet lacks; it is initialised as a new UNet's (method §5).
+_NEW_IN_UNET = re.compile(r"\.pixel_attentions\.")
+
+
+def initial_parameters(
+    structure: Structure,
+    paths: Collection[str],
+    shardings: Mapping[str, NamedSharding],
+    *,
+    seed: int,
+    frozen_dtype: Any = jnp.float32,
+) -> Parameters:
+    """Parameters at the start of training: float32 those that train, `frozen_dtype` the others.
+
+    What the base has is loaded; a ControlNet that it lacks is copied from its UNet; the rest is initialised at random.
+    """
+    dtypes = {path: jnp.dtype(jnp.float32 if path in structure.trained else frozen_dtype) for path in paths}
+
+    def put(path: str, array: np.ndarray) -> Array:
+        return sharding.place(array, shardings[path], dtypes[path])
+
+    arrays = load_parameters(structure, paths, put)
+    missing = [path for path in paths if path not in arrays]
+    return arrays | {path: put(path, array) for path, array in _random_parameters(structure, missing, seed).items()}
+
+
+def _random_parameters(structure: Structure, paths: Collection[str], seed: int) -> dict[str, np.ndarray]:
+    """Random initial values, on the host: the same whatever the mesh, and no device has to hold a whole network.
+
+    Operation by operation, each compiled once for a shape: as one program a network takes minutes to compile.
+    """
+    components = sorted({path.partition(".")[0] for path in paths})
+    if "controlnet" in components and "unet" not in structure.sources:
+        components = sorted({*components, "unet"})  # It begins as its copy.
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        state = nnx.to_flat_state(nnx.state(structure.make(components, jax.random.key(seed))))
+    values = {".".join(map(str, keys)): value for keys, value in state}
+    return {path: np.asarray(values[path][...]) for path in paths}
+
+
+def load_parameters(
+    structure: Structure, paths: Collection[str], put: Callable[[str, np.ndarray], Any] = lambda path, array: array
+) -> dict[str, Any]:
+    """What the base folders hold of `paths`, tensor by tensor, with the ControlNet's copies of a loaded UNet.
+
+    Args:
+      put: what to do with a path's array, which is float32 and on the host.
+
+    Raises UserError if a folder does not hold exactly its network, a UNet's Conditional Attention excepted.
+    """
+    shapes = structure.shapes()
+    targets: dict[str, list[str]] = {}
+    for path in paths:
+        if (origin := _origin(structure, path, shapes)) is not None:
+            targets.setdefault(origin, []).append(path)
+    arrays = {}
+    for name, folder in structure.sources.items():
+        network, tensors, prefix = NETWORKS[name], read_folder(folder), f"{name}."
+        expected = {p.removeprefix(prefix): shape.shape for p, shape in shapes.items() if p.startswith(prefix)}
+        if name == "unet":
+            new = [p for p in expected if _NEW_IN_UNET.search(p) and torch_key(p, network.names) not in tensors]
+            expected = {p: shape for p, shape in expected.items() if p not in new}
+        matched = match(tensors, expected, network.names, where=folder)
+        needed = {p: tensor for p, tensor in matched.items() if prefix + p in targets}
+        for p, array in read_finite(needed, where=folder, dtype=jnp.float32):
+            for target in targets[prefix + p]:
+                arrays[target] = put(target, array)
+    return arrays
+
+
+def _origin(structure: Structure, path: str, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> str | None:
+    """The path in a base folder that a parameter is loaded from, if there is one."""
+    network, _, rest = path.partition(".")
+    if network in structure.sources:
+        return path
+    if network != "controlnet" or "unet" not in structure.sources:
+        return None
+    twin = shapes.get(f"unet.{unet_twin(rest)}")
+    return f"unet.{unet_twin(rest)}" if twin is not None and twin.shape == shapes[path].shape else None

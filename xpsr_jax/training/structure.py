@@ -1,0 +1,176 @@
+"""Which networks a training has, where each comes from and which of their parameters train. No arrays yet."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array
+
+from xpsr_jax.config import Config, Networks
+from xpsr_jax.errors import UserError
+from xpsr_jax.models.autoencoder import Autoencoder, initialise_near_linear
+from xpsr_jax.models.controlnet import ControlNet, initialise_from_unet
+from xpsr_jax.models.layers import Compute
+from xpsr_jax.models.text_encoder import TextEncoder
+from xpsr_jax.models.unet import UNet
+from xpsr_jax.weights.model_folder import SUBFOLDERS, load_schedule
+from xpsr_jax.weights.networks import NETWORKS, Keys, read_config
+
+COMPONENTS = {"xpsr": ("unet", "controlnet", "autoencoder", "text_encoder"), "autoencoder": ("autoencoder",)}
+
+
+class Bundle(nnx.Module):
+    """The networks of a training: `unet`, `controlnet` (with its heads), `autoencoder`, `text_encoder`, or some."""
+
+    unet: UNet
+    controlnet: ControlNet
+    autoencoder: Autoencoder
+    text_encoder: TextEncoder
+
+    def __init__(self, networks: Networks, components: Sequence[str], *, compute: Compute, key: Array):
+        for name in components:
+            options = {"with_constraint_heads": True} if name == "controlnet" else {}
+            # A network's parameters do not depend on which others are made.
+            rngs = Keys(jax.random.fold_in(key, list(NETWORKS).index(name)))
+            setattr(self, name, NETWORKS[name].module(getattr(networks, name), compute=compute, rngs=rngs, **options))
+        if {"unet", "controlnet"} <= set(components):
+            initialise_from_unet(self.controlnet, self.unet)
+        if "autoencoder" in components:
+            initialise_near_linear(self.autoencoder, jax.random.fold_in(key, len(NETWORKS)))
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The networks without their arrays. A parameter is called by its path, "network.path".
+
+    Attributes:
+      networks: their configurations, as found in the base folders where there are some.
+      sources: component -> folder that it is loaded from.
+      trained: paths of the parameters that train.
+      frozen: paths of the others.
+      make: (components, key) -> these networks, initialised at random.
+      graph, variables: what nnx.split gives, the latter by path with its keys.
+    """
+
+    networks: Networks
+    sources: Mapping[str, Path]
+    trained: frozenset[str]
+    frozen: frozenset[str]
+    make: Callable[[Sequence[str], Array], Bundle]
+    graph: Any
+    variables: Mapping[str, tuple[tuple[Any, ...], nnx.Variable]]
+
+    def merge(self, *parameters: Mapping[str, Array | np.ndarray]) -> Bundle:
+        """The networks with these parameters, which must be all; under jit this costs nothing."""
+        arrays = {path: array for part in parameters for path, array in part.items()}
+        flat = [(keys, variable.replace(arrays[path])) for path, (keys, variable) in self.variables.items()]
+        return nnx.merge(self.graph, nnx.from_flat_state(flat))
+
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Every parameter, as float32."""
+        return {path: jax.ShapeDtypeStruct(v.shape, v.dtype) for path, (_, v) in self.variables.items()}
+
+
+def make_structure(config: Config) -> Structure:
+    """Resolves the networks of a config. Nothing is allocated.
+
+    Raises:
+      UserError: a component is neither in `networks.base` nor allowed to start from scratch; the networks do not fit
+        each other; a pattern of `trained` matches nothing, or nothing is left to train.
+    """
+    components = COMPONENTS[config.stage]
+    networks, sources = _resolve(config.networks, components)
+    _check_fit(networks, components, crop_size=config.data.crop_size)
+    compute = Compute(
+        dtype=jnp.dtype(config.precision.dtype),
+        param_dtype=jnp.float32,
+        attention=config.precision.attention,
+        remat=config.precision.remat,
+    )
+
+    def make(components: Sequence[str], key: Array) -> Bundle:
+        return Bundle(networks, components, compute=compute, key=key)
+
+    try:
+        graph, state = nnx.split(nnx.eval_shape(lambda: make(components, jax.random.key(0))))
+    except ValueError as error:
+        raise UserError(f"no networks can be made of this configuration: {error}") from error
+    variables = {".".join(map(str, keys)): (keys, variable) for keys, variable in nnx.to_flat_state(state)}
+    trained = frozenset(select(variables, config.trained))
+    if not trained:
+        raise UserError("nothing would be trained: no pattern of --trained that matches says True")
+    return Structure(networks, sources, trained, frozenset(variables) - trained, make, graph, variables)
+
+
+def select(paths: Iterable[str], rules: tuple[tuple[str, bool], ...]) -> list[str]:
+    """The paths for which the first pattern that matches says True.
+
+    Raises UserError for a pattern that matches no path at all.
+    """
+    paths = list(paths)
+    for pattern, _ in rules:
+        if not any(re.fullmatch(pattern, path) for path in paths):
+            raise UserError(f"the pattern {pattern!r} matches no parameter; one of them is called {min(paths)!r}")
+    verdicts = {
+        path: next((chosen for pattern, chosen in rules if re.fullmatch(pattern, path)), False) for path in paths
+    }
+    return [path for path, chosen in verdicts.items() if chosen]
+
+
+def _resolve(networks: Networks, components: tuple[str, ...]) -> tuple[Networks, dict[str, Path]]:
+    """The configurations that hold, and the folders of the components that are loaded."""
+    for base in networks.base:
+        if not base.is_dir():
+            raise UserError(f"the base model {base} does not exist; name its folder with --networks.base")
+    if unknown := set(networks.from_scratch) - set(NETWORKS):
+        raise UserError(f"networks.from_scratch: there is no {', '.join(unknown)}; there are {', '.join(NETWORKS)}")
+    found = {name: base / sub for name, sub in SUBFOLDERS.items() for base in networks.base if (base / sub).is_dir()}
+    if missing := [name for name in components if name not in found and name not in networks.from_scratch]:
+        folders = ", ".join(f"{SUBFOLDERS[name]}/" for name in missing)
+        bases = ", ".join(map(str, networks.base)) or "none was given"
+        raise UserError(
+            f"the base model has no {folders} (networks.base: {bases}). Name a Stable Diffusion folder in diffusers' "
+            f"layout with --networks.base, or train from nothing with --networks.from-scratch {' '.join(missing)}"
+        )
+    sources = {name: found[name] for name in components if name in found}
+    read: dict[str, Any] = {name: read_config(NETWORKS[name], folder) for name, folder in sources.items()}
+    if "unet" in read:
+        read["unet"] = dataclasses.replace(read["unet"], conditional_attention=True)
+    if "schedule" in found:
+        read["schedule"] = load_schedule(found["schedule"])
+    return dataclasses.replace(networks, **read), sources
+
+
+def _check_fit(networks: Networks, components: tuple[str, ...], *, crop_size: int) -> None:
+    """Raises UserError where networks could not work together, before it shows as a shape deep inside of one."""
+    factor = 2 ** (len(networks.autoencoder.block_out_channels) - 1)
+    if crop_size % factor:
+        raise UserError(f"data.crop_size={crop_size} must be a multiple of {factor}, the pixels of a latent")
+    if components != COMPONENTS["xpsr"]:
+        return
+    unet, controlnet, text = networks.unet, networks.controlnet, networks.text_encoder
+    channels, stages = networks.autoencoder.latent_channels, len(controlnet.conditioning_embedding_out_channels)
+    pairs = [
+        ("unet.in_channels", unet.in_channels, "autoencoder.latent_channels", channels),
+        ("unet.out_channels", unet.out_channels, "autoencoder.latent_channels", channels),
+        ("controlnet.in_channels", controlnet.in_channels, "autoencoder.latent_channels", channels),
+        ("controlnet features", controlnet.feature_channels, "unet features", unet.feature_channels),
+        ("unet.cross_attention_dim", unet.cross_attention_dim, "text_encoder.hidden_size", text.hidden_size),
+        (
+            "controlnet.cross_attention_dim",
+            controlnet.cross_attention_dim,
+            "text_encoder.hidden_size",
+            text.hidden_size,
+        ),
+        ("image size over the ControlNet's", 2 ** (stages - 1), "image size over the autoencoder's latents", factor),
+    ]
+    for name, value, other_name, other in pairs:
+        if value != other:
+            raise UserError(f"the networks do not fit: {name} is {value}, but {other_name} is {other}")
