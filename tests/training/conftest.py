@@ -1,5 +1,8 @@
 """Photographs and one batch for all tests of training."""
 
+from collections.abc import Iterator
+
+import jax
 import numpy as np
 import pytest
 
@@ -8,6 +11,19 @@ from xpsr_jax.config import Images
 from xpsr_jax.data.pipeline import make_pipeline
 from xpsr_jax.training.export import load_tokenizer
 from xpsr_jax.training.images import open_images
+
+
+@pytest.fixture(scope="package", autouse=True)
+def compiled_quickly() -> Iterator[None]:
+    """Half the time of compilation for hardly more time of execution: these steps are long programs on small arrays.
+
+    Also in the processes that these tests start.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")
