@@ -18,7 +18,8 @@ configs:
   configs/xpsr.py               Stable Diffusion 1.5, trained as the paper says
   configs/xpsr_released.py      the same, trained as the paper's released code does
   configs/tiny.py:autoencoder   a small model for two CPU cores, from nothing: its first stage
-  configs/tiny.py               and its second
+  configs/tiny.py               its second, the model itself
+  configs/tiny.py:decoder       its third: the decoder once more
 
 examples:
   python train.py --config configs/xpsr.py --help                      every field of the config
