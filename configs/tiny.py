@@ -63,7 +63,8 @@ CONTROLNET = ControlNetConfig.like_unet(UNET, conditioning_embedding_out_channel
 SCHEDULE = Schedule(prediction_type="v_prediction")
 
 NEGATIVE_WORDS = ("blurry", "dotted", "noise", "unclear", "low-res", "over-smoothed")
-SAMPLING = Sampling(steps=10, guidance_scale=1.0, process_size=128)
+# Measured on 8 held-out crops: guidance gains nothing at this size (DISTS 0.90 of bicubic's without, 0.93 at 1.0).
+SAMPLING = Sampling(steps=4, guidance_scale=0.0, color_fix="wavelet", process_size=128)
 NOTE = "A small model that knows 42 photographs: it shows how XPSR works and is no match for a model of full size."
 
 
