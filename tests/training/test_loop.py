@@ -20,7 +20,6 @@ from tests.training import tiny
 from xpsr_jax.config import Images, Validation
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.errors import UserError
-from xpsr_jax.inference import restore as restore_module
 from xpsr_jax.inference.restore import restore
 from xpsr_jax.training import loop
 from xpsr_jax.training.checkpoints import Checkpoints
@@ -48,16 +47,16 @@ def weights(model):
 
 @pytest.fixture(scope="module")
 def whole(images, tmp_path_factory):
-    """The run folder of a training that nothing interrupts; and how often validation was compiled."""
+    """The run folder of a training that nothing interrupts, and what was compiled in its course."""
     run = tmp_path_factory.mktemp("runs") / "whole"
     validation = Validation(every=STEPS // 2, count=2, sampling=tiny.config().sampling)
-    compiled = restore_module._advance._cache_size()
-    assert train(config(images, run, validation=validation)) == run / "model"
-    return run, restore_module._advance._cache_size() - compiled
+    with tiny.compilations() as compiled:
+        assert train(config(images, run, validation=validation)) == run / "model"
+    return run, compiled
 
 
 def test_a_run_leaves_what_its_folder_says(whole):
-    run, compiled = whole
+    run, _ = whole
     assert {path.name for path in run.iterdir()} == {
         "config.json",
         "checkpoints",
@@ -72,9 +71,18 @@ def test_a_run_leaves_what_its_folder_says(whole):
     names = [f"00000{step:02d}_validation_{i}.png" for step in (STEPS // 2, STEPS) for i in (0, 1)]
     assert [path.name for path in pictures] == names
     assert cv2.imread(str(pictures[0])).shape == (tiny.SIZE, 3 * tiny.SIZE, 3)
-    assert compiled == 1  # by the first of the two validations
     record = json.loads((run / "config.json").read_text())
     assert (record["steps"], record["photographs"], record["data"]["crop_size"]) == (STEPS, 5, tiny.SIZE)
+
+
+def test_each_step_of_training_and_of_its_two_validations_is_compiled_once(whole):
+    _, compiled = whole
+    assert {name: compiled.count(name) for name in ("step", "_prepare", "_advance", "_finish")} == {
+        "step": 1,
+        "_prepare": 1,
+        "_advance": 1,
+        "_finish": 1,
+    }
 
 
 def test_the_exported_model_restores(whole):
