@@ -162,7 +162,7 @@ def save(
                 save_tokenizer(part, target)
             else:
                 write_json(part.to_json(), target / "scheduler_config.json")
-        write_index(temporary, parts.get("defaults", PAPER), parts.get("note", ""))
+        write_index(temporary, parts.get("defaults"), parts.get("note", ""))
 
 
 def find_components(folders: Sequence[str | Path], *, required: Sequence[str]) -> dict[str, Path]:
@@ -233,13 +233,17 @@ def load_defaults(folders: Sequence[Path]) -> tuple[Sampling, str]:
     return PAPER, ""
 
 
-def write_index(folder: Path, defaults: Sampling, note: str) -> None:
-    """Writes model_index.json for the components that the folder has."""
-    classes = {sub: list(names) for sub, names in _CLASSES.items() if (folder / sub).is_dir()}
-    block = {"sampling": dataclasses.asdict(defaults), "note": note}
+def write_index(folder: Path, defaults: Sampling | None, note: str) -> None:
+    """Writes model_index.json for the components that the folder has.
+
+    Without `defaults` it says nothing of sampling, so that merging one component keeps the other folders' settings.
+    """
+    classes: dict[str, Any] = {sub: list(names) for sub, names in _CLASSES.items() if (folder / sub).is_dir()}
+    if defaults is not None:
+        classes["xpsr_jax"] = {"sampling": dataclasses.asdict(defaults), "note": note}
     # A class that diffusers does not have: one of its own would load these networks without their Conditional
     # Attention, and no more than warn.
-    write_json({"_class_name": "XPSRPipeline", **classes, "xpsr_jax": block}, folder / INDEX)
+    write_json({"_class_name": "XPSRPipeline", **classes}, folder / INDEX)
 
 
 def copy_folder(source: Path, target: Path) -> None:
