@@ -93,7 +93,7 @@ def config(variant: str = "default") -> Config:
         return dataclasses.replace(
             autoencoder,
             name="tiny_decoder",
-            steps=1200,
+            steps=700,
             trained=((r"autoencoder\.(decoder|post_quant_conv)\..*", True),),
             networks=Networks(base=(autoencoder.run_folder / "model",)),
             loss=Loss(reconstruction=1.0, perceptual=0.5, kl=0.0, backbone="vgg", latent_noise=0.6),
