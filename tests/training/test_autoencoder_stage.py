@@ -12,6 +12,7 @@ from xpsr_jax.data.pipeline import DataConfig, make_example
 from xpsr_jax.evaluation.perceptual import Lpips
 from xpsr_jax.training.export import export
 from xpsr_jax.training.images import open_images
+from xpsr_jax.training.structure import make_structure
 from xpsr_jax.weights.networks import AUTOENCODER, load_network, parameters
 
 
@@ -57,3 +58,20 @@ def test_latents_are_exported_with_deviation_one(trained, images, tmp_path):
     assert exported.keys() == run.state.average.keys()
     for path, average in run.state.average.items():
         np.testing.assert_array_equal(exported[path], average)
+
+
+def test_a_frozen_encoder_keeps_its_scale(trained, images, tmp_path):
+    run, _ = trained
+    config = dataclasses.replace(run.config, trained=((r"autoencoder\.decoder\..*", True),))
+    structure = make_structure(config)
+    folder = export(
+        tmp_path / "model",
+        config=config,
+        structure=structure,
+        trained={path: run.state.result[path] for path in structure.trained},
+        frozen={path: run.state.result[path] for path in structure.frozen},
+        source=open_images(images),
+        tokenizer=None,
+    )
+    scale = load_network(AUTOENCODER, folder / "vae").config.scaling_factor
+    assert scale == run.config.networks.autoencoder.scaling_factor

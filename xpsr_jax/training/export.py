@@ -52,7 +52,8 @@ def export(
     bundle = assemble(structure, trained, frozen)
     if jax.process_index() == 0:
         if config.stage == "autoencoder":
-            if any(path.startswith("autoencoder.encoder.") for path in structure.trained):
+            # Latents of a frozen encoder stay what they were, and so must their scale: a diffusion may know it already.
+            if any(path.startswith(("autoencoder.encoder.", "autoencoder.quant_conv.")) for path in structure.trained):
                 _measure_scale(bundle, config, source)
             model_folder.save({"autoencoder": bundle.autoencoder}, folder, overwrite=True)
         else:
