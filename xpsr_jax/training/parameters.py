@@ -20,8 +20,12 @@ from xpsr_jax.weights.tensors import read_finite
 from xpsr_jax.weights.torch_files import read_folder
 
 Parameters = dict[str, Array]
-# What Stable Diffusion's UNet lacks; it is initialised as a new UNet's (method §5).
-_NEW_IN_UNET = re.compile(r"\.pixel_attentions\.")
+# What a base may lack as a whole, to be initialised as in a new network: Stable Diffusion's UNet has no Conditional
+# Attention (method §5), a ControlNet published for sampling has no Degradation-Free Constraint heads.
+_MAY_LACK = {
+    "unet": re.compile(r".*\.pixel_attentions\..*"),
+    "controlnet": re.compile(r"(.*\.to_rgbs|conv_degradation|conv_degradation_mid)\..*"),
+}
 
 
 def initial_parameters(
@@ -68,7 +72,7 @@ def load_parameters(
     Args:
       put: what to do with a path's array, which is float32 and on the host.
 
-    Raises UserError if a folder does not hold exactly its network, a UNet's Conditional Attention excepted.
+    Raises UserError if a folder does not hold exactly its network, but for what it may lack as a whole.
     """
     shapes = structure.shapes()
     targets: dict[str, list[str]] = {}
@@ -79,9 +83,9 @@ def load_parameters(
     for name, folder in structure.sources.items():
         network, tensors, prefix = NETWORKS[name], read_folder(folder), f"{name}."
         expected = {p.removeprefix(prefix): shape.shape for p, shape in shapes.items() if p.startswith(prefix)}
-        if name == "unet":
-            new = [p for p in expected if _NEW_IN_UNET.search(p) and torch_key(p, network.names) not in tensors]
-            expected = {p: shape for p, shape in expected.items() if p not in new}
+        optional = {p for p in expected if name in _MAY_LACK and _MAY_LACK[name].fullmatch(p)}
+        if not any(torch_key(p, network.names) in tensors for p in optional):
+            expected = {p: shape for p, shape in expected.items() if p not in optional}
         matched = match(tensors, expected, network.names, where=folder)
         needed = {p: tensor for p, tensor in matched.items() if prefix + p in targets}
         for p, array in read_finite(needed, where=folder, dtype=jnp.float32):
