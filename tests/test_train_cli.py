@@ -67,7 +67,7 @@ def test_config_may_come_last(capsys):
     ("arguments", "message"),
     [
         (["--config", "configs/nothing.py"], "There is no config file configs/nothing.py"),
-        (["--config", f"{TINY}:huge"], "has no variant 'huge'; it has default, autoencoder"),
+        (["--config", f"{TINY}:huge"], "has no variant 'huge'; it has default, autoencoder, decoder"),
         (["--config", TINY, "--steps", "0"], "steps must be at least 1, not 0"),
         (["--config", TINY, "--networks.base", "/nowhere"], "base model /nowhere does not exist; .*--networks.base"),
     ],

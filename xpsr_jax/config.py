@@ -124,20 +124,17 @@ class Loss:
     """Weights of the losses.
 
     Attributes:
-      constraint: λ of the Degradation-Free Constraint (paper, eq. 5; method §6).
-      reconstruction, perceptual, kl: of the autoencoder's stage: L1 in [-1, 1], LPIPS, and the posterior's
-        divergence from N(0, 1), a mean over latent elements.
-      backbone: of that LPIPS; AlexNet costs a twentieth of VGG16.
-      latent_noise: noise on the scaled latents in the autoencoder's stage, its deviation drawn for each image up to
-        this bound: a decoder that has met it forgives the diffusion's errors.
+      constraint: λ of the Degradation-Free Constraint (paper, eq. 5; method §6); 0 does not build its heads anew.
+      reconstruction, perceptual, kl: of the autoencoder's and the decoder's stage: L1 in [-1, 1], a perceptual
+        distance, and (autoencoder only) the posterior's divergence from N(0, 1), a mean over latent elements.
+      metric: the perceptual distance: LPIPS, which on AlexNet costs a twentieth of VGG16's, or DISTS, on VGG16 too.
     """
 
     constraint: float = 0.05
     reconstruction: float = 1.0
     perceptual: float = 0.5
     kl: float = 1e-3
-    backbone: Literal["alex", "vgg"] = "vgg"
-    latent_noise: float = 0.0
+    metric: Literal["lpips_alex", "lpips_vgg", "dists"] = "lpips_vgg"
 
 
 @dataclass(frozen=True)
@@ -224,7 +221,8 @@ class Config:
     Attributes:
       name: the run's folder is `runs/<name>` unless `run` says otherwise.
       run: the run's folder.
-      stage: "xpsr", or "autoencoder": its first stage, where there is no pretrained one.
+      stage: "xpsr"; for a model without a pretrained autoencoder also "autoencoder", the stage before it, and
+        "decoder", the stage after it.
       steps: of the optimizer; the run ends there.
       batch_size: images a step, of all devices and accumulated microbatches together.
       accumulation: microbatches a step.
@@ -239,7 +237,7 @@ class Config:
 
     name: str = "xpsr"
     run: Path | None = None
-    stage: Literal["xpsr", "autoencoder"] = "xpsr"
+    stage: Literal["xpsr", "autoencoder", "decoder"] = "xpsr"
     steps: int = 100_000
     batch_size: int = 32
     accumulation: int = 1

@@ -1,4 +1,4 @@
-"""The first stage of a model without a pretrained autoencoder: it learns, and exports latents of deviation 1."""
+"""The stages of a model without a pretrained autoencoder: they learn, and latents are exported with deviation 1."""
 
 import dataclasses
 
@@ -29,7 +29,9 @@ def trained(batches):
 def test_the_loss_of_one_batch_falls(trained):
     run, terms = trained
     loss = run.config.loss
-    weighted = loss.reconstruction * terms[0]["l1"] + loss.perceptual * terms[0]["lpips"] + loss.kl * terms[0]["kl"]
+    weighted = (
+        loss.reconstruction * terms[0]["l1"] + loss.perceptual * terms[0]["perceptual"] + loss.kl * terms[0]["kl"]
+    )
     assert terms[0]["loss"] == pytest.approx(weighted, rel=1e-6)
     assert terms[-1]["loss"] < 0.85 * terms[0]["loss"]  # measured 0.768
     assert run.step._cache_size() == 1
@@ -75,3 +77,14 @@ def test_a_frozen_encoder_keeps_its_scale(trained, images, tmp_path):
     )
     scale = load_network(AUTOENCODER, folder / "vae").config.scaling_factor
     assert scale == run.config.networks.autoencoder.scaling_factor
+
+
+def test_the_decoders_stage_learns_from_what_the_sampler_makes(batches):
+    run = tiny.Run(tiny.config("decoder"), 1)
+    before = {path: np.asarray(array) for path, array in run.state.trained.items()}
+    assert {path.split(".")[1] for path in before} == {"decoder"}
+    batch = {name: array[:8] for name, array in batches[0].items()}
+    lpips = jax.device_put(Lpips.load("alex"))
+    terms = [run.advance(batch, lpips) for _ in range(10)]
+    assert terms[-1]["loss"] < 0.9 * terms[0]["loss"]
+    assert all((run.state.trained[path] != array).any() for path, array in before.items())

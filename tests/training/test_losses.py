@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from xpsr_jax.config import Loss
+from xpsr_jax.diffusion.samplers import Ddpm
+from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.models.controlnet import ControlNetOutput, ImageFeatures
-from xpsr_jax.training.losses import autoencoder_loss, degradation_free_constraint, sample_keys
+from xpsr_jax.training.losses import autoencoder_loss, decoder_loss, degradation_free_constraint, sample_keys
 
 RNG = np.random.default_rng(0)
 
@@ -55,33 +57,61 @@ def test_what_is_drawn_depends_on_the_seed_and_the_samples_key_alone():
     assert len({tuple(key) for key in [*both.reshape(-1, 2), *drawn([5], 1).reshape(-1, 2)]}) == 9
 
 
-def fake_autoencoder(log_variance):
-    """Latents are the image; decoding undoes the scale."""
-    config = SimpleNamespace(scaling_factor=0.5)
-    return SimpleNamespace(
-        config=config,
-        moments=lambda image: (image, jnp.full_like(image, log_variance)),
-        decode=lambda latents: latents / config.scaling_factor,
-    )
+class FakeControlNet:
+    """Hands the image through."""
+
+    def encode_image(self, image):
+        return image
+
+    def __call__(self, latents, timesteps, high, low, features):
+        return SimpleNamespace(residuals=(), mid=features)
 
 
-@pytest.mark.parametrize("bound", [0.0, 0.6])
-def test_autoencoder_loss_and_the_noise_on_its_latents(bound):
-    """Where latents are the image, the L1 is the noise's: the posterior's and, unscaled, that of `latent_noise`."""
+def constant_distance(a, b):
+    return jnp.full(len(a), 0.25) + 0 * (a - b).mean((1, 2, 3))
+
+
+def test_autoencoder_loss():
+    """Where latents are the image, the L1 is the posterior's noise: a normal's mean distance is 0.798 deviations."""
     image = 0.1 * noise(64, 32, 32, 3)
-    batch = {"hr": image, "key": np.arange(64, dtype=np.uint32)}
-    loss = Loss(reconstruction=2.0, perceptual=3.0, kl=0.5, latent_noise=bound)
-    networks = SimpleNamespace(autoencoder=fake_autoencoder(np.log(0.01)))
-
-    def distance(a, b):
-        return jnp.full(len(a), 0.25) + 0 * (a - b).mean((1, 2, 3))
-
-    value, terms = autoencoder_loss(networks, batch, lpips=distance, loss=loss, seed=0)
-    assert float(terms["lpips"]) == pytest.approx(0.25)
-    assert float(terms["kl"]) == pytest.approx(0.5 * (np.mean(image**2) + 0.01 - 1 - np.log(0.01)), rel=1e-5)
-    assert float(value) == pytest.approx(float(2 * terms["l1"] + 3 * terms["lpips"] + 0.5 * terms["kl"]), rel=1e-6)
-    # Deviation 0.1, and sqrt(0.1^2 + (u / 0.5)^2) with u uniform up to the bound; a normal's mean distance is 0.798.
-    u = np.linspace(0, bound, 1001)
-    assert float(terms["l1"]) == pytest.approx(
-        0.7979 * np.sqrt(0.01 + (u / 0.5) ** 2).mean(), rel=0.15 if bound else 0.01
+    autoencoder = SimpleNamespace(
+        config=SimpleNamespace(scaling_factor=0.5),
+        moments=lambda image: (image, jnp.full_like(image, np.log(0.01))),
+        decode=lambda latents: latents / 0.5,
     )
+    loss = Loss(reconstruction=2.0, perceptual=3.0, kl=0.5)
+    batch = {"hr": image, "key": np.arange(64, dtype=np.uint32)}
+    networks = SimpleNamespace(autoencoder=autoencoder)
+    value, terms = autoencoder_loss(networks, batch, distance=constant_distance, loss=loss, seed=0)
+    assert float(terms["l1"]) == pytest.approx(0.0798, rel=0.01)
+    assert float(terms["perceptual"]) == pytest.approx(0.25)
+    assert float(terms["kl"]) == pytest.approx(0.5 * (np.mean(image**2) + 0.01 - 1 - np.log(0.01)), rel=1e-5)
+    assert float(value) == pytest.approx(float(2 * terms["l1"] + 3 * terms["perceptual"] + 0.5 * terms["kl"]), rel=1e-6)
+
+
+def test_decoder_loss_is_of_what_the_sampler_makes_and_trains_the_decoder_alone():
+    """A diffusion that is sure of clean latents, half the LR image: these, decoded, meet the original."""
+    lr, hr = np.abs(noise(2, 8, 8, 3)), noise(2, 8, 8, 3)
+    schedule = Schedule()
+
+    def loss_of(decoder, diffusion):
+        def unet(latents, timesteps, high, residuals, mid):
+            signal = jnp.sqrt(jnp.asarray(schedule.alphas_cumprod)[timesteps])[:, None, None, None]
+            return (latents - signal * diffusion * mid) / jnp.sqrt(1 - signal**2)
+
+        networks = SimpleNamespace(
+            unet=unet,
+            controlnet=FakeControlNet(),
+            autoencoder=SimpleNamespace(encode=lambda image, keys: image, decode=lambda latents: decoder * latents),
+            text_encoder=lambda ids: ids,
+        )
+        batch = {"lr": lr, "hr": hr, "key": np.arange(2, dtype=np.uint32), "high_ids": None, "low_ids": None}
+        loss = Loss(reconstruction=2.0, perceptual=3.0)
+        sampler = Ddpm(schedule, 3)
+        return decoder_loss(networks, batch, sampler=sampler, distance=constant_distance, loss=loss, seed=0)
+
+    (value, terms), gradients = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)(1.5, 0.5)
+    assert float(terms["l1"]) == pytest.approx(np.abs(0.75 * lr - hr).mean(), rel=1e-5)  # measured 1e-7
+    assert float(value) == pytest.approx(2 * float(terms["l1"]) + 0.75, rel=1e-6)
+    assert float(gradients[0]) == pytest.approx(float(2 * (np.sign(0.75 * lr - hr) * 0.5 * lr).mean()), rel=1e-4)
+    assert float(gradients[1]) == 0.0

@@ -27,7 +27,7 @@ from xpsr_jax.training.state import abstract_state, initial_state, make_optimize
 from xpsr_jax.training.step import make_step
 from xpsr_jax.training.structure import make_structure
 
-VARIANTS = ("default", "autoencoder")
+VARIANTS = ("default", "autoencoder", "decoder")
 SIZE = 64
 
 # One level: attention in the mid block, Conditional Attention in the decoder. More would only take longer to compile.
@@ -79,16 +79,23 @@ def config(variant: str = "default") -> Config:
         log_every=1,
         checkpoint_every=2,
     )
-    if variant == "default":
-        return default
-    return dataclasses.replace(
+    autoencoder = dataclasses.replace(
         default,
         name="test_autoencoder",
         stage="autoencoder",
         trained=((r"autoencoder\..*", True),),
         data=DataConfig(crop_size=SIZE, degrade=False),
-        loss=Loss(backbone="alex"),
+        loss=Loss(metric="lpips_alex"),
     )
+    decoder = dataclasses.replace(
+        default,
+        name="test_decoder",
+        stage="decoder",
+        trained=((r"autoencoder\.decoder\..*", True),),
+        loss=Loss(constraint=0.0, metric="lpips_alex"),
+        mesh=Mesh(data=1, fsdp=1),
+    )
+    return {"default": default, "autoencoder": autoencoder, "decoder": decoder}[variant]
 
 
 def make_photos(folder: Path, count: int = 5) -> Images:

@@ -123,6 +123,13 @@ class Dists:
         return images, *vgg16_features(self.backbone, normalised, pool=l2_pool)
 
 
+def load_distance(name: Literal["lpips_alex", "lpips_vgg", "dists"]) -> Lpips | Dists:
+    """A perceptual distance by its name."""
+    if name == "dists":
+        return Dists.load()
+    return Lpips.load("alex" if name == "lpips_alex" else "vgg")
+
+
 def l2_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ c"]:
     """Halves a map without aliasing: the root of the squares, smoothed by a 3 x 3 Hanning window (DISTS)."""
 

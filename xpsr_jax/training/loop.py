@@ -13,7 +13,7 @@ from xpsr_jax import sharding
 from xpsr_jax.config import Config
 from xpsr_jax.data.pipeline import make_pipeline
 from xpsr_jax.errors import UserError
-from xpsr_jax.evaluation.perceptual import Lpips
+from xpsr_jax.evaluation.perceptual import load_distance
 from xpsr_jax.inference.image_io import check_writable
 from xpsr_jax.training import resume
 from xpsr_jax.training.checkpoints import Checkpoints
@@ -85,8 +85,8 @@ def train(config: Config) -> Path | None:
         else:
             state = initial_state(config, optimizer, start(structure.trained), abstract)
         constants = None
-        if config.stage == "autoencoder":
-            constants = jax.device_put(Lpips.load(config.loss.backbone), sharding.replicated(mesh))
+        if config.stage != "xpsr":
+            constants = jax.device_put(load_distance(config.loss.metric), sharding.replicated(mesh))
         step = make_step(config, structure, optimizer, abstract, mesh)
         validator = Validator(config, structure, tokenizer=tokenizer, mesh=mesh)
 

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt32
 
 from xpsr_jax.config import Loss
+from xpsr_jax.diffusion.samplers import Ddpm, normal, sample, step_noise
 from xpsr_jax.diffusion.schedule import Schedule
-from xpsr_jax.evaluation.perceptual import Lpips
+from xpsr_jax.evaluation.perceptual import Dists, Lpips
 from xpsr_jax.models.controlnet import ControlNetOutput, ImageFeatures
 
+Distance = Lpips | Dists
 Terms = dict[str, Float[Array, ""]]
 
 
@@ -30,7 +32,7 @@ def xpsr_loss(
     return diffusion_loss(
         networks,
         latents=latents,
-        noise=jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:]))(noise_keys),
+        noise=normal(noise_keys, latents.shape[1:]),
         timesteps=jax.vmap(lambda key: jax.random.randint(key, (), 0, schedule.num_train_timesteps))(timestep_keys),
         high=networks.text_encoder(batch["high_ids"]),
         low=networks.text_encoder(batch["low_ids"]),
@@ -111,27 +113,52 @@ def _l1(prediction: Float[Array, "b h w c"], target: Float[Array, "b H W c"]) ->
 
 
 def autoencoder_loss(
-    networks: Any, batch: Mapping[str, Array], *, lpips: Lpips, loss: Loss, seed: int
+    networks: Any, batch: Mapping[str, Array], *, distance: Distance, loss: Loss, seed: int
 ) -> tuple[Float[Array, ""], Terms]:
-    """First stage of a model without a pretrained autoencoder.
+    """The stage before, of a model without a pretrained autoencoder.
 
-    L1 and LPIPS of the reconstruction, and the posterior's divergence from N(0, 1).
+    L1 and perceptual distance of the reconstruction, and the posterior's divergence from N(0, 1).
     """
-    posterior_keys, noise_keys, deviation_keys = sample_keys(batch["key"], seed)
+    keys, *_ = sample_keys(batch["key"], seed)
     mean, log_variance = networks.autoencoder.moments(batch["hr"])
+    latents = mean + jnp.exp(0.5 * log_variance) * normal(keys, mean.shape[1:])
+    reconstruction = networks.autoencoder.decode(latents * networks.autoencoder.config.scaling_factor)
+    value, terms = _compare(reconstruction, batch["hr"], distance=distance, loss=loss)
+    terms["kl"] = 0.5 * jnp.mean(mean**2 + jnp.exp(log_variance) - 1 - log_variance)
+    terms["latent_deviation"] = jnp.std(mean)
+    return value + loss.kl * terms["kl"], terms
 
-    def noise(keys: Array) -> Float[Array, "b h w c"]:
-        return jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
 
-    latents = (mean + jnp.exp(0.5 * log_variance) * noise(posterior_keys)) * networks.autoencoder.config.scaling_factor
-    if loss.latent_noise:
-        deviations = loss.latent_noise * jax.vmap(jax.random.uniform)(deviation_keys)
-        latents += deviations[:, None, None, None] * noise(noise_keys)
-    reconstruction = networks.autoencoder.decode(latents)
+def decoder_loss(
+    networks: Any, batch: Mapping[str, Array], *, sampler: Ddpm, distance: Distance, loss: Loss, seed: int
+) -> tuple[Float[Array, ""], Terms]:
+    """The stage after, of a model whose diffusion is small: L1 and perceptual distance of the restored images.
+
+    Its latents are not exact. A decoder that has met only exact ones turns their errors into speckles; here it learns
+    what to make of them. They are sampled as in restoring, without guidance, and have no gradient.
+    """
+    posterior_keys, start_keys, step_keys = sample_keys(batch["key"], seed)
+    lr_latents = networks.autoencoder.encode(2 * batch["lr"] - 1, posterior_keys)
+    shape = lr_latents.shape[1:]
+    start = sampler.schedule.add_noise(lr_latents, normal(start_keys, shape), jnp.asarray(sampler.table().timestep[0]))
+    high, low = networks.text_encoder(batch["high_ids"]), networks.text_encoder(batch["low_ids"])
+    features = networks.controlnet.encode_image(batch["lr"])
+
+    def denoise(latents: Float[Array, "b h w c"], timestep: Int[Array, ""]) -> Float[Array, "b h w c"]:
+        timesteps = jnp.full(len(latents), timestep)
+        control = networks.controlnet(latents, timesteps, high, low, features)
+        return networks.unet(latents, timesteps, high, control.residuals, control.mid).astype(jnp.float32)
+
+    latents = jax.lax.stop_gradient(sample(sampler, denoise, start, step_noise(step_keys, shape)))
+    return _compare(networks.autoencoder.decode(latents), batch["hr"], distance=distance, loss=loss)
+
+
+def _compare(
+    image: Float[Array, "b H W 3"], target: Float[Array, "b H W 3"], *, distance: Distance, loss: Loss
+) -> tuple[Float[Array, ""], Terms]:
+    """L1 and perceptual distance, weighted, of images in [-1, 1]."""
     terms = {
-        "l1": jnp.mean(jnp.abs(reconstruction - batch["hr"])),
-        "lpips": jnp.mean(lpips(reconstruction / 2 + 0.5, batch["hr"] / 2 + 0.5)),
-        "kl": 0.5 * jnp.mean(mean**2 + jnp.exp(log_variance) - 1 - log_variance),
-        "latent_deviation": jnp.std(mean),
+        "l1": jnp.mean(jnp.abs(image - target)),
+        "perceptual": jnp.mean(distance(image / 2 + 0.5, target / 2 + 0.5)),
     }
-    return loss.reconstruction * terms["l1"] + loss.perceptual * terms["lpips"] + loss.kl * terms["kl"], terms
+    return loss.reconstruction * terms["l1"] + loss.perceptual * terms["perceptual"], terms

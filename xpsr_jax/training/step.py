@@ -11,12 +11,13 @@ from jaxtyping import Array
 
 from xpsr_jax import sharding
 from xpsr_jax.config import Config
-from xpsr_jax.training.losses import Terms, autoencoder_loss, xpsr_loss
+from xpsr_jax.diffusion.samplers import Ddpm
+from xpsr_jax.training.losses import Terms, autoencoder_loss, decoder_loss, xpsr_loss
 from xpsr_jax.training.parameters import Parameters
 from xpsr_jax.training.state import TrainState, shardings_of
 from xpsr_jax.training.structure import Structure
 
-# state, frozen parameters, constants (LPIPS' weights in the autoencoder's stage), batch -> state, terms of the loss
+# state, frozen parameters, constants (the perceptual distance, where there is one), batch -> state, terms of the loss
 Step = Callable[[TrainState, Parameters, Any, Mapping[str, Array]], tuple[TrainState, Terms]]
 
 
@@ -37,8 +38,14 @@ def make_step(
     ) -> tuple[Array, Terms]:
         networks = structure.merge(trained, frozen)
         if config.stage == "autoencoder":
-            return autoencoder_loss(networks, batch, lpips=constants, loss=config.loss, seed=config.seed)
-        return xpsr_loss(networks, batch, schedule=structure.networks.schedule, loss=config.loss, seed=config.seed)
+            return autoencoder_loss(networks, batch, distance=constants, loss=config.loss, seed=config.seed)
+        schedule = structure.networks.schedule
+        if config.stage == "decoder":
+            sampler = Ddpm(schedule, config.sampling.steps)
+            return decoder_loss(
+                networks, batch, sampler=sampler, distance=constants, loss=config.loss, seed=config.seed
+            )
+        return xpsr_loss(networks, batch, schedule=schedule, loss=config.loss, seed=config.seed)
 
     places, split = shardings_of(abstract), sharding.batch_sharding(mesh)
 

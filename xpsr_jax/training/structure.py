@@ -23,7 +23,8 @@ from xpsr_jax.models.unet import UNet
 from xpsr_jax.weights.model_folder import SUBFOLDERS, load_schedule
 from xpsr_jax.weights.networks import NETWORKS, Keys, read_config
 
-COMPONENTS = {"xpsr": ("unet", "controlnet", "autoencoder", "text_encoder"), "autoencoder": ("autoencoder",)}
+_ALL = ("unet", "controlnet", "autoencoder", "text_encoder")
+COMPONENTS = {"xpsr": _ALL, "autoencoder": ("autoencoder",), "decoder": _ALL}
 
 
 class Bundle(nnx.Module):
@@ -86,7 +87,7 @@ def make_structure(config: Config) -> Structure:
         each other; a pattern of `trained` matches nothing, or nothing is left to train.
     """
     components = COMPONENTS[config.stage]
-    networks, sources = _resolve(config.networks, components)
+    networks, sources = _resolve(config.networks, components, constrained=config.loss.constraint > 0)
     _check_fit(networks, components, crop_size=config.data.crop_size)
     compute = Compute(
         dtype=jnp.dtype(config.precision.dtype),
@@ -124,8 +125,11 @@ def select(paths: Iterable[str], rules: tuple[tuple[str, bool], ...]) -> list[st
     return [path for path, chosen in verdicts.items() if chosen]
 
 
-def _resolve(networks: Networks, components: tuple[str, ...]) -> tuple[Networks, dict[str, Path]]:
-    """The configurations that hold, and the folders of the components that are loaded."""
+def _resolve(networks: Networks, components: tuple[str, ...], *, constrained: bool) -> tuple[Networks, dict[str, Path]]:
+    """The configurations that hold, and the folders of the components that are loaded.
+
+    What XPSR adds to a base is built even if the base lacks it: Conditional Attention, and the constraint's heads.
+    """
     for base in networks.base:
         if not base.is_dir():
             raise UserError(f"the base model {base} does not exist; name its folder with --networks.base")
@@ -143,6 +147,8 @@ def _resolve(networks: Networks, components: tuple[str, ...]) -> tuple[Networks,
     read: dict[str, Any] = {name: read_config(NETWORKS[name], folder) for name, folder in sources.items()}
     if "unet" in read:
         read["unet"] = dataclasses.replace(read["unet"], conditional_attention=True)
+    if "controlnet" in read and constrained:
+        read["controlnet"] = dataclasses.replace(read["controlnet"], return_rgbs=True, use_latent_pred=True)
     if "schedule" in found:
         read["schedule"] = load_schedule(found["schedule"])
     return dataclasses.replace(networks, **read), sources
@@ -153,7 +159,7 @@ def _check_fit(networks: Networks, components: tuple[str, ...], *, crop_size: in
     factor = 2 ** (len(networks.autoencoder.block_out_channels) - 1)
     if crop_size % factor:
         raise UserError(f"data.crop_size={crop_size} must be a multiple of {factor}, the pixels of a latent")
-    if components != COMPONENTS["xpsr"]:
+    if components != _ALL:
         return
     unet, controlnet, text = networks.unet, networks.controlnet, networks.text_encoder
     channels, stages = networks.autoencoder.latent_channels, len(controlnet.conditioning_embedding_out_channels)
