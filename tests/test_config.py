@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from xpsr_jax.config import PAPER, RELEASED, Config, Sampling, load_config
+from xpsr_jax.config import PAPER, RELEASED, Config, Loss, Sampling, load_config
 from xpsr_jax.errors import UserError
 from xpsr_jax.training.resume import record
 
@@ -93,6 +93,11 @@ def test_numbers_that_cannot_be(field):
 def test_microbatches_are_equal():
     with pytest.raises(UserError, match="batch_size=8 cannot be split into accumulation=3"):
         Config(batch_size=8, accumulation=3)
+
+
+def test_patches_fill_the_crop():
+    with pytest.raises(UserError, match=r"loss.patch=48 must divide data.crop_size=512"):
+        Config(loss=Loss(patch=48))
 
 
 def test_run_folder():

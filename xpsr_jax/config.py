@@ -128,6 +128,8 @@ class Loss:
       reconstruction, perceptual, kl: of the autoencoder's and the decoder's stage: L1 in [-1, 1], a perceptual
         distance, and (autoencoder only) the posterior's divergence from N(0, 1), a mean over latent elements.
       metric: the perceptual distance: LPIPS, which on AlexNet costs a twentieth of VGG16's, or DISTS, on VGG16 too.
+      patch: the perceptual distance is that of squares of this size, in pixels; None: of whole crops. DISTS compares
+        the statistics of all that it is given; within patches, a texture where none belongs counts.
     """
 
     constraint: float = 0.05
@@ -135,6 +137,7 @@ class Loss:
     perceptual: float = 0.5
     kl: float = 1e-3
     metric: Literal["lpips_alex", "lpips_vgg", "dists"] = "lpips_vgg"
+    patch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -261,6 +264,8 @@ class Config:
         for name in ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.loss.patch is not None and (self.loss.patch < 1 or self.data.crop_size % self.loss.patch):
+            raise UserError(f"loss.patch={self.loss.patch} must divide data.crop_size={self.data.crop_size}")
         if self.batch_size % self.accumulation:
             raise UserError(
                 f"batch_size={self.batch_size} cannot be split into accumulation={self.accumulation} microbatches"

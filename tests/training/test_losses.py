@@ -11,7 +11,13 @@ from xpsr_jax.config import Loss
 from xpsr_jax.diffusion.samplers import Ddpm
 from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.models.controlnet import ControlNetOutput, ImageFeatures
-from xpsr_jax.training.losses import autoencoder_loss, decoder_loss, degradation_free_constraint, sample_keys
+from xpsr_jax.training.losses import (
+    autoencoder_loss,
+    decoder_loss,
+    degradation_free_constraint,
+    patches,
+    sample_keys,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -115,3 +121,10 @@ def test_decoder_loss_is_of_what_the_sampler_makes_and_trains_the_decoder_alone(
     assert float(value) == pytest.approx(2 * float(terms["l1"]) + 0.75, rel=1e-6)
     assert float(gradients[0]) == pytest.approx(float(2 * (np.sign(0.75 * lr - hr) * 0.5 * lr).mean()), rel=1e-4)
     assert float(gradients[1]) == 0.0
+
+
+def test_patches():
+    images = noise(2, 8, 12, 3)
+    squares = patches(images, 4)
+    assert squares.shape == (12, 4, 4, 3)
+    np.testing.assert_array_equal(squares[6 + 1 * 3 + 2], images[1, 4:8, 8:12])

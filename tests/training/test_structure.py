@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +35,18 @@ def replaced(**fields):
     return dataclasses.replace(CONFIG, networks=dataclasses.replace(tiny.NETWORKS, **fields))
 
 
+def write_network(structure, name, config, base, *, without):
+    """Writes a network of random parameters, but those of such paths, as a PyTorch folder; returns them."""
+    shapes = {path: x.shape for path, x in structure.shapes().items() if path.startswith(f"{name}.")}
+    arrays = {path: tiny.random_parameter(path, shape) for path, shape in shapes.items() if not without.match(path)}
+    named = (to_torch(path.removeprefix(f"{name}."), array, NETWORKS[name].names) for path, array in arrays.items())
+    folder = base / NETWORKS[name].subfolder
+    folder.mkdir()
+    write_json(config.to_json(), folder / "config.json")
+    write_file({key: Tensor.of(key, array) for key, array in named}, folder / FILE, where=folder)
+    return arrays
+
+
 @pytest.fixture(scope="module")
 def structure():
     return make_structure(CONFIG)
@@ -49,17 +62,7 @@ def stock(structure, tmp_path_factory):
     }
     arrays = {}
     for name, config in configs.items():
-        tensors = {}
-        for path, shape in structure.shapes().items():
-            network, _, rest = path.partition(".")
-            if network == name and ".pixel_attentions." not in path:
-                arrays[path] = tiny.random_parameter(path, shape.shape)
-                key, array = to_torch(rest, arrays[path], NETWORKS[name].names)
-                tensors[key] = Tensor.of(key, array)
-        folder = base / NETWORKS[name].subfolder
-        folder.mkdir()
-        write_json(config.to_json(), folder / "config.json")
-        write_file(tensors, folder / FILE, where=folder)
+        arrays |= write_network(structure, name, config, base, without=re.compile(r".*\.pixel_attentions\."))
     (base / "scheduler").mkdir()
     write_json(Schedule(prediction_type="v_prediction").to_json(), base / "scheduler" / "scheduler_config.json")
     return base, arrays
@@ -111,6 +114,27 @@ def test_from_stable_diffusion(stock):
             assert 0.5 * bound < jnp.abs(array).max() <= bound
             new += 1
     assert copied > 50 and new > 20  # SFA's branches among the copied, Conditional Attention among the new
+
+
+def test_constraint_heads_begin_anew_if_the_base_has_none_of_them(structure, tmp_path):
+    published = dataclasses.replace(tiny.NETWORKS.controlnet, return_rgbs=False, use_latent_pred=False)
+    heads = re.compile(r"controlnet\.(controlnet_cond_embedding\.to_rgbs|conv_degradation)")
+
+    def start(name, without):
+        (tmp_path / name).mkdir()
+        arrays = write_network(structure, "controlnet", published, tmp_path / name, without=without)
+        made = make_structure(replaced(base=(tmp_path / name,), from_scratch=tiny.NETWORKS.from_scratch))
+        paths = [path for path in made.shapes() if path.startswith("controlnet.")]
+        shardings = sharding.parameter_shardings(made.shapes(), sharding.make_mesh(Mesh(data=8, fsdp=1)))
+        return arrays, initial_parameters(made, paths, shardings, seed=0)
+
+    arrays, parameters = start("without", heads)
+    new = {path for path in parameters if path not in arrays}
+    assert new == {path for path in structure.shapes() if heads.match(path)} and len(new) == 10
+    for path, array in arrays.items():
+        np.testing.assert_array_equal(parameters[path], array)
+    with pytest.raises(WeightsError, match=r"missing: conv_degradation_mid\.0\.bias"):
+        start("some", re.compile(r".*conv_degradation_mid"))
 
 
 def test_what_is_random_depends_on_the_seed_alone(stock, structure):

@@ -153,12 +153,17 @@ def decoder_loss(
     return _compare(networks.autoencoder.decode(latents), batch["hr"], distance=distance, loss=loss)
 
 
+def patches(images: Float[Array, "b H W c"], size: int) -> Float[Array, "n s s c"]:
+    """The images in squares of that size, which divides theirs."""
+    b, height, width, c = images.shape
+    squares = images.reshape(b, height // size, size, width // size, size, c)
+    return squares.swapaxes(2, 3).reshape(-1, size, size, c)
+
+
 def _compare(
     image: Float[Array, "b H W 3"], target: Float[Array, "b H W 3"], *, distance: Distance, loss: Loss
 ) -> tuple[Float[Array, ""], Terms]:
     """L1 and perceptual distance, weighted, of images in [-1, 1]."""
-    terms = {
-        "l1": jnp.mean(jnp.abs(image - target)),
-        "perceptual": jnp.mean(distance(image / 2 + 0.5, target / 2 + 0.5)),
-    }
+    pair = (patches(x / 2 + 0.5, loss.patch or x.shape[1]) for x in (image, target))
+    terms = {"l1": jnp.mean(jnp.abs(image - target)), "perceptual": jnp.mean(distance(*pair))}
     return loss.reconstruction * terms["l1"] + loss.perceptual * terms["perceptual"], terms
