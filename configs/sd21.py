@@ -8,7 +8,7 @@ written out below, for the ControlNet is made after them.
 
     python train.py --config configs/sd21.py:tiny --images.folder ANY_PHOTOS
 
-The variant "tiny" is the same kind of networks in a size for two CPU cores, and everything at random: it tries the whole
+The variant "tiny" is the same kind of networks in a size for two CPU cores, everything at random. It tries the whole
 road, from training to a model folder, on any folder of photographs, and restores nothing.
 """
 

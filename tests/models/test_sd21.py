@@ -1,4 +1,4 @@
-"""Stable Diffusion 2.1 and XPSR on it: linear projections, heads level by level, upcast scores (tests/vectors/README.md).
+"""Stable Diffusion 2.1 and XPSR on it: linear projections, and heads level by level (tests/vectors/README.md).
 
 At full size as shapes only, by its own config.json files; a small one of its kind against PyTorch.
 """
@@ -97,7 +97,9 @@ def test_every_transformer_of_a_level_has_its_heads(name, unet):
     """Heads of 64 channels everywhere: in SFA's three branches, and in Conditional Attention."""
     network, config = {"unet": (UNET, unet), "controlnet": (CONTROLNET, ControlNetConfig.like_unet(unet))}[name]
     transformers = [
-        (path, module) for path, module in nnx.iter_modules(abstract(network, config)) if isinstance(module, Transformer)
+        (path, module)
+        for path, module in nnx.iter_modules(abstract(network, config))
+        if isinstance(module, Transformer)
     ]
     assert len(transformers) == {"unet": 7 + 9 + 12, "controlnet": 3 * 7}[name]
     for path, module in transformers:

@@ -1,4 +1,4 @@
-"""Stable Diffusion 2.1's kind against the installed PyTorch libraries, live: at full size in names, small in numbers."""
+"""Stable Diffusion 2.1's kind against the installed PyTorch libraries, live: names at full size, numbers small."""
 
 import json
 

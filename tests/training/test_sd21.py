@@ -6,7 +6,6 @@ import math
 import shutil
 
 import numpy as np
-import pytest
 
 import xpsr_jax
 from xpsr_jax.config import Validation, load_config
@@ -22,9 +21,7 @@ def test_full_size_upon_the_published_folder(vectors):
     """Everything in the ControlNet trains, and of the UNet its Conditional Attention."""
     config = load_config(CONFIG)
     base = vectors / "sd21"
-    structure = make_structure(
-        dataclasses.replace(config, networks=dataclasses.replace(config.networks, base=(base,)))
-    )
+    structure = make_structure(dataclasses.replace(config, networks=dataclasses.replace(config.networks, base=(base,))))
     # The folder's networks are those that the config has written out, and SD 2.1's velocity is what is learned.
     assert dataclasses.replace(structure.networks, base=config.networks.base) == config.networks
     assert structure.sources == {name: base / sub for name, sub in SOURCES.items()}

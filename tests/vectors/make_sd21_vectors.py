@@ -1,8 +1,8 @@
 """Makes tests/vectors/sd21_small: XPSR on a small Stable Diffusion 2.1, of PyTorch diffusers' own modules.
 
-The released code knows Stable Diffusion 1.5 alone. So XPSR is put together here from its description (docs/method.md §3,
-§4): diffusers' stock ControlNet and UNet, with transformers of diffusers added where XPSR has some. Run by hand, with the
-versions that make_stock_vectors.py names:
+The released code knows Stable Diffusion 1.5 alone. So XPSR is put together here from its description (docs/method.md
+§3, §4): diffusers' stock ControlNet and UNet, with transformers of diffusers added where XPSR has some. Run by hand,
+with the versions that make_stock_vectors.py names:
 
     python tests/vectors/make_sd21_vectors.py
 """
@@ -100,16 +100,12 @@ def run(controlnet: ControlNetModel, unet: UNet2DConditionModel, generator: torc
     high, low = (normal(generator, b, 9, unet.config.cross_attention_dim) for _ in range(2))
     factor = 2 ** (len(controlnet.config.conditioning_embedding_out_channels) - 1)
     image = torch.rand((b, 3, h * factor, w * factor), generator=generator).half().double()
-    residuals, mid = controlnet(
-        x, t, torch.cat([high, low], dim=1), image, conditioning_scale=scale, return_dict=False
-    )
+    residuals, mid = controlnet(x, t, torch.cat([high, low], dim=1), image, conditioning_scale=scale, return_dict=False)
     remaining = list(residuals)
     for block in unet.up_blocks:
         for layer in getattr(block, "attentions", block.resnets):
             layer.residual = remaining.pop()
-    prediction = unet(
-        x, t, high, down_block_additional_residuals=residuals, mid_block_additional_residual=mid
-    ).sample
+    prediction = unet(x, t, high, down_block_additional_residuals=residuals, mid_block_additional_residual=mid).sample
     inputs = {"in.latents": x, "in.timesteps": t, "in.high": high, "in.low": low, "in.image": image}
     inputs["in.scale"] = torch.tensor(scale)
     outputs = {f"out.residuals.{i}": residual for i, residual in enumerate(residuals)}
