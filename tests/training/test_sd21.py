@@ -48,7 +48,7 @@ def test_the_small_variant_trains_and_restores(images, tmp_path):
         config,
         run=tmp_path / "run",
         steps=2,
-        trained=tiny.TRAINED,  # a part of each kind: all of them take three times as long to compile
+        trained=tiny.TRAINED,  # a part of each kind: all of them take half as long again
         images=dataclasses.replace(config.images, folder=photos),
         validation=Validation(every=0),
         log_every=1,
