@@ -28,7 +28,7 @@ def load(network, name, **changes):
 def test_unet(name):
     unet, inputs, expected = load(UNET, name, conditional_attention=False)
     output = nnx.jit(lambda unet, latents, timesteps, high: unet(latents, timesteps, high))(unet, **inputs)
-    assert_close({"prediction": output}, expected, 2e-5)  # measured: 7.5e-6
+    assert_close({"prediction": output}, expected, 3e-5)  # measured: 9.3e-6
 
 
 @pytest.mark.parametrize("name", ["controlnet_odd_size", "controlnet_two_levels", "controlnet_sd21"])
