@@ -179,8 +179,12 @@ def advance_bar(bar: tqdm, images: int, steps: int) -> None:
 
 
 def chosen_sampling(defaults: Sampling, arguments: Arguments) -> Sampling:
-    """The preset, or else the model's own settings, with what the command line says otherwise."""
+    """The preset, or else the model's own settings, with what the command line says otherwise.
+
+    The size of the networks' images is the model's under any preset: it goes with the crops that it was trained on.
+    """
     preset = SAMPLING_PRESETS[arguments.preset] if arguments.preset else defaults
+    preset = dataclasses.replace(preset, process_size=defaults.process_size)
     given: dict[str, Any] = {
         "steps": arguments.steps,
         "guidance_scale": arguments.guidance_scale,

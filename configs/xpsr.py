@@ -28,8 +28,8 @@ def config(variant: str = "default") -> Config:
         data=DataConfig(
             crop_size=512,
             crop_scale=(1.0, 1.0),
-            # The paper captions the LR image; the released code the HR image. Where the degradation is drawn in
-            # training, only the photograph itself has a caption, and that one is used.
+            # The paper captions the LR image; the released code the HR image. Captions of degraded versions come from
+            # --images.lr-captions; where the photograph alone has one, that one is used.
             high_caption_from="lr",
             # No captioner sees an LR image that is drawn in training, so the drawn degradation is put in words.
             low_caption_from="drawn",

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -75,6 +76,13 @@ def test_settings_of_the_command_line_go_before_the_presets():
     assert (sampling.steps, sampling.positive_words) == (7, "")
     assert (sampling.guidance_form, sampling.guidance_scale) == ("released", 4.5)
     assert sample.chosen_sampling(sample.Sampling(steps=3), sample.Arguments((), Path())) == sample.Sampling(steps=3)
+
+
+@pytest.mark.parametrize("preset", ["paper", "released"])
+def test_a_preset_keeps_the_size_that_the_model_was_trained_on(preset):
+    model = sample.Sampling(steps=3, guidance_scale=0.0, process_size=128)
+    chosen = sample.chosen_sampling(model, sample.Arguments((), Path(), preset=preset))
+    assert chosen == dataclasses.replace(sample.SAMPLING_PRESETS[preset], process_size=128)
 
 
 def test_captions_are_found_and_switched_off(photos):

@@ -105,6 +105,8 @@ class Images:
     Attributes:
       folder: images at any depth.
       captions: JSON lines (docs/data.md); None: `captions.jsonl` in the folder.
+      lr_captions: the same of degraded versions of the images, for all of them or some; None: there are none. Which
+        caption is used, `data.high_caption_from` and `data.low_caption_from` say.
       exclude: paths within the folder that are held out of training.
       missing_exclusions: an exclusion that is not in the folder is an error, or nothing to speak of.
       missing_captions: an image without a caption is an error, or has an empty one.
@@ -113,6 +115,7 @@ class Images:
 
     folder: Path = Path("data/train")
     captions: Path | None = None
+    lr_captions: Path | None = None
     exclude: tuple[str, ...] = ()
     missing_exclusions: Literal["error", "ignore"] = "error"
     missing_captions: Literal["error", "empty"] = "error"

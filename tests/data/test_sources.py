@@ -68,6 +68,11 @@ def test_captions(folder):
         assert [sample.lr_caption for sample in source] == [None, None, Caption("lr", "bad"), None]
 
 
+def test_captions_of_degraded_images_that_name_none_of_them(folder):
+    with pytest.raises(UserError, match=r"captions of degraded images name none of the images in .*like 'a/img2\.png'"):
+        ImageFolder(folder, lr_captions={"d.png": Caption("lr", "bad")})
+
+
 def test_missing_captions(folder):
     captions = {"b.JPG": Caption("b", "b")}
     with pytest.raises(UserError, match=r"No caption for 'a/img2\.png' \(and 2 more\)"):

@@ -61,6 +61,35 @@ def test_softmax_is_float32_in_bfloat16(keys):
     assert error(output, exact(q, k, v, causal=False)) <= 1.2e-2  # measured: 0.8e-2
 
 
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(jnp.bfloat16, 1.2e-2), (jnp.float16, 3e-3)],  # measured: 3.6e-3, 1.1e-3
+)
+def test_scores_are_float32_whatever_the_compute_dtype(dtype, tolerance):
+    """What `upcast_attention` asks for, always: scores of hundreds, as Stable Diffusion 2.1 has them, stay exact.
+
+    Against the exact result of the same rounded inputs, beside scores that are rounded to the compute dtype.
+    """
+    q, k, v = inputs(CHUNK + 16, 77, dtype)
+    q, k = 4 * q, 8 * k
+    expected = exact(q, k, v, causal=False)
+    scores = jnp.einsum("bnhd,bmhd->bhnm", q, k) * q.shape[-1] ** -0.5
+    assert scores.dtype == dtype
+    rounded = jnp.einsum("bhnm,bmhd->bnhd", jax.nn.softmax(scores, axis=-1), v)
+    for kernel in ("plain", "chunked"):
+        ours = error(attention(q, k, v, kernel=kernel), expected)
+        assert ours <= tolerance
+        assert ours < error(rounded, expected) / 4  # measured: 1.2 and 1.8e-2
+
+
+def test_scores_beyond_float16_do_not_overflow():
+    """The reason that Stable Diffusion 2.1 asks for them."""
+    q, k, v = inputs(4, 77, jnp.float16)
+    q, k = 100 * q, 100 * k
+    assert not jnp.isfinite(jnp.einsum("bnhd,bmhd->bhnm", q, k)).all()
+    assert error(attention(q, k, v), exact(q, k, v, causal=False)) <= 2e-3  # measured: 0, the weights are 0 and 1
+
+
 def test_chunks_bound_the_memory():
     """At 4096 tokens the chunked kernel needs a chunk's scores at a time, not all of them."""
     x = jax.ShapeDtypeStruct((1, 4096, 1, 8), jnp.float32)

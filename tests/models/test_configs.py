@@ -13,12 +13,15 @@ from xpsr_jax.weights.networks import AUTOENCODER, CONTROLNET, TEXT_ENCODER, UNE
 STOCK = {
     "unet_odd_size": UNET,
     "unet_two_levels": UNET,
+    "unet_sd21": UNET,
     "controlnet_odd_size": CONTROLNET,
     "controlnet_two_levels": CONTROLNET,
+    "controlnet_sd21": CONTROLNET,
     "autoencoder_three_levels": AUTOENCODER,
     "autoencoder_four_levels": AUTOENCODER,
     "text_encoder_quick_gelu": TEXT_ENCODER,
     "text_encoder_gelu": TEXT_ENCODER,
+    "text_encoder_sd21": TEXT_ENCODER,
 }
 
 

@@ -1,5 +1,6 @@
 """How parameters start: PyTorch's defaults, zeros, and the ControlNet's copies of the UNet (method §5)."""
 
+import dataclasses
 import json
 import math
 
@@ -25,7 +26,12 @@ def rule(vectors):
     return json.loads((vectors / "keys_full.json").read_text())["init_at_training_start"]
 
 
-def test_copies_of_the_unet(rule):
+@pytest.mark.parametrize(
+    "config",
+    [DEEP, dataclasses.replace(DEEP, attention_head_dim=(1, 2, 4, 4), use_linear_projection=True)],
+    ids=["sd15", "sd21"],
+)
+def test_copies_of_the_unet(config, rule):
     """Every parameter of both networks gets a value of its own; after the copy it is the twin's or what it was."""
 
     def filled(network, config, sign, **options):
@@ -39,8 +45,8 @@ def test_copies_of_the_unet(rule):
     def values(module):
         return {rules.torch_key(path): np.unique(leaf[...]) for path, leaf in parameters(module).items()}
 
-    unet = filled(UNET, DEEP, 1)
-    controlnet_config = ControlNetConfig.like_unet(DEEP, conditioning_embedding_out_channels=EMBEDDING)
+    unet = filled(UNET, config, 1)
+    controlnet_config = ControlNetConfig.like_unet(config, conditioning_embedding_out_channels=EMBEDDING)
     controlnet = filled(CONTROLNET, controlnet_config, -1, with_constraint_heads=True)
     source, before = values(unet), values(controlnet)
     initialise_from_unet(controlnet, unet)

@@ -24,14 +24,14 @@ def load(network, name, **changes):
     return load_network(network, folder, config=config), under("in.", io), under("out.", io)
 
 
-@pytest.mark.parametrize("name", ["unet_odd_size", "unet_two_levels"])
+@pytest.mark.parametrize("name", ["unet_odd_size", "unet_two_levels", "unet_sd21"])
 def test_unet(name):
     unet, inputs, expected = load(UNET, name, conditional_attention=False)
     output = nnx.jit(lambda unet, latents, timesteps, high: unet(latents, timesteps, high))(unet, **inputs)
-    assert_close({"prediction": output}, expected, 2e-5)  # measured: 7.5e-6
+    assert_close({"prediction": output}, expected, 3e-5)  # measured: 9.3e-6
 
 
-@pytest.mark.parametrize("name", ["controlnet_odd_size", "controlnet_two_levels"])
+@pytest.mark.parametrize("name", ["controlnet_odd_size", "controlnet_two_levels", "controlnet_sd21"])
 def test_controlnet(name):
     controlnet, inputs, expected = load(CONTROLNET, name, fusion="high", return_rgbs=False, use_latent_pred=False)
 
@@ -59,7 +59,7 @@ def test_autoencoder(name):
     assert error(mode / scaling, expected["mean"]) <= 3e-5
 
 
-@pytest.mark.parametrize("name", ["text_encoder_quick_gelu", "text_encoder_gelu"])
+@pytest.mark.parametrize("name", ["text_encoder_quick_gelu", "text_encoder_gelu", "text_encoder_sd21"])
 def test_text_encoder(name):
     text_encoder, inputs, expected = load(TEXT_ENCODER, name)
     hidden = nnx.jit(lambda encoder, ids: encoder(ids))(text_encoder, inputs["token_ids"])

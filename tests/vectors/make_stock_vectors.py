@@ -104,6 +104,19 @@ def text_encoder(config: dict[str, Any], texts: list[list[int]]) -> Callable:
     return make
 
 
+# Stable Diffusion 2.1 in small: heads of one size, so twice as many at twice the width, and linear projections.
+SD21 = dict(
+    block_out_channels=(8, 16, 16),
+    down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    layers_per_block=1,
+    cross_attention_dim=12,
+    attention_head_dim=[1, 2, 4],
+    norm_num_groups=4,
+    use_linear_projection=True,
+    upcast_attention=True,
+)
+SD21_UP = dict(sample_size=12, up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"))
+
 NETWORKS: dict[str, Callable] = {
     # Sides 9 and 13 are no multiple of 2, so every upsample must resize to the size of the next skip.
     "unet_odd_size": unet(
@@ -172,6 +185,15 @@ NETWORKS: dict[str, Callable] = {
         factor=4,
         scale=1.0,
     ),
+    "unet_sd21": unet(SD21 | SD21_UP, latents=(2, 4, 12, 8), timesteps=[999, 40], tokens=9),
+    "controlnet_sd21": controlnet(
+        SD21 | dict(conditioning_embedding_out_channels=(4, 6, 8, 10)),
+        latents=(1, 4, 8, 12),
+        timesteps=[250],
+        tokens=9,
+        factor=8,
+        scale=0.8,
+    ),
     "autoencoder_three_levels": autoencoder(
         dict(
             block_out_channels=(8, 16, 24),
@@ -228,6 +250,21 @@ NETWORKS: dict[str, Callable] = {
         ),
         texts=[[9, 8, 7], [(11 * i) % 48 for i in range(40)]],
     ),
+    # The ids of SD 2.1's tokenizer, which pads with "!"; its config.json names others, which nothing here reads.
+    "text_encoder_sd21": text_encoder(
+        dict(
+            vocab_size=64,
+            hidden_size=32,
+            intermediate_size=128,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            hidden_act="gelu",
+            bos_token_id=62,
+            eos_token_id=63,
+            pad_token_id=0,
+        ),
+        texts=[[], [5, 0, 3, 44, 0], [(7 * i * i + 3 * i) % 62 for i in range(90)]],
+    ),
 }
 
 
@@ -242,23 +279,33 @@ def storable(tensor: Tensor, *, exact: bool) -> Tensor:
     return half
 
 
+def write_component(model: nn.Module, folder: Path, torch_key: Callable[[str], str] = str) -> None:
+    """Writes config.json and weights; `torch_key` gives a tensor's key in the file."""
+    is_text = isinstance(model, CLIPTextModel)
+    weights = {torch_key(key): storable(value, exact=True) for key, value in model.state_dict().items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    text = model.config.to_json_string() if is_text else model.to_json_string()
+    (folder / "config.json").write_text(json.dumps(json.loads(text), indent=2) + "\n")
+    stem = "model" if is_text else "diffusion_pytorch_model"
+    save_file(weights, folder / f"{stem}.safetensors", metadata={"format": "pt"})
+
+
+def write_io(io: Io, file: Path) -> None:
+    exact = [key for key in io if key.startswith("in.") and key != "in.scale"]
+    save_file({key: storable(value, exact=key in exact) for key, value in io.items()}, file)
+
+
 def main() -> None:
     for name in sys.argv[1:] or NETWORKS:
         # A seed of its own, so that adding a network leaves the others as they are.
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         with torch.no_grad():
             model, io = NETWORKS[name](generator)
-        # transformers 5 dropped the prefix that the files of Stable Diffusion have.
-        is_text = isinstance(model, CLIPTextModel)
-        prefix, stem = ("text_model.", "model") if is_text else ("", "diffusion_pytorch_model")
-        weights = {prefix + key: storable(value, exact=True) for key, value in model.state_dict().items()}
         folder = HERE / name
-        folder.mkdir(parents=True, exist_ok=True)
-        text = model.config.to_json_string() if is_text else model.to_json_string()
-        (folder / "config.json").write_text(json.dumps(json.loads(text), indent=2) + "\n")
-        save_file(weights, folder / f"{stem}.safetensors", metadata={"format": "pt"})
-        exact = [key for key in io if key.startswith("in.") and key != "in.scale"]
-        save_file({key: storable(value, exact=key in exact) for key, value in io.items()}, folder / "io.safetensors")
+        # transformers 5 dropped the prefix that the files of Stable Diffusion have.
+        prefix = "text_model." if isinstance(model, CLIPTextModel) else ""
+        write_component(model, folder, lambda key, prefix=prefix: prefix + key)
+        write_io(io, folder / "io.safetensors")
         size = sum(file.stat().st_size for file in folder.iterdir())
         rms = {key: f"{value.pow(2).mean().sqrt():.2f}" for key, value in io.items() if key.startswith("out.")}
         print(f"{name}: {sum(p.numel() for p in model.parameters()):,} parameters, {size / 1e3:.0f} kB, rms {rms}")

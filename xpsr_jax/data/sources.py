@@ -59,7 +59,8 @@ class ImageFolder:
       minimum_pixels, minimum_bytes: leave out smaller images and files (the released training set: 384^2 and 100 KiB).
 
     Raises:
-      UserError: no such folder, no image in it, an exclusion that matches nothing, a missing caption.
+      UserError: no such folder, no image in it, an exclusion that matches nothing, a missing caption, captions of
+        degraded versions of none of these images.
     """
 
     def __init__(
@@ -83,6 +84,11 @@ class ImageFolder:
         self.names = tuple(names)
         self._captions = self._match(captions, missing)
         self._lr_captions = _mapping(lr_captions)
+        if lr_captions is not None and not self._lr_captions.keys() & set(names):
+            raise UserError(
+                f"The captions of degraded images name none of the images in {self.root}. Image paths are to be as in "
+                f"captions.jsonl, like {names[0]!r}."
+            )
         self._cache: dict[int, np.ndarray] | None = {} if cache else None
 
     def _match(self, captions: Captions, missing: str) -> dict[str, Caption]:

@@ -70,7 +70,7 @@ class ControlNetConfig:
     freq_shift: float = 0
     downsample_padding: int = 1
     use_linear_projection: bool = False
-    upcast_attention: bool = False
+    upcast_attention: bool | None = False
     conditioning_embedding_out_channels: tuple[int, ...] = (16, 32, 96, 256)
     return_rgbs: bool = True
     use_latent_pred: bool = True

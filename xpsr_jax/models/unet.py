@@ -73,7 +73,8 @@ class UNetConfig:
     Attributes:
       attention_head_dim: the *number* of heads, one for all levels or one a level (diffusers' name is a known
         misnomer), unless `num_attention_heads` is given.
-      upcast_attention: has no effect, because scores and softmax are float32 here in any case.
+      upcast_attention: scores and softmax in float32. It has no effect, because here they are so in any case; None is
+        False, as some of Stable Diffusion 2's files have it.
       conditional_attention: False is the stock UNet.
     """
 
@@ -93,7 +94,7 @@ class UNetConfig:
     freq_shift: float = 0
     downsample_padding: int = 1
     use_linear_projection: bool = False
-    upcast_attention: bool = False
+    upcast_attention: bool | None = False
     sample_size: int | None = 64
     conditional_attention: bool = True
 

@@ -13,6 +13,7 @@ def open_images(images: Images) -> ImageFolder:
         exclude=images.exclude,
         missing_exclusions=images.missing_exclusions,
         captions=None if without else captions,
+        lr_captions=images.lr_captions,
         missing=images.missing_captions,
         cache=images.cache,
     )

@@ -12,7 +12,7 @@ from xpsr_jax.errors import UserError
 # Fields that may change: they say how long, how fast, how often, where or how it is shown, not what is trained and on
 # what. Anything else would make it another run.
 MAY_CHANGE = re.compile(
-    r"name|run|steps|note|log_every|checkpoint_every|keep|accumulation|images\.(folder|captions|cache)"
+    r"name|run|steps|note|log_every|checkpoint_every|keep|accumulation|images\.(folder|captions|lr_captions|cache)"
     r"|mesh\..*|validation\..*|sampling\..*|precision\.(attention|remat)|optimizer\.(learning_rate|schedule|warmup)"
 )
 

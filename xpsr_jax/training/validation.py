@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from xpsr_jax.config import Config
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.data.degradation import degrade
+from xpsr_jax.data.jpeg import to_uint8
 from xpsr_jax.data.pipeline import random_crop
 from xpsr_jax.data.quality import describe
 from xpsr_jax.inference.image_io import write_png
@@ -42,7 +43,7 @@ class Validator:
             originals = [hr for _, hr, _ in self._examples]
             images = np.stack(originals).astype(np.float32) / 127.5 - 1
             decoded = np.asarray(self._reconstruct(parameters, frozen, image=images))
-            rows = [[hr, _to_uint8(image)] for hr, image in zip(originals, decoded, strict=True)]
+            rows = [[hr, to_uint8((image + 1) / 2)] for hr, image in zip(originals, decoded, strict=True)]
         else:
             model = as_model(self._structure.merge(parameters, frozen), self._config, self._structure, self._tokenizer)
             lrs, hrs, captions = zip(*self._examples, strict=True)
@@ -69,14 +70,9 @@ class Validator:
             sample, rng = source[i % len(source)], np.random.default_rng((_SEED, i))
             crop = random_crop(sample.image, self._config.data, rng)
             degraded = degrade(crop.astype(np.float32) / 255, self._config.data.degradation, rng)
-            lr = np.rint(degraded.lr * 255).astype(np.uint8)
-            examples.append((lr, crop, Caption(sample.caption.high, describe(degraded.drawn, rng))))
+            examples.append((to_uint8(degraded.lr), crop, Caption(sample.caption.high, describe(degraded.drawn, rng))))
         return examples
 
 
 def _enlarge(lr: np.ndarray, hr: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
     return cv2.resize(lr, hr.shape[1::-1], interpolation=cv2.INTER_CUBIC)
-
-
-def _to_uint8(image: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
-    return np.rint(np.clip(image * 127.5 + 127.5, 0, 255)).astype(np.uint8)

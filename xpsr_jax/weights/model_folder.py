@@ -202,7 +202,9 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import CLIPTokenizer
 
     try:
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        # Special tokens in a caption are text. Stable Diffusion 2's tokenizer pads with "!", and would take each one in
+        # a caption for padding, which the text encoder did not meet in its training.
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True, split_special_tokens=True)
     # Broken files raise bare Exceptions there.
     except Exception as error:
         raise UserError(f"{folder}: the tokenizer cannot be read: {error}") from error

@@ -1,0 +1,112 @@
+"""XPSR on Stable Diffusion 2.1: the training of `configs/xpsr.py` at 768 pixels, predicting the velocity.
+
+    python train.py --config configs/sd21.py --networks.base STABLE_DIFFUSION_2_1 --images.folder PHOTOS
+
+The base is Stable Diffusion 2.1 in diffusers' layout (the 768-pixel one). Its folder says what is new against 1.5: text
+by OpenCLIP's ViT-H, one attention head for every 64 channels, linear projections, v-prediction. The networks are also
+written out below, for the ControlNet is made after them.
+
+    python train.py --config configs/sd21.py:tiny --images.folder ANY_PHOTOS
+
+The variant "tiny" is the same kind of networks in a size for two CPU cores, everything at random. It tries the whole
+road, from training to a model folder, on any folder of photographs, and restores nothing.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from xpsr_jax.config import PAPER, Config, Images, Mesh, Networks, Precision, Validation, load_config
+from xpsr_jax.diffusion.schedule import Schedule
+from xpsr_jax.models.autoencoder import AutoencoderConfig
+from xpsr_jax.models.controlnet import ControlNetConfig
+from xpsr_jax.models.text_encoder import TextEncoderConfig
+from xpsr_jax.models.unet import UNetConfig
+
+VARIANTS = ("default", "tiny")
+
+SIZE = 768
+# All but the last of OpenCLIP ViT-H/14's 24 layers.
+TEXT_ENCODER = TextEncoderConfig(
+    hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16, hidden_act="gelu"
+)
+UNET = UNetConfig(
+    cross_attention_dim=TEXT_ENCODER.hidden_size,
+    attention_head_dim=(5, 10, 20, 20),
+    use_linear_projection=True,
+    upcast_attention=True,
+    sample_size=SIZE // 8,
+)
+SCHEDULE = Schedule(prediction_type="v_prediction")
+
+
+def config(variant: str = "default") -> Config:
+    if variant == "tiny":
+        return _tiny()
+    paper = load_config(str(Path(__file__).with_name("xpsr.py")))
+    # The networks see an enlarged photograph of 768 pixels or more, as in training.
+    sampling = dataclasses.replace(PAPER, process_size=SIZE)
+    return dataclasses.replace(
+        paper,
+        name="sd21",
+        data=dataclasses.replace(paper.data, crop_size=SIZE),
+        networks=Networks(
+            base=(Path("models/stable-diffusion-2-1"),),
+            from_scratch=("controlnet",),
+            unet=UNET,
+            controlnet=ControlNetConfig.like_unet(UNET),
+            autoencoder=AutoencoderConfig(sample_size=SIZE),
+            text_encoder=TEXT_ENCODER,
+            schedule=SCHEDULE,
+        ),
+        validation=dataclasses.replace(paper.validation, sampling=sampling),
+        sampling=sampling,
+    )
+
+
+def _tiny() -> Config:
+    default = config()
+    text_encoder = dataclasses.replace(
+        TEXT_ENCODER, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    unet = dataclasses.replace(
+        UNET,
+        block_out_channels=(8, 16),
+        # Captions are read in the mid block alone: more would mostly be compiled for longer.
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=text_encoder.hidden_size,
+        attention_head_dim=(1, 2),
+        norm_num_groups=4,
+        sample_size=16,
+    )
+    sampling = dataclasses.replace(PAPER, steps=2, process_size=64)
+    return dataclasses.replace(
+        default,
+        name="sd21_tiny",
+        steps=100,
+        batch_size=8,
+        images=Images(folder=Path("photos"), missing_captions="empty"),
+        data=dataclasses.replace(default.data, crop_size=64),
+        networks=Networks(
+            from_scratch=("unet", "controlnet", "autoencoder", "text_encoder"),
+            unet=unet,
+            controlnet=ControlNetConfig.like_unet(unet, conditioning_embedding_out_channels=(4, 8, 8)),
+            autoencoder=AutoencoderConfig(
+                block_out_channels=(8, 8, 8),
+                down_block_types=("DownEncoderBlock2D",) * 3,
+                up_block_types=("UpDecoderBlock2D",) * 3,
+                layers_per_block=1,
+                norm_num_groups=1,
+                sample_size=64,
+            ),
+            text_encoder=text_encoder,
+            schedule=SCHEDULE,
+        ),
+        precision=Precision(dtype="float32", frozen_dtype="float32", remat=False),
+        mesh=Mesh(data=-1, fsdp=1),
+        validation=Validation(every=50, count=1, sampling=sampling),
+        sampling=sampling,
+        note="A trial of the networks of Stable Diffusion 2.1's kind, begun at random: it restores nothing.",
+        checkpoint_every=50,
+    )
