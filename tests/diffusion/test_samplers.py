@@ -74,13 +74,13 @@ def run(vectors, stored, schedule, tmp_path_factory):
 
 
 def start_of(stored, schedule, case):
-    table = Ddpm(schedule).table(STEPS)
-    level = {"signal": table.signal[0], "sigma": table.sigma[0]}
+    levels = {"first_level": schedule.levels(751), "second_level": schedule.levels(800)}
     if case == "noise":
-        return start_latents(schedule, "noise", None, stored["noise.in.init_latents"], None, **level)
+        return start_latents("noise", None, stored["noise.in.init_latents"], None, **levels)
     lr_latents = 0.18215 * stored["lr.in.vae_latent_unscaled"]
-    noises = stored["lr.in.init_noise"], stored["lr.in.added_noise"]
-    return start_latents(schedule, "lr_noised_twice", lr_latents, *noises, **level, added_noise_level=800)
+    return start_latents(
+        "lr_noised_twice", lr_latents, stored["lr.in.init_noise"], stored["lr.in.added_noise"], **levels
+    )
 
 
 def relative_error(result, expected):
@@ -106,7 +106,8 @@ def test_lr_start_is_noised_once(stored, schedule):
     lr_latents, noise = 0.18215 * stored["lr.in.vae_latent_unscaled"], stored["lr.in.init_noise"]
     alpha = schedule.alphas_cumprod[751]
     table = Ddpm(schedule).table(STEPS)
-    once = start_latents(schedule, "lr", lr_latents, noise, None, signal=table.signal[0], sigma=table.sigma[0])
+    level = table.signal[0], table.sigma[0]
+    once = start_latents("lr", lr_latents, noise, None, first_level=level, second_level=level)
     np.testing.assert_allclose(once, np.sqrt(alpha) * lr_latents + np.sqrt(1 - alpha) * noise, atol=1e-6)
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from xpsr_jax.diffusion.schedule import Latents, Schedule
+from xpsr_jax.diffusion.schedule import Latents, Level, Schedule
 
 Start = Literal["lr", "noise", "lr_noised_twice"]
 Timestep = Int[Array, ""] | Float[Array, ""]
@@ -54,6 +54,9 @@ class Weights(NamedTuple):
 
 class Sampler(Protocol):
     """What `sample` needs of a sampler."""
+
+    @property
+    def schedule(self) -> Schedule: ...
 
     def table(self, steps: int, first: int = 0) -> Table:
         """All `steps` rows; those before row `first` are of no use, if that is where sampling begins."""
@@ -116,32 +119,30 @@ def advance(
 
 
 def start_latents(
-    schedule: Schedule,
     start: Start,
     lr_latents: Latents,
     first_noise: Latents,
     second_noise: Latents,
     *,
-    signal: float | Float[Array, ""],
-    sigma: float | Float[Array, ""],
-    added_noise_level: int = 800,
+    first_level: tuple[Level, Level],
+    second_level: tuple[Level, Level],
 ) -> Latents:
     """The latents that sampling starts from (method §7, §11).
 
     Args:
         start: "noise": `first_noise` alone; "lr": the LR image's latents noised to the first timestep (paper);
-            "lr_noised_twice": these noised again to `added_noise_level` (released code), which leaves almost pure
-            noise.
+            "lr_noised_twice": these noised again (released code: as for timestep 800), which leaves almost pure noise.
         lr_latents: the LR image's scaled latents.
-        signal, sigma: of the first step that is run.
+        first_level: signal and sigma of the first step that is run.
+        second_level: signal and sigma of the second noising.
     """
     if start == "noise":
         return first_noise
-    latents = signal * lr_latents + sigma * first_noise
+    latents = first_level[0] * lr_latents + first_level[1] * first_noise
     if start == "lr":
         return latents
     if start == "lr_noised_twice":
-        return schedule.add_noise(latents, second_noise, jnp.asarray(added_noise_level))
+        return second_level[0] * latents + second_level[1] * second_noise
     raise ValueError(f'start "{start}" is unknown: use "lr", "noise" or "lr_noised_twice"')
 
 

@@ -16,7 +16,7 @@ Spacing = Literal["leading", "trailing", "linspace"]
 Latents = Float[Array, "b h w c"]
 Timesteps = Int[Array, "b"] | Int[Array, ""]
 # sqrt(ab) or sqrt(1 - ab) of each image, or of all.
-Level = Float[Array, "b 1 1 1"] | Float[Array, ""]
+Level = Float[Array, "b 1 1 1"] | Float[Array, ""] | float
 
 _BETA_SCHEDULES = ("scaled_linear", "linear")
 _PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
