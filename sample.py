@@ -70,7 +70,9 @@ class Arguments:
     """How to get from noise to the image; docs/sampling.md compares them."""
     steps: Annotated[int | None, _setting("N")] = None
     """Sampling steps."""
-    spacing: Annotated[Literal["leading", "trailing", "linspace"] | None, _setting("{leading,trailing,linspace}")] = None
+    spacing: Annotated[Literal["leading", "trailing", "linspace"] | None, _setting("{leading,trailing,linspace}")] = (
+        None
+    )
     """Which noise levels the steps visit."""
     karras: Annotated[bool | None, _setting("{True,False}")] = None
     """Whether they are Karras' instead; of dpm_solver, unipc and euler."""
