@@ -63,14 +63,35 @@ class Arguments:
         tyro.conf.arg(metavar="{paper,released}", help_behavior_hint="(default: the model's own)"),
     ] = None
     """All of the following settings as in the paper, or as in its released code."""
+    sampler: Annotated[
+        Literal["ddpm", "ddim", "dpm_solver", "unipc", "euler", "euler_ancestral"] | None,
+        _setting("{ddpm,ddim,dpm_solver,unipc,euler,euler_ancestral}"),
+    ] = None
+    """How to get from noise to the image; docs/sampling.md compares them."""
     steps: Annotated[int | None, _setting("N")] = None
     """Sampling steps."""
+    spacing: Annotated[Literal["leading", "trailing", "linspace"] | None, _setting("{leading,trailing,linspace}")] = (
+        None
+    )
+    """Which noise levels the steps visit."""
+    karras: Annotated[bool | None, _setting("{True,False}")] = None
+    """Whether they are Karras' instead; of dpm_solver, unipc and euler."""
+    eta: Annotated[float | None, _setting("0..1")] = None
+    """Randomness of ddim."""
+    strength: Annotated[float | None, _setting("0..1")] = None
+    """Fraction of the steps to run, the last ones; below 1 the result keeps closer to the input."""
     guidance_scale: Annotated[float | None, _setting("S")] = None
     """How far to move away from the negative prompt. The paper's form: 0 turns it off; the released code's: 1 does."""
     guidance_form: Annotated[Literal["paper", "released"] | None, _setting("{paper,released}")] = None
     """positive + s (positive - negative), or negative + s (positive - negative)."""
+    guidance_rescale: Annotated[float | None, _setting("0..1")] = None
+    """How far to take back what guidance adds to the prediction's contrast."""
+    guidance_interval: Annotated[tuple[float, float] | None, _setting("BEGIN END")] = None
+    """Part of the steps with guidance, as fractions between 0 (noise) and 1 (image). Elsewhere it costs nothing."""
     conditioning_scale: Annotated[float | None, _setting("S")] = None
     """Strength of the ControlNet."""
+    conditioning_interval: Annotated[tuple[float, float] | None, _setting("BEGIN END")] = None
+    """Part of the steps with the ControlNet."""
     start: Annotated[Literal["lr", "noise", "lr_noised_twice"] | None, _setting("{lr,noise,lr_noised_twice}")] = None
     """Start from the noisy LR image (paper), from noise, or from the LR image noised twice (released code)."""
     positive: Annotated[str | None, _setting("WORDS")] = None
@@ -144,7 +165,7 @@ def run(arguments: Arguments) -> int:
         except UserError as error:
             fail(str(error))
     planned = list(sizes)
-    with tqdm(total=len(planned) * sampling.steps, unit="step", disable=None) as bar:
+    with tqdm(total=len(planned) * restorer.steps, unit="step", disable=None) as bar:
         for batch in plan_batches(list(sizes.values()), restorer.capacity):
             members, images = [], []
             for i in (planned[j] for j in batch):
@@ -153,7 +174,7 @@ def run(arguments: Arguments) -> int:
                     members.append(i)
                 except UserError as error:
                     fail(str(error))
-                    bar.update(sampling.steps)
+                    bar.update(restorer.steps)
             if not members:
                 continue
             bar.set_postfix_str(inputs[members[0]].name.name)
@@ -185,11 +206,21 @@ def chosen_sampling(defaults: Sampling, arguments: Arguments) -> Sampling:
     """
     preset = SAMPLING_PRESETS[arguments.preset] if arguments.preset else defaults
     preset = dataclasses.replace(preset, process_size=defaults.process_size)
+    if arguments.sampler and arguments.sampler != preset.sampler:
+        # What was chosen for another sampler is not meant for this one.
+        preset = dataclasses.replace(preset, sampler=arguments.sampler, eta=0.0, karras=False)
     given: dict[str, Any] = {
         "steps": arguments.steps,
+        "spacing": arguments.spacing,
+        "karras": arguments.karras,
+        "eta": arguments.eta,
+        "strength": arguments.strength,
         "guidance_scale": arguments.guidance_scale,
         "guidance_form": arguments.guidance_form,
+        "guidance_rescale": arguments.guidance_rescale,
+        "guidance_interval": arguments.guidance_interval,
         "conditioning_scale": arguments.conditioning_scale,
+        "conditioning_interval": arguments.conditioning_interval,
         "start": arguments.start,
         "positive_words": arguments.positive,
         "negative_high": arguments.negative,

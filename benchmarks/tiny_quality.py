@@ -13,38 +13,27 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
-import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
-from jaxtyping import UInt8
 from tqdm import tqdm
 
 import xpsr_jax
 from xpsr_jax.config import Sampling, load_config
-from xpsr_jax.data.captions import Caption, describe, read_captions
-from xpsr_jax.data.degradation import XPSR, degrade
+from xpsr_jax.data.captions import Caption
 from xpsr_jax.errors import UserError
-from xpsr_jax.evaluation.fidelity import psnr_y, ssim_y
-from xpsr_jax.evaluation.perceptual import Dists, Lpips
+from xpsr_jax.evaluation.crops import METRICS, SEED, Crop, Image, Scores, cut_crops, enlarge, measure
 from xpsr_jax.inference.compilation import use_compilation_cache
-from xpsr_jax.inference.image_io import check_writable, read_image, write_png
+from xpsr_jax.inference.image_io import check_writable, write_png
 from xpsr_jax.inference.restore import restore
 from xpsr_jax.weights.atomic import new_file
 from xpsr_jax.weights.model_folder import Model
 
 ROOT = Path(__file__).parents[1]
-SEED = 2024
-METRICS = {"PSNR-Y": "higher", "SSIM-Y": "higher", "LPIPS (alex)": "lower", "DISTS": "lower"}
 BICUBIC, OURS = "bicubic", "ours"
-
-Scores = dict[str, dict[str, list[float]]]  # method -> metric -> a number for each crop
-Image = UInt8[np.ndarray, "h w 3"]
 
 
 @dataclass(frozen=True)
@@ -65,16 +54,6 @@ class Arguments:
     """Sampling steps instead of the model's own."""
     guidance_scale: float | None = None
     """Guidance scale instead of the model's own."""
-
-
-@dataclass(frozen=True)
-class Crop:
-    """One example: what it is cut from, the clean crop, its degraded version and that one's captions."""
-
-    name: str
-    original: Image
-    lr: Image
-    caption: Caption
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -127,30 +106,6 @@ def run(arguments: Arguments) -> None:
     print(f"\n{table}\n{time.perf_counter() - begin:.0f} s; written to {arguments.output}")
 
 
-def cut_crops(photos: Path, names: Sequence[str], *, count: int, size: int = 512) -> list[Crop]:
-    """`count` crops of each photograph, at fixed places and with fixed degradations.
-
-    A crop depends on its photograph's place in `names` and its own number, not on how many there are. A photograph
-    smaller than `size` is continued by reflection.
-    """
-    captions = read_captions(photos / "captions.jsonl")
-    crops = []
-    for i, name in enumerate(names):
-        if name not in captions:
-            raise UserError(f"{photos / 'captions.jsonl'} has no caption for {name}")
-        photo = read_image(photos / name)
-        below, right = (max(0, size - side) for side in photo.shape[:2])
-        photo = cv2.copyMakeBorder(photo, 0, below, 0, right, cv2.BORDER_REFLECT_101)
-        for j in range(count):
-            rng = np.random.default_rng((SEED, i, j))
-            top, left = (int(rng.integers(side - size + 1)) for side in photo.shape[:2])
-            original = np.ascontiguousarray(photo[top : top + size, left : left + size])
-            degraded = degrade(original.astype(np.float32) / 255, XPSR, rng)
-            lr = np.rint(255 * degraded.lr).astype(np.uint8)
-            crops.append(Crop(name, original, lr, Caption(captions[name].high, describe(degraded.drawn))))
-    return crops
-
-
 def variants(sampling: Sampling, captions: Sequence[Caption]) -> dict[str, tuple[Sampling, list[Caption]]]:
     """The rows of the table after bicubic: settings and captions (paper, Tables 2 and 5)."""
     return {
@@ -166,43 +121,6 @@ def restore_all(
 ) -> list[Image]:
     pairs = tqdm(zip(crops, captions, strict=True), total=len(crops), desc=label, disable=None)
     return [restore(model, [crop.lr], [caption], sampling, names=[crop.name])[0] for crop, caption in pairs]
-
-
-def enlarge(lr: Image, shape: tuple[int, ...]) -> Image:
-    return cv2.resize(lr, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)
-
-
-def measure(crops: Sequence[Crop], results: Mapping[str, Sequence[Image]]) -> Scores:
-    """Every metric of every method on every crop."""
-    lpips, dists = comparison(Lpips.load("alex")), comparison(Dists.load())
-    scores: Scores = {method: {metric: [] for metric in METRICS} for method in results}
-    for i, crop in enumerate(tqdm(crops, desc="measuring", disable=None)):
-        images = [images[i] for images in results.values()]
-        values = np.array(
-            [
-                [psnr_y(image, crop.original) for image in images],
-                [ssim_y(image, crop.original) for image in images],
-                lpips(images, crop.original),
-                dists(images, crop.original),
-            ]
-        )
-        for metric, row in zip(METRICS, values, strict=True):
-            for method, value in zip(scores, row, strict=True):
-                scores[method][metric].append(float(value))
-    return scores
-
-
-def comparison(metric: Lpips | Dists) -> Callable[[list[Image], Image], np.ndarray]:
-    """The distance of several images to one reference, whose features are computed once."""
-
-    @jax.jit
-    def compare(metric, images, reference):
-        return jax.vmap(lambda image: metric(image[None], reference[None])[0])(images)
-
-    def of_8_bits(images: list[Image], reference: Image) -> np.ndarray:
-        return np.asarray(compare(metric, jnp.asarray(np.stack(images)) / 255, jnp.asarray(reference) / 255))
-
-    return of_8_bits
 
 
 def markdown(scores: Scores) -> str:

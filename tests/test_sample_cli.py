@@ -85,6 +85,15 @@ def test_a_preset_keeps_the_size_that_the_model_was_trained_on(preset):
     assert chosen == dataclasses.replace(sample.SAMPLING_PRESETS[preset], process_size=128)
 
 
+def test_a_sampler_that_is_named_comes_without_anothers_settings():
+    defaults = sample.Sampling(sampler="ddim", eta=1.0, guidance_interval=(0.0, 0.5))
+    arguments = sample.Arguments((), Path(), sampler="unipc", karras=True, guidance_interval=(0.2, 0.8))
+    chosen = sample.Sampling(sampler="unipc", karras=True, guidance_interval=(0.2, 0.8))
+    assert sample.chosen_sampling(defaults, arguments) == chosen
+    same = sample.Arguments((), Path(), sampler="ddim", strength=0.5)
+    assert sample.chosen_sampling(defaults, same) == dataclasses.replace(defaults, strength=0.5)
+
+
 def test_captions_are_found_and_switched_off(photos):
     inputs = sample.list_inputs([photos])
     given = {"captions": photos / "captions.jsonl"}
@@ -151,6 +160,8 @@ def test_impossible_settings(capsys, photos, tmp_path, model_folder):
     argv = [photos, "--output", tmp_path / "out", "--missing-captions", "empty", "--model", model_folder]
     assert "--batch-size" in one_line(capsys, [*argv, "--batch-size", 0])
     assert "number of steps" in one_line(capsys, [*argv, "--steps", 5000])
+    assert "eta is a setting of" in one_line(capsys, [*argv, "--eta", 0.5])
+    assert "guidance_interval must be" in one_line(capsys, [*argv, "--guidance-interval", 0.8, 0.2])
 
 
 def test_weights_that_are_not_finite(capsys, photos, tmp_path, model_folder):

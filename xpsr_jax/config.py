@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Literal
 
 from xpsr_jax.data.pipeline import DataConfig
-from xpsr_jax.diffusion.schedule import Schedule
+from xpsr_jax.diffusion.schedule import Schedule, Spacing
 from xpsr_jax.errors import UserError
 from xpsr_jax.models.attention import Kernel
 from xpsr_jax.models.autoencoder import AutoencoderConfig
 from xpsr_jax.models.controlnet import ControlNetConfig
 from xpsr_jax.models.text_encoder import TextEncoderConfig
 from xpsr_jax.models.unet import UNetConfig
+
+# Samplers that can visit Karras' noise levels.
+_KARRAS = ("dpm_solver", "unipc", "euler")
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,22 @@ class Sampling:
     The defaults are the paper's, and where it is silent the released code's (method §7, §11).
 
     Attributes:
-      steps: of the sampler.
+      sampler: "ddpm" (paper), "ddim", "dpm_solver" (DPM-Solver++(2M)), "unipc", "euler" or "euler_ancestral"; see
+        docs/sampling.md.
+      steps: of the sampler, from pure noise to the image.
+      spacing: which timesteps are visited; None: as the model's schedule says.
+      karras: visit Karras' noise levels instead; of "dpm_solver", "unipc" and "euler".
+      eta: randomness of "ddim", from 0 (none) to 1 (as random as DDPM).
+      strength: fraction of the steps that is run, the last ones: below 1 less is made up, from an LR image with less
+        noise upon it.
       guidance_scale: s in `guidance_form`.
       guidance_form: "paper": eps + s (eps - eps_negative); "released": eps_negative + s (eps - eps_negative). One
         equals the other with s larger by 1.
+      guidance_rescale: from 0 to 1, how far the prediction's deviation is brought back to what it was before the
+        guidance (Lin et al., 2023).
+      guidance_interval: part of the steps with guidance, as fractions of the whole way from 0 (pure noise) to 1.
       conditioning_scale: multiplies the ControlNet's residuals.
+      conditioning_interval: part of the steps with the ControlNet; outside of it the scale is 0.
       start: initial latents. "lr": the LR image's latents noised to the first timestep; "noise": pure noise;
         "lr_noised_twice": as "lr" and noised once more, to `added_noise_level` (the released code).
       added_noise_level: timestep of that second noise.
@@ -43,10 +57,18 @@ class Sampling:
       process_size: a shorter side below it is enlarged to it before the networks see the image, in pixels.
     """
 
+    sampler: Literal["ddpm", "ddim", "dpm_solver", "unipc", "euler", "euler_ancestral"] = "ddpm"
     steps: int = 50
+    spacing: Spacing | None = None
+    karras: bool = False
+    eta: float = 0.0
+    strength: float = 1.0
     guidance_scale: float = 5.5
     guidance_form: Literal["paper", "released"] = "paper"
+    guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
     conditioning_scale: float = 1.0
+    conditioning_interval: tuple[float, float] = (0.0, 1.0)
     start: Literal["lr", "noise", "lr_noised_twice"] = "lr"
     added_noise_level: int = 800
     positive_words: str = ""
@@ -60,6 +82,23 @@ class Sampling:
         for name in ("steps", "upscale", "process_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("eta", "guidance_rescale"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} must be between 0 and 1, not {getattr(self, name)}")
+        for name in ("guidance_interval", "conditioning_interval"):
+            begin, end = getattr(self, name)
+            if not 0 <= begin <= end <= 1:
+                raise UserError(f"{name} must be two rising fractions between 0 and 1, not {begin} and {end}")
+        if not 0 < self.strength <= 1:
+            raise UserError(f"strength must be above 0 and at most 1, not {self.strength}")
+        if self.strength < 1 and self.start != "lr":
+            raise UserError(
+                f'strength {self.strength} begins from the LR image and needs start "lr", not "{self.start}"'
+            )
+        if self.eta and self.sampler != "ddim":
+            raise UserError(f'eta is a setting of the sampler "ddim", not of "{self.sampler}"')
+        if self.karras and self.sampler not in _KARRAS:
+            raise UserError(f'karras is a setting of the samplers {", ".join(_KARRAS)}, not of "{self.sampler}"')
 
 
 PAPER = Sampling()

@@ -1,6 +1,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from xpsr_jax.diffusion import guide, is_guided
 
@@ -21,6 +22,25 @@ def test_the_papers_scale_is_one_less_than_the_released_ones():
 def test_guidance_is_off_where_it_changes_nothing(form, off):
     assert not is_guided(off, form) and is_guided(off + 0.1, form)
     np.testing.assert_array_equal(guide(POSITIVE, NEGATIVE, scale=off, form=form), POSITIVE)
+
+
+def test_rescaled_as_in_diffusers(vectors):
+    stored = {
+        name: np.moveaxis(array, 1, -1)
+        for name, array in load_file(vectors / "samplers.safetensors").items()
+        if name in ("start", "rescale.guided", "rescale.out")
+    }
+    positive, guided = stored["start"], stored["rescale.guided"]
+    result = guide(positive, 2 * positive - guided, scale=1.0, form="paper", rescale=0.7)
+    np.testing.assert_allclose(result, stored["rescale.out"], atol=1e-6)  # measured 2.4e-7
+    # Each image by itself, and nothing at all at 0.
+    both = guide(
+        *(jnp.concatenate(pair) for pair in ((positive, 3 * positive), (guided, guided))),
+        scale=1.0,
+        form="paper",
+        rescale=1.0,
+    )
+    np.testing.assert_allclose(np.std(both, axis=(1, 2, 3)), np.std(positive) * np.array([1, 3]), rtol=1e-6)
 
 
 def test_unknown_form():

@@ -8,8 +8,19 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 import xpsr_jax
-from xpsr_jax.diffusion import Ddpm, Schedule, advance, guide, sample, start_latents
-from xpsr_jax.diffusion.samplers import SamplerState, normal, step_noise
+from xpsr_jax.diffusion import (
+    Ddim,
+    Ddpm,
+    DpmSolver,
+    Euler,
+    Schedule,
+    UniPc,
+    advance,
+    guide,
+    sample,
+    start_latents,
+)
+from xpsr_jax.diffusion.samplers import normal, step_noise
 
 STEPS = 4
 
@@ -35,10 +46,10 @@ def run(vectors, stored, schedule, tmp_path_factory):
         (folder / name / "config.json").symlink_to(vectors / "xpsr" / f"{name}_config.json")
         (folder / name / "diffusion_pytorch_model.safetensors").symlink_to(vectors / "xpsr" / f"{name}.safetensors")
     networks = xpsr_jax.load_networks(folder)
-    sampler = Ddpm(schedule, STEPS)
+    sampler = Ddpm(schedule)
 
     @nnx.jit
-    def one_step(networks, inputs, noises, latents, rows):
+    def one_step(networks, inputs, noises, latents, index):
         unet, controlnet = networks
         high = jnp.concatenate([inputs["high_pos"], inputs["high_neg"]])
         low = jnp.concatenate([inputs["low_pos"], inputs["low_neg"]])
@@ -51,23 +62,25 @@ def run(vectors, stored, schedule, tmp_path_factory):
             prediction = unet(both, timesteps, high, control.residuals, control.mid)
             return guide(prediction[:1], prediction[1:], scale=5.5, form="released")
 
-        return advance(sampler, denoise, SamplerState(latents), rows, lambda index: noises[index]).latents
+        state, table = sampler.init(latents), sampler.table(STEPS)
+        return advance(sampler, denoise, state, table, lambda index: noises[index], index, index + 1).latents
 
     def run(case, index, latents):
         names = ("high_pos", "high_neg", "low_pos", "low_neg", "image")
         inputs = {name: stored[f"{case}.in.{name}"] for name in names}
-        rows = jax.tree.map(lambda column: column[index : index + 1], sampler.table())
-        return one_step(networks, inputs, stored[f"{case}.step_noise"], latents, rows)
+        return one_step(networks, inputs, stored[f"{case}.step_noise"], latents, index)
 
     return run
 
 
 def start_of(stored, schedule, case):
+    levels = {"first_level": schedule.levels(751), "second_level": schedule.levels(800)}
     if case == "noise":
-        return start_latents(schedule, "noise", None, stored["noise.in.init_latents"], None, steps=STEPS)
+        return start_latents("noise", None, stored["noise.in.init_latents"], None, **levels)
     lr_latents = 0.18215 * stored["lr.in.vae_latent_unscaled"]
-    noises = stored["lr.in.init_noise"], stored["lr.in.added_noise"]
-    return start_latents(schedule, "lr_noised_twice", lr_latents, *noises, steps=STEPS, added_noise_level=800)
+    return start_latents(
+        "lr_noised_twice", lr_latents, stored["lr.in.init_noise"], stored["lr.in.added_noise"], **levels
+    )
 
 
 def relative_error(result, expected):
@@ -92,32 +105,38 @@ def test_trajectories_equal_the_released_pipelines(run, stored, schedule, case):
 def test_lr_start_is_noised_once(stored, schedule):
     lr_latents, noise = 0.18215 * stored["lr.in.vae_latent_unscaled"], stored["lr.in.init_noise"]
     alpha = schedule.alphas_cumprod[751]
-    once = start_latents(schedule, "lr", lr_latents, noise, None, steps=STEPS)
+    table = Ddpm(schedule).table(STEPS)
+    level = table.signal[0], table.sigma[0]
+    once = start_latents("lr", lr_latents, noise, None, first_level=level, second_level=level)
     np.testing.assert_allclose(once, np.sqrt(alpha) * lr_latents + np.sqrt(1 - alpha) * noise, atol=1e-6)
 
 
-def test_a_perfect_network_recovers_the_image_exactly():
-    """The last step's noise is 1e-10: with the true noise predicted, sampling ends on the clean latents."""
-    schedule = Schedule()
+@pytest.mark.parametrize("sampler", [Ddpm, Ddim, Euler, DpmSolver, UniPc])
+def test_a_perfect_network_recovers_the_image_exactly(sampler):
+    """The last step ends without noise (DDPM's is 1e-10): with the true noise predicted, on the clean latents."""
+    schedule = Schedule(set_alpha_to_one=True)
     x0 = jnp.asarray(np.random.default_rng(0).standard_normal((2, 4, 4, 4)), jnp.float32)
 
     def denoise(latents, timestep):
-        alpha = jnp.asarray(schedule.alphas_cumprod)[timestep]
+        alpha = jnp.asarray(schedule.alphas_cumprod)[timestep.astype(int)]
         return (latents - jnp.sqrt(alpha) * x0) / jnp.sqrt(1 - alpha)
 
     keys = jax.random.split(jax.random.key(0), 2)
+    run = jax.jit(lambda steps: sample(sampler(schedule), denoise, *noises, steps=steps), static_argnums=0)
+    noises = normal(keys, x0.shape[1:]), step_noise(keys, x0.shape[1:])
     for steps in (1, 7):
-        result = sample(Ddpm(schedule, steps), denoise, normal(keys, x0.shape[1:]), step_noise(keys, x0.shape[1:]))
-        np.testing.assert_allclose(result, x0, atol=1e-5)  # measured 2e-6
+        np.testing.assert_allclose(run(steps), x0, atol=1e-5)  # measured 2e-6
 
 
-def test_clip_sample_clips_the_estimate():
-    schedule = Schedule(clip_sample=True, clip_sample_range=0.5, prediction_type="sample")
+@pytest.mark.parametrize("sampler", [Ddpm, Ddim])
+def test_clip_sample_clips_the_estimate(sampler):
+    schedule = Schedule(clip_sample=True, clip_sample_range=0.5, prediction_type="sample", set_alpha_to_one=True)
     result = sample(
-        Ddpm(schedule, 2),
+        sampler(schedule),
         lambda x, t: jnp.full_like(x, 3.0),
         jnp.zeros((1, 2, 2, 4)),
         lambda i: jnp.zeros((1, 2, 2, 4)),
+        steps=2,
     )
     np.testing.assert_allclose(result, 0.5, atol=1e-6)
 

@@ -71,7 +71,8 @@ def test_json_round_trip_and_defaults():
         ("prediction_type", "flow"),
         ("timestep_spacing", "random"),
         ("trained_betas", [0.1, 0.2]),
-        ("rescale_betas_zero_snr", True),
+        ("use_flow_sigmas", True),
+        ("timestep_type", "continuous"),
         ("thresholding", True),
         ("variance_type", "learned"),
         ("num_train_timesteps", 0),
@@ -83,11 +84,35 @@ def test_what_is_not_supported_is_named(field, value):
         Schedule.from_json(SD15 | {field: value})
 
 
-def test_another_class_must_state_its_spacing():
-    euler = SD15 | {"_class_name": "EulerDiscreteScheduler"}
+@pytest.mark.parametrize(
+    "name",
+    [
+        "DPMSolverMultistepScheduler",
+        "UniPCMultistepScheduler",
+        "EulerDiscreteScheduler",
+        "EulerAncestralDiscreteScheduler",
+    ],
+)
+def test_other_classes_are_read(name):
+    """What they say of a sampler is passed over; they space timesteps evenly unless they say otherwise."""
+    config = SD15 | {"_class_name": name, "use_karras_sigmas": True, "solver_order": 3, "use_flow_sigmas": False}
+    assert Schedule.from_json(config) == Schedule(timestep_spacing="linspace")
+    assert Schedule.from_json(config | {"timestep_spacing": "leading"}) == Schedule()
+
+
+def test_an_unknown_class_must_state_its_spacing():
+    other = SD15 | {"_class_name": "KDPM2DiscreteScheduler"}
     with pytest.raises(UserError, match="timestep_spacing"):
-        Schedule.from_json(euler)
-    assert Schedule.from_json(euler | {"timestep_spacing": "leading"}) == Schedule()
+        Schedule.from_json(other)
+    assert Schedule.from_json(other | {"timestep_spacing": "leading"}) == Schedule()
+
+
+def test_rescaled_to_no_signal_at_the_end(vectors):
+    expected = load_file(vectors / "samplers.safetensors")["zero_snr.alphas_cumprod"]
+    schedule = Schedule.from_json(SD15 | {"rescale_betas_zero_snr": True})
+    assert schedule.alphas_cumprod[-1] == 0
+    np.testing.assert_allclose(schedule.alphas_cumprod, expected, rtol=2e-5)  # measured 4e-6, where it is 4e-4
+    assert Schedule.from_json(schedule.to_json()) == schedule
 
 
 @pytest.mark.parametrize("steps", [0, 1000, 1001])
@@ -105,8 +130,9 @@ def test_target_inverts(prediction_type):
     noisy = schedule.add_noise(x0, noise, timesteps)
     target = schedule.target(x0, noise, timesteps)
     # measured: 1.1e-6 and 5.1e-6 (noise from "sample" at t = 0, where sqrt(1 - ab) is 0.03)
-    np.testing.assert_allclose(schedule.to_x0(target, noisy, timesteps), x0, atol=5e-6)
-    np.testing.assert_allclose(schedule.to_noise(target, noisy, timesteps), noise, atol=2e-5)
+    levels = schedule.levels(timesteps)
+    np.testing.assert_allclose(schedule.x0(target, noisy, *levels), x0, atol=5e-6)
+    np.testing.assert_allclose(schedule.noise(target, noisy, *levels), noise, atol=2e-5)
 
 
 def test_velocity_is_the_derivative_of_the_noising_by_its_angle():

@@ -4,10 +4,11 @@ import cv2
 import numpy as np
 import pytest
 
-from benchmarks.tiny_quality import BICUBIC, METRICS, OURS, cut_crops, enlarge, markdown, measure, variants
+from benchmarks.tiny_quality import BICUBIC, OURS, markdown, variants
 from xpsr_jax.config import PAPER
 from xpsr_jax.data.captions import Caption, write_captions
 from xpsr_jax.errors import UserError
+from xpsr_jax.evaluation.crops import METRICS, cut_crops, enlarge, measure
 
 
 @pytest.fixture(scope="module")

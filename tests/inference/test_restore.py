@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
+from tests.compilations import compilations
 from tests.inference.tiny_model import SAMPLING, tiny_model
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.diffusion import Ddpm, start_latents
@@ -61,10 +62,12 @@ def test_equals_the_method_written_plainly(model, one_by_one):
         model.autoencoder
     )
     lr_latents = model.autoencoder.config.scaling_factor * (mean + jnp.exp(log_variance / 2) * posterior)
-    sampler = Ddpm(model.schedule, 2)
-    state = sampler.init(start_latents(model.schedule, "lr", lr_latents, first, second, steps=2))
+    sampler = Ddpm(model.schedule)
+    table = sampler.table(2)
+    level = table.signal[0], table.sigma[0]
+    state = sampler.init(start_latents("lr", lr_latents, first, second, first_level=level, second_level=level))
     for i in range(2):
-        row = jax.tree.map(lambda column: column[i], sampler.table())  # noqa: B023
+        row = jax.tree.map(lambda column: column[i], table)  # noqa: B023
         networks = model.unet, model.controlnet, model.text_encoder
         eps, eps_negative = (predict(networks, state.latents, row.timestep, tokens) for tokens in (high, negative))
         step_noise = jax.random.normal(jax.random.fold_in(keys[3], i), (8, 8, 4))[None]
@@ -94,26 +97,62 @@ def test_every_input_counts_and_nothing_is_compiled_again(model, one_by_one):
     def restored(image=IMAGES[0], caption=CAPTIONS[0], seed=0, **settings):
         return restore(model, [image], [caption], dataclasses.replace(SAMPLING, **settings), seed=seed)[0]
 
-    compiled = restore_module._advance._cache_size(), restore_module._prepare._cache_size()
     np.testing.assert_array_equal(restored(), one_by_one[0])
-    assert changed(restored(seed=1), one_by_one[0]) > 0.5
-    assert changed(restored(seed=2**40), one_by_one[0]) > 0.5
-    assert changed(restored(caption=Caption("a blue house", "noisy")), one_by_one[0]) > 0.01
-    assert changed(restored(caption=Caption("a red house", "clear")), one_by_one[0]) > 0.01
-    assert changed(restored(guidance_scale=3.0), one_by_one[0]) > 0.01
-    assert changed(restored(conditioning_scale=0.5), one_by_one[0]) > 0.01
-    assert changed(restored(negative_high="sharp"), one_by_one[0]) > 0.01
-    assert changed(restored(negative_low="sharp"), one_by_one[0]) > 0.01
-    assert changed(restored(positive_words="sharp"), one_by_one[0]) > 0.01
     other = IMAGES[0].copy()
     other[0, 0, 0] ^= 1
-    assert changed(restored(image=other), one_by_one[0]) > 0.5  # other content, other noise
-    assert (restore_module._advance._cache_size(), restore_module._prepare._cache_size()) == compiled
+    partly = {"steps": 5, "guidance_interval": (0.2, 1.0)}
+    restored(**partly)  # the program without the negative half is compiled at its first use
+    with compilations() as compiled:
+        assert changed(restored(seed=1), one_by_one[0]) > 0.5
+        assert changed(restored(seed=2**40), one_by_one[0]) > 0.5
+        assert changed(restored(caption=Caption("a blue house", "noisy")), one_by_one[0]) > 0.01
+        assert changed(restored(caption=Caption("a red house", "clear")), one_by_one[0]) > 0.01
+        assert changed(restored(guidance_scale=3.0), one_by_one[0]) > 0.01
+        rescaled = restored(guidance_scale=30.0, guidance_rescale=1.0)
+        assert changed(rescaled, restored(guidance_scale=30.0)) > 0.01
+        assert changed(restored(guidance_interval=(0.5, 1.0)), one_by_one[0]) > 0.01
+        assert changed(restored(conditioning_scale=0.5), one_by_one[0]) > 0.01
+        assert changed(restored(conditioning_interval=(0.0, 0.5)), one_by_one[0]) > 0.01
+        assert changed(restored(negative_high="sharp"), one_by_one[0]) > 0.01
+        assert changed(restored(negative_low="sharp"), one_by_one[0]) > 0.01
+        assert changed(restored(positive_words="sharp"), one_by_one[0]) > 0.01
+        assert changed(restored(image=other), one_by_one[0]) > 0.5  # other content, other noise
+        assert changed(restored(strength=0.5), one_by_one[0]) > 0.01
+        assert changed(restored(steps=3), one_by_one[0]) > 0.01
+        assert changed(restored(**partly, strength=0.7), restored(**partly)) > 0.01
+    assert compiled == []
+
+
+def test_every_step_outside_the_intervals_is_without(model):
+    def restored(**settings):
+        sampling = dataclasses.replace(SAMPLING, **{"guidance_scale": 5.0} | settings)
+        return restore(model, IMAGES[:1], CAPTIONS[:1], sampling)
+
+    assert most(restored(guidance_interval=(0.3, 0.6)), restored(guidance_scale=0.0)) <= 1  # measured 0
+    assert most(restored(conditioning_interval=(0.0, 0.0)), restored(conditioning_scale=0.0)) == 0
+    assert most(restored(guidance_interval=(0.0, 0.5)), restored(guidance_scale=0.0)) > 1
+    assert most(restored(guidance_interval=(0.0, 0.5)), restored()) > 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sampler": "unipc", "karras": True},  # remembers earlier steps
+        {"sampler": "euler", "spacing": "linspace"},  # between two timesteps
+    ],
+)
+def test_other_samplers_restore(model, one_by_one, settings):
+    """What each sampler computes is compared with diffusers in tests/diffusion."""
+    sampling = dataclasses.replace(SAMPLING, steps=3, **settings)
+    (restored,) = restore(model, IMAGES[:1], CAPTIONS[:1], sampling)
+    assert restored.shape == (32, 32, 3) and restored.std() > 5
+    assert changed(restored, one_by_one[0]) > 0.01
 
 
 def test_without_guidance_the_negative_half_is_not_run(model):
     off = Restorer(model, dataclasses.replace(SAMPLING, guidance_scale=0.0))
     high, low = off._tokens(CAPTIONS[:1])
+    assert not off._guided
     assert high.shape == low.shape == (1, 1, 77)
     barely = dataclasses.replace(SAMPLING, guidance_scale=1e-6)
     assert most(off(IMAGES[:1], CAPTIONS[:1]), restore(model, IMAGES[:1], CAPTIONS[:1], barely)) <= 1  # measured 0
@@ -142,10 +181,6 @@ def test_batches_hold_one_size_in_the_order_of_their_first_images():
     sizes = [(1, 1), (2, 2), (1, 1), (1, 1), (2, 2), (3, 3)]
     assert plan_batches(sizes, 2) == [[0, 2], [1, 4], [3], [5]]
     assert plan_batches([], 2) == []
-
-
-def test_the_number_of_steps_between_looks_at_the_progress_divides_them():
-    assert [restore_module._steps_at_once(steps) for steps in (1, 4, 20, 25, 47, 50)] == [1, 1, 2, 1, 1, 5]
 
 
 def test_what_is_no_image_is_refused(model):

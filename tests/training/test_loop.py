@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import xpsr_jax
+from tests.compilations import compilations
 from tests.training import tiny
 from xpsr_jax.config import Images, Validation
 from xpsr_jax.data.captions import Caption
@@ -50,7 +51,7 @@ def whole(images, tmp_path_factory):
     """The run folder of a training that nothing interrupts, and what was compiled in its course."""
     run = tmp_path_factory.mktemp("runs") / "whole"
     validation = Validation(every=STEPS // 2, count=2, sampling=tiny.config().sampling)
-    with tiny.compilations() as compiled:
+    with compilations() as compiled:
         assert train(config(images, run, validation=validation)) == run / "model"
     return run, compiled
 

@@ -3,11 +3,7 @@
 Also a config file: `python train.py --config tests/training/tiny.py`.
 """
 
-import contextlib
 import dataclasses
-import logging
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,28 +112,6 @@ def random_parameter(path: str, shape: tuple[int, ...]) -> np.ndarray:
     if path.endswith(".scale"):
         return 1 + 0.1 * values
     return values / np.sqrt(max(1, np.prod(shape[:-1])), dtype=np.float32)
-
-
-@contextlib.contextmanager
-def compilations() -> Iterator[list[str]]:
-    """The names of the functions that are compiled meanwhile, or taken from the cache on disk.
-
-    A function's `_cache_size` may count calls that differ for the dispatcher alone, and are not compiled again.
-    """
-    names: list[str] = []
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if found := re.match(r"Compiling jit\((\w+)\)", record.getMessage()):
-                names.append(found[1])
-
-    logger, handler = logging.getLogger("jax._src.interpreters.pxla"), Handler()
-    logger.addHandler(handler)
-    try:
-        with jax.log_compiles():
-            yield names
-    finally:
-        logger.removeHandler(handler)
 
 
 class Run:

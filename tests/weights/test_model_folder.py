@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 import xpsr_jax
 from tests.weights.conftest import TINY_AUTOENCODER, random_tensors, write_network
-from xpsr_jax.config import PAPER, RELEASED
+from xpsr_jax.config import PAPER, RELEASED, Sampling
 from xpsr_jax.errors import UserError
 from xpsr_jax.models.layers import Compute
 from xpsr_jax.weights.model_folder import (
@@ -22,6 +22,7 @@ from xpsr_jax.weights.model_folder import (
     load_networks,
     load_tokenizer,
     save,
+    write_index,
 )
 from xpsr_jax.weights.networks import AUTOENCODER, CONTROLNET, NETWORKS, load_network, parameters
 from xpsr_jax.weights.tensors import WeightsError
@@ -258,15 +259,23 @@ def test_broken_small_files(folder, tmp_path):
 @pytest.mark.parametrize(
     ("sampling", "message"),
     [
-        ({"stepz": 3}, "no sampling settings stepz; known: steps, guidance_scale"),
+        ({"stepz": 3}, "no sampling settings stepz; known: sampler, steps, spacing"),
         ({"steps": "many", "start": "here", "upscale": 4}, "cannot be steps='many', start='here'"),
         ({"steps": 0}, "steps must be at least 1"),
+        ({"guidance_interval": [0.5], "karras": 1}, r"cannot be guidance_interval=\[0.5\], karras=1"),
+        ({"strength": 2}, "strength must be above 0 and at most 1"),
     ],
 )
 def test_wrong_sampling_settings(sampling, message, tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"xpsr_jax": {"sampling": sampling}}))
     with pytest.raises(UserError, match=message):
         load_defaults([tmp_path])
+
+
+def test_sampling_settings_there_and_back(tmp_path):
+    sampling = Sampling(sampler="unipc", karras=True, guidance_interval=(0.25, 1.0), spacing="trailing", strength=0.5)
+    write_index(tmp_path, sampling, "")
+    assert load_defaults([tmp_path]) == (sampling, "")
 
 
 def test_sampling_settings_of_the_last_folder_that_has_them(tmp_path):

@@ -18,9 +18,8 @@ from xpsr_jax.data.jpeg import to_uint8
 from xpsr_jax.data.quality import describe
 from xpsr_jax.data.resize import resize
 from xpsr_jax.data.sources import Sample, Source
+from xpsr_jax.data.tokens import pad_or_cut
 from xpsr_jax.errors import UserError
-
-MAX_TOKENS = 77
 
 Example = dict[str, np.ndarray]
 
@@ -173,14 +172,9 @@ def random_crop(
 
 
 def tokenize(text: str, tokenizer: Tokenizer) -> Int[np.ndarray, "77"]:
-    """CLIP token ids, padded or cut to 77 (the end token stays).
-
-    Padding and cutting are done here because a tokenizer must not change its settings while another thread uses it.
-    """
+    """CLIP token ids, padded or cut to 77 (the end token stays)."""
     ids = tokenizer(text, padding=False, truncation=False, verbose=False)["input_ids"]
-    if len(ids) > MAX_TOKENS:
-        ids = [*ids[: MAX_TOKENS - 1], ids[-1]]
-    return np.array(ids + [tokenizer.pad_token_id] * (MAX_TOKENS - len(ids)), np.int32)
+    return np.array(pad_or_cut(ids, tokenizer.pad_token_id), np.int32)
 
 
 def _caption(

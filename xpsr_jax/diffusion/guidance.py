@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 GuidanceForm = Literal["paper", "released"]
@@ -13,6 +14,7 @@ def guide(
     *,
     scale: float | Float[Array, ""],
     form: GuidanceForm,
+    rescale: float | Float[Array, ""] = 0.0,
 ) -> Float[Array, "b h w c"]:
     """Moves the prediction away from what the negative prompt predicts.
 
@@ -21,15 +23,20 @@ def guide(
         scale: strength s; may be traced.
         form: "paper": positive + s (positive - negative); "released": negative + s (positive - negative), as the
             released code and Stable Diffusion have it. The paper's s equals the released form's s + 1.
+        rescale: how far each image's deviation, which guidance enlarges, is brought back to the positive
+            prediction's: 0 not at all, 1 wholly (Lin et al., 2023, eq. 15 and 16); may be traced.
     """
-    difference = positive - negative
-    if form == "paper":
-        return positive + scale * difference
-    if form == "released":
-        return negative + scale * difference
-    raise ValueError(f'guidance form "{form}" is unknown: use "paper" or "released"')
+    if form not in ("paper", "released"):
+        raise ValueError(f'guidance form "{form}" is unknown: use "paper" or "released"')
+    guided = (positive if form == "paper" else negative) + scale * (positive - negative)
+    ratio = _deviation(positive) / jnp.maximum(_deviation(guided), 1e-12)
+    return guided * (1 - rescale + rescale * ratio)
 
 
 def is_guided(scale: float, form: GuidanceForm) -> bool:
     """Whether the negative half is run at all: s > 0 in the paper's form, s > 1 in the released one."""
     return scale > (0.0 if form == "paper" else 1.0)
+
+
+def _deviation(prediction: Float[Array, "b h w c"]) -> Float[Array, "b 1 1 1"]:
+    return jnp.std(prediction, axis=(1, 2, 3), keepdims=True)

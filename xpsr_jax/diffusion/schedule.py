@@ -11,20 +11,35 @@ from jaxtyping import Array, Float, Int
 from xpsr_jax.errors import UserError
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
+Spacing = Literal["leading", "trailing", "linspace"]
+
+Latents = Float[Array, "b h w c"]
+Timesteps = Int[Array, "b"] | Int[Array, ""]
+# sqrt(ab) or sqrt(1 - ab) of each image, or of all.
+Level = Float[Array, "b 1 1 1"] | Float[Array, ""] | float
 
 _BETA_SCHEDULES = ("scaled_linear", "linear")
 _PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 _SPACINGS = ("leading", "trailing", "linspace")
 
-# Classes for which a missing `timestep_spacing` means "leading". Any other class must state it.
-_CLASSES = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler")
+# What diffusers' classes take for a missing `timestep_spacing`. Any other class must state it.
+_CLASSES: dict[str, Spacing] = {
+    "DDPMScheduler": "leading",
+    "DDIMScheduler": "leading",
+    "PNDMScheduler": "leading",
+    "DPMSolverMultistepScheduler": "linspace",
+    "UniPCMultistepScheduler": "linspace",
+    "EulerDiscreteScheduler": "linspace",
+    "EulerAncestralDiscreteScheduler": "linspace",
+}
 
 # Fields that would change the process in a way we do not compute, with the values under which they change nothing.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "trained_betas": (None,),
     "thresholding": (False, None),
-    "rescale_betas_zero_snr": (False, None),
     "variance_type": ("fixed_small", None),
+    "use_flow_sigmas": (False, None),
+    "timestep_type": ("discrete", None),
 }
 
 
@@ -40,6 +55,8 @@ class Schedule:
         beta_schedule: "scaled_linear" (square roots evenly spaced) or "linear".
         prediction_type: what the network predicts: the noise ("epsilon"), the velocity ("v_prediction") or the clean
             latents ("sample").
+        rescale_betas_zero_snr: the betas are rescaled so that the last timestep is pure noise, ab = 0 (Lin et al.,
+            2023, algorithm 1).
         timestep_spacing: which timesteps a sampler visits, see `timesteps`.
         steps_offset: added to the timesteps under "leading" spacing.
         set_alpha_to_one: whether DDIM-like samplers end on ab = 1 rather than on ab_0. DDPM always ends on 1.
@@ -52,7 +69,8 @@ class Schedule:
     beta_end: float = 0.012
     beta_schedule: Literal["scaled_linear", "linear"] = "scaled_linear"
     prediction_type: PredictionType = "epsilon"
-    timestep_spacing: Literal["leading", "trailing", "linspace"] = "leading"
+    rescale_betas_zero_snr: bool = False
+    timestep_spacing: Spacing = "leading"
     steps_offset: int = 1
     set_alpha_to_one: bool = False
     clip_sample: bool = False
@@ -74,9 +92,10 @@ class Schedule:
 
     @classmethod
     def from_json(cls, config: dict[str, Any]) -> "Schedule":
-        """Reads a `scheduler_config.json`. Only its numbers matter: PNDM, DDIM and DDPM describe the same process.
+        """Reads a `scheduler_config.json`. Only the noising matters, which is the same for every class.
 
-        A missing field has the value that diffusers gives it. Values that describe another process than ours raise
+        What it says of a sampler (its order, Karras' noise levels) is passed over: settings choose the sampler. A
+        missing field has the value that diffusers gives it. Values that describe another process than ours raise
         `UserError`.
         """
         name = config.get("_class_name", "DDPMScheduler")
@@ -92,6 +111,7 @@ class Schedule:
             "beta_start": 0.0001,
             "beta_end": 0.02,
             "beta_schedule": "linear",
+            "timestep_spacing": _CLASSES.get(name),
             "steps_offset": 0,
             "set_alpha_to_one": name != "PNDMScheduler",
             "clip_sample": name in ("DDPMScheduler", "DDIMScheduler"),
@@ -121,10 +141,12 @@ class Schedule:
         index = np.arange(count)
         spaced = np.where(index < count // 2, start + step * index, end - step * (count - 1 - index)).astype(np.float32)
         betas = spaced * spaced if self.beta_schedule == "scaled_linear" else spaced
-        return np.cumprod((np.float32(1) - betas).astype(np.float64)).astype(np.float32)
+        if self.rescale_betas_zero_snr:
+            betas = _rescaled(betas)
+        return _cumulative(betas)
 
     def timesteps(self, steps: int) -> Int[np.ndarray, "steps"]:
-        """The timesteps that a sampler of `steps` steps visits, descending (int32).
+        """The timesteps that DDPM and DDIM visit in `steps` steps, descending (int32); `noise_levels.py` has others'.
 
         "leading": k floor(T / steps) + offset; "trailing": from T - 1 down by T / steps; "linspace": evenly from T -
         1 to 0.
@@ -145,32 +167,17 @@ class Schedule:
             )
         return timesteps.astype(np.int32)
 
-    def add_noise(
-        self,
-        latents: Float[Array, "b h w c"],
-        noise: Float[Array, "b h w c"],
-        timesteps: Int[Array, "b"] | Int[Array, ""],
-    ) -> Float[Array, "b h w c"]:
+    def add_noise(self, latents: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
         """x_t = sqrt(ab_t) x_0 + sqrt(1 - ab_t) noise."""
-        signal, sigma = self._signal_and_noise(timesteps)
+        signal, sigma = self.levels(timesteps)
         return signal * latents + sigma * noise
 
-    def velocity(
-        self,
-        latents: Float[Array, "b h w c"],
-        noise: Float[Array, "b h w c"],
-        timesteps: Int[Array, "b"] | Int[Array, ""],
-    ) -> Float[Array, "b h w c"]:
+    def velocity(self, latents: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
         """v_t = sqrt(ab_t) noise - sqrt(1 - ab_t) x_0 (Salimans and Ho, 2022)."""
-        signal, sigma = self._signal_and_noise(timesteps)
+        signal, sigma = self.levels(timesteps)
         return signal * noise - sigma * latents
 
-    def target(
-        self,
-        latents: Float[Array, "b h w c"],
-        noise: Float[Array, "b h w c"],
-        timesteps: Int[Array, "b"] | Int[Array, ""],
-    ) -> Float[Array, "b h w c"]:
+    def target(self, latents: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
         """What the network learns to predict, by `prediction_type`: the noise, the velocity or the clean latents."""
         if self.prediction_type == "epsilon":
             return noise
@@ -178,38 +185,36 @@ class Schedule:
             return self.velocity(latents, noise, timesteps)
         return latents
 
-    def to_x0(
-        self,
-        prediction: Float[Array, "b h w c"],
-        latents: Float[Array, "b h w c"],
-        timesteps: Int[Array, "b"] | Int[Array, ""],
-    ) -> Float[Array, "b h w c"]:
-        """The clean latents that a prediction at noisy `latents` implies."""
-        signal, sigma = self._signal_and_noise(timesteps)
+    def x0(self, prediction: Latents, latents: Latents, signal: Level, sigma: Level) -> Latents:
+        """The clean latents that a prediction at `latents` = signal x_0 + sigma noise implies."""
         if self.prediction_type == "epsilon":
             return (latents - sigma * prediction) / signal
         if self.prediction_type == "v_prediction":
             return signal * latents - sigma * prediction
         return prediction
 
-    def to_noise(
-        self,
-        prediction: Float[Array, "b h w c"],
-        latents: Float[Array, "b h w c"],
-        timesteps: Int[Array, "b"] | Int[Array, ""],
-    ) -> Float[Array, "b h w c"]:
-        """The noise that a prediction at noisy `latents` implies."""
-        signal, sigma = self._signal_and_noise(timesteps)
+    def noise(self, prediction: Latents, latents: Latents, signal: Level, sigma: Level) -> Latents:
+        """The noise that a prediction at `latents` = signal x_0 + sigma noise implies."""
         if self.prediction_type == "epsilon":
             return prediction
         if self.prediction_type == "v_prediction":
             return signal * prediction + sigma * latents
         return (latents - signal * prediction) / sigma
 
-    def _signal_and_noise(
-        self, timesteps: Int[Array, "b"] | Int[Array, ""]
-    ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    def levels(self, timesteps: Timesteps) -> tuple[Level, Level]:
         """sqrt(ab_t) and sqrt(1 - ab_t), shaped to multiply images: (b, 1, 1, 1), or () for one timestep."""
         alpha = jnp.asarray(self.alphas_cumprod)[jnp.asarray(timesteps)]
         alpha = alpha.reshape(*alpha.shape, 1, 1, 1) if alpha.ndim else alpha
         return jnp.sqrt(alpha), jnp.sqrt(1 - alpha)
+
+
+def _cumulative(betas: Float[np.ndarray, "t"]) -> Float[np.ndarray, "t"]:
+    return np.cumprod((np.float32(1) - betas).astype(np.float64)).astype(np.float32)
+
+
+def _rescaled(betas: Float[np.ndarray, "t"]) -> Float[np.ndarray, "t"]:
+    """Betas whose sqrt(ab) is shifted to end on 0 and scaled to begin where it did."""
+    root = np.sqrt(_cumulative(betas))
+    root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
+    alphas = root**2
+    return np.float32(1) - np.append(alphas[:1], alphas[1:] / alphas[:-1])

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
+from xpsr_jax.data.tokens import pad_or_cut
 from xpsr_jax.errors import UserError
 
 
@@ -29,8 +30,8 @@ def tokenize(tokenizer, texts: Sequence[str], *, positive_words: str = "") -> In
         )
     rows = []
     for ids in _ids(tokenizer, texts):
-        row = [tokenizer.bos_token_id, *ids[: room - len(words)], *words, tokenizer.eos_token_id]
-        rows.append(row + [tokenizer.pad_token_id] * (room + 2 - len(row)))
+        row = [tokenizer.bos_token_id, *ids, *words, tokenizer.eos_token_id]
+        rows.append(pad_or_cut(row, tokenizer.pad_token_id, length=room + 2, kept=len(words) + 1))
     return np.array(rows, np.int32).reshape(len(rows), room + 2)
 
 

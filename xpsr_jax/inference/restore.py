@@ -1,5 +1,6 @@
 """The whole image path: LR photographs and their captions in, restored photographs out (method §7)."""
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Hashable, Sequence
@@ -14,10 +15,22 @@ from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
 from xpsr_jax.config import Sampling
 from xpsr_jax.data.captions import Caption
-from xpsr_jax.diffusion.guidance import GuidanceForm, guide, is_guided
-from xpsr_jax.diffusion.samplers import Ddpm, Sampler, SamplerState, Start, advance, normal, start_latents, step_noise
+from xpsr_jax.diffusion.guidance import GuidanceForm, guide
+from xpsr_jax.diffusion.samplers import (
+    Sampler,
+    SamplerState,
+    Start,
+    Table,
+    Timestep,
+    advance,
+    normal,
+    start_latents,
+    step_noise,
+)
+from xpsr_jax.diffusion.schedule import Latents
 from xpsr_jax.errors import UserError
 from xpsr_jax.inference.color import ColorFix, fix_color, to_uint8
+from xpsr_jax.inference.plan import first_step, make_sampler, plan_runs
 from xpsr_jax.inference.prompts import tokenize
 from xpsr_jax.inference.sizes import network_size, to_network_size, to_output_size
 from xpsr_jax.models.blocks import Text
@@ -84,18 +97,11 @@ def content_digest(image: UInt8[np.ndarray, "h w 3"]) -> UInt32[np.ndarray, "2"]
     return np.frombuffer(digest[:8], "<u4").astype(np.uint32)
 
 
-class _Settings(NamedTuple):
-    """What of the sampling is part of the compiled program."""
-
-    sampler: Ddpm
-    guidance: GuidanceForm | None  # None: no negative half
-    start: Start
-    added_noise_level: int
-    color_fix: ColorFix
-
-
 class _Prepared(NamedTuple):
-    """What does not depend on the step. Text and features hold an image's positive and negative half side by side."""
+    """What does not depend on the step.
+
+    Text and features hold an image's positive and negative half side by side, or its positive half alone.
+    """
 
     start: Float[Array, "b h w c"]
     unet_text: Text
@@ -105,10 +111,11 @@ class _Prepared(NamedTuple):
 
 
 class Restorer:
-    """A model made ready to restore batches. Programs are compiled once for each batch shape.
+    """A model made ready to restore batches. Programs are compiled once for each batch shape and sampler.
 
     Attributes:
         capacity: images that one batch can hold: `batch_size` on each device.
+        steps: sampling steps that are run for an image.
     """
 
     def __init__(
@@ -118,15 +125,20 @@ class Restorer:
         self.capacity = batch_size * (mesh.size if mesh else 1)
         self._tokenizer = model.tokenizer
         self._factor = model.autoencoder.factor
-        guided = is_guided(self.sampling.guidance_scale, self.sampling.guidance_form)
-        self._settings = _Settings(
-            sampler=Ddpm(model.schedule, self.sampling.steps),
-            guidance=self.sampling.guidance_form if guided else None,
-            start=self.sampling.start,
-            added_noise_level=self.sampling.added_noise_level,
-            color_fix=self.sampling.color_fix,
-        )
-        self._table = self._settings.sampler.table()
+        spacing = self.sampling.spacing or model.schedule.timestep_spacing
+        schedule = dataclasses.replace(model.schedule, timestep_spacing=spacing)
+        self._sampler = make_sampler(self.sampling, schedule)
+        # No more than a tenth of the steps between two looks at the progress.
+        self._runs = list(plan_runs(self.sampling, at_most=max(self.sampling.steps // 10, 1)))
+        self._guided = any(run.guided for run in self._runs)
+        first, steps = first_step(self.sampling), self.sampling.steps
+        self.steps = steps - first
+        table = self._sampler.table(steps, first)
+        self._first_level = table.signal[first], table.sigma[first]
+        self._second_level = schedule.levels(jnp.int32(self.sampling.added_noise_level))
+        # Filled up to one length for any number of steps, so that one program serves them all.
+        padding = schedule.num_train_timesteps - steps
+        self._table = jax.tree.map(lambda column: np.pad(column, (0, padding)), table)
         self._graph, weights = nnx.split((model.unet, model.controlnet, model.autoencoder, model.text_encoder))
         # The batch is split over all devices, the weights are on each; XLA shards everything between.
         self._batch_sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names)) if mesh else None
@@ -161,21 +173,34 @@ class Restorer:
         digests = self._placed(np.stack([content_digest(image) for image in images]))
         high, low = (self._placed(tokens) for tokens in self._tokens(captions))
 
-        settings = self._settings
+        sampling = self.sampling
         seed_words = np.array([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF], np.uint32)
-        prepared = _prepare(self._graph, settings, self._weights, pixels, high, low, digests, seed_words)
-        state = settings.sampler.init(prepared.start)
-        steps = _steps_at_once(settings.sampler.steps)
-        for first in range(0, settings.sampler.steps, steps):
-            rows = jax.tree.map(lambda column: column[first : first + steps], self._table)  # noqa: B023
-            scales = float(self.sampling.guidance_scale), float(self.sampling.conditioning_scale)
-            state = _advance(self._graph, settings, self._weights, prepared, state, rows, *scales)
+        inputs = pixels, high, low, digests, seed_words, self._first_level, self._second_level
+        prepared = _prepare(self._graph, sampling.start, self._weights, *inputs)
+        positive = prepared if all(run.guided for run in self._runs) or not self._guided else _positive_half(prepared)
+        state = self._sampler.init(prepared.start)
+        for run in self._runs:
+            state = _advance(
+                self._graph,
+                self._sampler,
+                sampling.guidance_form if run.guided else None,
+                self._weights,
+                prepared if run.guided else positive,
+                state,
+                self._table,
+                np.int32(run.first),
+                np.int32(run.last),
+                guidance_scale=float(sampling.guidance_scale),
+                guidance_rescale=float(sampling.guidance_rescale),
+                conditioning_scale=float(sampling.conditioning_scale if run.conditioned else 0),
+            )
             if on_steps is not None:
                 jax.block_until_ready(state)
-                on_steps(steps)
-        restored, finite = jax.device_get(_finish(self._graph, settings, self._weights, state.latents, pixels))
+                on_steps(run.last - run.first)
+        finished = _finish(self._graph, sampling.color_fix, self._weights, state.latents, pixels)
+        restored, finite = jax.device_get(finished)
         return [
-            to_output_size(result, image.shape, upscale=self.sampling.upscale) if is_finite else None
+            to_output_size(result, image.shape, upscale=sampling.upscale) if is_finite else None
             for image, result, is_finite in zip(images, restored, finite, strict=False)
         ]
 
@@ -192,7 +217,7 @@ class Restorer:
             tokenize(self._tokenizer, [caption.high for caption in captions], positive_words=sampling.positive_words)
         ]
         low = [tokenize(self._tokenizer, [caption.low for caption in captions])]
-        if self._settings.guidance is not None:
+        if self._guided:
             high.append(np.repeat(tokenize(self._tokenizer, [sampling.negative_high]), len(captions), axis=0))
             negative_low = None if sampling.negative_low is None else tokenize(self._tokenizer, [sampling.negative_low])
             low.append(low[0] if negative_low is None else np.repeat(negative_low, len(captions), axis=0))
@@ -205,21 +230,18 @@ class Restorer:
         return array if self._batch_sharding is None else jax.device_put(array, self._batch_sharding)
 
 
-def _steps_at_once(steps: int) -> int:
-    """Steps between two looks at the progress: a divisor, so that one program serves, and no more than a tenth."""
-    return max(n for n in range(1, max(steps // 10, 1) + 1) if steps % n == 0)
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _prepare(
     graph: Any,
-    settings: _Settings,
+    start: Start,
     weights: Any,
     pixels: UInt8[Array, "b H W 3"],
     high: Int[Array, "b halves n"],
     low: Int[Array, "b halves n"],
     digests: UInt32[Array, "b 2"],
     seed: UInt32[Array, "2"],
+    first_level: tuple[Float[Array, ""], Float[Array, ""]],
+    second_level: tuple[Float[Array, ""], Float[Array, ""]],
 ) -> _Prepared:
     """Everything that is computed once for an image: text, image features, start latents."""
     unet, controlnet, autoencoder, text_encoder = nnx.merge(graph, weights)
@@ -228,20 +250,9 @@ def _prepare(
     keys = jax.vmap(lambda digest: jax.random.split(_image_key(seed, digest), 4), out_axes=1)(digests)
     posterior_keys, first_keys, second_keys, step_keys = keys
     image = pixels.astype(jnp.float32) / 255
-    mean, log_variance = autoencoder.moments(2 * image - 1)
-    shape = mean.shape[1:]
-    lr_latents = autoencoder.config.scaling_factor * (
-        mean + jnp.exp(0.5 * log_variance) * normal(posterior_keys, shape)
-    )
-    start = start_latents(
-        settings.sampler.schedule,
-        settings.start,
-        lr_latents,
-        normal(first_keys, shape),
-        normal(second_keys, shape),
-        steps=settings.sampler.steps,
-        added_noise_level=settings.added_noise_level,
-    )
+    lr_latents = autoencoder.encode(2 * image - 1, posterior_keys)
+    noises = (normal(keys, lr_latents.shape[1:]) for keys in (first_keys, second_keys))
+    latents = start_latents(start, lr_latents, *noises, first_level=first_level, second_level=second_level)
 
     # An image's two halves are neighbours, so that they are on one device.
     high_embedding = text_encoder(high.reshape(-1, high.shape[-1]))
@@ -249,51 +260,63 @@ def _prepare(
     controlnet_text = Text(controlnet.project_text(high_embedding).high, controlnet.project_text(low_embedding).low)
     features = controlnet.encode_image(image)._replace(rgb_predictions=())
     features = jax.tree.map(lambda array: jnp.repeat(array, halves, axis=0), features)
-    return _Prepared(start, unet.project_text(high_embedding), controlnet_text, features, step_keys)
+    return _Prepared(latents, unet.project_text(high_embedding), controlnet_text, features, step_keys)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@jax.jit
+def _positive_half(prepared: _Prepared) -> _Prepared:
+    both = prepared.unet_text, prepared.controlnet_text, prepared.image_features
+    unet_text, controlnet_text, features = jax.tree.map(lambda array: array[::2], both)
+    return prepared._replace(unet_text=unet_text, controlnet_text=controlnet_text, image_features=features)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _advance(
     graph: Any,
-    settings: _Settings,
+    sampler: Sampler,
+    guidance: GuidanceForm | None,
     weights: Any,
     prepared: _Prepared,
     state: SamplerState,
-    rows: Any,
+    table: Table,
+    first: Int[Array, ""],
+    last: Int[Array, ""],
+    *,
     guidance_scale: Float[Array, ""],
+    guidance_rescale: Float[Array, ""],
     conditioning_scale: Float[Array, ""],
 ) -> SamplerState:
-    """Some steps of the sampler."""
+    """Some steps of the sampler, with a negative half if `guidance` says how."""
     unet, controlnet, *_ = nnx.merge(graph, weights)
-    halves = 1 if settings.guidance is None else 2
+    halves = 1 if guidance is None else 2
 
-    def denoise(latents: Float[Array, "b h w c"], timestep: Int[Array, ""]) -> Float[Array, "b h w c"]:
+    def denoise(latents: Latents, timestep: Timestep) -> Latents:
         both = jnp.repeat(latents, halves, axis=0)
         timesteps = jnp.full(both.shape[0], timestep)
         text = prepared.controlnet_text
         control = controlnet(both, timesteps, text, text, prepared.image_features, scale=conditioning_scale)
         prediction = unet(both, timesteps, prepared.unet_text, control.residuals, control.mid)
-        if settings.guidance is None:
+        if guidance is None:
             return prediction
         pairs = prediction.reshape(-1, 2, *prediction.shape[1:])
-        return guide(pairs[:, 0], pairs[:, 1], scale=guidance_scale, form=settings.guidance)
+        return guide(pairs[:, 0], pairs[:, 1], scale=guidance_scale, form=guidance, rescale=guidance_rescale)
 
-    sampler: Sampler = settings.sampler
-    return advance(sampler, denoise, state, rows, step_noise(prepared.step_keys, prepared.start.shape[1:]))
+    noise = step_noise(prepared.step_keys, prepared.start.shape[1:])
+    return advance(sampler, denoise, state, table, noise, first, last)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _finish(
-    graph: Any, settings: _Settings, weights: Any, latents: Float[Array, "b h w c"], pixels: UInt8[Array, "b H W 3"]
+    graph: Any, color: ColorFix, weights: Any, latents: Latents, pixels: UInt8[Array, "b H W 3"]
 ) -> tuple[UInt8[Array, "b H W 3"], Bool[Array, "b"]]:
     """Latents to images with the LR's colours, and which are finite. 8-bit before the colour fix (method §7)."""
     _, _, autoencoder, _ = nnx.merge(graph, weights)
     decoded = autoencoder.decode(latents)
     rounded = jnp.round(jnp.clip(decoded / 2 + 0.5, 0, 1) * 255)
     finite = jnp.isfinite(decoded).all((1, 2, 3))
-    if settings.color_fix == "none":
+    if color == "none":
         return rounded.astype(jnp.uint8), finite
-    return to_uint8(fix_color(rounded / 255, pixels.astype(jnp.float32) / 255, settings.color_fix)), finite
+    return to_uint8(fix_color(rounded / 255, pixels.astype(jnp.float32) / 255, color)), finite
 
 
 def _image_key(seed: UInt32[Array, "2"], digest: UInt32[Array, "2"]) -> Array:

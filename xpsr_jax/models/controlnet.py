@@ -212,7 +212,7 @@ class ControlNet(nnx.Module):
     def __call__(
         self,
         latents: Float[Array, "b h w c"],
-        timesteps: Int[Array, " b"],
+        timesteps: Int[Array, " b"] | Float[Array, " b"],
         high: TextEmbedding,
         low: TextEmbedding | None,
         image_features: ImageFeatures,

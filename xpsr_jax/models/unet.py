@@ -242,7 +242,7 @@ class UNet(nnx.Module):
     def __call__(
         self,
         latents: Float[Array, "b h w c"],
-        timesteps: Int[Array, " b"],
+        timesteps: Int[Array, " b"] | Float[Array, " b"],
         high: TextEmbedding,
         residuals: tuple[Array, ...] | None = None,
         mid: Float[Array, "b h8 w8 d"] | None = None,

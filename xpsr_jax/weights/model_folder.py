@@ -231,7 +231,12 @@ def load_defaults(folders: Sequence[Path]) -> tuple[Sampling, str]:
             raise UserError(f"{file}: no sampling settings {', '.join(sorted(unknown))}; known: {', '.join(hints)}")
         if wrong := [f"{name}={value!r}" for name, value in settings.items() if not _fits(value, hints[name])]:
             raise UserError(f"{file}: sampling settings cannot be {', '.join(wrong)}")
-        return Sampling(**settings), str(block.get("note", ""))
+        # JSON has lists for tuples.
+        settings = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+        try:
+            return Sampling(**settings), str(block.get("note", ""))
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from error
     return PAPER, ""
 
 
@@ -257,11 +262,14 @@ def copy_folder(source: Path, target: Path) -> None:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a JSON value is one of a simple type, a Literal or a union of them."""
+    """Whether a JSON value is one of a simple type, a Literal, a tuple of fixed length or a union of them."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return any(_fits(value, each) for each in typing.get_args(hint))
     if typing.get_origin(hint) is typing.Literal:
         return value in typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        kinds = typing.get_args(hint)
+        return isinstance(value, list) and len(value) == len(kinds) and all(map(_fits, value, kinds))
     return isinstance(value, (int, float) if hint is float else hint) and (hint is bool or not isinstance(value, bool))
 
 

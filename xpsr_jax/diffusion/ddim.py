@@ -1,0 +1,59 @@
+"""DDIM (Song et al., 2021): from deterministic to as random as DDPM."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xpsr_jax.diffusion.ddpm import clipped, visited
+from xpsr_jax.diffusion.samplers import SamplerState, Table, make_table
+from xpsr_jax.diffusion.schedule import Latents, Schedule
+
+
+class DdimWeights(NamedTuple):
+    """x' = x0 · (clean estimate) + direction · (predicted noise) + noise · n."""
+
+    x0: Any
+    direction: Any
+    noise: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Ddim:
+    """DDIM (Song et al., 2021, eq. 12 and 16). With a = ab_t and a' = ab_t' of the timestep that is stepped to:
+
+    x' = sqrt(a') x0 + sqrt(1 - a' - s²) eps + s n, s² = eta² (1 - a') / (1 - a) (1 - a / a').
+
+    As in diffusers, t' is t - floor(T / steps), whatever the next timestep is: under "linspace" spacing, and a little
+    under "trailing", the networks are then told another noise level than the latents have. Below 0, a' is 1 or ab_0
+    (`Schedule.set_alpha_to_one`).
+
+    Attributes:
+        eta: 0 is deterministic, 1 as random as DDPM.
+    """
+
+    schedule: Schedule
+    eta: float = 0.0
+
+    def table(self, steps: int, first: int = 0) -> Table:
+        timesteps, alpha = visited(self.schedule, steps)
+        alphas = self.schedule.alphas_cumprod.astype(np.float64)
+        following = timesteps - self.schedule.num_train_timesteps // steps
+        end = 1.0 if self.schedule.set_alpha_to_one else alphas[0]
+        next_alpha = np.where(following >= 0, alphas[np.maximum(following, 0)], end)
+        variance = self.eta**2 * (1 - next_alpha) / (1 - alpha) * (1 - alpha / next_alpha)
+        weights = DdimWeights(
+            x0=np.sqrt(next_alpha),
+            direction=np.sqrt(np.maximum(1 - next_alpha - variance, 0)),
+            noise=np.sqrt(variance),
+        )
+        return make_table(timesteps, np.sqrt(alpha), np.sqrt(1 - alpha), weights)
+
+    def init(self, latents: Latents) -> SamplerState:
+        return SamplerState(latents)
+
+    def step(self, state: SamplerState, row: Table, prediction: Latents, noise: Latents) -> SamplerState:
+        inputs = prediction, state.latents, row.signal, row.sigma
+        x0, direction = clipped(self.schedule, self.schedule.x0(*inputs)), self.schedule.noise(*inputs)
+        latents = row.weights.x0 * x0 + row.weights.direction * direction
+        return SamplerState(latents + row.weights.noise * noise if self.eta > 0 else latents)

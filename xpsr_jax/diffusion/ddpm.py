@@ -1,0 +1,65 @@
+"""DDPM (Ho et al., 2020): the sampler of the paper and of its released code."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+
+from xpsr_jax.diffusion.samplers import SamplerState, Table, Weights, make_table
+from xpsr_jax.diffusion.schedule import Latents, Schedule
+from xpsr_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Ddpm:
+    """Ancestral sampling (Ho et al., 2020, eq. 7) over some of the timesteps, with "fixed_small" variance.
+
+    With a = ab_t and a' = ab_t' of the next timestep (1 after the last), alpha = a / a' and beta = 1 - alpha:
+    x' = sqrt(a') beta / (1 - a) x0 + sqrt(alpha) (1 - a') / (1 - a) x + sqrt(max((1 - a') / (1 - a) beta, 1e-20)) n,
+    without noise at t = 0.
+    """
+
+    schedule: Schedule
+
+    def table(self, steps: int, first: int = 0) -> Table:
+        timesteps, alpha = visited(self.schedule, steps)
+        next_alpha = np.append(alpha[1:], 1.0)
+        ratio = alpha / next_alpha
+        beta = 1 - ratio
+        variance = np.maximum((1 - next_alpha) / (1 - alpha) * beta, 1e-20)
+        weights = Weights(
+            x0=np.sqrt(next_alpha) * beta / (1 - alpha),
+            latents=np.sqrt(ratio) * (1 - next_alpha) / (1 - alpha),
+            noise=np.where(timesteps > 0, np.sqrt(variance), 0.0),
+        )
+        return make_table(timesteps, np.sqrt(alpha), np.sqrt(1 - alpha), weights)
+
+    def init(self, latents: Latents) -> SamplerState:
+        return SamplerState(latents)
+
+    def step(self, state: SamplerState, row: Table, prediction: Latents, noise: Latents) -> SamplerState:
+        x0 = clipped(self.schedule, self.schedule.x0(prediction, state.latents, row.signal, row.sigma))
+        weights = row.weights
+        return SamplerState(weights.x0 * x0 + weights.latents * state.latents + weights.noise * noise)
+
+
+def visited(schedule: Schedule, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """DDPM's and DDIM's timesteps (int32) and ab at them (float64).
+
+    Raises UserError if the network predicts the noise where there is nothing else, which says nothing of the image.
+    """
+    timesteps = schedule.timesteps(steps)
+    alpha = schedule.alphas_cumprod.astype(np.float64)[timesteps]
+    if alpha[0] == 0 and schedule.prediction_type == "epsilon":
+        raise UserError(
+            "a schedule rescaled to zero terminal SNR begins with pure noise, and a network that predicts the noise "
+            '("epsilon") says nothing of the image there: use the spacing "leading", or a model of the "v_prediction"'
+        )
+    return timesteps, alpha
+
+
+def clipped(schedule: Schedule, x0: Latents) -> Latents:
+    """The estimate of the clean latents, clipped if the schedule says so."""
+    if not schedule.clip_sample:
+        return x0
+    return jnp.clip(x0, -schedule.clip_sample_range, schedule.clip_sample_range)

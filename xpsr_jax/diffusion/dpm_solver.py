@@ -1,0 +1,73 @@
+"""DPM-Solver++(2M) (Lu et al., 2022): a multistep method of second order in the clean estimate."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from xpsr_jax.diffusion.noise_levels import Levels, solver_levels
+from xpsr_jax.diffusion.samplers import SamplerState, Table, make_table
+from xpsr_jax.diffusion.schedule import Latents, Schedule
+
+
+class SecondOrder(NamedTuple):
+    """x' = latents · x + x0 · (this step's clean estimate) + previous · (the last step's)."""
+
+    latents: Any
+    x0: Any
+    previous: Any
+
+    def __call__(self, latents: Latents, x0: Latents, previous: Latents) -> Latents:
+        return self.latents * latents + self.x0 * x0 + self.previous * previous
+
+
+@dataclasses.dataclass(frozen=True)
+class DpmSolver:
+    """DPM-Solver++(2M), "midpoint" (Lu et al., 2022, algorithm 2).
+
+    The first step that is run and the last of the trajectory are of first order.
+
+    Attributes:
+        karras: Karras' noise levels.
+    """
+
+    schedule: Schedule
+    karras: bool = False
+
+    def table(self, steps: int, first: int = 0) -> Table:
+        levels = solver_levels(self.schedule, steps, karras=self.karras)
+        return make_table(levels.timesteps, levels.signal[:-1], levels.sigma[:-1], second_order(levels, first))
+
+    def init(self, latents: Latents) -> SamplerState:
+        return SamplerState(latents, (latents,))  # the first step does not use what it remembers
+
+    def step(self, state: SamplerState, row: Table, prediction: Latents, noise: Latents) -> SamplerState:
+        (previous,) = state.memory
+        x0 = self.schedule.x0(prediction, state.latents, row.signal, row.sigma)
+        return SamplerState(row.weights(state.latents, x0, previous), (x0,))
+
+
+def second_order(levels: Levels, first: int) -> SecondOrder:
+    """Weights of the second-order step; of first order at row `first` and at the last.
+
+    With l = log(signal / sigma), h = l' - l and r = (l - l_previous) / h:
+    x' = sigma' / sigma x + signal' (1 - exp(-h)) (x0 + (x0 - x0_previous) / 2r).
+    """
+    gain, ratio = first_order(levels)
+    slope = np.zeros_like(gain)
+    inner = np.arange(max(first, 0) + 1, len(gain) - 1)
+    slope[inner] = 1 / (2 * ratio[inner])
+    return SecondOrder(levels.sigma[1:] / levels.sigma[:-1], gain * (1 + slope), -gain * slope)
+
+
+def first_order(levels: Levels) -> tuple[Float[np.ndarray, "steps"], Float[np.ndarray, "steps"]]:
+    """signal' (1 - exp(-h)) of each step, and r = (l - l_previous) / h, which the first and the last do not have."""
+    signal, sigma = levels.signal, levels.sigma
+    # exp(-h) = signal sigma' / (sigma signal'), which is 0 where sigma' is.
+    gain = signal[1:] - sigma[1:] * signal[:-1] / sigma[:-1]
+    log_ratio = np.log(signal[:-1] / sigma[:-1])
+    h = np.diff(log_ratio)
+    ratio = np.full(len(gain), np.nan)
+    ratio[1:-1] = h[:-1] / h[1:]
+    return gain, ratio

@@ -1,0 +1,49 @@
+"""Euler's method and its ancestral variant (Karras et al., 2022; k-diffusion), in the networks' own latents."""
+
+import dataclasses
+
+import numpy as np
+
+from xpsr_jax.diffusion.noise_levels import euler_levels
+from xpsr_jax.diffusion.samplers import SamplerState, Table, Weights, make_table
+from xpsr_jax.diffusion.schedule import Latents, Schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Euler:
+    """Euler's method on the probability flow (Karras et al., 2022, eq. 4).
+
+    diffusers carries y = x / signal = x_0 + s noise with s = sigma / signal, and scales it down for the network. Its
+    step y' = x0 + r (y - x0), r = s' / s, is here x' = signal' (1 - r) x0 + r signal' / signal x: the same latents in
+    another unit, so that every sampler has the same start and the network sees what is carried.
+
+    Attributes:
+        ancestral: go down further, to r = (s' / s)², and make up for it with noise of the deviation s' sqrt(1 - r):
+            the sampler is as random as DDPM.
+        karras: Karras' noise levels.
+    """
+
+    schedule: Schedule
+    ancestral: bool = False
+    karras: bool = False
+
+    def table(self, steps: int, first: int = 0) -> Table:
+        timesteps, signal, sigma = euler_levels(self.schedule, steps, karras=self.karras)
+        level = sigma / signal
+        ratio = level[1:] / level[:-1]
+        if self.ancestral:
+            ratio = ratio**2
+        weights = Weights(
+            x0=signal[1:] * (1 - ratio),
+            latents=ratio * signal[1:] / signal[:-1],
+            noise=sigma[1:] * np.sqrt(1 - ratio) if self.ancestral else np.zeros(steps),
+        )
+        return make_table(timesteps, signal[:-1], sigma[:-1], weights)
+
+    def init(self, latents: Latents) -> SamplerState:
+        return SamplerState(latents)
+
+    def step(self, state: SamplerState, row: Table, prediction: Latents, noise: Latents) -> SamplerState:
+        x0 = self.schedule.x0(prediction, state.latents, row.signal, row.sigma)
+        latents = row.weights.x0 * x0 + row.weights.latents * state.latents
+        return SamplerState(latents + row.weights.noise * noise if self.ancestral else latents)

@@ -1,0 +1,87 @@
+"""UniPC (Zhao et al., 2023): a multistep predictor and corrector for one evaluation a step."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xpsr_jax.diffusion.dpm_solver import SecondOrder, first_order, second_order
+from xpsr_jax.diffusion.noise_levels import Levels, solver_levels
+from xpsr_jax.diffusion.samplers import SamplerState, Table, make_table
+from xpsr_jax.diffusion.schedule import Latents, Schedule
+
+
+class Corrector(NamedTuple):
+    """x = kept · x + last · (latents before the last step) + x0, previous, earlier · (this and older estimates)."""
+
+    kept: Any
+    last: Any
+    x0: Any
+    previous: Any
+    earlier: Any
+
+
+class UniPcWeights(NamedTuple):
+    corrector: Corrector
+    predictor: SecondOrder
+
+
+@dataclasses.dataclass(frozen=True)
+class UniPc:
+    """UniPC of order 2 with B(h) = exp(h) - 1 ("bh2"), in the clean estimate (Zhao et al., 2023, algorithms 1 and 2).
+
+    Each step first corrects the latents that the last one predicted, by the estimate that was made at them, and then
+    predicts as DPM-Solver++(2M) does: with this B(h) the two are the same.
+
+    Attributes:
+        karras: Karras' noise levels.
+    """
+
+    schedule: Schedule
+    karras: bool = False
+
+    def table(self, steps: int, first: int = 0) -> Table:
+        levels = solver_levels(self.schedule, steps, karras=self.karras)
+        weights = UniPcWeights(_corrector(levels, first), second_order(levels, first))
+        return make_table(levels.timesteps, levels.signal[:-1], levels.sigma[:-1], weights)
+
+    def init(self, latents: Latents) -> SamplerState:
+        return SamplerState(latents, (latents,) * 3)  # the first step does not use what it remembers
+
+    def step(self, state: SamplerState, row: Table, prediction: Latents, noise: Latents) -> SamplerState:
+        last, previous, earlier = state.memory
+        corrector, predictor = row.weights
+        x0 = self.schedule.x0(prediction, state.latents, row.signal, row.sigma)
+        corrected = corrector.kept * state.latents + corrector.last * last
+        corrected += corrector.x0 * x0 + corrector.previous * previous + corrector.earlier * earlier
+        return SamplerState(predictor(corrected, x0, previous), (corrected, x0, previous))
+
+
+def _corrector(levels: Levels, first: int) -> Corrector:
+    """Weights of the correction of what the step before row i predicted; row `first` corrects nothing.
+
+    With h, r and the order of that step, m = x0_{i-1} and D = -(x0_{i-2} - m) / r:
+    x = sigma_i / sigma_{i-1} x_{i-1} + signal_i (1 - exp(-h)) (m + a D + b (x0_i - m)).
+    Order 1: a = 0, b = 1/2. Order 2: a + b = p, b - r a = q, with p = (B / -h - 1) / B, q = 2 ((B / -h - 1) / -h - 1/2)
+    / B and B = exp(-h) - 1.
+    """
+    steps = len(levels.timesteps)
+    weights = Corrector(*np.zeros((5, steps)))
+    gain, ratio = first_order(levels)
+    log_ratio = np.log(levels.signal[:-1] / levels.sigma[:-1])
+    weights.kept[: first + 1] = 1
+    for i in range(first + 1, steps):
+        a, b, r = 0.0, 0.5, ratio[i - 1]
+        if i - 1 > first:
+            z = log_ratio[i - 1] - log_ratio[i]  # -h
+            growth = np.expm1(z)
+            p = (growth / z - 1) / growth
+            q = 2 * ((growth / z - 1) / z - 0.5) / growth
+            a = (p - q) / (1 + r)
+            b = p - a
+        older = -a / r if a else 0.0
+        weights.last[i] = levels.sigma[i] / levels.sigma[i - 1]
+        weights.x0[i] = gain[i - 1] * b
+        weights.previous[i] = gain[i - 1] * (1 - b - older)
+        weights.earlier[i] = gain[i - 1] * older
+    return weights

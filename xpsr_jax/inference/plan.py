@@ -1,0 +1,67 @@
+"""What the settings make of the sampling: the sampler, its first step, and which steps are done alike."""
+
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from xpsr_jax.config import Sampling
+from xpsr_jax.diffusion import Ddim, Ddpm, DpmSolver, Euler, Sampler, Schedule, UniPc
+from xpsr_jax.diffusion.guidance import is_guided
+
+
+class Run(NamedTuple):
+    """Consecutive steps that are done alike: `first` to `last` - 1.
+
+    Attributes:
+        guided: whether the negative half is run.
+        conditioned: whether the ControlNet's residuals count.
+    """
+
+    first: int
+    last: int
+    guided: bool
+    conditioned: bool
+
+
+def make_sampler(sampling: Sampling, schedule: Schedule) -> Sampler:
+    """The sampler that the settings name."""
+    match sampling.sampler:
+        case "ddpm":
+            return Ddpm(schedule)
+        case "ddim":
+            return Ddim(schedule, sampling.eta)
+        case "dpm_solver":
+            return DpmSolver(schedule, sampling.karras)
+        case "unipc":
+            return UniPc(schedule, sampling.karras)
+        case "euler":
+            return Euler(schedule, karras=sampling.karras)
+        case "euler_ancestral":
+            return Euler(schedule, ancestral=True)
+
+
+def first_step(sampling: Sampling) -> int:
+    """Index of the first step that is run: of 10 steps at strength 0.35, the last 3 are."""
+    return sampling.steps - max(int(sampling.steps * sampling.strength), 1)
+
+
+def plan_runs(sampling: Sampling, *, at_most: int) -> Iterator[Run]:
+    """The steps that are run, in runs of `at_most`.
+
+    Step i of n lies in an interval if i / n and (i + 1) / n do, whatever the strength.
+    """
+
+    def within(interval: tuple[float, float], step: int) -> bool:
+        return interval[0] <= step / sampling.steps and (step + 1) / sampling.steps <= interval[1]
+
+    guidance = is_guided(sampling.guidance_scale, sampling.guidance_form)
+
+    def done_as(step: int) -> tuple[bool, bool]:
+        guided = guidance and within(sampling.guidance_interval, step)
+        return guided, within(sampling.conditioning_interval, step)
+
+    for (guided, conditioned), steps in itertools.groupby(range(first_step(sampling), sampling.steps), done_as):
+        first, *others = steps
+        last = first + len(others) + 1
+        for begin in range(first, last, at_most):
+            yield Run(begin, min(begin + at_most, last), guided, conditioned)
