@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from xpsr_jax.config import Loss
-from xpsr_jax.diffusion.samplers import Ddpm
+from xpsr_jax.diffusion.ddpm import Ddpm
 from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.models.controlnet import ControlNetOutput, ImageFeatures
 from xpsr_jax.training.losses import (
@@ -113,8 +113,8 @@ def test_decoder_loss_is_of_what_the_sampler_makes_and_trains_the_decoder_alone(
         )
         batch = {"lr": lr, "hr": hr, "key": np.arange(2, dtype=np.uint32), "high_ids": None, "low_ids": None}
         loss = Loss(reconstruction=2.0, perceptual=3.0)
-        sampler = Ddpm(schedule, 3)
-        return decoder_loss(networks, batch, sampler=sampler, distance=constant_distance, loss=loss, seed=0)
+        options = {"sampler": Ddpm(schedule), "steps": 3, "distance": constant_distance, "loss": loss, "seed": 0}
+        return decoder_loss(networks, batch, **options)
 
     (value, terms), gradients = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)(1.5, 0.5)
     assert float(terms["l1"]) == pytest.approx(np.abs(0.75 * lr - hr).mean(), rel=1e-5)  # measured 1e-7

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt32
 
 from xpsr_jax.config import Loss
-from xpsr_jax.diffusion.samplers import Ddpm, normal, sample, step_noise
-from xpsr_jax.diffusion.schedule import Schedule
+from xpsr_jax.diffusion.samplers import Sampler, Timestep, normal, sample, step_noise
+from xpsr_jax.diffusion.schedule import Latents, Schedule
 from xpsr_jax.evaluation.perceptual import Dists, Lpips
 from xpsr_jax.models.controlnet import ControlNetOutput, ImageFeatures
 
@@ -130,27 +130,35 @@ def autoencoder_loss(
 
 
 def decoder_loss(
-    networks: Any, batch: Mapping[str, Array], *, sampler: Ddpm, distance: Distance, loss: Loss, seed: int
+    networks: Any,
+    batch: Mapping[str, Array],
+    *,
+    sampler: Sampler,
+    steps: int,
+    distance: Distance,
+    loss: Loss,
+    seed: int,
 ) -> tuple[Float[Array, ""], Terms]:
     """The stage after, of a model whose diffusion is small: L1 and perceptual distance of the restored images.
 
     Its latents are not exact. A decoder that has met only exact ones turns their errors into speckles; here it learns
-    what to make of them. They are sampled as in restoring, without guidance, and have no gradient.
+    what to make of them. They are sampled from the LR image's own, without guidance, and have no gradient.
     """
     posterior_keys, start_keys, step_keys = sample_keys(batch["key"], seed)
     lr_latents = networks.autoencoder.encode(2 * batch["lr"] - 1, posterior_keys)
-    shape = lr_latents.shape[1:]
-    start = sampler.schedule.add_noise(lr_latents, normal(start_keys, shape), jnp.asarray(sampler.table().timestep[0]))
+    shape, table = lr_latents.shape[1:], sampler.table(steps)
+    start = table.signal[0] * lr_latents + table.sigma[0] * normal(start_keys, shape)
     high, low = networks.text_encoder(batch["high_ids"]), networks.text_encoder(batch["low_ids"])
     features = networks.controlnet.encode_image(batch["lr"])
 
-    def denoise(latents: Float[Array, "b h w c"], timestep: Int[Array, ""]) -> Float[Array, "b h w c"]:
+    def denoise(latents: Latents, timestep: Timestep) -> Latents:
         timesteps = jnp.full(len(latents), timestep)
         control = networks.controlnet(latents, timesteps, high, low, features)
         return networks.unet(latents, timesteps, high, control.residuals, control.mid).astype(jnp.float32)
 
-    latents = jax.lax.stop_gradient(sample(sampler, denoise, start, step_noise(step_keys, shape)))
-    return _compare(networks.autoencoder.decode(latents), batch["hr"], distance=distance, loss=loss)
+    latents = sample(sampler, denoise, start, step_noise(step_keys, shape), steps=steps)
+    image = networks.autoencoder.decode(jax.lax.stop_gradient(latents))
+    return _compare(image, batch["hr"], distance=distance, loss=loss)
 
 
 def patches(images: Float[Array, "b H W c"], size: int) -> Float[Array, "n s s c"]:

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from xpsr_jax import sharding
 from xpsr_jax.config import Config
-from xpsr_jax.diffusion.samplers import Ddpm
+from xpsr_jax.inference.plan import make_sampler
 from xpsr_jax.training.losses import Terms, autoencoder_loss, decoder_loss, xpsr_loss
 from xpsr_jax.training.parameters import Parameters
 from xpsr_jax.training.state import TrainState, shardings_of
@@ -41,9 +41,14 @@ def make_step(
             return autoencoder_loss(networks, batch, distance=constants, loss=config.loss, seed=config.seed)
         schedule = structure.networks.schedule
         if config.stage == "decoder":
-            sampler = Ddpm(schedule, config.sampling.steps)
             return decoder_loss(
-                networks, batch, sampler=sampler, distance=constants, loss=config.loss, seed=config.seed
+                networks,
+                batch,
+                sampler=make_sampler(config.sampling, schedule),
+                steps=config.sampling.steps,
+                distance=constants,
+                loss=config.loss,
+                seed=config.seed,
             )
         return xpsr_loss(networks, batch, schedule=schedule, loss=config.loss, seed=config.seed)
 
