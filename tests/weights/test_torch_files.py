@@ -10,8 +10,9 @@ import safetensors.numpy
 from safetensors import safe_open
 
 from xpsr_jax.errors import UserError
+from xpsr_jax.weights.folders import read_folder
 from xpsr_jax.weights.tensors import Tensor, WeightsError
-from xpsr_jax.weights.torch_files import read_file, read_folder, write_file, write_folder
+from xpsr_jax.weights.torch_files import read_file, write_file, write_folder
 
 
 def lazy(arrays):
