@@ -16,7 +16,7 @@ SUBFOLDERS = {name: network.subfolder for name, network in NETWORKS.items()} | {
     "tokenizer": "tokenizer",
     "schedule": "scheduler",
 }
-_SHIPPED_TOKENIZER = Path(__file__).parents[1] / "assets" / "tokenizer"
+SHIPPED_TOKENIZER = Path(__file__).parents[1] / "assets" / "tokenizer"
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,6 @@ def _open_single_file(file: Path, *, ema: bool) -> Source:
     origins = dict.fromkeys(networks, file)
     if content.version == 1:
         # All of version 1 have these. Version 2 comes with two schedules, between which nothing in the file decides.
-        origins |= {"tokenizer": _SHIPPED_TOKENIZER, "schedule": file}
-        return Source(origins, networks, _SHIPPED_TOKENIZER, single_file.SCHEDULE_1)
+        origins |= {"tokenizer": SHIPPED_TOKENIZER, "schedule": file}
+        return Source(origins, networks, SHIPPED_TOKENIZER, single_file.SCHEDULE_1)
     return Source(origins, networks)
