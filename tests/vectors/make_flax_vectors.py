@@ -92,7 +92,8 @@ def autoencoder(rng):
     def run(params, x):
         encoded = model.apply({"params": params}, x["image"], method=model.encode).latent_dist
         decoded = model.apply({"params": params}, x["latents"], method=model.decode).sample
-        return {"mean": encoded.mean, "logvar": encoded.logvar, "image": decoded}
+        moments = {name: getattr(encoded, name).transpose(0, 3, 1, 2) for name in ("mean", "logvar")}
+        return {"image": decoded, **moments}
 
     return model, inputs, run
 

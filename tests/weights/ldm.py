@@ -48,6 +48,8 @@ def unet_key(key: str, layers: int, attended_up: set[int]) -> str:
     key = re.sub(r"^down_blocks\.(\d+)\.(\w+)\.(\d+)\.", down, key)
     key = re.sub(r"^up_blocks\.(\d+)\.upsamplers\.0\.conv\.", r"up_blocks.\1.upsamplers.0.", key)
     key = re.sub(r"^up_blocks\.(\d+)\.(\w+)\.(\d+)\.", up, key)
+    if ".transformer_blocks." in key:
+        return key
     return re.sub(r"\.(\w+)\.(weight|bias)$", lambda m: f".{_RESNET.get(m[1], m[1])}.{m[2]}", key)
 
 

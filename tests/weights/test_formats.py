@@ -196,7 +196,7 @@ def test_verification_finds_one_bit(tmp_path):
         last = file.read(1)[0]
         file.seek(-1, os.SEEK_END)
         file.write(bytes([last ^ 1]))
-    with pytest.raises(UserError, match=r"not what was to be written, in encoder\.layers\.1"):
+    with pytest.raises(UserError, match=r"not what was to be written, in final_layer_norm"):
         verify_network(TEXT_ENCODER, source, tmp_path / "after", dtype=jnp.bfloat16)
 
 

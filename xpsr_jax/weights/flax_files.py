@@ -58,7 +58,7 @@ def _leaves(data: mmap.mmap) -> Iterator[tuple[tuple[str, ...], int, int, tuple[
                 continue
             unpacker.skip()
             array = np.asarray(msgpack_restore(data[start : unpacker.tell()]))
-            if array.dtype == object:
+            if array.dtype.kind in "OSU":
                 raise ValueError(f"{'/'.join((*path, name))} is no array")
             yield (*path, name), start, unpacker.tell() - start, array.shape, array.dtype
 

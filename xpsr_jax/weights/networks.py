@@ -25,7 +25,7 @@ from xpsr_jax.weights.torch_files import STEMS, read_json, write_folder, write_j
 _HEADS = r"^conv_degradation(_mid)?\.|^controlnet_cond_embedding\.to_rgbs\."
 _CONDITIONAL_ATTENTION = r"\.pixel_attentions\."
 # What only diffusers' Flax models had in their config.json, which changes no result.
-_FLAX_ONLY = ("dtype", "use_memory_efficient_attention", "split_head_dim")
+_FLAX_ONLY = {"dtype", "use_memory_efficient_attention", "split_head_dim", "sample_size"}
 
 
 class Keys:
@@ -112,7 +112,8 @@ def read_config(network: Network, folder: Path) -> Any:
 def parse_config(network: Network, data: Mapping[str, Any], where: object) -> Any:
     """The configuration that a config.json describes. Raises UserError naming what our networks do not support."""
     if str(data.get("_class_name", "")).startswith("Flax"):
-        data = {key: value for key, value in data.items() if key not in _FLAX_ONLY}
+        surplus = _FLAX_ONLY - {field.name for field in dataclasses.fields(network.config)}
+        data = {key: value for key, value in data.items() if key not in surplus}
     try:
         return network.config.from_json(data)
     except (ValueError, TypeError) as error:
