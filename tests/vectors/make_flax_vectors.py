@@ -1,7 +1,7 @@
 """Makes tests/vectors/flax: small random Flax networks as the last Flax releases saved them, with what they computed.
 
-Run by hand in an environment of its own; the tests read what it wrote. It ran with diffusers 0.39.0, transformers 4.57.6,
-flax 0.12.8, jax 0.10.2 (CPU):
+Run by hand in an environment of its own; the tests read what it wrote. It ran with diffusers 0.39.0, transformers
+4.57.6, flax 0.12.8, jax 0.10.2 (CPU):
 
     python tests/vectors/make_flax_vectors.py [NAME ...]
 
@@ -9,6 +9,7 @@ Each network gets a folder NAME/ with config.json and *.msgpack, its parameters 
 io.safetensors (`in.*`, `out.*`; float32; images channels first, as diffusers' Flax models take them).
 """
 
+import functools
 import sys
 import zlib
 from pathlib import Path
@@ -73,7 +74,8 @@ def controlnet(rng):
         down, mid = model.apply(
             {"params": params}, x["latents"], x["timesteps"], x["text"], x["image"], return_dict=False
         )
-        return {"mid": mid, **{f"residuals.{i}": each for i, each in enumerate(down)}}
+        outputs = {"mid": mid, **{f"residuals.{i}": each for i, each in enumerate(down)}}
+        return {name: each.transpose(0, 3, 1, 2) for name, each in outputs.items()}
 
     return model, inputs, run
 
@@ -124,12 +126,9 @@ def main() -> None:
         inputs = {
             key: np.asarray(value, np.int32 if value.dtype == int else np.float32) for key, value in inputs.items()
         }
-        init = model.init_weights if hasattr(model, "init_weights") else None
-        if name == "text_encoder":
-            shapes = jax.eval_shape(lambda: model.init_weights(jax.random.key(0), (1, 77)))
-        else:
-            shapes = jax.eval_shape(lambda: init(jax.random.PRNGKey(0)))
-        params = draw(jax.tree.map(lambda leaf: leaf, shapes), rng)
+        options = {"input_shape": (1, 77)} if name == "text_encoder" else {}
+        shapes = jax.eval_shape(functools.partial(model.init_weights, **options), jax.random.PRNGKey(0))
+        params = draw(shapes, rng)
         full = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
         with jax.default_matmul_precision("highest"):
             outputs = jax.jit(run)(full, inputs)
