@@ -1,4 +1,4 @@
-"""Measures convert_weights.py on a random full-size UNet and ControlNet: seconds, and peak memory over the bytes converted.
+"""Measures convert_weights.py on a random full-size UNet and ControlNet: seconds, and peak memory over bytes converted.
 
     python benchmarks/convert_full_size.py --work DIR
 

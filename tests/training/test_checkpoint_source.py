@@ -5,7 +5,6 @@ import json
 import shutil
 
 import jax
-import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -89,9 +88,7 @@ def test_the_base_must_be_the_same(run, tmp_path):
     moved = tmp_path / "moved"
     base.rename(moved)
     try:
-        with pytest.raises(
-            UserError, match="was trained on the base model .*base, which is not there; name its folder"
-        ):
+        with pytest.raises(UserError, match=r"was trained on the base model .*, which is not there; name its"):
             open_checkpoint(folder / "checkpoints")
         assert open_checkpoint(folder, bases=[moved]).settings == (config.sampling, config.note)
         file = moved / "text_encoder" / "model.safetensors"
@@ -123,6 +120,6 @@ def test_a_damaged_newest_checkpoint_is_named_and_never_passed_over(damage, run,
         assert checkpoints.latest == 20
         checkpoints.record(20)
         checkpoints.restore(20, abstract, None)
-    with pytest.raises(UserError, match="20 .*(damaged|is no)"):
-        list(convert([open_checkpoint(tmp_path / "checkpoints")], tmp_path / "out").sources)
-    assert np.array_equal([path.name for path in tmp_path.iterdir()], ["checkpoints"])
+    with pytest.raises(UserError, match=r"20 .*damaged"):
+        convert([open_checkpoint(tmp_path / "checkpoints")], tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]

@@ -121,7 +121,7 @@ def test_pickles_are_refused_unread(tmp_path):
             return (tmp_path.joinpath("executed").write_text, ("x",))
 
     (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Malicious()))
-    with pytest.raises(UserError, match=r"pickled weights \(pytorch_model\.bin\)"):
+    with pytest.raises(UserError, match=r"pytorch_model\.bin"):
         read_folder(tmp_path)
     assert not (tmp_path / "executed").exists()
 

@@ -97,7 +97,7 @@ def _check_base(step: Path, known: dict[str, str] | None, structure: Structure) 
             where = structure.sources.get(name, "none")
             raise UserError(
                 f"{step} was trained on another {name} than the base model has now ({where}; SHA-256 "
-                f"{known.get(name, '')[:12] or 'none'} then, {now[:12] or 'none'} now); name the base of that time before it"
+                f"{known.get(name, '')[:12] or 'none'} then, {now[:12] or 'none'} now); name the old base before it"
             )
 
 

@@ -88,6 +88,6 @@ class Checkpoints:
             before = f"step {max(older)}" if older else "the beginning"
             reason = str(error).strip().partition("\n")[0][:300] or type(error).__name__
             raise UserError(
-                f"the checkpoint {self._folder / str(step)} cannot be restored, it is damaged or incomplete ({reason}). "
+                f"the checkpoint {self._folder / str(step)} cannot be restored: damaged or incomplete ({reason}). "
                 f"Delete that folder, and the same command goes on from {before}"
             ) from error

@@ -1,7 +1,7 @@
 """PyTorch's pickled files (`.bin`, `.ckpt`, `.pt`, `.pth`), of which only tensors are ever read.
 
-A pickle may run any code when it is opened. PyTorch's `weights_only=True` opens none but tensors and plain containers, and
-nothing here opens a file in another way.
+A pickle may run any code when it is opened. PyTorch's `weights_only=True` opens none but tensors and plain containers,
+and nothing here opens a file in another way.
 """
 
 import functools

@@ -1,7 +1,7 @@
-"""Stable Diffusion in one file, `.safetensors` or `.ckpt`, under the names of the code that it was published with (LDM).
+"""Stable Diffusion in one file, `.safetensors` or `.ckpt`, under the names of the code it was published with (LDM).
 
-Versions 1 and 2 are known. The file has no configuration: sizes are those of its tensors, and what shapes do not tell (heads,
-activations) is what these versions have.
+Versions 1 and 2 are known. The file has no configuration: sizes are those of its tensors, and what shapes do not tell
+(heads, activations) is what these versions have.
 """
 
 import re
@@ -77,8 +77,8 @@ class SingleFile:
 
     Attributes:
       version: of Stable Diffusion, 1 or 2.
-      networks: config.json and tensors (by diffusers' and transformers' keys of today) of each component, by the name of
-        `Model`'s field.
+      networks: config.json and tensors (by today's keys of diffusers and transformers) of each component, by
+        the name of `Model`'s field.
     """
 
     version: int

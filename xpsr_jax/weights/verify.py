@@ -48,7 +48,7 @@ def _same(before: np.ndarray, after: np.ndarray, dtype: Any) -> bool:
 
 
 def _compute(network: Network, module: Any) -> list[np.ndarray]:
-    """All that a network gives for a small random input, operation by operation: compiling it all would take minutes."""
+    """All that a network gives for a small random input, operation by operation: to compile it takes minutes."""
     rng, config = np.random.default_rng(0), module.config
 
     def normal(*shape: int) -> jax.Array:
