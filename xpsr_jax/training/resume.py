@@ -65,7 +65,7 @@ def _fingerprint(network: Network, folder: Path) -> str:
 
 def _from_json(kind: Any, value: Any) -> Any:
     """A JSON value as the type hint says: dataclasses, tuples and paths, and what JSON has anyway."""
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         return kind(**{name: _from_json(hints[name], each) for name, each in value.items() if name in hints})
     if typing.get_origin(kind) in (typing.Union, types.UnionType):

@@ -1,7 +1,7 @@
 """What a path holds of a model, whatever its format, and several of them merged. Nothing large is read yet."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,7 +99,7 @@ def require(source: Source, names: Sequence[str], paths: Sequence[Path]) -> None
         raise UserError(f"{where}: no {listed(missing)}; expected the subfolders {listed(names)}, found {found}")
 
 
-def listed(names: Sequence[str] | Mapping[str, str]) -> str:
+def listed(names: Iterable[str]) -> str:
     return ", ".join(f"{SUBFOLDERS[name]}/" for name in names)
 
 
