@@ -1,12 +1,14 @@
-"""Converts weights into a model folder.
+"""Converts weights of every kind into a model folder.
 
     python convert_weights.py SOURCE... --output DIR
 
-Sources are folders in diffusers' layout with some of the subfolders unet/, controlnet/, vae/, text_encoder/, tokenizer/
-and scheduler/, and safetensors files in them. Several are merged by component, later ones first choice: Stable
-Diffusion 1.5's folder followed by XPSR's checkpoint-N makes a whole model. Old names of tensors become today's.
+A SOURCE is a folder in diffusers' layout with some of the subfolders unet/, controlnet/, vae/, text_encoder/,
+tokenizer/ and scheduler/ (files of PyTorch, Flax or Orbax), a single file of Stable Diffusion 1 or 2 (.safetensors,
+.ckpt), or a checkpoint of train.py (runs/NAME). Several are merged by component, later ones first choice: Stable
+Diffusion 1.5 followed by XPSR's checkpoint-N makes a whole model. Old names of tensors become today's.
 """
 
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,45 +22,67 @@ from xpsr_jax.errors import UserError
 @dataclass(frozen=True)
 class Arguments:
     sources: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE...")]
-    """Folders to convert, later ones first choice."""
+    """Folders and files to convert, later ones first choice."""
     output: Path
     """Folder to write. It appears when it is complete."""
     to: Literal["torch", "orbax"] = "torch"
-    """torch: a model folder, which PyTorch and this package read. orbax: from the next release on."""
+    """torch: safetensors, which PyTorch and this package read. orbax: for restoring straight onto many devices."""
     dtype: Literal["same", "float32", "float16", "bfloat16"] = "same"
     """Type of the weights; same: as they are, bit for bit."""
+    variant: str | None = None
+    """Read files such as model.fp16.safetensors, where a component has them: --variant fp16."""
+    ema: bool = False
+    """Take the averaged UNet of a single file that has it beside the trained one."""
     shard_gb: float | None = None
-    """Start another file above this size, in GB (10^9 bytes)."""
+    """Start another safetensors file above this size, in GB (10^9 bytes)."""
+    verify: bool = False
+    """Read everything again and compare every tensor, and what each network computes, before the folder appears."""
     overwrite: bool = False
     """Replace an existing model folder."""
 
 
 def main(arguments: Arguments) -> None:
-    if arguments.to == "orbax":
-        raise UserError("--to orbax comes with the next release; this one writes model folders (--to torch)")
     if not arguments.sources:
-        raise UserError("name at least one folder to convert")
+        raise UserError("name at least one folder or file to convert")
     # Imported late, so that --help is quick.
     from xpsr_jax.weights.convert import convert
-    from xpsr_jax.weights.tensors import FLOATS
+    from xpsr_jax.weights.sources import Source, is_training_checkpoint, open_source
+    from xpsr_jax.weights.tensors import FLOATS, together
 
+    def opened(i: int, path: Path) -> Source:
+        if not is_training_checkpoint(path):
+            return open_source(path, variant=arguments.variant, ema=arguments.ema)
+        from xpsr_jax.training.checkpoint_source import open_checkpoint
+
+        return open_checkpoint(path, bases=arguments.sources[:i])
+
+    parts = [lambda i=i, path=path: opened(i, path) for i, path in enumerate(arguments.sources)]
     done = convert(
-        arguments.sources,
+        together(*parts),
         arguments.output,
+        to=arguments.to,
         dtype=FLOATS.get(arguments.dtype),
         shard_bytes=None if arguments.shard_gb is None else int(arguments.shard_gb * 1e9),
+        verify=arguments.verify,
         overwrite=arguments.overwrite,
         progress=sys.stderr.isatty(),
     )
     for subfolder, source in done.sources.items():
         print(f"{subfolder + '/':14s} from {source}")
-    print(f"{arguments.output}: {done.tensors:,} tensors, {done.parameters:,} parameters")
+    verified = ", verified" if arguments.verify else ""
+    print(f"{arguments.output}: {done.tensors:,} tensors, {done.parameters:,} parameters{verified}")
     if done.missing:
         missing = ", ".join(f"{name}/" for name in done.missing)
         print(f"To restore images it still needs {missing}: name a folder that has them as another source.")
 
 
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
+    # Asked to end, it leaves nothing behind, as after Ctrl-C.
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         main(tyro.cli(Arguments, description=__doc__))
     except UserError as error:

@@ -14,9 +14,9 @@ from tests.weights.conftest import TINY_AUTOENCODER, random_tensors, write_netwo
 from xpsr_jax.config import PAPER, RELEASED, Sampling
 from xpsr_jax.errors import UserError
 from xpsr_jax.models.layers import Compute
+from xpsr_jax.weights.folders import read_folder
 from xpsr_jax.weights.model_folder import (
     Model,
-    find_components,
     load,
     load_defaults,
     load_networks,
@@ -25,8 +25,8 @@ from xpsr_jax.weights.model_folder import (
     write_index,
 )
 from xpsr_jax.weights.networks import AUTOENCODER, CONTROLNET, NETWORKS, load_network, parameters
+from xpsr_jax.weights.sources import merge, open_source
 from xpsr_jax.weights.tensors import WeightsError
-from xpsr_jax.weights.torch_files import read_folder
 
 WEIGHTS = {name: f"{network.subfolder}/{network.stem}.safetensors" for name, network in NETWORKS.items()}
 
@@ -129,9 +129,9 @@ def test_a_whole_model_merged_by_component(model, base, released):
 
 
 def test_later_folders_are_first_choice(base, released):
-    found = find_components([released, base, released.parent / "checkpoint-7" / ".."], required=("unet", "tokenizer"))
-    assert found["unet"] == released / "unet" and found["autoencoder"] == base / "vae"
-    assert find_components([base, base], required=()) == find_components([base], required=())
+    found = merge([open_source(path) for path in (released, base, released.parent / "checkpoint-7" / "..")])
+    assert found.origins["unet"] == released / "unet" and found.origins["autoencoder"] == base / "vae"
+    assert merge([open_source(base)] * 2).origins == open_source(base).origins
 
 
 def test_a_model_is_saved_and_loaded_whole(model, base, released, tmp_path):

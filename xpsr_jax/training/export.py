@@ -16,15 +16,20 @@ from xpsr_jax.training.parameters import Parameters, load_parameters
 from xpsr_jax.training.structure import Bundle, Structure
 from xpsr_jax.weights import model_folder
 from xpsr_jax.weights.model_folder import Model
+from xpsr_jax.weights.sources import SHIPPED_TOKENIZER
 
-_SHIPPED_TOKENIZER = Path(__file__).parents[1] / "assets" / "tokenizer"
 _MEASURED_CROPS = 32
 
 
 def load_tokenizer(networks: Networks) -> Any:
-    """CLIP's tokenizer: the one that the config names, or the newest base's, or the one that ships with the package."""
+    """CLIP's tokenizer, of `tokenizer_folder`."""
+    return model_folder.load_tokenizer(tokenizer_folder(networks))
+
+
+def tokenizer_folder(networks: Networks) -> Path:
+    """The folder that the config names, or the newest base's, or the one that ships with the package."""
     bases = [base / "tokenizer" for base in reversed(networks.base) if (base / "tokenizer").is_dir()]
-    return model_folder.load_tokenizer(networks.tokenizer or next(iter(bases), _SHIPPED_TOKENIZER))
+    return networks.tokenizer or next(iter(bases), SHIPPED_TOKENIZER)
 
 
 def assemble(structure: Structure, trained: Parameters, frozen: Parameters) -> Bundle:

@@ -51,7 +51,7 @@ def train(config: Config) -> Path | None:
     optimizer = make_optimizer(config, structure.trained)
     tokenizer = load_tokenizer(config.networks)
     source = open_images(config.images)
-    record = resume.record(config, photographs=len(source))
+    record = resume.record(config, photographs=len(source), base=resume.fingerprints(structure))
     data = iter(
         make_pipeline(
             source,

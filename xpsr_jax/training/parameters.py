@@ -14,10 +14,10 @@ from jaxtyping import Array
 from xpsr_jax import sharding
 from xpsr_jax.models.controlnet import unet_twin
 from xpsr_jax.training.structure import Structure
+from xpsr_jax.weights.folders import read_folder
 from xpsr_jax.weights.networks import NETWORKS
 from xpsr_jax.weights.rules import match, torch_key
 from xpsr_jax.weights.tensors import read_finite
-from xpsr_jax.weights.torch_files import read_folder
 
 Parameters = dict[str, Array]
 # What a base may lack as a whole, to be initialised as in a new network: Stable Diffusion's UNet has no Conditional
@@ -47,10 +47,10 @@ def initial_parameters(
 
     arrays = load_parameters(structure, paths, put)
     missing = [path for path in paths if path not in arrays]
-    return arrays | {path: put(path, array) for path, array in _random_parameters(structure, missing, seed).items()}
+    return arrays | {path: put(path, array) for path, array in random_parameters(structure, missing, seed).items()}
 
 
-def _random_parameters(structure: Structure, paths: Collection[str], seed: int) -> dict[str, np.ndarray]:
+def random_parameters(structure: Structure, paths: Collection[str], seed: int) -> dict[str, np.ndarray]:
     """Random initial values, on the host: the same whatever the mesh, and no device has to hold a whole network.
 
     Operation by operation, each compiled once for a shape: as one program a network takes minutes to compile.
@@ -81,7 +81,8 @@ def load_parameters(
             targets.setdefault(origin, []).append(path)
     arrays = {}
     for name, folder in structure.sources.items():
-        network, tensors, prefix = NETWORKS[name], read_folder(folder), f"{name}."
+        network, prefix = NETWORKS[name], f"{name}."
+        tensors = read_folder(folder, network.names)
         expected = {p.removeprefix(prefix): shape.shape for p, shape in shapes.items() if p.startswith(prefix)}
         optional = {p for p in expected if name in _MAY_LACK and _MAY_LACK[name].fullmatch(p)}
         if not any(torch_key(p, network.names) in tensors for p in optional):

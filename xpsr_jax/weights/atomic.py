@@ -1,7 +1,9 @@
 """Files and folders that appear under their name only when they are complete."""
 
 import contextlib
+import glob
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,9 +40,11 @@ def new_folder(folder: Path, *, replaceable: frozenset[str] | None = None) -> It
     """
     folder = folder.resolve()
     check_free(folder, replaceable=replaceable)
-    temporary, aside = (folder.with_name(f".{folder.name}.{os.getpid()}.{suffix}") for suffix in ("partial", "old"))
+    beginning = f".{folder.name}.{platform.node()}-"
+    temporary, aside = (folder.with_name(f"{beginning}{os.getpid()}.{suffix}") for suffix in ("partial", "old"))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(folder.parent, beginning)
         temporary.mkdir()
     except OSError as error:
         raise UserError(f"{folder} cannot be made: {error.strerror} ({error.filename})") from error
@@ -58,6 +62,24 @@ def new_folder(folder: Path, *, replaceable: frozenset[str] | None = None) -> It
         shutil.rmtree(temporary, ignore_errors=True)
         if folder.exists():
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def _remove_leftovers(parent: Path, beginning: str) -> None:
+    """Removes what processes of this machine left here that were killed before they could."""
+    for leftover in parent.glob(f"{glob.escape(beginning)}*.partial"):
+        pid = leftover.name.removeprefix(beginning).removesuffix(".partial")
+        if pid.isdecimal() and not _runs(int(pid)):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # It is another user's.
+        return True
+    return True
 
 
 def check_free(folder: Path, *, replaceable: frozenset[str] | None = None) -> None:

@@ -1,19 +1,22 @@
 """Converting weights into a model folder, checked against our networks and streamed one tensor at a time."""
 
 import dataclasses
+import functools
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
 from xpsr_jax.errors import UserError
-from xpsr_jax.weights import model_folder
+from xpsr_jax.weights import model_folder, orbax_files, rules
 from xpsr_jax.weights.atomic import check_free, new_folder
-from xpsr_jax.weights.networks import NETWORKS, checked_tensors
-from xpsr_jax.weights.tensors import Tensor
-from xpsr_jax.weights.torch_files import PICKLES, write_folder
+from xpsr_jax.weights.networks import NETWORKS, Network, Weights, checked
+from xpsr_jax.weights.sources import SUBFOLDERS, Source, listed, merge
+from xpsr_jax.weights.tensors import Tensor, read_finite, together
+from xpsr_jax.weights.torch_files import write_folder, write_json
+from xpsr_jax.weights.verify import verify_network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,82 +35,119 @@ class Converted:
     parameters: int
 
 
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """A network to write: what was opened of it, its configuration, and its tensors by our paths."""
+
+    network: Network
+    weights: Weights
+    config: Any
+    tensors: Mapping[str, Tensor]
+
+
 def convert(
-    sources: Sequence[Path],
+    sources: Sequence[Source],
     output: Path,
     *,
+    to: Literal["torch", "orbax"] = "torch",
     dtype: Any = None,
     shard_bytes: int | None = None,
+    verify: bool = False,
     overwrite: bool = False,
     progress: bool = False,
 ) -> Converted:
-    """Merges PyTorch folders by component, later ones first choice, into a new model folder.
+    """Merges sources by component, later ones first choice, into a new model folder, which appears when it is complete.
 
-    Every tensor is checked and written under today's name; config.json, tokenizer and scheduler are copied.
+    Every tensor is checked and written under today's name; tokenizer and scheduler are copied.
 
     Args:
+      to: safetensors files under PyTorch's names, or an Orbax checkpoint for each network.
       dtype: to cast to; None: as they are, bit for bit.
-      shard_bytes: start another file above this size.
+      shard_bytes: start another safetensors file above this size.
+      verify: read what was written again, and compare every tensor and what each network computes.
       overwrite: replace an existing model folder.
       progress: show a progress bar.
 
-    Raises:
-      UserError: a source is no such folder or of a format that is not supported, or the output exists or holds a
-        source.
-      WeightsError: the weights do not fit; it names everything that is wrong with them.
+    Raises UserError: the output exists or holds a source; there is nothing to convert, or what there is does not fit
+    the networks: everything that is wrong with it is named.
     """
     replaceable = model_folder.ENTRIES if overwrite else None
-    for source in sources:
-        _check_source(source)
-        if output.resolve() in (source.resolve(), *source.resolve().parents):
-            raise UserError(f"the output {output} would replace the source {source}; name another folder")
+    source = merge(sources)
+    for origin in source.origins.values():
+        if output.resolve() in (origin.resolve(), *origin.resolve().parents):
+            raise UserError(f"the output {output} would replace the source {origin}; name another folder")
     check_free(output, replaceable=replaceable)
-    components = model_folder.find_components(sources, required=())
-    if not components.keys() & NETWORKS.keys():
-        expected = ", ".join(f"{network.subfolder}/" for network in NETWORKS.values())
-        raise UserError(f"{', '.join(map(str, sources))}: no networks; expected some of the subfolders {expected}")
-    if "schedule" in components:
-        model_folder.load_schedule(components["schedule"])
-    if "tokenizer" in components:
-        model_folder.load_tokenizer(components["tokenizer"])
-    defaults, note = model_folder.load_defaults(sources)
-    networks = {name: checked_tensors(NETWORKS[name], components[name]) for name in NETWORKS if name in components}
-    everything = [tensor for tensors in networks.values() for tensor in tensors.values()]
-    size = sum(tensor.nbytes for tensor in everything)
+    if not source.networks:
+        raise UserError(f"no networks to convert; expected some of the subfolders {listed(NETWORKS)}")
+    if source.schedule is not None:
+        model_folder.load_schedule(source.schedule)
+    if source.tokenizer is not None:
+        model_folder.load_tokenizer(source.tokenizer)
+    defaults, note = source.settings or model_folder.load_defaults(source.folders)
+    jobs = _open(source)
+    tensors = [tensor for job in jobs.values() for tensor in job.tensors.values()]
+    size = sum(tensor.nbytes for tensor in tensors)
     with (
         new_folder(output, replaceable=replaceable) as folder,
-        tqdm(total=size, unit="B", unit_scale=True, disable=not progress) as bar,
+        tqdm(total=size, unit="B", unit_scale=True, unit_divisor=1000, disable=not progress) as bar,
     ):
-        for name, source in components.items():
-            target = folder / model_folder.SUBFOLDERS[name]
-            if name not in networks:
-                model_folder.copy_folder(source, target)
-                continue
+        parts = []
+        for name, job in jobs.items():
+            target = folder / SUBFOLDERS[name]
             target.mkdir()
-            shutil.copyfile(source / "config.json", target / "config.json")
-            tensors = {key: _counted(tensor, bar) for key, tensor in networks[name].items()}
-            write_folder(tensors, target, NETWORKS[name].stem, where=source, dtype=dtype, shard_bytes=shard_bytes)
+            _write_config(job, target)
+            counted = {path: _counted(tensor, bar) for path, tensor in job.tensors.items()}
+            write = _write_orbax if to == "orbax" else functools.partial(_write_torch, shard_bytes=shard_bytes)
+            parts.append(functools.partial(write, job, counted, target, dtype=dtype))
+        together(*parts)
+        if source.tokenizer is not None:
+            model_folder.copy_folder(source.tokenizer, folder / SUBFOLDERS["tokenizer"])
+        if isinstance(source.schedule, Path):
+            model_folder.copy_folder(source.schedule, folder / SUBFOLDERS["schedule"])
+        elif source.schedule is not None:
+            (folder / SUBFOLDERS["schedule"]).mkdir()
+            write_json(source.schedule.to_json(), folder / SUBFOLDERS["schedule"] / "scheduler_config.json")
         model_folder.write_index(folder, defaults, note)
+        if verify:
+            bar.set_postfix_str("verifying")
+            for name, job in jobs.items():
+                verify_network(job.network, job.weights, folder / SUBFOLDERS[name], dtype=dtype)
     return Converted(
-        sources={sub: components[name] for name, sub in model_folder.SUBFOLDERS.items() if name in components},
-        missing=tuple(sub for name, sub in model_folder.SUBFOLDERS.items() if name not in components),
-        tensors=len(everything),
-        parameters=sum(tensor.size for tensor in everything),
+        sources={sub: source.origins[name] for name, sub in SUBFOLDERS.items() if name in source.origins},
+        missing=tuple(sub for name, sub in SUBFOLDERS.items() if name not in source.origins),
+        tensors=len(tensors),
+        parameters=sum(tensor.size for tensor in tensors),
     )
 
 
-def _check_source(source: Path) -> None:
-    later = None
-    if source.suffix in PICKLES:
-        later = "pickled checkpoints (with the extra 'torch')"
-    elif source.suffix in (".safetensors", ".msgpack") and not source.is_dir():
-        later = "single files"
-    elif source.is_dir() and list(source.glob("*/*.msgpack")):
-        later = "Flax folders"
-    elif (source / "_CHECKPOINT_METADATA").exists():
-        later = "training checkpoints"
-    if later:
-        raise UserError(f"{source}: {later} are read from the next release on; this one reads diffusers' folders")
+def _open(source: Source) -> dict[str, _Job]:
+    """Everything that is wrong with any network's names and shapes, and in that case with its values, is one error."""
+
+    def open_one(name: str) -> _Job:
+        weights = source.networks[name]()
+        return _Job(NETWORKS[name], weights, *checked(NETWORKS[name], weights))
+
+    names = [name for name in NETWORKS if name in source.networks]
+    return dict(zip(names, together(*(functools.partial(open_one, name) for name in names)), strict=True))
+
+
+def _write_config(job: _Job, target: Path) -> None:
+    file = job.weights.where / "config.json"
+    if file.is_file() and "Flax" not in job.weights.config.get("_class_name", ""):
+        shutil.copyfile(file, target / "config.json")
+    else:
+        write_json(job.config.to_json(), target / "config.json")
+
+
+def _write_torch(
+    job: _Job, tensors: Mapping[str, Tensor], target: Path, *, dtype: Any, shard_bytes: int | None = None
+) -> None:
+    named = dict(rules.to_torch(path, tensor, job.network.names) for path, tensor in tensors.items())
+    write_folder(named, target, job.network.stem, where=job.weights.where, dtype=dtype, shard_bytes=shard_bytes)
+
+
+def _write_orbax(job: _Job, tensors: Mapping[str, Tensor], target: Path, *, dtype: Any) -> None:
+    orbax_files.write(read_finite(tensors, where=job.weights.where, dtype=dtype), target / orbax_files.FOLDER)
 
 
 def _counted(tensor: Tensor, bar: tqdm) -> Tensor:

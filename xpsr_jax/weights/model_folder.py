@@ -1,6 +1,7 @@
 """Model folders: diffusers' layout, a subfolder a component, and model_index.json with the settings to sample with."""
 
 import dataclasses
+import functools
 import os
 import shutil
 import types
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from xpsr_jax.config import PAPER, Sampling
@@ -22,15 +24,12 @@ from xpsr_jax.models.layers import Compute
 from xpsr_jax.models.text_encoder import TextEncoder
 from xpsr_jax.models.unet import UNet
 from xpsr_jax.weights.atomic import new_folder
-from xpsr_jax.weights.networks import CONTROLNET, NETWORKS, UNET, load_network, read_config, save_network
+from xpsr_jax.weights.networks import CONTROLNET, NETWORKS, UNET, load_network, parse_config, save_network
+from xpsr_jax.weights.sources import SUBFOLDERS, merge, open_source, require
+from xpsr_jax.weights.tensors import together
 from xpsr_jax.weights.torch_files import read_json, write_json
 
 INDEX = "model_index.json"
-# Fields of `Model` that are components, and their subfolders.
-SUBFOLDERS = {name: network.subfolder for name, network in NETWORKS.items()} | {
-    "tokenizer": "tokenizer",
-    "schedule": "scheduler",
-}
 _CLASSES = {network.subfolder: network.torch_class for network in NETWORKS.values()} | {
     "tokenizer": ("transformers", "CLIPTokenizer"),
     "scheduler": ("diffusers", "DDPMScheduler"),
@@ -68,60 +67,86 @@ def load_networks(
     fusion: Fusion | None = None,
     with_constraint_heads: bool | None = None,
     compute: Compute | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    variant: str | None = None,
 ) -> tuple[UNet, ControlNet]:
     """The two networks of XPSR from a folder with `unet/` and `controlnet/`, such as a released `checkpoint-N`.
 
     Args:
+      folder: its files may be PyTorch's, Flax's or Orbax's (docs/weights.md).
       dtype: of the parameters and of the computation.
       fusion: of the captions; None: as the ControlNet's config.json says, "sfa" where it says nothing, as the
         released ones.
       with_constraint_heads: build the Degradation-Free Constraint's heads; None: if the file has them.
       compute: kernel, remat and separate dtypes, instead of `dtype`.
+      mesh: to split the parameters over; None: all on one device. An Orbax folder is restored straight into its parts.
+      variant: of the weight files, such as "fp16", where a component has it.
 
     Raises:
       UserError: it is no such folder, or a file cannot be read.
       WeightsError: the weights do not fit; it names everything that is wrong with them.
     """
-    components = find_components([folder], required=("unet", "controlnet"))
+    source = open_source(Path(folder), variant=variant)
+    require(source, ("unet", "controlnet"), [Path(folder)])
     compute = compute or Compute(dtype=dtype, param_dtype=dtype)
-    config = read_config(CONTROLNET, components["controlnet"])
-    if fusion is not None:
-        config = dataclasses.replace(config, fusion=fusion)
-    unet = load_network(UNET, components["unet"], compute=compute)
-    controlnet = load_network(
-        CONTROLNET,
-        components["controlnet"],
-        compute=compute,
-        config=config,
-        with_constraint_heads=with_constraint_heads,
+
+    def read_controlnet() -> ControlNet:
+        weights = source.networks["controlnet"]()
+        config = parse_config(CONTROLNET, weights.config, weights.where)
+        if fusion is not None:
+            config = dataclasses.replace(config, fusion=fusion)
+        return load_network(
+            CONTROLNET, weights, compute=compute, config=config, with_constraint_heads=with_constraint_heads, mesh=mesh
+        )
+
+    unet, controlnet = together(
+        lambda: load_network(UNET, source.networks["unet"](), compute=compute, mesh=mesh), read_controlnet
     )
     return unet, controlnet
 
 
-def load(folder: str | Path, *more: str | Path, dtype: Any = jnp.float32, compute: Compute | None = None) -> Model:
-    """All that restores photographs, from one folder or from several, of which later ones are first choice.
+def load(
+    folder: str | Path,
+    *more: str | Path,
+    dtype: Any = jnp.float32,
+    compute: Compute | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    variant: str | None = None,
+) -> Model:
+    """All that restores photographs, from one source or from several, of which later ones are first choice.
 
-    Stable Diffusion 1.5's folder followed by XPSR's `checkpoint-N` makes a whole model. The ControlNet is built
-    without the Degradation-Free Constraint's heads, which only training needs.
+    Stable Diffusion 1.5's folder, or single file, followed by XPSR's `checkpoint-N` makes a whole model. The ControlNet
+    is built without the Degradation-Free Constraint's heads, which only training needs.
 
     Args:
       dtype: of the parameters and of the computation.
-      compute: kernel, remat and separate dtypes, instead of `dtype`.
+      compute, mesh, variant: as in `load_networks`.
 
-    Raises: as `load_networks`.
+    Raises: as `load_networks`; of several networks that are wrong, every one is named.
     """
-    folders = [Path(folder), *map(Path, more)]
-    components = find_components(folders, required=tuple(SUBFOLDERS))
+    paths = [Path(folder), *map(Path, more)]
+    sources = [open_source(path, variant=variant) for path in paths]
+    source = merge(sources)
+    require(source, tuple(SUBFOLDERS), paths)
     compute = compute or Compute(dtype=dtype, param_dtype=dtype)
     # What is small and may be wrong comes before what is large.
-    schedule = load_schedule(components["schedule"])
-    tokenizer = load_tokenizer(components["tokenizer"])
-    defaults, note = load_defaults(folders)
-    networks = {
-        name: load_network(network, components[name], compute=compute, with_constraint_heads=False)
-        for name, network in NETWORKS.items()
-    }
-    return Model(**networks, tokenizer=tokenizer, schedule=schedule, defaults=defaults, note=note)
+    assert source.schedule is not None and source.tokenizer is not None
+    schedule = load_schedule(source.schedule)
+    tokenizer = load_tokenizer(source.tokenizer)
+    defaults, note = load_defaults(source.folders)
+
+    def read(name: str) -> Any:
+        weights = source.networks[name]()
+        return load_network(NETWORKS[name], weights, compute=compute, with_constraint_heads=False, mesh=mesh)
+
+    networks = together(*(functools.partial(read, name) for name in NETWORKS))
+    return Model(
+        **dict(zip(NETWORKS, networks, strict=True)),
+        tokenizer=tokenizer,
+        schedule=schedule,
+        defaults=defaults,
+        note=note,
+    )
 
 
 def save(
@@ -165,28 +190,10 @@ def save(
         write_index(temporary, parts.get("defaults"), parts.get("note", ""))
 
 
-def find_components(folders: Sequence[str | Path], *, required: Sequence[str]) -> dict[str, Path]:
-    """The folder of each component, by the name of `Model`'s field: the last of `folders` that has it.
-
-    Raises UserError saying which of the `required` components are nowhere, and what is there.
-    """
-    paths = [Path(folder) for folder in folders]
-    expected = _listed(required or list(SUBFOLDERS))
-    for path in paths:
-        if not path.is_dir():
-            problem = "is a file" if path.exists() else "does not exist"
-            raise UserError(f"{path} {problem}; expected a model folder with the subfolders {expected}")
-    components = {name: path / sub for name, sub in SUBFOLDERS.items() for path in paths if (path / sub).is_dir()}
-    if missing := [name for name in required if name not in components]:
-        there = sorted({entry.name for path in paths for entry in path.iterdir() if entry.is_dir()})
-        found = ", ".join(f"{name}/" for name in there) or "no subfolders"
-        where = ", ".join(map(str, paths))
-        raise UserError(f"{where}: no {_listed(missing)}; expected the subfolders {expected}, found {found}")
-    return components
-
-
-def load_schedule(folder: Path) -> Schedule:
-    """The noise schedule of a `scheduler/` folder."""
+def load_schedule(folder: Path | Schedule) -> Schedule:
+    """The noise schedule of a `scheduler/` folder; a schedule is itself."""
+    if isinstance(folder, Schedule):
+        return folder
     return Schedule.from_json(read_json(folder / "scheduler_config.json"))
 
 
@@ -271,7 +278,3 @@ def _fits(value: Any, hint: Any) -> bool:
         kinds = typing.get_args(hint)
         return isinstance(value, list) and len(value) == len(kinds) and all(map(_fits, value, kinds))
     return isinstance(value, (int, float) if hint is float else hint) and (hint is bool or not isinstance(value, bool))
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(f"{SUBFOLDERS[name]}/" for name in names)

@@ -1,6 +1,7 @@
-"""One network from its folder (config.json and weights under PyTorch's names), and back."""
+"""One network from its weights under PyTorch's names, and back."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,22 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from xpsr_jax import sharding
 from xpsr_jax.errors import UserError
 from xpsr_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from xpsr_jax.models.controlnet import ControlNet, ControlNetConfig
 from xpsr_jax.models.layers import Compute
 from xpsr_jax.models.text_encoder import TextEncoder, TextEncoderConfig
 from xpsr_jax.models.unet import UNet, UNetConfig
-from xpsr_jax.weights import rules
-from xpsr_jax.weights.tensors import Tensor, read_finite
-from xpsr_jax.weights.torch_files import STEMS, read_folder, read_json, write_folder, write_json
+from xpsr_jax.weights import orbax_files, rules
+from xpsr_jax.weights.folders import read_folder
+from xpsr_jax.weights.tensors import Tensor, WeightsError, read_finite
+from xpsr_jax.weights.torch_files import STEMS, read_json, write_folder, write_json
 
 _HEADS = r"^conv_degradation(_mid)?\.|^controlnet_cond_embedding\.to_rgbs\."
 _CONDITIONAL_ATTENTION = r"\.pixel_attentions\."
+# What only diffusers' Flax models had in their config.json, which changes no result.
+_FLAX_ONLY = {"dtype", "use_memory_efficient_attention", "split_head_dim", "sample_size"}
 
 
 class Keys:
@@ -75,14 +80,44 @@ TEXT_ENCODER = Network(
 NETWORKS = {"unet": UNET, "controlnet": CONTROLNET, "autoencoder": AUTOENCODER, "text_encoder": TEXT_ENCODER}
 
 
+@dataclass(frozen=True)
+class Weights:
+    """A network's weights as a file or folder holds them, whatever the format.
+
+    Attributes:
+      where: the file or folder, for messages.
+      config: what a config.json says of it.
+      tensors: in PyTorch's layout, by PyTorch's keys, of today or older.
+      checkpoint: Orbax's folder of the same, which can be restored straight into shardings.
+    """
+
+    where: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    checkpoint: Path | None = None
+
+
+def open_folder(network: Network, folder: Path, *, variant: str | None = None) -> Weights:
+    """What a component's folder holds. Raises UserError if a file is missing, broken or cannot be read safely."""
+    checkpoint = folder / orbax_files.FOLDER
+    tensors = read_folder(folder, network.names, variant=variant)
+    return Weights(folder, read_json(folder / "config.json"), tensors, checkpoint if checkpoint.is_dir() else None)
+
+
 def read_config(network: Network, folder: Path) -> Any:
-    """The network's configuration. Raises UserError naming what our networks do not support."""
-    file = folder / "config.json"
-    data = read_json(file)
+    """A folder's configuration of the network. Raises UserError naming what our networks do not support."""
+    return parse_config(network, read_json(folder / "config.json"), folder / "config.json")
+
+
+def parse_config(network: Network, data: Mapping[str, Any], where: object) -> Any:
+    """The configuration that a config.json describes. Raises UserError naming what our networks do not support."""
+    if str(data.get("_class_name", "")).startswith("Flax"):
+        surplus = _FLAX_ONLY - {field.name for field in dataclasses.fields(network.config)}
+        data = {key: value for key, value in data.items() if key not in surplus}
     try:
         return network.config.from_json(data)
     except (ValueError, TypeError) as error:
-        raise UserError(f"{file}: {error}") from error
+        raise UserError(f"{where}: {error}") from error
 
 
 def abstract(network: Network, config: Any, *, compute: Compute | None = None, **options: Any) -> nnx.Module:
@@ -107,36 +142,47 @@ def parameters(module: nnx.Module) -> dict[str, Any]:
 
 def load_network(
     network: Network,
-    folder: str | Path,
+    source: str | Path | Weights,
     *,
     compute: Compute | None = None,
     config: Any = None,
     with_constraint_heads: bool | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Any:
     """A network with the weights of a component's folder, which are read one tensor at a time.
 
     Args:
+      source: the folder, or what was opened.
       compute: its `param_dtype` is what the parameters are cast to (None: float32).
       config: to use instead of the folder's config.json.
       with_constraint_heads: of a ControlNet; None: if the file has them.
+      mesh: to split the parameters over (`sharding.parameter_shardings`); None: all on the first device. Of an Orbax
+        checkpoint each process reads only its own part.
 
     Raises:
       WeightsError: naming every tensor that is unknown, missing or misshapen, or holds NaN or infinity.
       UserError: no such folder, or its files cannot be read or describe what our networks do not support.
     """
-    folder, compute = Path(folder), compute or Compute()
-    config = config or read_config(network, folder)
-    tensors = read_folder(folder)
+    weights = source if isinstance(source, Weights) else open_folder(network, Path(source))
+    compute, where = compute or Compute(), weights.where
+    config = config or parse_config(network, weights.config, where)
     options = {}
     if network is CONTROLNET:
-        heads = rules.holds(tensors, _HEADS) if with_constraint_heads is None else with_constraint_heads
+        heads = rules.holds(weights.tensors, _HEADS) if with_constraint_heads is None else with_constraint_heads
         options["with_constraint_heads"] = heads
     module = abstract(network, config, compute=compute, **options)
     shapes = {path: param.shape for path, param in parameters(module).items()}
-    matched = rules.match(tensors, shapes, network.names, where=folder)
-    arrays = {}
-    for path, array in read_finite(matched, where=folder, dtype=compute.param_dtype):
-        arrays[path] = jnp.asarray(array)
+    matched = rules.match(weights.tensors, shapes, network.names, where=where)
+    dtype = jnp.dtype(compute.param_dtype)
+    structs = {path: jax.ShapeDtypeStruct(shape, dtype) for path, shape in shapes.items()}
+    shardings = _shardings(structs, mesh)
+    arrays: dict[str, Any] = {}
+    if weights.checkpoint is not None:
+        placed = {path: jax.ShapeDtypeStruct(s.shape, dtype, sharding=shardings[path]) for path, s in structs.items()}
+        arrays = _all_finite(orbax_files.restore(weights.checkpoint, placed), where)
+    else:
+        for path, array in read_finite(matched, where=where, dtype=dtype):
+            arrays[path] = jnp.asarray(array) if mesh is None else sharding.place(array, shardings[path], dtype)
     graph, state = nnx.split(module)
     filled = [(path, param.replace(arrays[".".join(map(str, path))])) for path, param in nnx.to_flat_state(state)]
     return nnx.merge(graph, nnx.from_flat_state(filled))
@@ -149,31 +195,50 @@ def save_network(
 
     Raises WeightsError naming every parameter that holds NaN or infinity, or that `dtype` (None: its own) cannot hold.
     """
+    weights = as_weights(network, module, where=Path(network.subfolder))
+    write_json(weights.config, folder / "config.json")
+    write_folder(weights.tensors, folder, network.stem, where=weights.where, dtype=dtype, shard_bytes=shard_bytes)
+
+
+def as_weights(network: Network, module: Any, *, where: Path) -> Weights:
+    """A network in memory, as PyTorch's files have it."""
     config = module.config
     if network is CONTROLNET:
         heads = hasattr(module, "conv_degradation")
         rgbs = hasattr(module.controlnet_cond_embedding, "to_rgbs")
         config = dataclasses.replace(config, use_latent_pred=heads, return_rgbs=rgbs)
-    write_json(config.to_json(), folder / "config.json")
     tensors = {}
     for path, param in parameters(module).items():
         key, tensor = rules.to_torch(path, Tensor.of(path, param[...]), network.names)
         tensors[key] = dataclasses.replace(tensor, name=key)
-    write_folder(tensors, folder, network.stem, where=network.subfolder, dtype=dtype, shard_bytes=shard_bytes)
+    return Weights(where, config.to_json(), tensors)
 
 
-def checked_tensors(network: Network, folder: Path) -> dict[str, Tensor]:
-    """The weights of a folder by today's keys, in PyTorch's layout, checked against what its config.json describes.
+def checked(network: Network, weights: Weights) -> tuple[Any, dict[str, Tensor]]:
+    """The configuration, and the tensors that it describes by our paths and in our layout, none too many or too few.
 
     A UNet may be Stable Diffusion's own, without Conditional Attention. Raises as `load_network`, except that NaN
     shows when the tensors are read.
     """
-    config, tensors = read_config(network, folder), read_folder(folder)
+    config = parse_config(network, weights.config, weights.where)
     options: dict[str, Any] = {}
     if network is CONTROLNET:
-        options["with_constraint_heads"] = rules.holds(tensors, _HEADS)
-    if network is UNET and not rules.holds(tensors, _CONDITIONAL_ATTENTION):
+        options["with_constraint_heads"] = rules.holds(weights.tensors, _HEADS)
+    if network is UNET and not rules.holds(weights.tensors, _CONDITIONAL_ATTENTION):
         config = dataclasses.replace(config, conditional_attention=False)
     shapes = {path: param.shape for path, param in parameters(abstract(network, config, **options)).items()}
-    matched = rules.match(tensors, shapes, network.names, where=folder)
-    return dict(rules.to_torch(path, tensor, network.names) for path, tensor in matched.items())
+    return config, rules.match(weights.tensors, shapes, network.names, where=weights.where)
+
+
+def _shardings(structs: Mapping[str, jax.ShapeDtypeStruct], mesh: jax.sharding.Mesh | None) -> dict[str, Any]:
+    if mesh is None:
+        return dict.fromkeys(structs, jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
+    return dict(sharding.parameter_shardings(structs, mesh))
+
+
+def _all_finite(arrays: dict[str, jax.Array], where: object) -> dict[str, jax.Array]:
+    """Raises WeightsError naming every array with NaN or infinity, wherever its parts are."""
+    finite = jax.jit(lambda arrays: {path: jnp.isfinite(array).all() for path, array in arrays.items()})(arrays)
+    if problems := [f"NaN or infinity: in {path} {arrays[path].shape}" for path, fine in finite.items() if not fine]:
+        raise WeightsError(where, problems)
+    return arrays

@@ -127,7 +127,7 @@ def match(
             today = re.sub(pattern, replacement, today)
         if any(re.search(pattern, today) for pattern in skipped):
             continue
-        label = key if key == today else f"{key} (today {today})"
+        label = today if tensor.name == today else f"{tensor.name} (today {today})"
         path = paths.get(today)
         if path is None:
             problems.append(f"unknown: {label} {tensor.shape}, the network has no such tensor")

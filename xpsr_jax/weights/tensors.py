@@ -66,6 +66,9 @@ class Tensor:
     def transpose(self, axes: Sequence[int]) -> "Tensor":
         return replace(self, shape=tuple(self.shape[axis] for axis in axes), read=lambda: self.read().transpose(axes))
 
+    def rows(self, start: int, stop: int) -> "Tensor":
+        return replace(self, shape=(stop - start, *self.shape[1:]), read=lambda: self.read()[start:stop])
+
     def reshape(self, shape: Sequence[int]) -> "Tensor":
         return replace(self, shape=tuple(shape), read=lambda: self.read().reshape(shape))
 
@@ -89,6 +92,24 @@ def read_finite(tensors: Mapping[str, Tensor], *, where: object, dtype: Any = No
         yield key, cast
     if problems:
         raise WeightsError(where, problems)
+
+
+def together(*parts: Callable[[], Any]) -> list[Any]:
+    """What each part returns. If some fail, the others are tried all the same, and one UserError names everything.
+
+    Raises the UserError of the only one that failed, or one with all their messages.
+    """
+    results, errors = [], []
+    for part in parts:
+        try:
+            results.append(part())
+        except UserError as error:
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise UserError("\n".join(map(str, errors))) from errors[0]
+    return results
 
 
 def not_finite(tensor: Tensor) -> str:

@@ -1,9 +1,9 @@
-"""The weight files of diffusers and transformers, read and written: safetensors, whole or in shards with an index."""
+"""safetensors files, read and written: whole or in shards with an index."""
 
 import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from xpsr_jax.weights.tensors import Tensor, read_finite
 
 # What diffusers and transformers call a component's weights.
 STEMS = ("diffusion_pytorch_model", "model")
-PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
 _DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
@@ -53,26 +52,6 @@ def write_json(data: Mapping[str, Any], file: Path) -> None:
         temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
-def read_folder(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a component's folder, by key; only names, shapes and types are read yet.
-
-    Raises UserError if there are none, or a file is missing, truncated or corrupt.
-    """
-    for stem in STEMS:
-        if (file := folder / f"{stem}.safetensors").exists():
-            return read_file(file)
-        if (index := folder / f"{stem}.safetensors.index.json").exists():
-            return _read_shards(index)
-    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    expected = " or ".join(f"{stem}.safetensors" for stem in STEMS)
-    if any(name.endswith(PICKLES) for name in found):
-        raise UserError(
-            f"{folder}: pickled weights ({', '.join(found)}) are read from the next release on, with the extra "
-            f"'torch'; this one needs {expected}"
-        )
-    raise UserError(f"{folder} holds no weights: expected {expected}, found {', '.join(found) or 'nothing'}")
-
-
 def read_file(file: Path) -> dict[str, Tensor]:
     """The tensors of one safetensors file, by key; only the header is read yet.
 
@@ -84,7 +63,7 @@ def read_file(file: Path) -> dict[str, Tensor]:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length))
     except (SafetensorError, OSError) as error:
-        raise _unreadable(file, error) from error
+        raise unreadable(file, error) from error
     header.pop("__metadata__", None)
     if odd := [f"{key} ({entry['dtype']})" for key, entry in header.items() if entry["dtype"] not in _DTYPES]:
         raise UserError(f"{file}: tensors of types that are not supported: {', '.join(odd)}")
@@ -93,6 +72,25 @@ def read_file(file: Path) -> dict[str, Tensor]:
         shape, dtype, offset = tuple(entry["shape"]), _DTYPES[entry["dtype"]], 8 + length + entry["data_offsets"][0]
         tensors[key] = Tensor(key, shape, dtype, functools.partial(_read, file, shape, dtype, offset))
     return tensors
+
+
+def read_shards(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of the files that an index names, each of which `read` reads.
+
+    Raises UserError if one of them, or a tensor in it, is not there, or if it would lead out of the folder.
+    """
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index} has no weight_map")
+    names = sorted({str(name) for name in weight_map.values()})
+    if elsewhere := [name for name in names if Path(name).name != name]:
+        raise UserError(f"{index} names files outside its folder: {', '.join(elsewhere)}")
+    if absent := [name for name in names if not (index.parent / name).exists()]:
+        raise UserError(f"{index} names files that are not there: {', '.join(absent)}")
+    shards = {name: read(index.parent / name) for name in names}
+    if absent := [f"{key} in {name}" for key, name in weight_map.items() if key not in shards[name]]:
+        raise UserError(f"{index} names tensors that are not there: {', '.join(absent)}")
+    return {key: shards[name][key] for key, name in weight_map.items()}
 
 
 def write_folder(
@@ -170,32 +168,20 @@ def _read(file: Path, shape: tuple[int, ...], dtype: np.dtype, offset: int) -> n
     try:
         flat = np.fromfile(file, dtype, count, offset=offset)
     except OSError as error:
-        raise _unreadable(file, error) from error
+        raise unreadable(file, error) from error
     if flat.size != count:
         raise UserError(f"{file} became shorter while it was read")
     return flat.reshape(shape)
 
 
-def _read_shards(index: Path) -> dict[str, Tensor]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{index} has no weight_map")
-    names = sorted({str(name) for name in weight_map.values()})
-    if elsewhere := [name for name in names if Path(name).name != name]:
-        raise UserError(f"{index} names files outside its folder: {', '.join(elsewhere)}")
-    if absent := [name for name in names if not (index.parent / name).exists()]:
-        raise UserError(f"{index} names files that are not there: {', '.join(absent)}")
-    shards = {name: read_file(index.parent / name) for name in names}
-    if absent := [f"{key} in {name}" for key, name in weight_map.items() if key not in shards[name]]:
-        raise UserError(f"{index} names tensors that are not there: {', '.join(absent)}")
-    return {key: shards[name][key] for key, name in weight_map.items()}
-
-
-def _unreadable(file: Path, error: Exception) -> UserError:
+def unreadable(file: Path, error: Exception) -> UserError:
+    """What to tell of a file of weights that cannot be read."""
     if isinstance(error, OSError) and error.strerror:
         return UserError(f"{file} cannot be read: {error.strerror}")
     with file.open("rb") as stream:
         if stream.read(23) == b"version https://git-lfs":
             return UserError(f"{file} is only a Git LFS pointer; fetch the file itself with `git lfs pull`")
-    size = file.stat().st_size
-    return UserError(f"{file} ({size:,} bytes) is truncated, corrupt or no safetensors file ({error}); copy it again")
+    size, reason = file.stat().st_size, str(error).strip().partition("\n")[0] or type(error).__name__
+    return UserError(
+        f"{file} ({size:,} bytes) is truncated, corrupt or no {file.suffix} file ({reason}); copy it again"
+    )

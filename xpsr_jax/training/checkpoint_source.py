@@ -1,0 +1,117 @@
+"""A run's checkpoint as a source of weights: what trained, and the rest from the base model, checked by its hash."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from xpsr_jax.errors import UserError
+from xpsr_jax.training import resume
+from xpsr_jax.training.checkpoints import ITEMS
+from xpsr_jax.training.export import tokenizer_folder
+from xpsr_jax.training.parameters import load_parameters, random_parameters
+from xpsr_jax.training.structure import Structure, make_structure
+from xpsr_jax.weights.networks import NETWORKS, Weights, as_weights
+from xpsr_jax.weights.sources import Source
+
+
+def open_checkpoint(path: Path, *, bases: Sequence[Path] = ()) -> Source:
+    """The model that a run would export at a checkpoint.
+
+    Args:
+      path: a checkpoint, or a folder of them or a run's, of which the newest is taken.
+      bases: where the base model is, if it is not where it was when the run began.
+
+    Raises:
+      UserError: the checkpoint is damaged, or its base is not there or not the same any more.
+    """
+    step = _newest(path)
+    record = _record(step)
+    config = resume.config_of(record)
+    if config.stage != "xpsr":
+        raise UserError(f"{step} is a checkpoint of the autoencoder's stage; the same train.py command exports it")
+    if any(not base.is_dir() for base in config.networks.base):
+        folders = tuple(base for base in bases if base.is_dir())
+        if not folders:
+            gone = ", ".join(str(base) for base in config.networks.base if not base.is_dir())
+            raise UserError(
+                f"{step} was trained on the base model {gone}, which is not there; name its folder before it"
+            )
+        config = dataclasses.replace(config, networks=dataclasses.replace(config.networks, base=folders))
+    structure = make_structure(config)
+    _check_base(step, record.get("base"), structure)
+
+    @functools.cache
+    def bundle() -> Any:
+        trained = _trained(step)
+        if absent := structure.trained - trained.keys():
+            raise UserError(f"{step} lacks trained parameters, such as {min(absent)}")
+        loaded = load_parameters(structure, structure.frozen)
+        # Training may have had what it froze in fewer bits.
+        dtype = jnp.dtype(config.precision.frozen_dtype)
+        rest = random_parameters(structure, structure.frozen - loaded.keys(), config.seed)
+        rounded = {name: array.astype(dtype).astype(np.float32) for name, array in rest.items()}
+        return structure.merge(trained, loaded, rounded)
+
+    def opened(name: str) -> Weights:
+        return as_weights(NETWORKS[name], getattr(bundle(), name), where=step)
+
+    networks = {name: functools.partial(opened, name) for name in NETWORKS}
+    return Source(
+        origins=dict.fromkeys([*networks, "tokenizer", "schedule"], step),
+        networks=networks,
+        tokenizer=tokenizer_folder(config.networks),
+        schedule=structure.networks.schedule,
+        settings=(config.sampling, config.note),
+    )
+
+
+def _newest(path: Path) -> Path:
+    if (path / "state").is_dir():
+        return path
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    return max((step for step in folder.iterdir() if step.name.isdecimal()), key=lambda step: int(step.name))
+
+
+def _record(step: Path) -> dict[str, Any]:
+    try:
+        return json.loads((step / ITEMS[2] / "metadata").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{step} is damaged: its settings cannot be read ({error})") from error
+
+
+def _check_base(step: Path, known: dict[str, str] | None, structure: Structure) -> None:
+    """Raises UserError unless each network of the base is the one that the run began from."""
+    if known is None:
+        raise UserError(
+            f"{step} does not say what base model it was trained on; resume its run once, or train it again"
+        )
+    for name, now in resume.fingerprints(structure).items():
+        if known.get(name, "") != now:
+            where = structure.sources.get(name, "none")
+            raise UserError(
+                f"{step} was trained on another {name} than the base model has now ({where}; SHA-256 "
+                f"{known.get(name, '')[:12] or 'none'} then, {now[:12] or 'none'} now); name the old base before it"
+            )
+
+
+def _trained(step: Path) -> dict[str, np.ndarray]:
+    """What the run would export: the average of the trained parameters, or without one these. No optimizer's state."""
+    folder = (step / ITEMS[0]).resolve()
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            tree = checkpointer.metadata(folder).item_metadata.tree
+            name = "average" if tree.get("average") else "trained"
+            wanted = {name: dict.fromkeys(tree[name], 0)}
+            kinds = {name: dict.fromkeys(tree[name], ocp.RestoreArgs(restore_type=np.ndarray))}
+            arguments = ocp.args.PyTreeRestore(item=wanted, restore_args=kinds, partial_restore=True)
+            return checkpointer.restore(folder, args=arguments)[name]
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0][:300]
+        raise UserError(f"{step} cannot be read, it is damaged or incomplete ({reason})") from error

@@ -1,0 +1,59 @@
+"""The weights in a component's folder, whichever library wrote them."""
+
+import functools
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from xpsr_jax.errors import UserError
+from xpsr_jax.weights import orbax_files, rules
+from xpsr_jax.weights.flax_files import read_msgpack
+from xpsr_jax.weights.pickles import read_pickle
+from xpsr_jax.weights.tensors import Tensor
+from xpsr_jax.weights.torch_files import STEMS, read_file, read_shards
+
+Read = Callable[[Path], dict[str, Tensor]]
+# Extension, names (diffusers', transformers') and reader of each kind of file, first choice first.
+_KINDS: tuple[tuple[str, tuple[str, ...], Read], ...] = (
+    ("safetensors", STEMS, read_file),
+    ("bin", ("diffusion_pytorch_model", "pytorch_model"), read_pickle),
+    ("msgpack", ("diffusion_flax_model", "flax_model"), read_msgpack),
+)
+_NAMES = "|".join(stem for _, stems, _ in _KINDS for stem in stems)
+_VARIANT = re.compile(rf"(?:{_NAMES})\.(?:(\w+)\.(?:safetensors|bin)|(?:safetensors|bin)\.index\.(\w+)\.json)")
+
+
+def read_folder(folder: Path, names: rules.Names = rules.UNET, *, variant: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a component's folder by PyTorch's keys and in its layout; only what describes them is read yet.
+
+    Args:
+      names: of the network, for a checkpoint that has our paths (Orbax).
+      variant: read "model.VARIANT.safetensors" where there is one, such as "fp16", rather than "model.safetensors".
+        A folder with nothing but one variant is read without being asked.
+
+    Raises UserError if there are none, or a file is missing, truncated, corrupt, or cannot be read safely.
+    """
+    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    variants = {match[1] or match[2] for name in found if (match := _VARIANT.fullmatch(name))}
+    only = next(iter(variants)) if len(variants) == 1 else None
+    for choice in (variant, None) if variant else (None, only):
+        if (read := _find(folder, choice)) is not None:
+            return read()
+    if orbax_files.FOLDER in found:
+        tensors = orbax_files.read(folder / orbax_files.FOLDER)
+        return dict(rules.to_torch(path, tensor, names) for path, tensor in tensors.items())
+    if variants:
+        raise UserError(f"{folder} holds only variants: {', '.join(sorted(variants))}; say which (--variant)")
+    expected = " or ".join(f"{stem}.safetensors" for stem in STEMS)
+    raise UserError(f"{folder} holds no weights: expected {expected}, found {', '.join(found) or 'nothing'}")
+
+
+def _find(folder: Path, variant: str | None) -> Callable[[], dict[str, Tensor]] | None:
+    suffix = f".{variant}" if variant else ""
+    for extension, stems, read in _KINDS:
+        for stem in stems:
+            if (file := folder / f"{stem}{suffix}.{extension}").exists():
+                return functools.partial(read, file)
+            if (index := folder / f"{stem}.{extension}.index{suffix}.json").exists():
+                return functools.partial(read_shards, index, read)
+    return None

@@ -1,0 +1,118 @@
+"""What a path holds of a model, whatever its format, and several of them merged. Nothing large is read yet."""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from xpsr_jax.config import Sampling
+from xpsr_jax.diffusion.schedule import Schedule
+from xpsr_jax.errors import UserError
+from xpsr_jax.weights import single_file
+from xpsr_jax.weights.networks import NETWORKS, Weights, open_folder
+
+# Fields of `model_folder.Model` that are components, and their subfolders.
+SUBFOLDERS = {name: network.subfolder for name, network in NETWORKS.items()} | {
+    "tokenizer": "tokenizer",
+    "schedule": "scheduler",
+}
+SHIPPED_TOKENIZER = Path(__file__).parents[1] / "assets" / "tokenizer"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Components of a model.
+
+    Attributes:
+      origins: where each comes from, by the name of `Model`'s field; for people.
+      networks: what opens each network's weights.
+      tokenizer: its folder.
+      schedule: its folder, or itself.
+      settings: to sample with, and a note; None: as a model_index.json says.
+      folders: that may have a model_index.json, of which the last one's settings hold.
+    """
+
+    origins: Mapping[str, Path]
+    networks: Mapping[str, Callable[[], Weights]]
+    tokenizer: Path | None = None
+    schedule: Path | Schedule | None = None
+    settings: tuple[Sampling, str] | None = None
+    folders: tuple[Path, ...] = ()
+
+
+def open_source(path: Path, *, variant: str | None = None, ema: bool = False) -> Source:
+    """A model folder (PyTorch's files, Flax's or Orbax's) or a single file.
+
+    Args:
+      variant: of a folder's weight files, such as "fp16", where a component has it.
+      ema: take a single file's averaged UNet.
+
+    Raises UserError if it is neither, or the single file cannot be read.
+    """
+    if path.is_file() and path.suffix in single_file.SUFFIXES:
+        return _open_single_file(path, ema=ema)
+    if not path.is_dir():
+        problem = "is a file" if path.exists() else "does not exist"
+        folders = listed(SUBFOLDERS)
+        raise UserError(
+            f"{path} {problem}; expected a model folder with the subfolders {folders}, "
+            f"or a single file of Stable Diffusion ({', '.join(single_file.SUFFIXES)})"
+        )
+    if is_training_checkpoint(path):
+        raise UserError(f"{path} is a training checkpoint: convert_weights.py makes a model folder of it")
+    found = {name: path / sub for name, sub in SUBFOLDERS.items() if (path / sub).is_dir()}
+    networks = {
+        name: functools.partial(open_folder, NETWORKS[name], folder, variant=variant)
+        for name, folder in found.items()
+        if name in NETWORKS
+    }
+    return Source(found, networks, found.get("tokenizer"), found.get("schedule"), folders=(path,))
+
+
+def is_training_checkpoint(path: Path) -> bool:
+    """Whether it is what train.py saves during a run: a checkpoint, or the run's folder of them, or the run's."""
+    steps = [path, *path.glob("[0-9]*"), *path.glob("checkpoints/[0-9]*")]
+    return any((step / "state").is_dir() and (step / "config").is_dir() for step in steps)
+
+
+def merge(sources: Sequence[Source]) -> Source:
+    """All that the sources have; of what several have, the last one's."""
+    merged = Source({}, {})
+    for source in sources:
+        merged = Source(
+            {**merged.origins, **source.origins},
+            {**merged.networks, **source.networks},
+            source.tokenizer or merged.tokenizer,
+            source.schedule or merged.schedule,
+            source.settings or merged.settings,
+            merged.folders + source.folders,
+        )
+    return merged
+
+
+def require(source: Source, names: Sequence[str], paths: Sequence[Path]) -> None:
+    """Raises UserError saying which of the components are nowhere, and what is there."""
+    if missing := [name for name in names if name not in source.origins]:
+        there = sorted({entry.name for path in paths if path.is_dir() for entry in path.iterdir() if entry.is_dir()})
+        found = ", ".join(f"{name}/" for name in there) or "no subfolders"
+        where = ", ".join(map(str, paths))
+        raise UserError(f"{where}: no {listed(missing)}; expected the subfolders {listed(names)}, found {found}")
+
+
+def listed(names: Iterable[str]) -> str:
+    return ", ".join(f"{SUBFOLDERS[name]}/" for name in names)
+
+
+def _open_single_file(file: Path, *, ema: bool) -> Source:
+    content = single_file.read_single_file(file, ema=ema)
+
+    def opened(config: dict, tensors: dict) -> Weights:
+        return Weights(file, config, tensors)
+
+    networks = {name: functools.partial(opened, *parts) for name, parts in content.networks.items()}
+    origins = dict.fromkeys(networks, file)
+    if content.version == 1:
+        # All of version 1 have these. Version 2 comes with two schedules, between which nothing in the file decides.
+        origins |= {"tokenizer": SHIPPED_TOKENIZER, "schedule": file}
+        return Source(origins, networks, SHIPPED_TOKENIZER, single_file.SCHEDULE_1)
+    return Source(origins, networks)

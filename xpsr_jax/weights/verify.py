@@ -1,0 +1,88 @@
+"""Whether a converted network is the one that it was made of: the same tensors, the same results."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xpsr_jax.errors import UserError
+from xpsr_jax.models.layers import Compute
+from xpsr_jax.weights.networks import (
+    AUTOENCODER,
+    CONTROLNET,
+    TEXT_ENCODER,
+    Network,
+    Weights,
+    checked,
+    load_network,
+    open_folder,
+)
+from xpsr_jax.weights.tensors import contiguous
+
+
+def verify_network(network: Network, source: Weights, folder: Path, *, dtype: Any = None) -> None:
+    """Compares what was converted with what is in the folder, both read again.
+
+    Every tensor is compared bit for bit, cast to `dtype` (None: as it is), and so is what both networks compute of a
+    small random input.
+
+    Raises UserError naming what differs: then a disk, a memory or this program is broken.
+    """
+    _, before = checked(network, source)
+    config, after = checked(network, open_folder(network, folder))
+    differing = [path for path, tensor in before.items() if not _same(tensor.read(), after[path].read(), dtype)]
+    if differing:
+        raise UserError(f"{folder}: not what was to be written, in {', '.join(differing)}; convert it again")
+    compute = Compute(param_dtype=jnp.dtype(dtype or jnp.float32))
+    first = _compute(network, load_network(network, source, config=config, compute=compute))
+    second = _compute(network, load_network(network, folder, config=config, compute=compute))
+    if not all(np.array_equal(a, b) for a, b in zip(first, second, strict=True)):
+        raise UserError(f"{folder}: the network computes something else than {source.where}; convert it again")
+
+
+def _same(before: np.ndarray, after: np.ndarray, dtype: Any) -> bool:
+    before = contiguous(before, dtype)
+    return before.dtype == after.dtype and before.tobytes() == contiguous(after).tobytes()
+
+
+def _compute(network: Network, module: Any) -> list[np.ndarray]:
+    """All that a network gives for a small random input, operation by operation: to compile it takes minutes."""
+    rng, config = np.random.default_rng(0), module.config
+
+    def normal(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.standard_normal(shape, np.float32))
+
+    outputs: Any
+    if network is TEXT_ENCODER:
+        length = config.max_position_embeddings
+        outputs = module(jnp.asarray(rng.integers(0, config.vocab_size, (1, length)), jnp.int32))
+    elif network is AUTOENCODER:
+        size = 2 ** len(config.block_out_channels)
+        outputs = (
+            module.moments(normal(1, size, size, config.in_channels)),
+            module.decode(normal(1, 2, 2, config.latent_channels)),
+        )
+    else:
+        size = 2 ** (len(config.block_out_channels) - 1)
+        latents, timesteps = normal(1, size, size, config.in_channels), jnp.array([500])
+        text = normal(1, 4, config.cross_attention_dim)
+        if network is CONTROLNET:
+            pixels = size * 2 ** (len(config.conditioning_embedding_out_channels) - 1)
+            features = module.encode_image(jnp.abs(normal(1, pixels, pixels, config.conditioning_channels)) % 1)
+            outputs = features, module(latents, timesteps, text, text, features)
+        else:
+            outputs = module(latents, timesteps, text, *_residuals(module, size, normal))
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(outputs)]
+
+
+def _residuals(unet: Any, size: int, normal: Any) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    """As a ControlNet would give them: one for conv_in, and of each level one a layer and one halved."""
+    config = unet.config
+    last = len(config.block_out_channels) - 1
+    sizes = [size]
+    for level in range(last + 1):
+        sizes += [size >> level] * config.layers_per_block + [size >> (level + 1)] * (level < last)
+    residuals = tuple(normal(1, s, s, c) for s, c in zip(sizes, config.feature_channels, strict=True))
+    return residuals, normal(1, sizes[-1], sizes[-1], config.block_out_channels[-1])
