@@ -1,0 +1,127 @@
+"""Measures the restoring of one image, 128 -> 512 in 2 steps, by a random model of full size: seconds, peak memory.
+
+    python benchmarks/sample_full_size.py --work DIR
+
+The model (UNet and ControlNet of XPSR, Stable Diffusion 1.5's autoencoder and text encoder; float32, 8 GB of DIR) is
+written first. Then two fresh processes, one after the other, load it and restore an image as sample.py does: the first
+with an empty compilation cache, the second with what that one left there. Everything is removed at the end.
+"""
+
+import argparse
+import functools
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import xpsr_jax
+from xpsr_jax.config import Sampling
+from xpsr_jax.data.captions import Caption
+from xpsr_jax.diffusion import Schedule
+from xpsr_jax.inference.compilation import use_compilation_cache
+from xpsr_jax.inference.restore import Restorer
+from xpsr_jax.weights import model_folder
+from xpsr_jax.weights.networks import NETWORKS, abstract, parameters
+from xpsr_jax.weights.rules import to_torch
+from xpsr_jax.weights.tensors import Tensor
+from xpsr_jax.weights.torch_files import write_folder, write_json
+
+TOKENIZER = Path(xpsr_jax.__file__).parent / "assets" / "tokenizer"
+CAPTION = Caption("A grey cat sleeps on a red sofa.", "The image is blurry, with strong noise.")
+SAMPLING = Sampling(steps=2)  # the paper's, with guidance
+
+
+def write_random_model(folder: Path) -> None:
+    """A model folder at full size in the released layout, float32, a tensor in memory at a time."""
+    model_folder.save({"schedule": Schedule(), "tokenizer": TOKENIZER}, folder)
+    for network in NETWORKS.values():
+        config = network.config()
+        tensors = {}
+        for path, param in parameters(abstract(network, config)).items():
+            read = functools.partial(random_parameter, path, param.shape)
+            key, tensor = to_torch(path, Tensor(path, param.shape, np.dtype(np.float32), read), network.names)
+            tensors[key] = tensor
+        (folder / network.subfolder).mkdir()
+        write_json(config.to_json(), folder / network.subfolder / "config.json")
+        write_folder(tensors, folder / network.subfolder, network.stem, where=folder)
+
+
+def random_parameter(path: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Of a size that keeps activations near 1."""
+    if path.endswith((".scale", ".bias")):
+        return np.full(shape, float(path.endswith(".scale")), np.float32)
+    values = np.random.default_rng(list(path.encode())).standard_normal(shape, np.float32)
+    return values / np.sqrt(np.prod(shape[:-1]), dtype=np.float32)
+
+
+def restore_once(folder: Path) -> None:
+    """In a fresh process: loads, restores twice, prints the seconds of each part and the process's peak memory."""
+    use_compilation_cache()
+    compiling = 0.0
+
+    def on_duration(event: str, seconds: float, **_: object) -> None:
+        nonlocal compiling
+        if event.startswith("/jax/core/compile/"):
+            compiling += seconds
+
+    jax.monitoring.register_event_duration_secs_listener(on_duration)
+    with timed("load"):
+        model = xpsr_jax.load(folder)
+    report_peak("after loading")
+    restorer = Restorer(model, SAMPLING)
+    image = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
+    with timed("first image, all of it"):
+        restorer([image], [CAPTION])
+    print(f"{'of which compiling':32s} {compiling:8.1f} s")
+    marks = [time.perf_counter()]
+    restorer([image], [CAPTION], on_steps=lambda _: marks.append(time.perf_counter()))
+    marks.append(time.perf_counter())
+    print(f"{'second image: start, first step':32s} {marks[1] - marks[0]:8.1f} s")
+    print(f"{'second image: a step':32s} {marks[2] - marks[1]:8.1f} s")
+    print(f"{'second image: decode, colours':32s} {marks[3] - marks[2]:8.1f} s")
+    report_peak("in all")
+
+
+@contextmanager
+def timed(name: str) -> Iterator[None]:
+    begin = time.perf_counter()
+    yield
+    print(f"{name:32s} {time.perf_counter() - begin:8.1f} s", flush=True)
+
+
+def report_peak(name: str) -> None:
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    print(f"{'peak memory ' + name:32s} {int(status['VmHWM'].split()[0]) * 1024 / 1e9:8.2f} GB", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, help="folder for what is written meanwhile")
+    parser.add_argument("--restore", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.restore:
+        restore_once(arguments.restore)
+        return
+    with tempfile.TemporaryDirectory(dir=arguments.work) as work:
+        folder = Path(work) / "model"
+        with timed("write the random model"):
+            write_random_model(folder)
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        print(f"{'its weights':32s} {size / 1e9:8.2f} GB", flush=True)
+        for name in ("empty compilation cache", "second start"):
+            print(f"\n{name}", flush=True)
+            environment = os.environ | {"XPSR_JAX_CACHE": str(Path(work) / "cache")}
+            command = [sys.executable, __file__, "--restore", str(folder)]
+            with timed("the whole process"):
+                subprocess.run(command, env=environment, check=True)
+
+
+if __name__ == "__main__":
+    main()
