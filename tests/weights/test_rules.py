@@ -195,4 +195,9 @@ def test_parts_that_are_not_built_are_skipped_and_only_those(fusion, skipped, ve
     key = "down_blocks.0.attentions.7.norm.weight"
     if fusion != "low":
         with pytest.raises(WeightsError, match=f"unknown: {key}"):
-            rules.match({**file, key: file["conv_in.bias"]}, wanted, rules.CONTROLNET, where="test")
+            rules.match(
+                {**file, key: dataclasses.replace(file["conv_in.bias"], name=key)},
+                wanted,
+                rules.CONTROLNET,
+                where="test",
+            )

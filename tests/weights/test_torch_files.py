@@ -102,7 +102,9 @@ def test_truncated_files(keep, tmp_path):
     file = tmp_path / "model.safetensors"
     write_file(lazy(arrays()), file, where="test")
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(UserError, match=r"model\.safetensors \([\d,]+ bytes\) is truncated, corrupt or no safetensors"):
+    with pytest.raises(
+        UserError, match=r"model\.safetensors \([\d,]+ bytes\) is truncated, corrupt or no \.safetensors"
+    ):
         read_folder(tmp_path)
 
 
