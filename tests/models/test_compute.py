@@ -47,6 +47,6 @@ def test_remat_changes_no_gradient_and_keeps_fewer_activations(io):
     plain, plain_kept = differentiated(False)
     remat, remat_kept = differentiated(True)
     for one, other in zip(jax.tree.leaves(remat), jax.tree.leaves(plain), strict=True):
-        assert error(one, other) <= 3e-4  # measured: 1.1e-5, on another processor 7.9e-5
+        assert error(one, other) <= 1e-4  # measured: 1.1e-5
     parameter_count = sum(leaf.size for leaf in jax.tree.leaves(plain))
     assert remat_kept - parameter_count < 0.3 * (plain_kept - parameter_count)

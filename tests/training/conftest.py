@@ -13,11 +13,12 @@ from xpsr_jax.training.export import load_tokenizer
 from xpsr_jax.training.images import open_images
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def compiled_quickly() -> Iterator[None]:
     """Half the time of compilation for hardly more time of execution: these steps are long programs on small arrays.
 
-    Also in the processes that these tests start.
+    Also in the processes that these tests start. Of each module: a folder is no package to pytest, and a fixture of
+    that scope would stay until the last of all tests.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
