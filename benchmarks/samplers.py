@@ -59,6 +59,8 @@ class Arguments:
     """The training configuration that names the photographs it held out."""
     output: Path = Path("outputs/samplers")
     """Folder to write to."""
+    photographs: int | None = None
+    """How many of the photographs; none: all."""
     crops: int = 1
     """Crops of each photograph."""
     samplers: tuple[str, ...] = tuple(SAMPLERS)
@@ -82,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: Arguments) -> None:
     use_compilation_cache()
     check_writable(arguments.output)
-    crops = cut_crops(arguments.photos, load_config(arguments.config).images.exclude, count=arguments.crops)
+    held_out = load_config(arguments.config).images.exclude[: arguments.photographs]
+    crops = cut_crops(arguments.photos, held_out, count=arguments.crops)
     model = xpsr_jax.load(arguments.model)
     compared = settings(model.defaults, arguments.samplers, arguments.steps, arguments.spacing)
     results, seconds = restore_side_by_side(model, crops, compared)
@@ -125,8 +128,9 @@ def restore_side_by_side(
 ) -> tuple[dict[str, list[Image]], dict[str, list[float]]]:
     """Results and seconds of each of `compared` on each crop."""
     restorers = {name: Restorer(model, sampling) for name, sampling in compared.items()}
-    for restorer in tqdm(restorers.values(), desc="compiling", disable=None):
-        restorer([crops[0].lr], [crops[0].caption])
+    # One program serves any number of steps.
+    for sampling in tqdm({dataclasses.replace(each, steps=1) for each in compared.values()}, "compiling", disable=None):
+        Restorer(model, sampling)([crops[0].lr], [crops[0].caption])
     results: dict[str, list[Image]] = {name: [] for name in compared}
     seconds: dict[str, list[float]] = {name: [] for name in compared}
     for crop in tqdm(crops, desc="restoring", disable=None):
