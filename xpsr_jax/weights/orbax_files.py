@@ -18,7 +18,7 @@ from xpsr_jax.weights.tensors import Tensor
 
 FOLDER = "orbax"
 # Bytes that are on their way to the disk at a time, beside the arrays themselves.
-_CONCURRENT_GB = 1
+_CONCURRENT_GB = 0.1
 
 
 def write(arrays: Iterable[tuple[str, np.ndarray]], folder: Path) -> None:
@@ -26,7 +26,9 @@ def write(arrays: Iterable[tuple[str, np.ndarray]], folder: Path) -> None:
 
     Raises UserError if the folder cannot be written.
     """
-    tree = dict(arrays)
+    # As JAX's arrays, on the host: of numpy's, Orbax copies all at once, whatever the limit.
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        tree = {path: jax.device_put(array) for path, array in arrays}
     try:
         with _checkpointer() as checkpointer:
             checkpointer.save(folder.resolve(), args=ocp.args.PyTreeSave(tree))
