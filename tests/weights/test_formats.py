@@ -243,3 +243,15 @@ def test_a_killed_conversion_leaves_no_half_of_a_model(number, released, tmp_pat
     if number == signal.SIGKILL:
         convert([open_source(released)], tmp_path / "out")
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_array_larger_than_what_is_written_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(orbax_files, "_CONCURRENT_BYTES", 1000)
+    arrays = {"large": np.arange(1000, dtype=np.float32), "small": np.ones(3, np.float16)}
+    orbax_files.write(arrays.items(), tmp_path / "orbax")
+    tensors = orbax_files.read(tmp_path / "orbax")
+    assert tensors.keys() == arrays.keys()
+    for path, array in arrays.items():
+        read = tensors[path].read()
+        assert read.dtype == array.dtype
+        np.testing.assert_array_equal(read, array)

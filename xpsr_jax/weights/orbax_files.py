@@ -17,8 +17,8 @@ from xpsr_jax.errors import UserError
 from xpsr_jax.weights.tensors import Tensor
 
 FOLDER = "orbax"
-# Bytes that are on their way to the disk at a time, beside the arrays themselves.
-_CONCURRENT_GB = 0.1
+# Bytes that are on their way to the disk at a time, beside the arrays themselves; one array must fit.
+_CONCURRENT_BYTES = 100_000_000
 
 
 def write(arrays: Iterable[tuple[str, np.ndarray]], folder: Path) -> None:
@@ -30,7 +30,8 @@ def write(arrays: Iterable[tuple[str, np.ndarray]], folder: Path) -> None:
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         tree = {path: jax.device_put(array) for path, array in arrays}
     try:
-        with _checkpointer() as checkpointer:
+        limit = max([_CONCURRENT_BYTES, *(array.nbytes for array in tree.values())])
+        with _checkpointer(limit) as checkpointer:
             checkpointer.save(folder.resolve(), args=ocp.args.PyTreeSave(tree))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} cannot be written: {error}") from error
@@ -69,8 +70,10 @@ def restore(folder: Path, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict[
         raise _incomplete(folder, error) from error
 
 
-def _checkpointer() -> Any:
-    handler = ocp.PyTreeCheckpointHandler(use_zarr3=True, save_concurrent_gb=_CONCURRENT_GB)
+def _checkpointer(concurrent_bytes: int = _CONCURRENT_BYTES) -> Any:
+    # A fraction of a GB is taken, though the annotation says int; a little more, for it is rounded on the way.
+    limit: Any = 1.01 * concurrent_bytes / 1e9
+    handler = ocp.PyTreeCheckpointHandler(use_zarr3=True, save_concurrent_gb=limit)
     return ocp.Checkpointer(handler)
 
 
