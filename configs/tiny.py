@@ -127,7 +127,7 @@ def config(variant: str = "default") -> Config:
         # Its targets are never degraded.
         data=dataclasses.replace(xpsr.data, negative_target_probability=0.0),
         networks=Networks(base=(xpsr.run_folder / "model",)),
-        loss=Loss(constraint=0.0, reconstruction=1.0, perceptual=1.0, metric="dists", patch=64),
+        loss=Loss(reconstruction=1.0, perceptual=1.0, metric="dists", patch=64),
         optimizer=dataclasses.replace(autoencoder.optimizer, learning_rate=5e-4, warmup=50),
         validation=Validation(every=500, sampling=SAMPLING),
     )

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from xpsr_jax.data.captions import Caption, describe, read_captions
 from xpsr_jax.data.degradation import XPSR, degrade
+from xpsr_jax.data.jpeg import to_uint8
 from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.fidelity import psnr_y, ssim_y
 from xpsr_jax.evaluation.perceptual import Dists, Lpips
@@ -54,8 +55,8 @@ def cut_crops(photos: Path, names: Sequence[str], *, count: int, size: int = 512
             top, left = (int(rng.integers(side - size + 1)) for side in photo.shape[:2])
             original = np.ascontiguousarray(photo[top : top + size, left : left + size])
             degraded = degrade(original.astype(np.float32) / 255, XPSR, rng)
-            lr = np.rint(255 * degraded.lr).astype(np.uint8)
-            crops.append(Crop(name, original, lr, Caption(captions[name].high, describe(degraded.drawn))))
+            caption = Caption(captions[name].high, describe(degraded.drawn))
+            crops.append(Crop(name, original, to_uint8(degraded.lr), caption))
     return crops
 
 

@@ -1,6 +1,5 @@
 """The parameters as training begins: loaded, copied or random (method §5), each straight into its sharding."""
 
-import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -15,17 +14,13 @@ from xpsr_jax import sharding
 from xpsr_jax.models.controlnet import unet_twin
 from xpsr_jax.training.structure import Structure
 from xpsr_jax.weights.folders import read_folder
-from xpsr_jax.weights.networks import NETWORKS
-from xpsr_jax.weights.rules import match, torch_key
+from xpsr_jax.weights.networks import CONDITIONAL_ATTENTION, CONSTRAINT_HEADS, NETWORKS
+from xpsr_jax.weights.rules import holds, match, torch_key
 from xpsr_jax.weights.tensors import read_finite
 
 Parameters = dict[str, Array]
-# What a base may lack as a whole, to be initialised as in a new network: Stable Diffusion's UNet has no Conditional
-# Attention (method §5), a ControlNet published for sampling has no Degradation-Free Constraint heads.
-_MAY_LACK = {
-    "unet": re.compile(r".*\.pixel_attentions\..*"),
-    "controlnet": re.compile(r"(.*\.to_rgbs|conv_degradation|conv_degradation_mid)\..*"),
-}
+# What a base may lack as a whole is initialised as in a new network (method §5).
+_MAY_LACK = {"unet": CONDITIONAL_ATTENTION, "controlnet": CONSTRAINT_HEADS}
 
 
 def initial_parameters(
@@ -84,9 +79,9 @@ def load_parameters(
         network, prefix = NETWORKS[name], f"{name}."
         tensors = read_folder(folder, network.names)
         expected = {p.removeprefix(prefix): shape.shape for p, shape in shapes.items() if p.startswith(prefix)}
-        optional = {p for p in expected if name in _MAY_LACK and _MAY_LACK[name].fullmatch(p)}
-        if not any(torch_key(p, network.names) in tensors for p in optional):
-            expected = {p: shape for p, shape in expected.items() if p not in optional}
+        if name in _MAY_LACK and not holds(tensors, _MAY_LACK[name]):
+            keys = {p: torch_key(p, network.names) for p in expected}
+            expected = {p: shape for p, shape in expected.items() if not holds([keys[p]], _MAY_LACK[name])}
         matched = match(tensors, expected, network.names, where=folder)
         needed = {p: tensor for p, tensor in matched.items() if prefix + p in targets}
         for p, array in read_finite(needed, where=folder, dtype=jnp.float32):

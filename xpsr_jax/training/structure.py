@@ -87,7 +87,8 @@ def make_structure(config: Config) -> Structure:
         each other; a pattern of `trained` matches nothing, or nothing is left to train.
     """
     components = COMPONENTS[config.stage]
-    networks, sources = _resolve(config.networks, components, constrained=config.loss.constraint > 0)
+    constrained = config.stage == "xpsr" and config.loss.constraint > 0
+    networks, sources = _resolve(config.networks, components, constrained=constrained)
     _check_fit(networks, components, crop_size=config.data.crop_size)
     compute = Compute(
         dtype=jnp.dtype(config.precision.dtype),

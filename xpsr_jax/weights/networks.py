@@ -22,8 +22,10 @@ from xpsr_jax.weights.folders import read_folder
 from xpsr_jax.weights.tensors import Tensor, WeightsError, read_finite
 from xpsr_jax.weights.torch_files import STEMS, read_json, write_folder, write_json
 
-_HEADS = r"^conv_degradation(_mid)?\.|^controlnet_cond_embedding\.to_rgbs\."
-_CONDITIONAL_ATTENTION = r"\.pixel_attentions\."
+# What a file may lack as a whole, by its keys: Stable Diffusion's UNet has no Conditional Attention, and only training
+# needs the Degradation-Free Constraint's heads.
+CONSTRAINT_HEADS = r"^conv_degradation(_mid)?\.|^controlnet_cond_embedding\.to_rgbs\."
+CONDITIONAL_ATTENTION = r"\.pixel_attentions\."
 # What only diffusers' Flax models had in their config.json, which changes no result.
 _FLAX_ONLY = {"dtype", "use_memory_efficient_attention", "split_head_dim", "sample_size"}
 
@@ -168,8 +170,9 @@ def load_network(
     config = config or parse_config(network, weights.config, where)
     options = {}
     if network is CONTROLNET:
-        heads = rules.holds(weights.tensors, _HEADS) if with_constraint_heads is None else with_constraint_heads
-        options["with_constraint_heads"] = heads
+        if with_constraint_heads is None:
+            with_constraint_heads = rules.holds(weights.tensors, CONSTRAINT_HEADS)
+        options["with_constraint_heads"] = with_constraint_heads
     module = abstract(network, config, compute=compute, **options)
     shapes = {path: param.shape for path, param in parameters(module).items()}
     matched = rules.match(weights.tensors, shapes, network.names, where=where)
@@ -223,8 +226,8 @@ def checked(network: Network, weights: Weights) -> tuple[Any, dict[str, Tensor]]
     config = parse_config(network, weights.config, weights.where)
     options: dict[str, Any] = {}
     if network is CONTROLNET:
-        options["with_constraint_heads"] = rules.holds(weights.tensors, _HEADS)
-    if network is UNET and not rules.holds(weights.tensors, _CONDITIONAL_ATTENTION):
+        options["with_constraint_heads"] = rules.holds(weights.tensors, CONSTRAINT_HEADS)
+    if network is UNET and not rules.holds(weights.tensors, CONDITIONAL_ATTENTION):
         config = dataclasses.replace(config, conditional_attention=False)
     shapes = {path: param.shape for path, param in parameters(abstract(network, config, **options)).items()}
     return config, rules.match(weights.tensors, shapes, network.names, where=weights.where)
