@@ -30,7 +30,7 @@ class Arguments:
     dtype: Literal["same", "float32", "float16", "bfloat16"] = "same"
     """Type of the weights; same: as they are, bit for bit."""
     variant: str | None = None
-    """Read files such as model.fp16.safetensors, where a component has them: --variant fp16."""
+    """Read files such as model.fp16.safetensors: --variant fp16. Of a component that has none, the plain files."""
     ema: bool = False
     """Take the averaged UNet of a single file that has it beside the trained one."""
     shard_gb: float | None = None
@@ -46,7 +46,7 @@ def main(arguments: Arguments) -> None:
         raise UserError("name at least one folder or file to convert")
     # Imported late, so that --help is quick.
     from xpsr_jax.weights.convert import convert
-    from xpsr_jax.weights.sources import Source, is_training_checkpoint, open_source
+    from xpsr_jax.weights.sources import SUBFOLDERS, Source, is_training_checkpoint, lacking_variant, merge, open_source
     from xpsr_jax.weights.tensors import FLOATS, together
 
     def opened(i: int, path: Path) -> Source:
@@ -57,8 +57,10 @@ def main(arguments: Arguments) -> None:
         return open_checkpoint(path, bases=arguments.sources[:i])
 
     parts = [lambda i=i, path=path: opened(i, path) for i, path in enumerate(arguments.sources)]
+    sources = together(*parts)
+    lacking = lacking_variant(merge(sources), arguments.variant) if arguments.variant else []
     done = convert(
-        together(*parts),
+        sources,
         arguments.output,
         to=arguments.to,
         dtype=FLOATS.get(arguments.dtype),
@@ -67,8 +69,10 @@ def main(arguments: Arguments) -> None:
         overwrite=arguments.overwrite,
         progress=sys.stderr.isatty(),
     )
+    plain = {SUBFOLDERS[name] for name in lacking}
     for subfolder, source in done.sources.items():
-        print(f"{subfolder + '/':14s} from {source}")
+        note = f" (which has no {arguments.variant} files)" if subfolder in plain else ""
+        print(f"{subfolder + '/':14s} from {source}{note}")
     verified = ", verified" if arguments.verify else ""
     print(f"{arguments.output}: {done.tensors:,} tensors, {done.parameters:,} parameters{verified}")
     if done.missing:

@@ -48,7 +48,12 @@ class Arguments:
         tuple[Path, ...],
         tyro.conf.arg(metavar="DIR...", help_behavior_hint="(default: the one that ships with the package)"),
     ] = ()
-    """Model folder. Of several, a later one's components are taken first: Stable Diffusion 1.5's, then XPSR's."""
+    """Model folder, or single file of Stable Diffusion. Of several, a later one's components are taken first: Stable
+    Diffusion 1.5's, then XPSR's."""
+    variant: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: the plain files)")] = (
+        None
+    )
+    """Variant of the weight files, such as fp16 for model.fp16.safetensors."""
     captions: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
     """JSON lines with the images' captions. Image paths are relative to this file, or to the input folder."""
     missing_captions: Literal["error", "empty"] = "error"
@@ -140,7 +145,7 @@ def run(arguments: Arguments) -> int:
     check_writable(arguments.output)
 
     folders = arguments.model or (TINY_MODEL,)
-    model = xpsr_jax.load(*folders, dtype=jnp.dtype(arguments.dtype))
+    model = xpsr_jax.load(*folders, dtype=jnp.dtype(arguments.dtype), variant=arguments.variant)
     print(f"Model: {', '.join(map(str, folders))}. {model.note}")
     if not arguments.model:
         print("This is the model that ships with the package: it is small and knows 42 photographs.")

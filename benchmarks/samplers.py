@@ -4,13 +4,12 @@ python benchmarks/samplers.py --photos PHOTOS [--model DIR]
 
 The crops are those of benchmarks/tiny_quality.py. Everything but the sampler is the model's own setting. Programs are
 compiled beforehand; then every sampler restores a crop at every number of steps before the next crop's turn, so that
-whatever slows the machine down meanwhile slows all of them. Writes samplers.md, samplers.csv (every single number) and
-samplers.png into the output folder.
+whatever slows the machine down meanwhile slows all of them. Writes samplers.csv (every single number, crop by crop: the
+same command goes on where it was stopped), samplers.md and samplers.png into the output folder.
 """
 
 import csv
 import dataclasses
-import io
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,14 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tyro
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import xpsr_jax
 from xpsr_jax.config import Sampling, load_config
 from xpsr_jax.errors import UserError
-from xpsr_jax.evaluation.crops import SEED, Crop, Image, Scores, cut_crops, enlarge, measure
+from xpsr_jax.evaluation.crops import SEED, Crop, cut_crops, enlarge, measure
 from xpsr_jax.inference.compilation import use_compilation_cache
 from xpsr_jax.inference.image_io import check_writable
 from xpsr_jax.inference.restore import Restorer, not_a_number
@@ -47,6 +46,9 @@ SAMPLERS: dict[str, dict[str, Any]] = {
 BICUBIC = "bicubic"
 SHOWN = ("LPIPS (alex)", "DISTS", "PSNR-Y")
 SECONDS = "seconds"
+# A line of samplers.csv, and means by method and column.
+Row = dict[str, str]
+Scores = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -87,21 +89,27 @@ def run(arguments: Arguments) -> None:
     held_out = load_config(arguments.config).images.exclude[: arguments.photographs]
     crops = cut_crops(arguments.photos, held_out, count=arguments.crops)
     model = xpsr_jax.load(arguments.model)
-    compared = settings(model.defaults, arguments.samplers, arguments.steps, arguments.spacing)
-    results, seconds = restore_side_by_side(model, crops, compared)
-    scores = measure(crops, {BICUBIC: [enlarge(crop.lr, crop.original.shape) for crop in crops]} | results)
-    for name, times in seconds.items():
-        scores[name][SECONDS] = times
     defaults = model.defaults
+    compared = settings(defaults, arguments.samplers, arguments.steps, arguments.spacing)
+    restorers = {name: Restorer(model, sampling) for name, sampling in compared.items()}
+    file = arguments.output / "samplers.csv"
+    rows = read_rows(file, (BICUBIC, *compared))
+    if len(rows) < len(crops) * (1 + len(compared)):
+        compile_programs(model, crops[0], compared)
+    for i, crop in enumerate(tqdm(crops, desc="crops", disable=None)):
+        if not any(row["crop"] == str(i) for row in rows):
+            rows += measure_crop(i, crop, restorers)
+            with new_file(file) as temporary:
+                write_rows(rows, temporary)
+    scores = means(rows)
     photographs = len({crop.name for crop in crops})
     heading = (
         f"{len(crops)} crops of {photographs} photographs, full degradation, 128 → 512, seed {SEED}; "
         f"guidance {defaults.guidance_scale} ({defaults.guidance_form}), start {defaults.start}. Means over the crops."
     )
     table = f"{heading}\n\n{markdown(scores)}"
-    for name, text in (("samplers.md", table), ("samplers.csv", as_csv(crops, scores))):
-        with new_file(arguments.output / name) as file:
-            file.write_text(text, encoding="utf-8")
+    with new_file(arguments.output / "samplers.md") as temporary:
+        temporary.write_text(table, encoding="utf-8")
     print(f"\n{table}\nwritten to {arguments.output}")
     plot(scores, arguments.output / "samplers.png")
 
@@ -123,77 +131,92 @@ def settings(
     }
 
 
-def restore_side_by_side(
-    model: Model, crops: Sequence[Crop], compared: Mapping[str, Sampling]
-) -> tuple[dict[str, list[Image]], dict[str, list[float]]]:
-    """Results and seconds of each of `compared` on each crop."""
-    restorers = {name: Restorer(model, sampling) for name, sampling in compared.items()}
-    # One program serves any number of steps.
+def compile_programs(model: Model, crop: Crop, compared: Mapping[str, Sampling]) -> None:
+    """One program serves any number of steps."""
     for sampling in tqdm({dataclasses.replace(each, steps=1) for each in compared.values()}, "compiling", disable=None):
-        Restorer(model, sampling)([crops[0].lr], [crops[0].caption])
-    results: dict[str, list[Image]] = {name: [] for name in compared}
-    seconds: dict[str, list[float]] = {name: [] for name in compared}
-    for crop in tqdm(crops, desc="restoring", disable=None):
-        for name, restorer in restorers.items():
-            begin = time.perf_counter()
-            (restored,) = restorer([crop.lr], [crop.caption])
-            seconds[name].append(time.perf_counter() - begin)
-            if restored is None:
-                raise UserError(not_a_number(f"{crop.name} ({name})"))
-            results[name].append(restored)
-    return results, seconds
+        Restorer(model, sampling)([crop.lr], [crop.caption])
+
+
+def measure_crop(index: int, crop: Crop, restorers: Mapping[str, Restorer]) -> list[Row]:
+    """Restores a crop by every sampler at every number of steps, one right after the other, and compares."""
+    results = {BICUBIC: enlarge(crop.lr, crop.original.shape)}
+    seconds: dict[str, float] = {}
+    for name, restorer in restorers.items():
+        begin = time.perf_counter()
+        (restored,) = restorer([crop.lr], [crop.caption])
+        seconds[name] = time.perf_counter() - begin
+        if restored is None:
+            raise UserError(not_a_number(f"{crop.name} ({name})"))
+        results[name] = restored
+    scores = measure([crop], {name: [image] for name, image in results.items()})
+    return [
+        {"crop": str(index), "image": crop.name, "method": name}
+        | {metric: repr(values[0]) for metric, values in scores[name].items()}
+        | {SECONDS: repr(seconds[name]) if name in seconds else ""}
+        for name in results
+    ]
+
+
+def read_rows(file: Path, methods: Sequence[str]) -> list[Row]:
+    """What an earlier run measured. Raises UserError if it compared something else."""
+    if not file.exists():
+        return []
+    with file.open(newline="", encoding="utf-8") as text:
+        rows = list(csv.DictReader(text))
+    if {row["method"] for row in rows} != set(methods):
+        raise UserError(f"{file} is of other samplers or steps: name another --output, or remove it")
+    return rows
+
+
+def write_rows(rows: Sequence[Row], file: Path) -> None:
+    """A line for each crop and method."""
+    with file.open("w", newline="", encoding="utf-8") as text:
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def means(rows: Sequence[Row]) -> Scores:
+    """The mean of every column of numbers, by method."""
+    scores: Scores = {}
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        columns = [name for name in own[0] if name not in ("crop", "image", "method") and own[0][name]]
+        scores[method] = {name: sum(float(row[name]) for row in own) / len(own) for name in columns}
+    return scores
 
 
 def markdown(scores: Scores) -> str:
-    """The table: means over the crops."""
+    """The table."""
     lines = [f"| | {' | '.join((*SHOWN, SECONDS))} |", "|---|" + "---|" * (len(SHOWN) + 1)]
     for name, metrics in scores.items():
-        cells = [f"{np.mean(metrics[metric]):.{2 if metric == 'PSNR-Y' else 4}f}" for metric in SHOWN]
-        cells.append(f"{np.mean(metrics[SECONDS]):.2f}" if SECONDS in metrics else "")
+        cells = [f"{metrics[metric]:.{2 if metric == 'PSNR-Y' else 4}f}" for metric in SHOWN]
+        cells.append(f"{metrics[SECONDS]:.2f}" if SECONDS in metrics else "")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def as_csv(crops: Sequence[Crop], scores: Scores) -> str:
-    """A line for each sampler, number of steps and crop."""
-    text = io.StringIO()
-    columns = [*scores[BICUBIC], SECONDS]
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", "image", *columns])
-    for name, metrics in scores.items():
-        for i, crop in enumerate(crops):
-            writer.writerow([name, crop.name, *(metrics[column][i] if column in metrics else "" for column in columns)])
-    return text.getvalue()
-
-
 def plot(scores: Scores, file: Path) -> None:
     """LPIPS, DISTS and seconds over the number of steps, a line for each sampler."""
-    try:
-        import matplotlib
-
-        matplotlib.use("agg")
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise UserError("the plot needs matplotlib: pip install matplotlib") from error
-    lines: dict[str, list[tuple[int, dict[str, list[float]]]]] = {}
+    lines: dict[str, list[tuple[int, dict[str, float]]]] = {}
     for name, metrics in scores.items():
         if name != BICUBIC:
             sampler, _, steps = name.rpartition(", ")
             lines.setdefault(sampler, []).append((int(steps.split()[0]), metrics))
-    figure, panels = pyplot.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
+    figure = Figure(figsize=(15, 4.5), layout="constrained")
+    panels = figure.subplots(1, 3)
     for panel, metric in zip(panels, ("LPIPS (alex)", "DISTS", SECONDS), strict=True):
         for sampler, points in lines.items():
             steps = [count for count, _ in points]
-            panel.plot(steps, [np.mean(metrics[metric]) for _, metrics in points], marker="o", label=sampler)
+            panel.plot(steps, [metrics[metric] for _, metrics in points], marker="o", label=sampler)
         if metric in scores[BICUBIC]:
-            panel.axhline(np.mean(scores[BICUBIC][metric]), color="grey", linestyle="--", label=BICUBIC)
+            panel.axhline(scores[BICUBIC][metric], color="grey", linestyle="--", label=BICUBIC)
         panel.set(xlabel="steps", xscale="log", title=metric)
         panel.set_xticks(steps, labels=map(str, steps), minor=False)
         panel.minorticks_off()
     panels[0].legend(fontsize="small")
     with new_file(file) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
-    pyplot.close(figure)
 
 
 if __name__ == "__main__":

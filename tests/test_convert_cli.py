@@ -56,6 +56,20 @@ def test_stable_diffusion_s_own_unet_converts(released, tmp_path):  # noqa: F811
     assert load_file(tmp_path / "out" / "unet" / MODEL).keys() == stock.keys()
 
 
+def test_a_variant_that_only_some_have(released, tmp_path, capsys):  # noqa: F811
+    shutil.copytree(released, tmp_path / "source")
+    half = {key: array.astype("float16") for key, array in load_file(released / "unet" / MODEL).items()}
+    save_file(half, tmp_path / "source" / "unet" / MODEL.replace(".s", ".fp16.s"))
+    main(Arguments((tmp_path / "source",), tmp_path / "out", variant="fp16"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"unet/          from {tmp_path}/source/unet"
+    assert lines[1] == f"controlnet/    from {tmp_path}/source/controlnet (which has no fp16 files)"
+    types = {
+        n: {str(a.dtype) for a in load_file(tmp_path / "out" / n / MODEL).values()} for n in ("unet", "controlnet")
+    }
+    assert types == {"unet": {"float16"}, "controlnet": {"float32"}}
+
+
 def test_refuses_what_it_cannot_do(released, tmp_path):  # noqa: F811
     def refused(sources, match, output=tmp_path / "out", **options):
         with pytest.raises(UserError, match=match):
@@ -68,6 +82,7 @@ def test_refuses_what_it_cannot_do(released, tmp_path):  # noqa: F811
     refused([tmp_path], "no networks to convert; expected some of the subfolders unet/, controlnet/")
     refused([released], "would replace the source", output=released.parent, overwrite=True)
     refused([released], "would replace the source", output=released, overwrite=True)
+    refused([released], "no weights come in the variant fp16; variants found: none", variant="fp16")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "unet").mkdir()
     refused([released], "taken exists already", output=tmp_path / "taken")

@@ -13,9 +13,14 @@ from safetensors.numpy import load_file, save_file
 
 import sample
 from tests.inference.tiny_model import tiny_model
+from tests.weights.conftest import random_tensors
+from tests.weights.ldm import single_file
+from tests.weights.test_single_file import AUTOENCODER_CONFIG, NETWORKS, TEXT_1, UNET_1
 from xpsr_jax.inference.image_io import read_image
 from xpsr_jax.inference.restore import not_a_number
+from xpsr_jax.weights.convert import convert
 from xpsr_jax.weights.model_folder import save
+from xpsr_jax.weights.sources import open_source
 
 ROOT = Path(__file__).parents[1]
 RNG = np.random.default_rng(0)
@@ -60,6 +65,33 @@ def test_a_folder_is_restored(model_folder, photos, tmp_path):
     assert all(read_image(output / name).shape == (32, 32, 3) for name in outputs(output))
     assert "It is a test's." in run.stdout and "2 of 2 images restored" in run.stdout
     assert "Traceback" not in run.stderr
+
+
+def restored(photos, output, *model):
+    argv = [photos / "b.png", "--output", output, "--captions", photos / "captions.jsonl", "--model", *model]
+    assert sample.main([str(argument) for argument in argv]) == 0
+    return read_image(output / "b.png")
+
+
+def test_a_model_of_orbax(model_folder, photos, tmp_path):
+    convert([open_source(model_folder)], tmp_path / "orbax", to="orbax")
+    expected = restored(photos, tmp_path / "from_torch", model_folder)
+    np.testing.assert_array_equal(restored(photos, tmp_path / "from_orbax", tmp_path / "orbax"), expected)
+
+
+def test_a_single_file_and_the_released_layout(photos, tmp_path):
+    """Stable Diffusion as one file brings all but XPSR's networks."""
+    save(tiny_model(AUTOENCODER_CONFIG, dataclasses.replace(TEXT_1, vocab_size=49408)), tmp_path / "whole")
+    for name in ("unet", "controlnet"):
+        shutil.copytree(tmp_path / "whole" / name, tmp_path / "checkpoint-1" / name)
+    vae, text = (load_file(next((tmp_path / "whole" / n).glob("*.safetensors"))) for n in ("vae", "text_encoder"))
+    stock = random_tensors(NETWORKS["unet"], UNET_1)
+    file = single_file(stock, vae, text, version=1, layers=2, attended_up={1}, levels=2)
+    save_file({key: np.ascontiguousarray(array) for key, array in file.items()}, tmp_path / "sd.safetensors")
+    shutil.copyfile(tmp_path / "whole" / "model_index.json", tmp_path / "checkpoint-1" / "model_index.json")
+    expected = restored(photos, tmp_path / "from_whole", tmp_path / "whole")
+    from_parts = restored(photos, tmp_path / "from_parts", tmp_path / "sd.safetensors", tmp_path / "checkpoint-1")
+    np.testing.assert_array_equal(from_parts, expected)
 
 
 def one_line(capsys, argv, *, code=1):

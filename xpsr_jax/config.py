@@ -278,6 +278,8 @@ class Config:
       note: what the exported model says of itself.
       log_every, checkpoint_every: so many steps.
       keep: newest checkpoints kept.
+      profile: steps to trace, from the third that this process runs, into the run's folder; 0: none.
+      wandb: project of Weights & Biases to log to as well; None: none.
     """
 
     name: str = "xpsr"
@@ -301,6 +303,8 @@ class Config:
     log_every: int = 50
     checkpoint_every: int = 5000
     keep: int = 2
+    profile: int = 0
+    wandb: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep"):

@@ -1,20 +1,21 @@
 import dataclasses
 
 import cv2
-import numpy as np
 import pytest
 
-from benchmarks.samplers import BICUBIC, SAMPLERS, SECONDS, as_csv, markdown, plot, settings
+from benchmarks.samplers import BICUBIC, SAMPLERS, SECONDS, markdown, means, plot, read_rows, settings, write_rows
 from xpsr_jax.config import Sampling
-from xpsr_jax.data.captions import Caption
 from xpsr_jax.errors import UserError
-from xpsr_jax.evaluation.crops import METRICS, Crop
+from xpsr_jax.evaluation.crops import METRICS
 
-CROPS = [Crop(name, *np.zeros((2, 8, 8, 3), np.uint8), Caption("", "")) for name in ("a.png", "b.png")]
-SCORES = {BICUBIC: {metric: [0.5, 0.7] for metric in METRICS}} | {
-    name: {metric: [0.1, 0.2] for metric in METRICS} | {SECONDS: [1.0, 2.0]}
-    for name in ("DDPM, 5 steps", "DDPM, 10 steps", "UniPC, 5 steps", "UniPC, 10 steps")
-}
+METHODS = ("DDPM, 5 steps", "DDPM, 10 steps", "UniPC, 5 steps", "UniPC, 10 steps")
+ROWS = [
+    {"crop": str(i), "image": f"{i}.png", "method": method}
+    | dict.fromkeys(METRICS, repr(value + (method == BICUBIC)))
+    | {SECONDS: "" if method == BICUBIC else repr(10 * value)}
+    for i, value in enumerate((0.1, 0.2))
+    for method in (BICUBIC, *METHODS)
+]
 
 
 def test_every_sampler_at_every_number_of_steps():
@@ -29,17 +30,22 @@ def test_every_sampler_at_every_number_of_steps():
         settings(defaults, ("Heun",), (5,), ())
 
 
-def test_table_and_numbers():
-    lines = markdown(SCORES).splitlines()
+def test_table():
+    lines = markdown(means(ROWS)).splitlines()
     assert lines[0] == "| | LPIPS (alex) | DISTS | PSNR-Y | seconds |"
-    assert lines[2] == "| bicubic | 0.6000 | 0.6000 | 0.60 |  |"
+    assert lines[2] == "| bicubic | 1.1500 | 1.1500 | 1.15 |  |"
     assert lines[-1] == "| UniPC, 10 steps | 0.1500 | 0.1500 | 0.15 | 1.50 |"
-    numbers = as_csv(CROPS, SCORES).splitlines()
-    assert numbers[0] == "method,image,PSNR-Y,SSIM-Y,LPIPS (alex),DISTS,seconds"
-    assert numbers[2] == "bicubic,b.png,0.7,0.7,0.7,0.7,"
-    assert len(numbers) == 1 + 2 * len(SCORES)
+
+
+def test_going_on_with_what_was_measured(tmp_path):
+    file = tmp_path / "samplers.csv"
+    assert read_rows(file, (BICUBIC, *METHODS)) == []
+    write_rows(ROWS, file)
+    assert read_rows(file, (BICUBIC, *METHODS)) == ROWS
+    with pytest.raises(UserError, match=r"samplers\.csv is of other samplers or steps"):
+        read_rows(file, (BICUBIC, *METHODS[:2]))
 
 
 def test_plot(tmp_path):
-    plot(SCORES, tmp_path / "samplers.png")
+    plot(means(ROWS), tmp_path / "samplers.png")
     assert cv2.imread(str(tmp_path / "samplers.png")).shape[1] > 1000

@@ -20,26 +20,29 @@ from xpsr_jax.weights.model_folder import Model
 SAMPLING = Sampling(steps=2, guidance_scale=1.5, process_size=32)
 
 
-def tiny_model() -> Model:
+AUTOENCODER = AutoencoderConfig(
+    block_out_channels=(4, 4, 8),
+    down_block_types=("DownEncoderBlock2D",) * 3,
+    up_block_types=("UpDecoderBlock2D",) * 3,
+    layers_per_block=1,
+    norm_num_groups=4,
+)
+TEXT_ENCODER = TextEncoderConfig(hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+
+
+def tiny_model(autoencoder: AutoencoderConfig = AUTOENCODER, text_encoder: TextEncoderConfig = TEXT_ENCODER) -> Model:
     """Latents are a quarter of the image's size. No parameter is left at zero, so that every input counts."""
     unet = UNetConfig(
         block_out_channels=(8, 8),
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         layers_per_block=1,
-        cross_attention_dim=8,
+        cross_attention_dim=text_encoder.hidden_size,
         attention_head_dim=2,
         norm_num_groups=4,
     )
-    controlnet = ControlNetConfig.like_unet(unet, conditioning_embedding_out_channels=(4, 4, 8))
-    autoencoder = AutoencoderConfig(
-        block_out_channels=(4, 4, 8),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        layers_per_block=1,
-        norm_num_groups=4,
-    )
-    text_encoder = TextEncoderConfig(hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    widths = (4, 4, 8)[-len(autoencoder.block_out_channels) :]
+    controlnet = ControlNetConfig.like_unet(unet, conditioning_embedding_out_channels=widths)
     return Model(
         unet=_random(lambda rngs: UNet(unet, rngs=rngs)),
         controlnet=_random(lambda rngs: ControlNet(controlnet, rngs=rngs)),

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -52,37 +53,54 @@ def whole(images, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "whole"
     validation = Validation(every=STEPS // 2, count=2, sampling=tiny.config().sampling)
     with compilations() as compiled:
-        assert train(config(images, run, validation=validation)) == run / "model"
+        assert train(config(images, run, validation=validation, profile=2)) == run / "model"
     return run, compiled
 
 
 def test_a_run_leaves_what_its_folder_says(whole):
     run, _ = whole
     assert {path.name for path in run.iterdir()} == {
+        "README.md",
         "config.json",
         "checkpoints",
+        "log.txt",
+        "losses.png",
         "metrics.jsonl",
         "model",
+        "profile",
         "samples",
         "tensorboard",
     }
     assert [line["step"] for line in metrics(run)] == list(range(1, STEPS + 1))
     assert sorted(int(path.name) for path in (run / "checkpoints").iterdir()) == [10, STEPS]  # 5 was not kept
     pictures = sorted((run / "samples").iterdir())
-    names = [f"00000{step:02d}_validation_{i}.png" for step in (STEPS // 2, STEPS) for i in (0, 1)]
+    names = [
+        f"00000{s:02d}_validation_{i}{c}.png" for s in (STEPS // 2, STEPS) for i in (0, 1) for c in ("", "_constraint")
+    ]
     assert [path.name for path in pictures] == names
     assert cv2.imread(str(pictures[0])).shape == (tiny.SIZE, 3 * tiny.SIZE, 3)
+    # Two pixel heads, latent heads of one size, the mid block's.
+    assert cv2.imread(str(pictures[1])).shape == (tiny.SIZE, 4 * tiny.SIZE, 3)
+    assert cv2.imread(str(run / "losses.png")).std() > 1
+    assert list((run / "profile").rglob("*.xplane.pb"))
+    said = (run / "log.txt").read_text().splitlines()
+    assert len(said) == 1 + STEPS + 1 and f"trace of steps 3 to 4 in {run / 'profile'}" in said[4]
+    last = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d 12: .*loss \S+.*, mse \S+; \S+ images/s, 0:00:00 to go"
+    assert re.fullmatch(last, said[-1]), said[-1]
     record = json.loads((run / "config.json").read_text())
     assert (record["steps"], record["photographs"], record["data"]["crop_size"]) == (STEPS, 5, tiny.SIZE)
 
 
 def test_each_step_of_training_and_of_its_two_validations_is_compiled_once(whole):
     _, compiled = whole
-    assert {name: compiled.count(name) for name in ("step", "_prepare", "_advance", "_finish")} == {
+    assert {
+        name: compiled.count(name) for name in ("step", "_prepare", "_advance", "_finish", "_predict_constraint")
+    } == {
         "step": 1,
         "_prepare": 1,
         "_advance": 1,
         "_finish": 1,
+        "_predict_constraint": 1,
     }
 
 

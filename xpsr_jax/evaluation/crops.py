@@ -89,7 +89,8 @@ def comparison(metric: Lpips | Dists) -> Callable[[list[Image], Image], np.ndarr
 
     @jax.jit
     def compare(metric, images, reference):
-        return jax.vmap(lambda image: metric(image[None], reference[None])[0])(images)
+        # One after the other: VGG16's features of one image take gigabytes as it is.
+        return jax.lax.map(lambda image: metric(image[None], reference[None])[0], images)
 
     def of_8_bits(images: list[Image], reference: Image) -> np.ndarray:
         return np.asarray(compare(metric, jnp.asarray(np.stack(images)) / 255, jnp.asarray(reference) / 255))

@@ -1,6 +1,9 @@
-"""What a run says: its terms to the terminal, to metrics.jsonl and to TensorBoard, pictures to TensorBoard."""
+"""What a run says, to the terminal, to files, to TensorBoard and, if asked, to Weights & Biases."""
 
 import contextlib
+import datetime
+import importlib
+import importlib.util
 import json
 import math
 import time
@@ -17,6 +20,20 @@ from tqdm import tqdm
 from xpsr_jax.errors import UserError
 from xpsr_jax.weights.atomic import new_file
 
+_README = """\
+A training run of XPSR. The same command goes on with it, if it was stopped.
+
+config.json     all settings
+log.txt         what was said in the terminal
+metrics.jsonl   every term of the loss, a line each so many steps
+losses.png      the same as curves (at the end)
+tensorboard/    the same, and the pictures: tensorboard --logdir .
+samples/        validation pictures: LR, restored, original; and what the constraint's heads predict
+checkpoints/    what going on needs, newest last
+profile/        a trace of some steps, if there was a --profile
+model/          the trained model (at the end): python sample.py PHOTO --model .../model
+"""
+
 
 class Log:
     """The log of one run, a context manager. Only the first process writes.
@@ -24,11 +41,24 @@ class Log:
     Args:
       run: the run's folder.
       first: step that the run starts from; what an earlier run logged after it is removed.
+      steps: at which it ends.
       batch_size: images a step.
+      wandb: project of Weights & Biases to log to; None: not there.
+      record: the run's settings, for the same.
     """
 
-    def __init__(self, run: Path, *, first: int, batch_size: int):
-        self._run, self._first, self._batch_size = run, first, batch_size
+    def __init__(
+        self,
+        run: Path,
+        *,
+        first: int,
+        steps: int,
+        batch_size: int,
+        wandb: str | None = None,
+        record: Mapping[str, Any] | None = None,
+    ):
+        self._run, self._first, self._steps, self._batch_size = run, first, steps, batch_size
+        self._wandb, self._record = wandb, record
         self._writes = jax.process_index() == 0
         self._unread: list[tuple[int, Mapping[str, Array], Int[np.ndarray, b]]] = []
         self._read: list[dict[str, float]] = []
@@ -37,7 +67,19 @@ class Log:
         self._timed = 0
 
     def __enter__(self) -> "Log":
+        self._bar = tqdm(
+            initial=self._first,
+            total=self._steps,
+            unit="step",
+            dynamic_ncols=True,
+            # Without a terminal the lines of `scalars` say it all.
+            disable=None if self._writes else True,
+        )
         if self._writes:
+            with new_file(self._run / "README.md") as temporary:
+                temporary.write_text(_README)
+            self._text = (self._run / "log.txt").open("a", buffering=1)
+            self._online = _open_wandb(self._wandb, self._run, self._record) if self._wandb else None
             file = self._run / "metrics.jsonl"
             with new_file(file) as temporary:
                 temporary.write_text("".join(_lines_until(file, self._first)))
@@ -46,13 +88,20 @@ class Log:
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self._bar.close()
         if self._writes:
+            if self._online is not None:
+                self._online.finish()
             self._board.close()
             self._metrics.close()
+            self._text.close()
 
     def say(self, text: str) -> None:
+        """A line to the terminal and, with the time, to log.txt."""
         if self._writes:
             tqdm.write(text)
+            now = datetime.datetime.now().isoformat(" ", "seconds")
+            self._text.write(f"{now} {text}\n")
 
     def add(self, step: int, terms: Mapping[str, Array], samples: Int[np.ndarray, "b"]) -> None:
         """Takes a step's terms and reads those of the step before: the host is one step ahead of the devices, not more.
@@ -64,6 +113,7 @@ class Log:
         """
         self.settle()
         self._unread.append((step, terms, samples))
+        self._bar.update()
 
     def settle(self) -> None:
         """Waits for the steps that were added. Raises UserError where the loss or a gradient is no longer a number."""
@@ -94,13 +144,24 @@ class Log:
             for name, value in means.items():
                 self._board.add_scalar(name, value, step)
             self._metrics.write(json.dumps({"step": step} | means) + "\n")
-            shown = (n for n in means if "_" not in n or n == "images_per_second")
-            self.say(f"{step}: " + ", ".join(f"{name} {means[name]:.4g}" for name in shown))
+            if self._online is not None:
+                self._online.log(means, step=step)
+            shown = ", ".join(f"{name} {means[name]:.4g}" for name in means if "_" not in name)
+            self._bar.set_postfix_str(shown)
+            self.say(f"{step}: {shown}{self._speed(step, means.get('images_per_second'))}")
         return means
+
+    def _speed(self, step: int, images_per_second: float | None) -> str:
+        if not images_per_second:
+            return ""
+        left = datetime.timedelta(seconds=round((self._steps - step) * self._batch_size / images_per_second))
+        return f"; {images_per_second:.4g} images/s, {left} to go"
 
     def pictures(self, step: int, pictures: Mapping[str, UInt8[np.ndarray, "h w 3"]]) -> None:
         for name, picture in pictures.items() if self._writes else ():
             self._board.add_image(name, picture, step, dataformats="HWC")
+            if self._online is not None:
+                self._online.log({name: importlib.import_module("wandb").Image(picture)}, step=step)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -109,6 +170,20 @@ class Log:
         yield
         if self._since is not None:
             self._since += time.monotonic() - began
+
+
+def check_wandb(project: str | None) -> None:
+    """Raises UserError if Weights & Biases is asked for and not installed: better now than after loading."""
+    if project is not None and importlib.util.find_spec("wandb") is None:
+        raise UserError(f"--wandb {project} needs Weights & Biases: pip install wandb, then wandb login")
+
+
+def _open_wandb(project: str | None, run: Path, record: Mapping[str, Any] | None) -> Any:
+    """A run of the folder's name, gone on with where there is one."""
+    wandb = importlib.import_module("wandb")
+    return wandb.init(
+        project=project, id=run.name, name=run.name, resume="allow", dir=str(run), config=dict(record or {})
+    )
 
 
 def _lines_until(file: Path, step: int) -> Iterator[str]:

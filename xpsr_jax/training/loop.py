@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-from tqdm import tqdm
 
 from xpsr_jax import sharding
 from xpsr_jax.config import Config
@@ -19,8 +18,10 @@ from xpsr_jax.training import resume
 from xpsr_jax.training.checkpoints import Checkpoints
 from xpsr_jax.training.export import export, load_tokenizer
 from xpsr_jax.training.images import open_images
-from xpsr_jax.training.log import Log
+from xpsr_jax.training.log import Log, check_wandb
 from xpsr_jax.training.parameters import initial_parameters
+from xpsr_jax.training.plot import plot_losses
+from xpsr_jax.training.profiling import Profiler
 from xpsr_jax.training.state import abstract_state, initial_state, make_optimizer
 from xpsr_jax.training.step import make_step
 from xpsr_jax.training.structure import make_structure
@@ -31,8 +32,7 @@ from xpsr_jax.weights.torch_files import write_json
 def train(config: Config) -> Path | None:
     """Runs or resumes the training in `config.run_folder` and exports the model when its last step is done.
 
-    The run folder holds config.json, checkpoints/, metrics.jsonl, tensorboard/, samples/ (validation pictures) and, at
-    the end, model/.
+    The run folder's README.md says what is in it.
 
     Returns:
       The exported model folder; None when the run was stopped early (SIGTERM, Ctrl-C): its state is saved.
@@ -41,6 +41,7 @@ def train(config: Config) -> Path | None:
       UserError: settings or files that cannot be trained with (nothing is written then), or a loss that is no number.
     """
     run = config.run_folder
+    check_wandb(config.wandb)
     mesh = sharding.make_mesh(config.mesh)
     if config.batch_size % (mesh.size * config.accumulation):
         raise UserError(
@@ -90,16 +91,27 @@ def train(config: Config) -> Path | None:
         step = make_step(config, structure, optimizer, abstract, mesh)
         validator = Validator(config, structure, tokenizer=tokenizer, mesh=mesh)
 
-        with Log(run, first=first, batch_size=config.batch_size) as log, stop_signals() as stopped:
+        with (
+            Log(
+                run,
+                first=first,
+                steps=config.steps,
+                batch_size=config.batch_size,
+                wandb=config.wandb,
+                record=record,
+            ) as log,
+            Profiler(run / "profile", first=first, steps=config.profile, say=log.say) as profiler,
+            stop_signals() as stopped,
+        ):
             log.say(f"{run}: step {first} of {config.steps}, {len(source)} photographs, {mesh.size} devices")
             for change in changed:
                 log.say(f"changed since: {change}")
-            steps = range(first + 1, config.steps + 1)
-            for done in tqdm(steps, initial=first, total=config.steps, disable=jax.process_index() > 0, mininterval=5):
+            for done in range(first + 1, config.steps + 1):
                 batch = next(data)
                 samples = batch.pop("index")
                 state, terms = step(state, frozen, constants, sharding.shard_batch(batch, mesh))
                 log.add(done, terms, samples)
+                profiler.after(done, terms)
                 last = done == config.steps
                 if done % config.log_every == 0 or last:
                     log.scalars(done)
@@ -114,6 +126,8 @@ def train(config: Config) -> Path | None:
                     with log.paused():
                         log.pictures(done, validator(state.result, frozen, done))
         checkpoints.wait()
+        if jax.process_index() == 0:
+            plot_losses(run / "metrics.jsonl", run / "losses.png")
         return export(
             run / "model",
             config=config,

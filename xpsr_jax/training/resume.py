@@ -21,7 +21,7 @@ from xpsr_jax.weights.tensors import contiguous
 # Fields that may change: they say how long, how fast, how often, where or how it is shown, not what is trained and on
 # what. Anything else would make it another run. The base may be elsewhere: its fingerprints are compared.
 MAY_CHANGE = re.compile(
-    r"name|run|steps|note|networks\.base|log_every|checkpoint_every|keep|accumulation"
+    r"name|run|steps|note|networks\.base|log_every|checkpoint_every|keep|profile|wandb|accumulation"
     r"|images\.(folder|captions|lr_captions|cache)"
     r"|mesh\..*|validation\..*|sampling\..*|precision\.(attention|remat)|optimizer\.(learning_rate|schedule|warmup)"
 )

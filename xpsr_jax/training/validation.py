@@ -1,19 +1,24 @@
-"""Pictures that show how far a training is: LR, restored and original side by side, of fixed crops and degradations."""
+"""Pictures that show how far a training is, of fixed crops and degradations.
+
+LR, restored and original side by side; and what the Degradation-Free Constraint's heads make of the LR image.
+"""
 
 import dataclasses
 from typing import Any
 
 import cv2
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from xpsr_jax.config import Config
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.data.degradation import degrade
 from xpsr_jax.data.jpeg import to_uint8
-from xpsr_jax.data.pipeline import random_crop
+from xpsr_jax.data.pipeline import random_crop, tokenize
 from xpsr_jax.data.quality import describe
+from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.inference.image_io import write_png
 from xpsr_jax.inference.restore import restore
 from xpsr_jax.training.export import as_model
@@ -34,6 +39,7 @@ class Validator:
         self._reconstruct = jax.jit(
             lambda *parts, image: (n := structure.merge(*parts).autoencoder).decode(n.encode(image))
         )
+        self._predict = jax.jit(self._predict_constraint)
 
     def __call__(self, parameters: Parameters, frozen: Parameters, step: int) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
         """Writes samples/<step>_<i>.png in the run's folder and returns the same pictures by name."""
@@ -56,12 +62,33 @@ class Validator:
             restored = restore(model, lrs, captions, sampling, seed=_SEED, mesh=self._mesh)
             rows = [[_enlarge(lr, hr), out, hr] for lr, hr, out in zip(lrs, hrs, restored, strict=True)]
         pictures = {f"validation_{i}": np.concatenate(row, axis=1) for i, row in enumerate(rows)}
+        if self._config.stage == "xpsr" and self._config.loss.constraint > 0:
+            for i, example in enumerate(self._examples):
+                pictures[f"validation_{i}_constraint"] = self._constraint(parameters, frozen, *example)
         if jax.process_index() == 0:
             folder = self._config.run_folder / "samples"
             folder.mkdir(parents=True, exist_ok=True)
             for name, picture in pictures.items():
                 write_png(folder / f"{step:07d}_{name}.png", picture)
         return pictures
+
+    def _predict_constraint(self, *parameters: Parameters, **inputs: Array) -> tuple[Array, ...]:
+        networks, schedule = self._structure.merge(*parameters), self._structure.networks.schedule
+        return constraint_predictions(networks, schedule=schedule, **inputs)
+
+    def _constraint(
+        self, parameters: Parameters, frozen: Parameters, lr: np.ndarray, hr: np.ndarray, caption: Caption
+    ) -> UInt8[np.ndarray, "h w 3"]:
+        high_ids, low_ids = (tokenize(text, self._tokenizer) for text in (caption.high, caption.low))
+        predictions = self._predict(
+            parameters,
+            frozen,
+            hr=hr / np.float32(127.5) - 1,
+            lr=_enlarge(lr, hr) / np.float32(255),
+            high_ids=high_ids,
+            low_ids=low_ids,
+        )
+        return to_uint8((np.concatenate(predictions, axis=1) + 1) / 2)
 
     def _make_examples(self) -> list[tuple[np.ndarray, np.ndarray, Caption]]:
         source = open_images(self._config.validation.images or self._config.images)
@@ -72,6 +99,38 @@ class Validator:
             degraded = degrade(crop.astype(np.float32) / 255, self._config.data.degradation, rng)
             examples.append((to_uint8(degraded.lr), crop, Caption(sample.caption.high, describe(degraded.drawn, rng))))
         return examples
+
+
+def constraint_predictions(
+    networks: Any,
+    *,
+    hr: Float[Array, "h w 3"],
+    lr: Float[Array, "h w 3"],
+    high_ids: Int[Array, "77"],
+    low_ids: Int[Array, "77"],
+    schedule: Schedule,
+) -> tuple[Float[Array, "h w 3"], ...]:
+    """What the heads of the Degradation-Free Constraint predict of the clean image (paper, eq. 3), at its size.
+
+    First the pixel heads, finest first; then, decoded, the last latent head of each scale, and the mid block's. The
+    ControlNet sees the clean latents half way into the noise, as it might in training.
+
+    Args:
+      hr: in [-1, 1], for its latents alone.
+      lr: in [0, 1].
+
+    Returns: images in about [-1, 1].
+    """
+    latents = networks.autoencoder.encode(hr[None])
+    timestep = jnp.array([schedule.num_train_timesteps // 2])
+    noisy = schedule.add_noise(latents, jax.random.normal(jax.random.key(_SEED), latents.shape), timestep)
+    features = networks.controlnet.encode_image(lr[None])
+    high, low = networks.text_encoder(high_ids[None]), networks.text_encoder(low_ids[None])
+    *layers, mid = networks.controlnet(noisy, timestep, high, low, features).latent_predictions
+    last = {prediction.shape: prediction for prediction in layers}
+    enlarged = [jax.image.resize(prediction, latents.shape, "nearest") for prediction in (*last.values(), mid)]
+    pixels = [jax.image.resize(rgb[0], hr.shape, "nearest") for rgb in features.rgb_predictions]
+    return (*pixels, *networks.autoencoder.decode(jnp.concatenate(enlarged)))
 
 
 def _enlarge(lr: np.ndarray, hr: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:

@@ -34,7 +34,7 @@ def read_folder(folder: Path, names: rules.Names = rules.UNET, *, variant: str |
     Raises UserError if there are none, or a file is missing, truncated, corrupt, or cannot be read safely.
     """
     found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    variants = {match[1] or match[2] for name in found if (match := _VARIANT.fullmatch(name))}
+    variants = variants_in(folder)
     only = next(iter(variants)) if len(variants) == 1 else None
     for choice in (variant, None) if variant else (None, only):
         if (read := _find(folder, choice)) is not None:
@@ -46,6 +46,12 @@ def read_folder(folder: Path, names: rules.Names = rules.UNET, *, variant: str |
         raise UserError(f"{folder} holds only variants: {', '.join(sorted(variants))}; say which (--variant)")
     expected = " or ".join(f"{stem}.safetensors" for stem in STEMS)
     raise UserError(f"{folder} holds no weights: expected {expected}, found {', '.join(found) or 'nothing'}")
+
+
+def variants_in(folder: Path) -> set[str]:
+    """The variants that a component's weights come in, such as "fp16"; without the plain one."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return {match[1] or match[2] for name in names if (match := _VARIANT.fullmatch(name))}
 
 
 def _find(folder: Path, variant: str | None) -> Callable[[], dict[str, Tensor]] | None:

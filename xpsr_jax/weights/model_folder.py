@@ -25,7 +25,7 @@ from xpsr_jax.models.text_encoder import TextEncoder
 from xpsr_jax.models.unet import UNet
 from xpsr_jax.weights.atomic import new_folder
 from xpsr_jax.weights.networks import CONTROLNET, NETWORKS, UNET, load_network, parse_config, save_network
-from xpsr_jax.weights.sources import SUBFOLDERS, merge, open_source, require
+from xpsr_jax.weights.sources import SUBFOLDERS, lacking_variant, merge, open_source, require
 from xpsr_jax.weights.tensors import together
 from xpsr_jax.weights.torch_files import read_json, write_json
 
@@ -80,7 +80,7 @@ def load_networks(
       with_constraint_heads: build the Degradation-Free Constraint's heads; None: if the file has them.
       compute: kernel, remat and separate dtypes, instead of `dtype`.
       mesh: to split the parameters over; None: all on one device. An Orbax folder is restored straight into its parts.
-      variant: of the weight files, such as "fp16", where a component has it.
+      variant: of the weight files, such as "fp16"; of a component that has none, the plain files.
 
     Raises:
       UserError: it is no such folder, or a file cannot be read.
@@ -88,6 +88,8 @@ def load_networks(
     """
     source = open_source(Path(folder), variant=variant)
     require(source, ("unet", "controlnet"), [Path(folder)])
+    if variant:
+        lacking_variant(source, variant)
     compute = compute or Compute(dtype=dtype, param_dtype=dtype)
 
     def read_controlnet() -> ControlNet:
@@ -128,6 +130,8 @@ def load(
     sources = [open_source(path, variant=variant) for path in paths]
     source = merge(sources)
     require(source, tuple(SUBFOLDERS), paths)
+    if variant:
+        lacking_variant(source, variant)
     compute = compute or Compute(dtype=dtype, param_dtype=dtype)
     # What is small and may be wrong comes before what is large.
     assert source.schedule is not None and source.tokenizer is not None

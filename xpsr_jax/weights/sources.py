@@ -9,6 +9,7 @@ from xpsr_jax.config import Sampling
 from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.errors import UserError
 from xpsr_jax.weights import single_file
+from xpsr_jax.weights.folders import variants_in
 from xpsr_jax.weights.networks import NETWORKS, Weights, open_folder
 
 # Fields of `model_folder.Model` that are components, and their subfolders.
@@ -97,6 +98,18 @@ def require(source: Source, names: Sequence[str], paths: Sequence[Path]) -> None
         found = ", ".join(f"{name}/" for name in there) or "no subfolders"
         where = ", ".join(map(str, paths))
         raise UserError(f"{where}: no {listed(missing)}; expected the subfolders {listed(names)}, found {found}")
+
+
+def lacking_variant(source: Source, variant: str) -> list[str]:
+    """Networks of which there are only files without the variant, which are read in its place.
+
+    Raises UserError if no network has the variant: then it is a mistake.
+    """
+    found = {name: variants_in(source.origins[name]) for name in source.networks}
+    if not any(variant in variants for variants in found.values()):
+        known = ", ".join(sorted(set().union(*found.values()))) or "none"
+        raise UserError(f"no weights come in the variant {variant}; variants found: {known}")
+    return [name for name, variants in found.items() if variant not in variants]
 
 
 def listed(names: Iterable[str]) -> str:
