@@ -1,0 +1,60 @@
+"""What a run says: to Weights & Biases when asked to, and as a plot."""
+
+import sys
+import types
+
+import cv2
+import numpy as np
+import pytest
+
+from xpsr_jax.errors import UserError
+from xpsr_jax.training.log import Log, check_wandb
+from xpsr_jax.training.plot import plot_losses
+
+SAMPLES = np.array([0])
+
+
+def test_weights_and_biases(tmp_path, monkeypatch):
+    calls = []
+    online = types.SimpleNamespace(
+        log=lambda values, step: calls.append((step, values)), finish=lambda: calls.append("finished")
+    )
+    module = types.ModuleType("wandb")
+    module.init = lambda **options: calls.append(options) or online
+    module.Image = lambda picture: picture.shape
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    with Log(tmp_path, first=0, steps=2, batch_size=4, wandb="xpsr", record={"seed": 3}) as log:
+        log.add(1, {"loss": np.float32(2), "gradient_norm": np.float32(1)}, SAMPLES)
+        log.scalars(1)
+        log.pictures(1, {"validation_0": np.zeros((2, 6, 3), np.uint8)})
+    assert calls == [
+        {
+            "project": "xpsr",
+            "id": tmp_path.name,
+            "name": tmp_path.name,
+            "resume": "allow",
+            "dir": str(tmp_path),
+            "config": {"seed": 3},
+        },
+        (1, {"loss": 2.0, "gradient_norm": 1.0}),
+        (1, {"validation_0": (2, 6, 3)}),
+        "finished",
+    ]
+
+
+def test_weights_and_biases_is_not_installed(monkeypatch):
+    check_wandb(None)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="--wandb xpsr needs Weights & Biases: pip install wandb"):
+        check_wandb("xpsr")
+
+
+def test_losses_are_drawn(tmp_path):
+    lines = [f'{{"step": {i}, "loss": {1 / i}, "mse": {-i}, "images_per_second": 3.0}}\n' for i in range(1, 30)]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    plot_losses(tmp_path / "metrics.jsonl", tmp_path / "losses.png")
+    picture = cv2.imread(str(tmp_path / "losses.png"))
+    assert picture.shape[1] == 2 * 4 * 120 and picture.std() > 10  # two panels
+    (tmp_path / "metrics.jsonl").write_text("")
+    plot_losses(tmp_path / "metrics.jsonl", tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
