@@ -117,4 +117,10 @@ def test_strict(tmp_path):
         "missing: text_model.final_layer_norm.bias (64,)",
         f"NaN or infinity: in {fused}",
     )
+    # Values of a network whose names and shapes are right, beside another's that are not.
+    refused(
+        lambda f: f.update({fused: np.full_like(f[fused], np.nan), "first_stage_model.x": np.zeros(2, np.float32)}),
+        f"NaN or infinity: in {fused}",
+        "unknown: first_stage_model.x",
+    )
     refused(lambda f: [f.pop(key) for key in list(f) if key.startswith("model.")], "is no Stable Diffusion checkpoint")

@@ -1,5 +1,6 @@
 """Converting weights into a model folder, checked against our networks and streamed one tensor at a time."""
 
+import collections
 import dataclasses
 import functools
 import shutil
@@ -121,14 +122,23 @@ def convert(
 
 
 def _open(source: Source) -> dict[str, _Job]:
-    """Everything that is wrong with any network's names and shapes, and in that case with its values, is one error."""
+    """All that is wrong with the networks' names and shapes, and in that case with their values, is one error."""
 
     def open_one(name: str) -> _Job:
         weights = source.networks[name]()
         return _Job(NETWORKS[name], weights, *checked(NETWORKS[name], weights))
 
+    def read_one(name: str) -> None:
+        job = open_one(name)
+        collections.deque(read_finite(job.tensors, where=job.weights.where), maxlen=0)
+
     names = [name for name in NETWORKS if name in source.networks]
-    return dict(zip(names, together(*(functools.partial(open_one, name) for name in names)), strict=True))
+    try:
+        return dict(zip(names, together(*(functools.partial(open_one, name) for name in names)), strict=True))
+    except UserError:
+        # Values are looked at as they are written. Nothing will be, so now is the time.
+        together(*(functools.partial(read_one, name) for name in names))
+        raise
 
 
 def _write_config(job: _Job, target: Path) -> None:
