@@ -2,14 +2,15 @@
 
 python sample.py photo.png folder/ --output restored --captions captions.jsonl
 
-Each INPUT is an image or a folder of images (searched with its subfolders). Restored images are PNG files under the
-same names in the output folder. Captions are JSON lines {"image": path, "high": what is in the picture, "low": how it
-is degraded}.
+Each INPUT is an image, a folder of images (searched with its subfolders) or a pattern such as "photos/**/*.jpg".
+Restored images are in the output folder under the same names. Captions are JSON lines {"image": path, "high": what is
+in the picture, "low": how it is degraded}. When the work is stopped, the same command goes on.
 """
 
 import dataclasses
 import functools
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,21 @@ from xpsr_jax.config import SAMPLING_PRESETS, Mesh, Sampling
 from xpsr_jax.data.captions import Caption, read_captions
 from xpsr_jax.errors import UserError
 from xpsr_jax.inference.compilation import use_compilation_cache
-from xpsr_jax.inference.image_io import Input, check_writable, list_inputs, read_image, read_size, write_png
+from xpsr_jax.inference.image_io import (
+    MAX_PIXELS,
+    SUFFIX_OF,
+    Format,
+    Input,
+    Picture,
+    check_writable,
+    list_inputs,
+    read_picture,
+    read_size,
+    write_picture,
+)
+from xpsr_jax.inference.manifest import Manifest
 from xpsr_jax.inference.restore import Restorer, not_a_number, plan_batches
+from xpsr_jax.inference.sizes import to_output_size
 from xpsr_jax.sharding import make_mesh
 
 TINY_MODEL = Path(xpsr_jax.__file__).parent / "assets" / "tiny"
@@ -41,7 +55,7 @@ class Arguments:
     """Settings left out are the preset's; without a preset, the model's own."""
 
     inputs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INPUT...", help_behavior_hint="")]
-    """Images and folders of images."""
+    """Images, folders of images, patterns."""
     output: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """Folder for the restored images; subfolders of an input folder are kept."""
     model: Annotated[
@@ -110,6 +124,12 @@ class Arguments:
     upscale: Annotated[int | None, _setting("N")] = None
     """How many times larger the result is."""
 
+    format: Format = "png"
+    """Of the restored images. JPEG has no transparency."""
+    quality: int = 95
+    """Of JPEG and WebP, 1 to 100."""
+    max_megapixels: float = MAX_PIXELS / 1e6
+    """Larger images are refused, and those that would be larger when restored."""
     seed: int = 0
     """The same image, seed and settings give the same result, whatever else is restored with it."""
     batch_size: int = 1
@@ -119,7 +139,7 @@ class Arguments:
     on_error: Literal["stop", "skip"] = "stop"
     """What to do about an image that cannot be read or restored. Skipped ones are reported, and the exit code is 1."""
     overwrite: bool = False
-    """Replace images that the output folder already has."""
+    """Make images anew that the output folder already has."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -139,8 +159,12 @@ def run(arguments: Arguments) -> int:
     use_compilation_cache()
     if arguments.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, not {arguments.batch_size}")
+    if not 1 <= arguments.quality <= 100:
+        raise UserError(f"--quality must be between 1 and 100, not {arguments.quality}")
     inputs = list_inputs(arguments.inputs, exclude=arguments.output)
-    outputs = output_paths(inputs, arguments.output, overwrite=arguments.overwrite)
+    outputs = output_paths(inputs, arguments.output, arguments.format)
+    manifest = Manifest(arguments.output)
+    there = [] if arguments.overwrite else outputs_there(inputs, outputs, manifest)
     captions = find_captions(inputs, arguments)
     check_writable(arguments.output)
 
@@ -150,6 +174,15 @@ def run(arguments: Arguments) -> int:
     if not arguments.model:
         print("This is the model that ships with the package: it is small and knows 42 photographs.")
     sampling = chosen_sampling(model.defaults, arguments)
+    settings = [used_settings(sampling, caption, arguments) for caption in captions]
+    for i in there:
+        if changed := manifest.differences(outputs[i], settings[i]):
+            raise UserError(
+                f"{outputs[i]} exists already, made with other settings ({'; '.join(changed)}): choose another "
+                "--output, or --overwrite"
+            )
+    if there:
+        print(f"{len(there)} of {len(inputs)} images were restored before.")
     devices = jax.local_devices()
     mesh = make_mesh(Mesh(data=-1, fsdp=1), devices) if len(devices) > 1 else None
     restorer = Restorer(model, sampling, batch_size=arguments.batch_size, mesh=mesh)
@@ -163,41 +196,81 @@ def run(arguments: Arguments) -> int:
         failed += 1
         tqdm.write(f"sample.py: {message}", file=sys.stderr)
 
+    max_pixels = round(arguments.max_megapixels * 1e6)
     sizes = {}
-    for i, each in enumerate(inputs):
+    for i in sorted(set(range(len(inputs))) - set(there)):
         try:
-            sizes[i] = restorer.network_size(*read_size(each.path))
+            sizes[i] = network_size(restorer, inputs[i].path, max_pixels)
         except UserError as error:
             fail(str(error))
     planned = list(sizes)
     with tqdm(total=len(planned) * restorer.steps, unit="step", disable=None) as bar:
         for batch in plan_batches(list(sizes.values()), restorer.capacity):
-            members, images = [], []
+            pictures: dict[int, Picture] = {}
             for i in (planned[j] for j in batch):
                 try:
-                    images.append(read_image(inputs[i].path))
-                    members.append(i)
+                    pictures[i] = read_picture(inputs[i].path, max_pixels=max_pixels)
                 except UserError as error:
                     fail(str(error))
                     bar.update(restorer.steps)
-            if not members:
+            if not pictures:
                 continue
-            bar.set_postfix_str(inputs[members[0]].name.name)
+            bar.set_postfix_str(inputs[min(pictures)].name.name)
+            begin = time.perf_counter()
             restored = restorer(
-                images,
-                [captions[i] for i in members],
+                [picture.rgb for picture in pictures.values()],
+                [captions[i] for i in pictures],
                 seed=arguments.seed,
-                on_steps=functools.partial(advance_bar, bar, len(members)),
+                on_steps=functools.partial(advance_bar, bar, len(pictures)),
             )
-            results = dict(zip(members, restored, strict=True))
-            for i, result in results.items():
-                if result is not None:
-                    write_png(outputs[i], result)
-            for i in (i for i, result in results.items() if result is None):
+            seconds = (time.perf_counter() - begin) / len(pictures)
+            results = dict(zip(pictures, restored, strict=True))
+            for i, rgb in results.items():
+                if rgb is not None:
+                    alpha = pictures[i].alpha
+                    if alpha is not None:  # which no network restores
+                        alpha = to_output_size(alpha, alpha.shape, upscale=sampling.upscale)
+                    write_picture(
+                        outputs[i],
+                        dataclasses.replace(pictures[i], rgb=rgb, alpha=alpha),
+                        format=arguments.format,
+                        quality=arguments.quality,
+                        when_complete=functools.partial(
+                            manifest.add, outputs[i], source=inputs[i].path, settings=settings[i], seconds=seconds
+                        ),
+                    )
+            for i in (i for i, rgb in results.items() if rgb is None):
                 fail(not_a_number(str(inputs[i].path)))
     skipped = f"; {failed} skipped" if failed else ""
     print(f"{len(inputs) - failed} of {len(inputs)} images restored to {arguments.output}{skipped}")
     return 1 if failed else 0
+
+
+def network_size(restorer: Restorer, path: Path, max_pixels: int) -> tuple[int, int]:
+    """The size at which the networks see an image. Raises UserError if it or the result is larger than it may be."""
+    size = read_size(path, max_pixels=max_pixels)
+    seen = restorer.network_size(*size)
+    for height, width in (seen, [side * restorer.sampling.upscale for side in size]):
+        if height * width > max_pixels:
+            raise UserError(
+                f"{path}: {size[1]} x {size[0]} pixels would be restored at {width} x {height}, which is more than "
+                f"{max_pixels / 1e6:g} million; --max-megapixels allows more"
+            )
+    return seen
+
+
+def used_settings(sampling: Sampling, caption: Caption, arguments: Arguments) -> dict[str, Any]:
+    """All that decides what an image becomes."""
+    model = [str(folder.resolve()) for folder in arguments.model] or ["the shipped one"]
+    files: dict[str, Any] = {"format": arguments.format}
+    if arguments.format in ("jpeg", "webp"):
+        files |= {"quality": arguments.quality}
+    return (
+        {"model": model, "variant": arguments.variant, "dtype": arguments.dtype, "seed": arguments.seed}
+        | dataclasses.asdict(caption)
+        | dataclasses.asdict(sampling)
+        | files
+    )
 
 
 def advance_bar(bar: tqdm, images: int, steps: int) -> None:
@@ -236,9 +309,9 @@ def chosen_sampling(defaults: Sampling, arguments: Arguments) -> Sampling:
     return dataclasses.replace(preset, **{field: value for field, value in given.items() if value is not None})
 
 
-def output_paths(inputs: Sequence[Input], folder: Path, *, overwrite: bool) -> list[Path]:
-    """Where each input's result goes: its name with .png. Raises if two would go to one place or something is there."""
-    outputs = [folder / each.name.with_suffix(".png") for each in inputs]
+def output_paths(inputs: Sequence[Input], folder: Path, format: Format) -> list[Path]:
+    """Where each input's result goes: under its name, with the format's ending. Raises if two would go to one place."""
+    outputs = [folder / each.name.with_suffix(SUFFIX_OF[format]) for each in inputs]
     taken: dict[Path, Path] = {}
     for each, output in zip(inputs, outputs, strict=True):
         if output in taken:
@@ -250,11 +323,20 @@ def output_paths(inputs: Sequence[Input], folder: Path, *, overwrite: bool) -> l
     for output in outputs:
         if output.resolve() in sources:
             raise UserError(f"{output} is an input and would be overwritten: choose another --output")
-    existing = [output for output in outputs if output.exists()]
-    if existing and not overwrite:
-        others = f", as do {len(existing) - 1} others" if len(existing) > 1 else ""
-        raise UserError(f"{existing[0]} exists already{others}: choose another --output, or --overwrite")
     return outputs
+
+
+def outputs_there(inputs: Sequence[Input], outputs: Sequence[Path], manifest: Manifest) -> list[int]:
+    """Which outputs are there already, made of these inputs. Raises if one is there that was not."""
+    existing = [i for i, output in enumerate(outputs) if output.exists()]
+    foreign = [outputs[i] for i in existing if not manifest.wrote(outputs[i], inputs[i].path)]
+    if foreign:
+        others = f", as do {len(foreign) - 1} others" if len(foreign) > 1 else ""
+        raise UserError(
+            f"{foreign[0]} exists already{others}, and was not made of this input: choose another --output, "
+            "or --overwrite"
+        )
+    return existing
 
 
 def find_captions(inputs: Sequence[Input], arguments: Arguments) -> list[Caption]:

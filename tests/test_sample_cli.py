@@ -61,8 +61,8 @@ def test_a_folder_is_restored(model_folder, photos, tmp_path):
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert run.returncode == 0, run.stderr
-    assert outputs(output) == ["a/c.png", "b.png"]
-    assert all(read_image(output / name).shape == (32, 32, 3) for name in outputs(output))
+    assert outputs(output) == ["a/c.png", "b.png", "restored.jsonl"]
+    assert all(read_image(output / name).shape == (32, 32, 3) for name in ("a/c.png", "b.png"))
     assert "It is a test's." in run.stdout and "2 of 2 images restored" in run.stdout
     assert "Traceback" not in run.stderr
 
@@ -176,6 +176,59 @@ def test_an_output_that_exists_or_is_an_input(capsys, photos, tmp_path):
     assert "is an input and would be overwritten" in line
 
 
+def test_stopped_work_goes_on(capsys, photos, tmp_path, monkeypatch, model_folder):
+    """Killed while the second image is written, the same command makes that one alone; with other settings nothing."""
+    output = tmp_path / "out"
+    argv = [photos, "--output", output, "--model", model_folder, "--captions", photos / "captions.jsonl"]
+    argv = [str(argument) for argument in argv]
+    write, written = sample.write_picture, []
+
+    def killed(path, *args, **options):
+        written.append(path.name)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        write(path, *args, **options)
+
+    monkeypatch.setattr(sample, "write_picture", killed)
+    assert sample.main(argv) == 130
+    first = {name: (output / name).read_bytes() for name in outputs(output)}
+    assert len(first) == 2 and "restored.jsonl" in first
+    assert sample.main(argv) == 0
+    assert "1 of 2 images were restored before." in capsys.readouterr().out
+    assert written == ["c.png", "b.png", "b.png"]
+    assert outputs(output) == ["a/c.png", "b.png", "restored.jsonl"]
+    assert (output / "a" / "c.png").read_bytes() == first["a/c.png"]
+    lines = [json.loads(line) for line in (output / "restored.jsonl").read_text().splitlines()]
+    assert [line["output"] for line in lines] == ["a/c.png", "b.png"]
+    assert lines[0]["settings"]["high"] == "a house" and lines[0]["settings"]["steps"] == 2 and lines[0]["seconds"] > 0
+
+    assert "made with other settings (seed: was 0, is 3)" in one_line(capsys, [*argv, "--seed", "3"])
+    (photos / "b.png").write_bytes((photos / "b.png").read_bytes() + b"changed")
+    assert "b.png exists already, and was not made of this input" in one_line(capsys, argv)
+    assert sample.main([*argv, "--seed", "3", "--overwrite"]) == 0
+    assert (output / "a" / "c.png").read_bytes() != first["a/c.png"]
+
+
+def test_transparency_and_format(photos, tmp_path, model_folder):
+    alpha = np.zeros((8, 8), np.uint8)
+    alpha[:, 4:] = 255
+    rgb = np.asarray(Image.open(photos / "b.png"))
+    Image.fromarray(np.dstack([rgb, alpha])).save(photos / "b.png")
+    argv = [photos / "b.png", "--output", tmp_path / "out", "--model", model_folder, "--missing-captions", "empty"]
+    assert sample.main([str(argument) for argument in [*argv, "--format", "webp"]]) == 0
+    with Image.open(tmp_path / "out" / "b.webp") as image:
+        assert image.size == (32, 32) and image.mode == "RGBA"
+        restored = np.asarray(image.getchannel("A"))
+    assert (restored[:, :12] == 0).all() and (restored[:, 20:] == 255).all()
+
+
+def test_pictures_that_would_be_too_large(capsys, photos, tmp_path, model_folder):
+    Image.new("RGB", (1, 900)).save(photos / "thin.png")
+    argv = [photos / "thin.png", "--output", tmp_path / "out", "--missing-captions", "empty", "--model", model_folder]
+    error = one_line(capsys, [*argv, "--max-megapixels", 0.5])
+    assert "thin.png: 1 x 900 pixels would be restored at 32 x 28800, which is more than 0.5 million" in error
+
+
 def test_unwritable_output(capsys, photos, tmp_path):
     (tmp_path / "file").write_text("")
     line = one_line(capsys, [photos, "--output", tmp_path / "file" / "out", "--missing-captions", "empty"])
@@ -216,7 +269,7 @@ def test_a_broken_image_stops_or_is_skipped(capsys, photos, tmp_path, model_fold
 
     assert sample.main([*map(str, argv), "--on-error", "skip"]) == 1
     captured = capsys.readouterr()
-    assert outputs(tmp_path / "out") == ["a/c.png", "b.png"]
+    assert outputs(tmp_path / "out") == ["a/c.png", "b.png", "restored.jsonl"]
     assert "2 of 4 images restored" in captured.out and "2 skipped" in captured.out
     assert "d.jpg: damaged" in captured.err and "e.png: not an image" in captured.err
 

@@ -4,11 +4,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from xpsr_jax.errors import UserError
 from xpsr_jax.inference import image_io
-from xpsr_jax.inference.image_io import check_writable, list_inputs, read_image, read_size, write_png
+from xpsr_jax.inference.image_io import (
+    SUFFIX_OF,
+    Picture,
+    check_writable,
+    list_inputs,
+    read_image,
+    read_picture,
+    read_size,
+    write_picture,
+    write_png,
+)
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
 
@@ -93,11 +103,18 @@ def test_unreadable_files_get_one_line(tmp_path, kind):
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_too_large_is_refused(tmp_path, monkeypatch):
+def test_a_file_that_is_too_large_is_refused(tmp_path):
     Image.fromarray(RGB).save(tmp_path / "a.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
-    with pytest.raises(UserError, match="larger than"):
-        read_image(tmp_path / "a.png")
+    for read in (read_picture, read_size):
+        with pytest.raises(
+            UserError, match=r"a\.png: 9 x 6 pixels are more than 5e-05 million; --max-megapixels allows"
+        ):
+            read(tmp_path / "a.png", max_pixels=50)
+    # Few bytes, many pixels.
+    Image.new("1", (9000, 9000)).save(tmp_path / "bomb.tif", compression="group4")
+    assert (tmp_path / "bomb.tif").stat().st_size < 100_000
+    with pytest.raises(UserError, match="9000 x 9000 pixels are more than 64 million"):
+        read_image(tmp_path / "bomb.tif")
 
 
 def test_inputs_are_listed_in_natural_order(tmp_path):
@@ -119,6 +136,141 @@ def test_there_must_be_something_to_do(tmp_path, name, reason):
         list_inputs([])
 
 
+def test_patterns(tmp_path):
+    for name in ("a/img10.png", "a/img2.png", "b/c/img1.png", "b/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(RGB).save(tmp_path / name, format="PNG")
+    found = list_inputs([tmp_path / "**" / "*.png"])
+    assert [each.path.relative_to(tmp_path).as_posix() for each in found] == [
+        "a/img2.png",
+        "a/img10.png",
+        "b/c/img1.png",
+    ]
+    assert [str(each.name) for each in list_inputs([tmp_path / "b*"])] == ["c/img1.png"]  # a folder
+
+
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+ALPHA = np.random.default_rng(2).integers(0, 256, (6, 9), np.uint8)
+
+
+def picture_with_everything():
+    exif = Image.Exif()
+    exif[0x010F] = "A camera"
+    return Picture(RGB, ALPHA, PROFILE, exif.tobytes())
+
+
+def tags(picture):
+    exif = Image.Exif()
+    exif.load(picture.exif)
+    return dict(exif)
+
+
+@pytest.mark.parametrize("format", ["png", "webp", "tiff", "jpeg"])
+def test_files_keep_transparency_profile_and_exif(tmp_path, format):
+    file = tmp_path / f"a{SUFFIX_OF[format]}"
+    write_picture(file, picture_with_everything(), format=format, quality=100)
+    back = read_picture(file)
+    if format in ("png", "tiff"):
+        np.testing.assert_array_equal(back.rgb, RGB)
+    if format == "jpeg":
+        assert back.alpha is None
+    else:
+        np.testing.assert_array_equal(back.alpha, ALPHA)
+    assert back.icc_profile == PROFILE
+    assert tags(back) == {0x010F: "A camera"}
+    write_picture(tmp_path / "again.png", back)
+    assert tags(read_picture(tmp_path / "again.png")) == {0x010F: "A camera"}
+
+
+def test_profiles_of_other_kinds_of_pictures_are_applied(tmp_path):
+    grey = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+    Image.new("CMYK", (4, 3), (0, 255, 255, 0)).save(tmp_path / "a.tif", icc_profile=b"no profile")
+    picture = read_picture(tmp_path / "a.tif")
+    assert picture.icc_profile is None and picture.rgb[0, 0, 0] > 200 > 60 > picture.rgb[0, 0, 1]
+    Image.new("L", (4, 3), 99).save(tmp_path / "b.png", icc_profile=grey.tobytes())  # one of RGB, so it is wrong here
+    picture = read_picture(tmp_path / "b.png")
+    assert picture.icc_profile is None and (picture.rgb == 99).all()
+
+
+def test_an_opaque_picture_has_no_alpha(tmp_path):
+    Image.fromarray(np.dstack([RGB, np.full((6, 9), 255, np.uint8)])).save(tmp_path / "a.png")
+    assert read_picture(tmp_path / "a.png").alpha is None
+    palette = Image.fromarray(RGB).quantize(4)
+    palette.save(tmp_path / "b.png", transparency=0)
+    assert set(np.unique(read_picture(tmp_path / "b.png").alpha)) == {0, 255}
+
+
+MODES = {
+    "png": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"],
+    "tiff": ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"],
+    "jpeg": ["L", "RGB", "CMYK"],
+    "webp": ["RGB", "RGBA"],
+    "gif": ["L", "P", "RGB"],
+    "bmp": ["1", "L", "P", "RGB"],
+    "ppm": ["1", "L", "RGB"],
+}
+SIZES = [(9, 6), (1, 1), (1, 13), (13, 1)]
+FILES = [(format, mode, size) for format, modes in MODES.items() for mode in modes for size in SIZES]
+
+
+def test_ordinary_files_of_every_kind(tmp_path):
+    """120 of them: every format and mode, down to one pixel."""
+    assert len(FILES) == 120
+    for i, (format, mode, size) in enumerate(FILES):
+        file = tmp_path / f"{i}.{format}"
+        make(mode, size).save(file, format=format.upper())
+        picture = read_picture(file)
+        assert picture.rgb.shape == (size[1], size[0], 3) and picture.rgb.dtype == np.uint8
+        assert read_size(file) == (size[1], size[0])
+        # A grey of 200, whatever the mode and the losses.
+        assert abs(int(np.median(picture.rgb)) - (255 if mode == "1" else 200)) <= 4, (format, mode, size)
+        assert (picture.alpha is not None) == (mode in ("LA", "RGBA")), (format, mode)
+
+
+def make(mode: str, size: tuple[int, int]) -> Image.Image:
+    if mode == "I;16":
+        return Image.fromarray(np.full(size[::-1], 200 * 257, np.uint16))
+    if mode == "1":
+        return Image.new("1", size, 1)
+    if mode in ("LA", "RGBA"):
+        image = Image.new("RGB", size, (200, 200, 200)).convert(mode)
+        image.putalpha(77)
+        return image
+    return Image.new("RGB", size, (200, 200, 200)).convert(mode)
+
+
+def test_mutated_files_are_read_or_refused(tmp_path):
+    """2,400 of them; whatever is in a file, the error is one line."""
+    rng = np.random.default_rng(3)
+    file = tmp_path / "mutated"
+    originals = []
+    for format, mode in [
+        ("png", "RGB"),
+        ("png", "P"),
+        ("tiff", "RGB"),
+        ("jpeg", "RGB"),
+        ("webp", "RGBA"),
+        ("gif", "P"),
+    ]:
+        make(mode, (9, 6)).save(file, format=format.upper(), icc_profile=PROFILE)
+        originals.append(file.read_bytes())
+    refused = 0
+    for i in range(2400):
+        data = bytearray(originals[i % len(originals)])
+        for _ in range(rng.integers(1, 6)):
+            data[rng.integers(len(data))] = rng.integers(256)
+        if rng.random() < 0.3:
+            del data[rng.integers(len(data)) :]
+        file.write_bytes(data)
+        try:
+            size = read_size(file)
+            assert read_picture(file).rgb.shape == (*size, 3)
+        except UserError as error:
+            refused += 1
+            assert str(error).startswith(f"{file}: ") and "\n" not in str(error)
+    assert 200 < refused < 2200
+
+
 def test_write_png(tmp_path):
     path = tmp_path / "new" / "a.png"
     write_png(path, RGB)
@@ -131,7 +283,7 @@ def test_write_png(tmp_path):
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     write_png(tmp_path / "a.png", RGB)
 
-    def full_disk(self, file, format):
+    def full_disk(self, file, format, **_):
         file.write(b"half")
         raise OSError(28, "No space left on device")
 

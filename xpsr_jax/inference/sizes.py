@@ -30,8 +30,8 @@ def to_network_size(
 
 
 def to_output_size(
-    image: UInt8[np.ndarray, "h w 3"], lr_shape: tuple[int, ...], *, upscale: float
-) -> UInt8[np.ndarray, "h2 w2 3"]:
+    image: UInt8[np.ndarray, "h w ..."], lr_shape: tuple[int, ...], *, upscale: float
+) -> UInt8[np.ndarray, "h2 w2 ..."]:
     """Resizes (bicubic) a restored image to `upscale` times the size of its LR image, of shape (height, width, ...)."""
     height, width = _scaled(lr_shape[0], upscale), _scaled(lr_shape[1], upscale)
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))

@@ -1,0 +1,89 @@
+"""What was restored into a folder, of what and how: a line an image, so that work can go on where it was stopped."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from xpsr_jax.errors import UserError
+
+NAME = "restored.jsonl"
+
+
+class Manifest:
+    """The file restored.jsonl of an output folder.
+
+    A line is written before its image appears, and holds the image's hash: a line whose image is not there, or is
+    another, says nothing.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._lines: dict[str, dict[str, Any]] = {}
+        file = folder / NAME
+        for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+            try:
+                entry = json.loads(line)
+                self._lines[entry["output"]] = entry
+            except (ValueError, KeyError, TypeError):
+                # Of a process that was killed in the middle of it.
+                continue
+
+    def wrote(self, output: Path, source: Path) -> bool:
+        """Whether the output is there and was made of the input as it is now, with whatever settings."""
+        entry = self._lines.get(self._name(output))
+        return (
+            entry is not None
+            and output.is_file()
+            and entry.get("input_sha256") == sha256(source)
+            and entry.get("output_sha256") == sha256(output)
+        )
+
+    def differences(self, output: Path, settings: Mapping[str, Any]) -> list[str]:
+        """How the settings by which the output was made differ from these, a text for each."""
+        before, now = self._lines[self._name(output)]["settings"], _as_json(settings)
+        names = [name for name in now | before if before.get(name) != now.get(name)]
+        return [f"{name}: was {before.get(name)!r}, is {now.get(name)!r}" for name in names]
+
+    def add(self, output: Path, complete: Path, *, source: Path, settings: Mapping[str, Any], seconds: float) -> None:
+        """Writes the line of an output that is complete under another name and about to get its own.
+
+        Raises UserError if the system refuses.
+        """
+        name = self._name(output)
+        entry: dict[str, Any] = {
+            "output": name,
+            "input": str(source),
+            "input_sha256": sha256(source),
+            "output_sha256": sha256(complete),
+            "seconds": round(seconds, 3),
+            "settings": _as_json(settings),
+        }
+        self._lines[name] = entry
+        try:
+            with (self._folder / NAME).open("a+b") as file:
+                # After a line that was cut off, another begins.
+                if file.tell() and not _ends_with_newline(file):
+                    file.write(b"\n")
+                file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+        except OSError as error:
+            raise UserError(f"{self._folder / NAME}: cannot be written: {error.strerror or error}") from error
+
+    def _name(self, output: Path) -> str:
+        return output.relative_to(self._folder).as_posix()
+
+
+def sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(settings, default=str))
+
+
+def _ends_with_newline(file: Any) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
