@@ -10,7 +10,7 @@ from pathlib import Path
 
 from xpsr_jax.config import PAPER, Config, Images, Loss, Mesh, Networks, Optimizer, Precision, Validation
 from xpsr_jax.data.degradation import XPSR
-from xpsr_jax.data.pipeline import DataConfig
+from xpsr_jax.data.examples import DataConfig
 
 VARIANTS = ("default",)
 

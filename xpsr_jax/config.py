@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from xpsr_jax.data.pipeline import DataConfig
+from xpsr_jax.data.examples import DataConfig
 from xpsr_jax.diffusion.schedule import Schedule, Spacing
 from xpsr_jax.errors import UserError
 from xpsr_jax.models.attention import Kernel
@@ -139,11 +139,15 @@ class Networks:
 
 @dataclass(frozen=True)
 class Images:
-    """A folder of photographs and their captions.
+    """Photographs and their captions.
 
     Attributes:
-      folder: images at any depth.
-      captions: JSON lines (docs/data.md); None: `captions.jsonl` in the folder.
+      folder: images at any depth; or what `prepare_data` made of them: ArrayRecord files, a TFDS dataset, ready-made
+        pairs (docs/data.md).
+      mixture: (weight, folder) of several, in place of `folder`: each has its share of the samples. Each has its own
+        `captions.jsonl`; paths in `exclude` begin with the folder's name.
+      captions: JSON lines (docs/data.md); None: `captions.jsonl` in an image folder; what `prepare_data` made has its
+        captions with it.
       lr_captions: the same of degraded versions of the images, for all of them or some; None: there are none. Which
         caption is used, `data.high_caption_from` and `data.low_caption_from` say.
       exclude: paths within the folder that are held out of training.
@@ -153,12 +157,17 @@ class Images:
     """
 
     folder: Path = Path("data/train")
+    mixture: tuple[tuple[float, Path], ...] = ()
     captions: Path | None = None
     lr_captions: Path | None = None
     exclude: tuple[str, ...] = ()
     missing_exclusions: Literal["error", "ignore"] = "error"
     missing_captions: Literal["error", "empty"] = "error"
     cache: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mixture and (self.captions or self.lr_captions):
+            raise UserError("images.captions and lr_captions are of one folder; those of a mixture have their own")
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,15 @@ import pytest
 
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.data.degradation import BICUBIC
+from xpsr_jax.data.examples import DataConfig, make_example, random_crop, tokenize
 from xpsr_jax.data.jpeg import to_uint8
 from xpsr_jax.data.kernels import sharpen
-from xpsr_jax.data.pipeline import DataConfig, make_example, make_pipeline, random_crop, tokenize
+from xpsr_jax.data.pipeline import make_pipeline
+from xpsr_jax.data.record import Sample
 from xpsr_jax.data.resize import resize
-from xpsr_jax.data.sources import Sample
 from xpsr_jax.errors import UserError
 
-CONFIG = DataConfig(crop_size=32, clean_input_probability=0.0)
+CONFIG = DataConfig(crop_size=32, clean_input_probability=0.0, threads=1)
 
 
 class Photos:
@@ -41,7 +42,7 @@ def source(photo) -> Photos:
 
 
 def batches(source, config=CONFIG, *, count, tokenizer=None, **options):
-    options = {"seed": 5, "batch_size": 4, "threads": 1} | options
+    options = {"seed": 5, "batch_size": 4} | options
     return list(itertools.islice(make_pipeline(source, config, tokenizer=tokenizer, **options), count))
 
 
@@ -85,7 +86,7 @@ def test_target_is_sharpened_and_lr_is_enlarged(source, tokenizer):
 
 def test_pure_in_seed_and_index(source, tokenizer):
     first = batches(source, tokenizer=tokenizer, count=4)
-    for a, b in zip(first, batches(source, tokenizer=tokenizer, count=4, threads=3), strict=True):
+    for a, b in zip(first, batches(source, replace(CONFIG, threads=3), tokenizer=tokenizer, count=4), strict=True):
         assert_equal(a, b)
     other = batches(source, tokenizer=tokenizer, count=4, seed=6)
     assert not np.array_equal(first[0]["hr"], other[0]["hr"]) and not np.array_equal(first[0]["key"], other[0]["key"])
@@ -120,13 +121,13 @@ def test_processes_share_the_same_stream(source, tokenizer, epochs):
 
 
 def test_resume(source, tokenizer):
-    pipeline = make_pipeline(source, CONFIG, tokenizer=tokenizer, seed=5, batch_size=4, threads=2)
+    pipeline = make_pipeline(source, replace(CONFIG, threads=2), tokenizer=tokenizer, seed=5, batch_size=4)
     iterator = iter(pipeline)
     for _ in range(3):
         next(iterator)
     state = iterator.get_state()
     expected = [next(iterator) for _ in range(2)]
-    resumed = iter(make_pipeline(source, CONFIG, tokenizer=tokenizer, seed=5, batch_size=4, threads=1))
+    resumed = iter(make_pipeline(source, CONFIG, tokenizer=tokenizer, seed=5, batch_size=4))
     resumed.set_state(state)
     for batch in expected:
         assert_equal(batch, next(resumed))

@@ -8,7 +8,7 @@ import pytest
 
 from tests.training import tiny
 from xpsr_jax.config import Mesh
-from xpsr_jax.data.pipeline import DataConfig, make_example
+from xpsr_jax.data.examples import DataConfig, make_example
 from xpsr_jax.evaluation.perceptual import Lpips
 from xpsr_jax.training.export import export
 from xpsr_jax.training.images import open_images

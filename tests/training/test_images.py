@@ -7,7 +7,7 @@ import pytest
 from tests.training import tiny
 from xpsr_jax.config import load_config
 from xpsr_jax.data.captions import Caption, write_captions
-from xpsr_jax.data.pipeline import make_example, tokenize
+from xpsr_jax.data.examples import make_example, tokenize
 from xpsr_jax.training.export import load_tokenizer
 from xpsr_jax.training.images import open_images
 

@@ -14,7 +14,7 @@ import numpy as np
 from xpsr_jax import sharding
 from xpsr_jax.config import Config, Images, Loss, Mesh, Networks, Optimizer, Precision, Sampling, Validation
 from xpsr_jax.data.captions import Caption, write_captions
-from xpsr_jax.data.pipeline import DataConfig
+from xpsr_jax.data.examples import DataConfig
 from xpsr_jax.models.autoencoder import AutoencoderConfig
 from xpsr_jax.models.controlnet import ControlNetConfig
 from xpsr_jax.models.text_encoder import TextEncoderConfig

@@ -10,9 +10,9 @@ import numpy as np
 
 from xpsr_jax.data.captions import Caption, read_captions, write_captions
 from xpsr_jax.data.degradation import DegradationConfig, degrade
+from xpsr_jax.data.image_files import read_image
 from xpsr_jax.data.jpeg import to_uint8
 from xpsr_jax.data.quality import describe
-from xpsr_jax.data.sources import read_image
 from xpsr_jax.inference.image_io import write_png
 
 PHOTO = "opencv_fruits.jpg"

@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from xpsr_jax.config import Config, Networks
-from xpsr_jax.data.pipeline import DataConfig, make_example
+from xpsr_jax.data.examples import DataConfig, make_example
 from xpsr_jax.data.sources import Source
 from xpsr_jax.training.parameters import Parameters, load_parameters
 from xpsr_jax.training.structure import Bundle, Structure

@@ -16,6 +16,7 @@ from xpsr_jax.evaluation.perceptual import load_distance
 from xpsr_jax.inference.image_io import check_writable
 from xpsr_jax.training import resume
 from xpsr_jax.training.checkpoints import Checkpoints
+from xpsr_jax.training.embeddings import check_embeddings
 from xpsr_jax.training.export import export, load_tokenizer
 from xpsr_jax.training.images import open_images
 from xpsr_jax.training.log import Log, check_wandb
@@ -52,7 +53,9 @@ def train(config: Config) -> Path | None:
     optimizer = make_optimizer(config, structure.trained)
     tokenizer = load_tokenizer(config.networks)
     source = open_images(config.images)
-    record = resume.record(config, photographs=len(source), base=resume.fingerprints(structure))
+    base = resume.fingerprints(structure)
+    check_embeddings(config, structure, base)
+    record = resume.record(config, photographs=len(source), base=base)
     data = iter(
         make_pipeline(
             source,

@@ -34,13 +34,20 @@ def xpsr_loss(
         latents=latents,
         noise=normal(noise_keys, latents.shape[1:]),
         timesteps=jax.vmap(lambda key: jax.random.randint(key, (), 0, schedule.num_train_timesteps))(timestep_keys),
-        high=networks.text_encoder(batch["high_ids"]),
-        low=networks.text_encoder(batch["low_ids"]),
+        high=text_embedding(networks, batch, "high"),
+        low=text_embedding(networks, batch, "low"),
         lr=batch["lr"],
         hr=batch["hr"],
         schedule=schedule,
         loss=loss,
     )
+
+
+def text_embedding(networks: Any, batch: Mapping[str, Array], name: str) -> Float[Array, "b n d"]:
+    """The batch's own (`data.embeddings`), or else what the text encoder makes of its tokens."""
+    if f"{name}_embedding" in batch:
+        return batch[f"{name}_embedding"]
+    return networks.text_encoder(batch[f"{name}_ids"])
 
 
 def diffusion_loss(
@@ -148,7 +155,7 @@ def decoder_loss(
     lr_latents = networks.autoencoder.encode(2 * batch["lr"] - 1, posterior_keys)
     shape, table = lr_latents.shape[1:], sampler.table(steps)
     start = table.signal[0] * lr_latents + table.sigma[0] * normal(start_keys, shape)
-    high, low = networks.text_encoder(batch["high_ids"]), networks.text_encoder(batch["low_ids"])
+    high, low = (text_embedding(networks, batch, name) for name in ("high", "low"))
     features = networks.controlnet.encode_image(batch["lr"])
 
     def denoise(latents: Latents, timestep: Timestep) -> Latents:

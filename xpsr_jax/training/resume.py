@@ -22,7 +22,7 @@ from xpsr_jax.weights.tensors import contiguous
 # what. Anything else would make it another run. The base may be elsewhere: its fingerprints are compared.
 MAY_CHANGE = re.compile(
     r"name|run|steps|note|networks\.base|log_every|checkpoint_every|keep|profile|wandb|accumulation"
-    r"|images\.(folder|captions|lr_captions|cache)"
+    r"|images\.(folder|captions|lr_captions|cache)|data\.(embeddings|workers|threads|prefetch)"
     r"|mesh\..*|validation\..*|sampling\..*|precision\.(attention|remat)|optimizer\.(learning_rate|schedule|warmup)"
 )
 
@@ -44,7 +44,7 @@ def fingerprints(structure: Structure) -> dict[str, str]:
     It is the same in whatever format the base is.
     """
     return {
-        name: _fingerprint(NETWORKS[name], structure.sources[name]) if name in structure.sources else ""
+        name: fingerprint(NETWORKS[name], structure.sources[name]) if name in structure.sources else ""
         for name in NETWORKS
     }
 
@@ -54,7 +54,8 @@ def config_of(record: Mapping[str, Any]) -> Config:
     return _from_json(Config, record)
 
 
-def _fingerprint(network: Network, folder: Path) -> str:
+def fingerprint(network: Network, folder: Path) -> str:
+    """`fingerprints` of one network in its folder."""
     config, tensors = checked(network, open_folder(network, folder))
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(config), sort_keys=True).encode())
     for path in sorted(tensors):

@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, Int, UInt8
 from xpsr_jax.config import Config
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.data.degradation import degrade
+from xpsr_jax.data.examples import random_crop, tokenize
 from xpsr_jax.data.jpeg import to_uint8
-from xpsr_jax.data.pipeline import random_crop, tokenize
 from xpsr_jax.data.quality import describe
 from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.inference.image_io import write_png

@@ -1,0 +1,91 @@
+"""Text embeddings on disk, by the caption's tokens, so that training needs no text encoder.
+
+A folder holds keys.npy, a sorted number for each caption; embeddings-00000.npy, ..., float32 or float16 of shape
+(rows, 77, d) in the same order, the same number of rows in all but the last; and embeddings.json, which says of what
+text encoder they are.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, UInt64
+
+from xpsr_jax.errors import UserError
+
+DESCRIPTION, KEYS = "embeddings.json", "keys.npy"
+
+
+class TextEmbeddings:
+    """Reads such a folder; only what is asked for, and again in every process.
+
+    Attributes:
+      text_encoder: SHA-256 of the text encoder, as a training run records it.
+
+    Raises:
+      UserError: there is no such folder, or it is incomplete.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+        self._shards: dict[int, np.ndarray] = {}
+        try:
+            description = json.loads((self.folder / DESCRIPTION).read_text(encoding="utf-8"))
+            self.text_encoder: str = description["text_encoder"]
+            self._rows: int = description["rows"]
+            self._keys = np.load(self.folder / KEYS, allow_pickle=False)
+            self._shard(0)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"{self.folder} holds no text embeddings ({error}). Make them with python -m xpsr_jax.prepare_data "
+                "embeddings"
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def find(self, ids: Int[np.ndarray, "77"], text: str) -> Float[np.ndarray, "77 d"]:
+        """What the text encoder made of these tokens, float32.
+
+        Args:
+          text: for the message where they are not in the folder.
+
+        Raises: UserError in that case.
+        """
+        key = key_of(ids)
+        row = int(np.searchsorted(self._keys, key))
+        if row == len(self._keys) or self._keys[row] != key:
+            raise UserError(
+                f"{self.folder} has no embedding of the caption {text!r}. Make it anew with python -m "
+                "xpsr_jax.prepare_data embeddings, from the captions of this training"
+            )
+        return self._shard(row // self._rows)[row % self._rows].astype(np.float32)
+
+    def _shard(self, number: int) -> np.ndarray:
+        """Mapped into memory, not read."""
+        if number not in self._shards:
+            try:
+                self._shards[number] = np.load(self.folder / shard_name(number), mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError) as error:
+                raise UserError(f"Cannot read the text embeddings {self.folder}: {error}") from error
+        return self._shards[number]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_shards": {}}
+
+
+def shard_name(number: int) -> str:
+    return f"embeddings-{number:05d}.npy"
+
+
+def key_of(ids: Int[np.ndarray, "77"]) -> np.uint64:
+    """A number for a caption's tokens. Of a million captions two have the same with a probability of 3e-8."""
+    digest = hashlib.sha256(np.ascontiguousarray(ids, "<i4").tobytes()).digest()
+    return np.uint64(int.from_bytes(digest[:8], "little"))
+
+
+def keys_of(ids: Int[np.ndarray, "n 77"]) -> UInt64[np.ndarray, "n"]:
+    return np.array([key_of(each) for each in ids], np.uint64)

@@ -1,0 +1,211 @@
+"""What a training example is: crop, flip, degrade, caption, tokenise (method §6, §9)."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import cv2
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from xpsr_jax.data.captions import Caption
+from xpsr_jax.data.degradation import XPSR, DegradationConfig, Drawn, degrade
+from xpsr_jax.data.embeddings import TextEmbeddings
+from xpsr_jax.data.jpeg import to_uint8
+from xpsr_jax.data.quality import describe
+from xpsr_jax.data.record import Sample
+from xpsr_jax.data.resize import resize
+from xpsr_jax.data.tokens import pad_or_cut
+from xpsr_jax.errors import UserError
+
+Example = dict[str, np.ndarray]
+
+
+class Tokenizer(Protocol):
+    """What is used of a transformers CLIPTokenizer."""
+
+    pad_token_id: Any
+
+    def __call__(self, text: str, **options: Any) -> Any: ...
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What a training example is.
+
+    Attributes:
+      crop_size: side of the square HR crop in pixels.
+      crop_scale: the photograph is resized by a uniform factor from this range before the crop, not to less than the
+        crop. Ready-made pairs are not.
+      flip_probability: of mirroring left to right. Ready-made pairs are not.
+      degrade: False gives batches of `hr`, `key` and `index` only, `hr` as it is in the photograph: enough for an
+        autoencoder.
+      degradation: how LR images are made; of ready-made pairs the LR image is the stored one.
+      clean_input_probability: of `lr` being the HR image itself, with a low-level caption of its good quality (method
+        §6).
+      caption_dropout: of replacing both captions by "".
+      high_dropout, low_dropout: of replacing the one by "".
+      high_caption_from: the caption of the HR image or of its degraded version; where there is only one, that one.
+      low_caption_from: "drawn" describes the degradation that was drawn; "file", and "drawn" for a ready-made pair,
+        takes the caption of the degraded image (for want of it, of the photograph).
+      negative_target_probability: of a target that stays degraded (`lr`), with a high-level caption of
+        `negative_words`, alone or after the real one. It gives the negative prompt something to mean. No dropout and no
+        clean input then.
+      negative_words: those words.
+      embeddings: folder of text embeddings that `prepare_data embeddings` made: batches then hold `high_embedding` and
+        `low_embedding`, and the text encoder has no part in training. Every caption must be in it, so
+        `low_caption_from` must be "file", and there are no negative targets. None: batches hold tokens.
+      workers: processes that make batches; 0: threads of this process do.
+      threads: of this process that make batches, without workers.
+      prefetch: batches kept ready.
+    """
+
+    crop_size: int = 512
+    crop_scale: tuple[float, float] = (1.0, 1.0)
+    flip_probability: float = 0.5
+    degrade: bool = True
+    degradation: DegradationConfig = XPSR
+    clean_input_probability: float = 0.1
+    caption_dropout: float = 0.0
+    high_dropout: float = 0.0
+    low_dropout: float = 0.0
+    high_caption_from: Literal["hr", "lr"] = "hr"
+    low_caption_from: Literal["drawn", "file"] = "drawn"
+    negative_target_probability: float = 0.0
+    negative_words: tuple[str, ...] = ("blurry", "dotted", "noise", "unclear", "low-res", "over-smoothed")
+    embeddings: Path | None = None
+    workers: int = 0
+    threads: int = 2
+    prefetch: int = 4
+
+
+class Pair(NamedTuple):
+    """A target and its degraded version.
+
+    Attributes:
+      hr: the target.
+      lr: the degraded version at the same size.
+      small: the degraded version before it was enlarged; None where it was ready-made.
+      drawn: what was done; None where nobody knows: it was ready-made.
+    """
+
+    hr: UInt8[np.ndarray, "s s 3"]
+    lr: UInt8[np.ndarray, "s s 3"]
+    small: UInt8[np.ndarray, "s/4 s/4 3"] | None
+    drawn: Drawn | None
+
+
+def make_example(
+    sample: Sample,
+    config: DataConfig,
+    *,
+    tokenizer: Tokenizer | None,
+    embeddings: TextEmbeddings | None = None,
+    seed: int,
+    index: int,
+) -> Example:
+    """One element of the batches of `make_pipeline`, without the batch axis: pure in (seed, index)."""
+    rng = np.random.default_rng((seed, index))
+    example: Example = {"key": np.asarray(rng.integers(2**32, dtype=np.uint32)), "index": np.asarray(index, np.int64)}
+    if not config.degrade:
+        return example | {"hr": _centred(random_crop(sample.image, config, rng))}
+    if tokenizer is None:
+        raise ValueError("Degraded examples have captions, which need a tokenizer.")
+
+    pair = make_pair(sample, config, rng)
+    negative = rng.random() < config.negative_target_probability
+    clean = rng.random() < config.clean_input_probability and not negative
+    caption = choose_caption(sample, pair, config, clean=clean, negative=negative, rng=rng)
+    for name, text in (("high", caption.high), ("low", caption.low)):
+        ids = tokenize(text, tokenizer)
+        example |= {f"{name}_ids": ids} if embeddings is None else {f"{name}_embedding": embeddings.find(ids, text)}
+    return example | {
+        "hr": _centred(pair.lr if negative else pair.hr),
+        "lr": (pair.hr if clean else pair.lr).astype(np.float32) / np.float32(255),
+    }
+
+
+def make_pair(sample: Sample, config: DataConfig, rng: np.random.Generator) -> Pair:
+    """A crop of the photograph and its degradation; of a ready-made pair, the same crop of both.
+
+    Raises:
+      UserError: a ready-made LR image does not fit its HR image.
+    """
+    if sample.lr is not None:
+        # As stored: pairs were scaled, mirrored and cut when they were made (method §6).
+        as_stored = dataclasses.replace(config, crop_scale=(1.0, 1.0), flip_probability=0.0)
+        both = random_crop(np.concatenate([sample.image, _enlarge(sample)], axis=2), as_stored, rng)
+        hr, lr = (np.ascontiguousarray(image) for image in np.split(both, 2, axis=2))
+        return Pair(hr, lr, None, None)
+    crop = random_crop(sample.image, config, rng)
+    degraded = degrade(crop.astype(np.float32) / np.float32(255), config.degradation, rng)
+    lr = to_uint8(resize(degraded.lr, crop.shape[:2], "bicubic"))
+    return Pair(to_uint8(degraded.hr), lr, to_uint8(degraded.lr), degraded.drawn)
+
+
+def _enlarge(sample: Sample) -> UInt8[np.ndarray, "h w 3"]:
+    """The ready-made LR image at the HR image's size."""
+    assert sample.lr is not None
+    size, small = sample.image.shape[:2], sample.lr.shape[:2]
+    if size == small:
+        return sample.lr
+    if size[0] % small[0] or size[0] * small[1] != size[1] * small[0]:
+        raise UserError(
+            f"The LR image of {sample.path} has {small[1]} x {small[0]} pixels, its HR image {size[1]} x {size[0]}; "
+            "they must be of one size, or the HR image larger by a whole factor."
+        )
+    return to_uint8(resize(sample.lr.astype(np.float32) / np.float32(255), size, "bicubic"))
+
+
+def random_crop(
+    image: UInt8[np.ndarray, "h w c"], config: DataConfig, rng: np.random.Generator
+) -> UInt8[np.ndarray, "s s c"]:
+    """A square piece of the photograph, perhaps reduced and mirrored.
+
+    A smaller photograph is continued by reflection to the right and below.
+    """
+    size = config.crop_size
+    scale = max(rng.uniform(*config.crop_scale), min(1.0, size / min(image.shape[:2])))
+    window = round(size / scale)
+    height, width = image.shape[:2]
+    if height < window or width < window:
+        right, below = max(0, window - width), max(0, window - height)
+        image = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REFLECT_101)
+        height, width = image.shape[:2]
+    top, left = rng.integers(height - window + 1), rng.integers(width - window + 1)
+    crop = image[top : top + window, left : left + window]
+    if window != size:
+        interpolation = cv2.INTER_AREA if window > size else cv2.INTER_CUBIC
+        crop = cv2.resize(crop, (size, size), interpolation=interpolation)
+    if rng.random() < config.flip_probability:
+        crop = crop[:, ::-1]
+    return np.ascontiguousarray(crop)
+
+
+def tokenize(text: str, tokenizer: Tokenizer) -> Int[np.ndarray, "77"]:
+    """CLIP token ids, padded or cut to 77 (the end token stays)."""
+    ids = tokenizer(text, padding=False, truncation=False, verbose=False)["input_ids"]
+    return np.array(pad_or_cut(ids, tokenizer.pad_token_id), np.int32)
+
+
+def choose_caption(
+    sample: Sample, pair: Pair, config: DataConfig, *, clean: bool, negative: bool, rng: np.random.Generator
+) -> Caption:
+    """The two captions that go with a pair, some of them dropped."""
+    of_hr, of_lr = sample.caption, sample.lr_caption or Caption()
+    high = (of_hr.high or of_lr.high) if config.high_caption_from == "hr" else (of_lr.high or of_hr.high)
+    if config.low_caption_from == "drawn" and pair.drawn is not None:
+        low = describe(None if clean else pair.drawn, rng)
+    else:
+        low = of_hr.low if clean else of_lr.low or of_hr.low
+    drop_both, drop_high, drop_low = rng.random(3) < (config.caption_dropout, config.high_dropout, config.low_dropout)
+    if negative:
+        # The words must stay: an empty caption with a degraded target would teach that any image may stay degraded.
+        words = ", ".join(config.negative_words)
+        return Caption(f"{high} {words}" if high and rng.random() < 0.5 else words, low)
+    return Caption("" if drop_both or drop_high else high, "" if drop_both or drop_low else low)
+
+
+def _centred(image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 3"]:
+    return image.astype(np.float32) / np.float32(127.5) - np.float32(1)

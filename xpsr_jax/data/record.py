@@ -1,0 +1,99 @@
+"""A photograph as it is stored, and as it is used."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+from jaxtyping import UInt8
+
+from xpsr_jax.data.captions import Caption
+from xpsr_jax.data.image_files import decode_image
+from xpsr_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One photograph, perhaps with its degraded version.
+
+    Attributes:
+      image: RGB, 8 bits, upright.
+      caption: of the photograph itself.
+      path: of its file, relative to where it comes from, as captions name it.
+      lr_caption: of a degraded version of it, where there is one.
+      lr: the degraded version itself, of the photograph's size or that over a whole number; None: it is to be made.
+    """
+
+    image: UInt8[np.ndarray, "h w 3"]
+    caption: Caption
+    path: str
+    lr_caption: Caption | None = None
+    lr: UInt8[np.ndarray, "h2 w2 3"] | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """A sample before its images are decoded.
+
+    Attributes:
+      image, lr: whole image files, of any format that `image_files` reads.
+      caption, path, lr_caption: as in `Sample`.
+    """
+
+    image: bytes
+    caption: Caption
+    path: str
+    lr_caption: Caption | None = None
+    lr: bytes | None = None
+
+    def decode(self, root: Path) -> Sample:
+        """The sample; raises UserError for an image that cannot be decoded, and names it by its path below `root`."""
+        name = root / self.path
+        lr = None if self.lr is None else decode_image(self.lr, f"{name} (its LR image)")
+        return Sample(decode_image(self.image, name), self.caption, self.path, self.lr_caption, lr)
+
+
+# Captions by their keys in a stored record.
+_CAPTIONS = {"caption": ("high", "low"), "lr_caption": ("lr_high", "lr_low")}
+
+
+def to_fields(record: Record) -> dict[str, Any]:
+    """The record as a flat dictionary of `bytes` and `str`: what ArrayRecord and TFDS store."""
+    fields: dict[str, Any] = {"image": record.image, "path": record.path}
+    for name, (high, low) in _CAPTIONS.items():
+        caption = getattr(record, name) or Caption()
+        fields |= {high: caption.high, low: caption.low}
+    return fields if record.lr is None else fields | {"lr": record.lr}
+
+
+def from_fields(fields: dict[str, Any]) -> Record:
+    """What `to_fields` made a dictionary of. Only "image" must be in it."""
+
+    def text(name: str) -> str:
+        value = fields.get(name, "")
+        return value.decode() if isinstance(value, bytes) else value
+
+    caption, lr_caption = (Caption(text(high), text(low)) for high, low in _CAPTIONS.values())
+    return Record(
+        fields["image"],
+        caption,
+        text("path"),
+        lr_caption if lr_caption != Caption() else None,
+        fields.get("lr"),
+    )
+
+
+def pack(record: Record) -> bytes:
+    """As one record of an ArrayRecord file: msgpack."""
+    return msgpack.packb(to_fields(record))
+
+
+def unpack(data: bytes, where: str) -> Record:
+    """Raises UserError for data that `pack` did not make; says `where`."""
+    try:
+        return from_fields(msgpack.unpackb(data))
+    except (msgpack.UnpackException, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{where} is no record of a photograph ({error}). Write such files with python -m xpsr_jax.prepare_data"
+        ) from error

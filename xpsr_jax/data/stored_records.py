@@ -1,0 +1,160 @@
+"""Photographs and captions that python -m xpsr_jax.prepare_data stored: in ArrayRecord files, or as a TFDS dataset."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+from xpsr_jax.data.captions import Caption
+from xpsr_jax.data.image_files import natural_key
+from xpsr_jax.data.image_folder import Captions, as_mapping
+from xpsr_jax.data.record import Record, Sample, from_fields, unpack
+from xpsr_jax.errors import UserError
+
+_FILE = re.compile(r"(?P<name>.+)\.array_record(-\d+-of-(?P<count>\d+))?")
+
+
+class StoredRecords:
+    """Records by number, and captions that may come from elsewhere.
+
+    Args:
+      root: where they are, for messages.
+      records: anything with a length and stored records by number.
+      read: makes a `Record` of one; it gets a name for it too, for messages.
+      captions: by image path, or a JSON lines file of them, in place of those in the records; None: those.
+      lr_captions: the same for degraded versions.
+      missing: an image that `captions` lacks is an error when it is read, or has an empty one.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        records: Any,
+        read: Callable[[Any, str], Record],
+        *,
+        captions: Captions = None,
+        lr_captions: Captions = None,
+        missing: Literal["error", "empty"] = "error",
+    ):
+        self.root = root
+        self._records, self._read = records, read
+        self._captions: Mapping[str, Caption] | None = None if captions is None else as_mapping(captions)
+        self._lr_captions: Mapping[str, Caption] | None = None if lr_captions is None else as_mapping(lr_captions)
+        self._missing = missing
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def record(self, index: int) -> Record:
+        """The image files as they were stored, and their captions."""
+        index = range(len(self))[index]
+        record = self._read(self._records[index], f"{self.root}, record {index}")
+        if self._captions is not None:
+            if record.path not in self._captions and self._missing == "error":
+                raise UserError(
+                    f'No caption for {record.path!r}, which is in {self.root}. Add it, or set missing_captions="empty".'
+                )
+            record = dataclasses.replace(record, caption=self._captions.get(record.path, Caption()))
+        if self._lr_captions is not None:
+            record = dataclasses.replace(record, lr_caption=self._lr_captions.get(record.path))
+        return record
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.record(index).decode(self.root)
+
+    def captions(self) -> Iterator[Caption]:
+        """All captions, of the images and of degraded versions. Reads every record."""
+        for index in range(len(self)):
+            record = self.record(index)
+            yield from (caption for caption in (record.caption, record.lr_caption) if caption is not None)
+
+
+def open_array_records(path: Path, **options: Any) -> StoredRecords:
+    """The records of one ArrayRecord file, or of all those in a folder, in natural order.
+
+    Args:
+      options: `captions`, `lr_captions` and `missing` of `StoredRecords`.
+
+    Raises:
+      UserError: there is none, or of files NAME.array_record-00000-of-00008 one is missing or broken.
+    """
+    files = list_array_records(path)
+    if not files:
+        raise UserError(f"There are no ArrayRecord files in {path} (looked for *.array_record*).")
+    for file in files if path.is_dir() else ():
+        match = _FILE.fullmatch(file.name)
+        assert match is not None
+        together = [other for other in files if other.name.startswith(f"{match['name']}.array_record-")]
+        if match["count"] and len(together) != int(match["count"]):
+            raise UserError(
+                f"{path} has {len(together)} of the {int(match['count'])} files {match['name']}; get the rest."
+            )
+    try:
+        records = ArrayRecordDataSource([str(file) for file in files])
+        count = len(records)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read as ArrayRecord files: {error}") from error
+    if not count:
+        raise UserError(f"There is no record in {path}.")
+    return StoredRecords(path, records, unpack, **options)
+
+
+def list_array_records(path: Path) -> list[Path]:
+    """The ArrayRecord files in a folder, or the one file."""
+    files = [path] if path.is_file() else path.glob("*") if path.is_dir() else []
+    return sorted((file for file in files if _FILE.fullmatch(file.name)), key=lambda file: natural_key(file.name))
+
+
+def open_tfds(folder: Path, **options: Any) -> StoredRecords:
+    """The records of a TFDS dataset in ArrayRecord format; tensorflow is not needed.
+
+    Of its features, `image` (or `hr`) must be there; `path`, `high`, `low`, `lr`, `lr_high`, `lr_low` may be.
+
+    Args:
+      folder: with dataset_info.json, as a TFDS builder writes it. Of its splits "train", or the only one.
+      options: `captions`, `lr_captions` and `missing` of `StoredRecords`.
+
+    Raises:
+      UserError: TFDS is not installed, or the dataset is of another kind.
+    """
+    tfds = import_tfds()
+    try:
+        builder = tfds.builder_from_directory(str(folder))
+        features, splits = builder.info.features, builder.info.splits
+        if "train" not in splits and len(splits) != 1:
+            raise ValueError(f"it has no split train, but {', '.join(splits)}")
+        if not isinstance(features.get("image", features.get("hr")), tfds.features.Image):
+            raise ValueError(f"no feature image, but {', '.join(features)}")
+        undecoded = {
+            name: tfds.decode.SkipDecoding()
+            for name in ("image", "hr", "lr")
+            if isinstance(features.get(name), tfds.features.Image)
+        }
+        split = "train" if "train" in splits else next(iter(splits))
+        records = builder.as_data_source(split=split, decoders=undecoded)
+        count = len(records)
+    except (ValueError, NotImplementedError, KeyError, OSError, RuntimeError) as error:
+        raise UserError(
+            f"{folder} is no TFDS dataset of photographs in ArrayRecord format: {error}. Its builder must be given "
+            'file_format="array_record"'
+        ) from error
+    if not count:
+        raise UserError(f"There is no record in {folder}.")
+    return StoredRecords(folder, records, _from_tfds, **options)
+
+
+def import_tfds() -> Any:
+    """The module tensorflow_datasets, which takes seconds; raises UserError if it is not installed."""
+    try:
+        import tensorflow_datasets
+    except ImportError as error:
+        raise UserError('TFDS is not installed: pip install "xpsr-jax[tfds]"') from error
+    return tensorflow_datasets
+
+
+def _from_tfds(fields: dict[str, Any], where: str) -> Record:
+    image = fields.get("image", fields.get("hr"))
+    return from_fields({name: value for name, value in fields.items() if isinstance(value, bytes)} | {"image": image})

@@ -1,0 +1,1 @@
+"""Long work on data before training: stored photographs, ready-made pairs, text embeddings."""

@@ -1,0 +1,95 @@
+"""Ready-made pairs: training sets in the released layout (method §6, §9), and sets to evaluate on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from xpsr_jax.data.captions import Caption, write_captions
+from xpsr_jax.data.examples import DataConfig, Pair, make_pair
+from xpsr_jax.data.offline_pairs import HIGH_HR, HIGH_LR, LOW_HR, LOW_LR
+from xpsr_jax.data.quality import describe
+from xpsr_jax.data.record import Sample
+from xpsr_jax.data.sources import StoredSource
+from xpsr_jax.errors import UserError
+from xpsr_jax.inference.image_io import write_png
+from xpsr_jax.preparation.work import Choice, Outcome
+
+
+@dataclass(frozen=True)
+class WritePairs:
+    """Writes pairs number n = round * images + image: in each round every image once, each time another crop of it.
+
+    A pair is a pure function of the seed and its number.
+
+    Attributes:
+      images: so many of the source, the first.
+      evaluation: False: `dataset_<round>/HR/<name>.png`, LR at the same size, and a text file for each caption, which
+        `OfflinePairs` reads. True: `HR/<name>_<round>.png`, LR at its own size, and both captions of the LR image for
+        `write_evaluation_captions`.
+    """
+
+    source: StoredSource
+    choice: Choice
+    data: DataConfig
+    seed: int
+    images: int
+    evaluation: bool
+
+    def __call__(self, folder: Path, number: int, numbers: range) -> Outcome:
+        outcome = Outcome()
+        for n in numbers:
+            round_, index = divmod(n, self.images)
+            if (found := self.choice.read(self.source, index, outcome)) is None:
+                continue
+            sample, rng = found[1], np.random.default_rng((self.seed, n))
+            if sample.lr is not None:
+                raise UserError(f"{self.source.root} holds ready-made pairs already; name a source of photographs.")
+            pair = make_pair(sample, self.data, rng)
+            name = PurePosixPath(sample.path).with_suffix("")
+            if self.evaluation:
+                self._write_evaluation(folder, f"{name}_{round_}", sample, pair, outcome)
+            else:
+                self._write_training(folder / f"dataset_{round_}", name, sample, pair, rng)
+            outcome.written += 1
+        return outcome
+
+    def _write_training(
+        self, folder: Path, name: PurePosixPath, sample: Sample, pair: Pair, rng: np.random.Generator
+    ) -> None:
+        of_lr = sample.lr_caption or Caption()
+        drawn = self.data.low_caption_from == "drawn"
+        texts = {
+            HIGH_HR: sample.caption.high,
+            HIGH_LR: of_lr.high,
+            LOW_LR: describe(pair.drawn, rng) if drawn else of_lr.low,
+            LOW_HR: describe(None, rng) if drawn else sample.caption.low,
+        }
+        for kind, text in texts.items():
+            file = (folder / kind / name).with_name(f"{name.name}.txt")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(" ".join(text.split()) + "\n", encoding="utf-8")
+        for kind, image in (("HR", pair.hr), ("LR", pair.lr)):
+            write_png((folder / kind / name).with_name(f"{name.name}.png"), image)
+
+    def _write_evaluation(self, folder: Path, name: str, sample: Sample, pair: Pair, outcome: Outcome) -> None:
+        assert pair.small is not None
+        write_png(folder / "HR" / f"{name}.png", pair.hr)
+        write_png(folder / "LR" / f"{name}.png", pair.small)
+        outcome.captions[f"{name}.png"] = [sample.caption.high, describe(pair.drawn)]
+
+
+def write_evaluation_captions(folder: Path, outcomes: Sequence[Outcome]) -> None:
+    """`LR/captions.jsonl`: what `sample.py` needs besides the LR images."""
+    captions = {name: Caption(*texts) for outcome in outcomes for name, texts in outcome.captions.items()}
+    write_captions(folder / "LR" / "captions.jsonl", captions)
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises UserError for two images whose pairs would have one name: a.png and a.jpg."""
+    seen: dict[PurePosixPath, str] = {}
+    for name in names:
+        other = seen.setdefault(PurePosixPath(name).with_suffix(""), name)
+        if other != name:
+            raise UserError(f"the pairs of {other} and {name} would have the same name; rename one of the images")

@@ -1,0 +1,99 @@
+"""Photographs and captions into ArrayRecord files, plain or as a TFDS dataset."""
+
+import functools
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from xpsr_jax.data.record import Record, pack, to_fields
+from xpsr_jax.data.sources import StoredSource
+from xpsr_jax.data.stored_records import import_tfds
+from xpsr_jax.errors import UserError
+from xpsr_jax.preparation.work import Choice, Outcome
+
+Format = Literal["array_record", "tfds"]
+# TFDS' names for files of a dataset and a split.
+DATASET, SPLIT = "photographs", "train"
+
+
+@dataclass(frozen=True)
+class WriteRecords:
+    """Writes one file of records, of the images as they are stored: nothing is encoded anew.
+
+    Attributes:
+      files: of all pieces together.
+      pairs: every image has its LR image.
+    """
+
+    source: StoredSource
+    choice: Choice
+    format: Format
+    files: int
+    pairs: bool
+
+    def __call__(self, folder: Path, number: int, numbers: range) -> Outcome:
+        encode: Callable[[Record], bytes] = pack if self.format == "array_record" else _tfds_encoder(self.pairs)
+        outcome = Outcome()
+        file = folder / f"{DATASET}-{SPLIT}.array_record-{number:05d}-of-{self.files:05d}"
+        # Groups of one: each record can be read without its neighbours.
+        writer = ArrayRecordWriter(str(file), "group_size:1")
+        try:
+            for index in numbers:
+                if found := self.choice.read(self.source, index, outcome):
+                    writer.write(encode(found[0]))
+                    outcome.written += 1
+            writer.close()
+        except (RuntimeError, ValueError, OSError) as error:
+            raise UserError(f"{file} cannot be written: {error}") from error
+        return outcome
+
+
+def write_tfds_metadata(folder: Path, outcomes: Sequence[Outcome], *, pairs: bool) -> None:
+    """Makes a folder of such files a TFDS dataset: dataset_info.json, features.json."""
+    tfds = import_tfds()
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=folder, dataset_name=DATASET, split=SPLIT, filetype_suffix="array_record"
+    )
+    files = sorted(folder.glob(f"{DATASET}-{SPLIT}.array_record-*"))
+    split = tfds.core.SplitInfo(
+        name=SPLIT,
+        shard_lengths=[outcome.written for outcome in outcomes],
+        num_bytes=sum(file.stat().st_size for file in files),
+        filename_template=template,
+    )
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder,
+        features=_tfds_features(pairs),
+        split_infos=[split],
+        filename_template=template,
+        check_data=False,
+    )
+
+
+def _tfds_features(pairs: bool) -> Any:
+    tfds = import_tfds()
+    image, text = tfds.features.Image(shape=(None, None, 3)), tfds.features.Text()
+    texts = dict.fromkeys(("path", "high", "low", "lr_high", "lr_low"), text)
+    return tfds.features.FeaturesDict({"image": image} | ({"lr": image} if pairs else {}) | texts)
+
+
+@functools.cache
+def _tfds_encoder(pairs: bool) -> Callable[[Record], bytes]:
+    import_tfds()
+    from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+    features = _tfds_features(pairs)
+    serializer = ExampleSerializer(features.get_serialized_info())
+
+    def encode(record: Record) -> bytes:
+        fields = {
+            name: io.BytesIO(value) if isinstance(value, bytes) else value for name, value in to_fields(record).items()
+        }
+        # The order of a message's entries would be another in each process.
+        return serializer.get_tf_example(features.encode_example(fields)).SerializeToString(deterministic=True)
+
+    return encode

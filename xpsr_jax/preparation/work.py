@@ -1,0 +1,210 @@
+"""Long work in pieces: spread over processes, kept when it is stopped, gone on with when it is started again.
+
+The result is written to `.NAME.partial` beside the output, and what is done of it to `.NAME.progress`. The output
+appears under its name when all is done. Pieces are done again as a whole, so a piece that was stopped halfway is as one
+that never began; and as a piece depends on its number alone, the result is the same however often the work was stopped.
+"""
+
+import concurrent.futures
+import dataclasses
+import json
+import multiprocessing
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from xpsr_jax.data import worker_process
+from xpsr_jax.data.record import Record, Sample
+from xpsr_jax.data.sources import StoredSource
+from xpsr_jax.errors import UserError
+from xpsr_jax.inference.image_io import check_writable
+from xpsr_jax.weights.atomic import check_free
+from xpsr_jax.weights.torch_files import read_json, write_json
+
+REPORT = "prepared.json"
+
+
+@dataclass
+class Outcome:
+    """What came of one piece, or of all.
+
+    Attributes:
+      written: images, pairs or embeddings.
+      broken: images that cannot be read, and why.
+      small: images that are too small, and how small they are.
+      captions: further texts for the end of the work, by name.
+    """
+
+    written: int = 0
+    broken: dict[str, str] = field(default_factory=dict)
+    small: dict[str, str] = field(default_factory=dict)
+    captions: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, other: "Outcome") -> None:
+        self.written += other.written
+        self.broken |= other.broken
+        self.small |= other.small
+        self.captions |= other.captions
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which images are good enough.
+
+    Attributes:
+      minimum_pixels, minimum_bytes: smaller images and files are left out and reported.
+      on_error: "skip": one that cannot be read is left out and reported; "stop": it ends the work.
+    """
+
+    minimum_pixels: int = 384**2
+    minimum_bytes: int = 0
+    on_error: Literal["skip", "stop"] = "skip"
+
+    def read(self, source: StoredSource, index: int, outcome: Outcome) -> tuple[Record, Sample] | None:
+        """The image, not decoded and decoded; or None, and the reason in `outcome`."""
+        try:
+            record = source.record(index)
+            sample = record.decode(source.root)
+        except UserError as error:
+            if self.on_error == "stop":
+                raise
+            name = getattr(source, "names", None)
+            outcome.broken[name[index] if name else f"record {index}"] = str(error)
+            return None
+        height, width = sample.image.shape[:2]
+        if height * width < self.minimum_pixels or len(record.image) < self.minimum_bytes:
+            outcome.small[record.path] = f"{width} x {height} pixels, {len(record.image)} bytes"
+            return None
+        return record, sample
+
+
+# Does the piece of that number: writes its part of the result, which is in these numbers, to the folder.
+Do = Callable[[Path, int, range], Outcome]
+
+
+def work(
+    output: Path,
+    do: Do,
+    pieces: Sequence[range],
+    *,
+    settings: Mapping[str, Any],
+    workers: int,
+    finish: Callable[[Path, list[Outcome]], None] = lambda folder, outcomes: None,
+    unit: str = "image",
+) -> Outcome:
+    """Does all pieces, those that are done already excepted, and gives the output its name.
+
+    Args:
+      output: the folder to make.
+      do: picklable with `workers` above 1. Its result may depend on its arguments alone.
+      settings: all that decides the result, for JSON: unfinished work of other settings is not gone on with.
+      workers: processes; 1: this one.
+      finish: completes the folder, given the outcomes of all pieces in their order.
+
+    Raises:
+      UserError: the output exists, cannot be written, is unfinished work of other settings, or nothing is left of the
+        images.
+    """
+    check_free(output)
+    partial, progress = (output.with_name(f".{output.name}.{what}") for what in ("partial", "progress"))
+    _begin(partial, progress, json.loads(json.dumps(settings, default=str)))
+    outcomes = {number: outcome for number in range(len(pieces)) if (outcome := _done(progress, number))}
+    todo = [(number, piece) for number, piece in enumerate(pieces) if number not in outcomes]
+    initial = sum(len(pieces[number]) for number in outcomes)
+    with tqdm(total=sum(map(len, pieces)), initial=initial, unit=unit, disable=None) as bar:
+        for number, outcome in _perform(do, partial, todo, workers):
+            for name, reason in outcome.broken.items():
+                tqdm.write(f"left out: {name}: {reason}")
+            write_json(dataclasses.asdict(outcome), progress / f"{number}.json")
+            outcomes[number] = outcome
+            bar.update(len(pieces[number]))
+    in_order = [outcomes[number] for number in range(len(pieces))]
+    total = Outcome()
+    for outcome in in_order:
+        total.add(outcome)
+    if not total.written:
+        reasons = [*total.broken.values(), *total.small.values()]
+        raise UserError(f"nothing is left to write to {output}, for instance: {reasons[0] if reasons else 'no images'}")
+    finish(partial, in_order)
+    report = {name: value for name, value in dataclasses.asdict(total).items() if name != "captions"}
+    write_json({"settings": json.loads(json.dumps(settings, default=str))} | report, partial / REPORT)
+    partial.rename(output)
+    shutil.rmtree(progress)
+    return total
+
+
+def cut(count: int, size: int) -> list[range]:
+    """The numbers below `count` in pieces of that size, the last one perhaps smaller."""
+    return [range(first, min(first + size, count)) for first in range(0, count, size)]
+
+
+def _begin(partial: Path, progress: Path, settings: Any) -> None:
+    known = progress / "settings.json"
+    if known.is_file() and partial.is_dir():
+        before = read_json(known)
+        if changed := [name for name in settings if before.get(name) != settings[name]]:
+            differences = "; ".join(f"{name}: was {before.get(name)!r}, is {settings[name]!r}" for name in changed)
+            raise UserError(
+                f"{partial} is unfinished work of other settings ({differences}). Set them back to go on, or delete it"
+            )
+        return
+    for folder in (partial, progress):
+        shutil.rmtree(folder, ignore_errors=True)
+        check_writable(folder)
+    write_json(settings, known)
+
+
+def _done(progress: Path, number: int) -> Outcome | None:
+    file = progress / f"{number}.json"
+    return Outcome(**read_json(file)) if file.is_file() else None
+
+
+def _perform(do: Do, folder: Path, pieces: Sequence[tuple[int, range]], workers: int) -> Iterator[tuple[int, Outcome]]:
+    """The outcomes, as they come."""
+    if workers <= 1 or len(pieces) <= 1:
+        for number, piece in pieces:
+            yield number, _do(do, folder, number, piece)
+        return
+    pool = concurrent.futures.ProcessPoolExecutor(
+        min(workers, len(pieces)),
+        multiprocessing.get_context("spawn"),
+        initializer=_start,
+        initargs=(do, folder),
+    )
+    try:
+        futures = {pool.submit(_one, number, piece): number for number, piece in pieces}
+        for future in concurrent.futures.as_completed(futures):
+            yield futures[future], future.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process was killed, perhaps for want of memory. The same command goes on; try fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+# What a worker process does all its life; sent once, because a source may be large.
+_job: tuple[Do, Path] | None = None
+
+
+def _start(do: Do, folder: Path) -> None:
+    global _job
+    worker_process.begin()
+    _job = do, folder
+
+
+def _one(number: int, piece: range) -> Outcome:
+    assert _job is not None
+    return _do(*_job, number, piece)
+
+
+def _do(do: Do, folder: Path, number: int, piece: range) -> Outcome:
+    try:
+        return do(folder, number, piece)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to: {error.strerror or error}") from error
