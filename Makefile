@@ -40,8 +40,8 @@ clean:
 	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache
 
 .venv/.demo: EXTRAS :=
-.venv/.test: EXTRAS := [dev,metrics]
-.venv/.test-torch: EXTRAS := [dev,metrics,torch]
+.venv/.test: EXTRAS := [dev,metrics,tfds]
+.venv/.test-torch: EXTRAS := [dev,metrics,tfds,torch]
 .venv/.demo .venv/.test .venv/.test-torch: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing xpsr-jax$(EXTRAS) into .venv; this takes a minute or two."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".$(EXTRAS)"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import cv2
 import grain
+from absl import flags
 
 from xpsr_jax.data import worker_process
 from xpsr_jax.data.embeddings import TextEmbeddings
@@ -99,10 +100,11 @@ class Batches(grain.IterDataset[Example]):
         cv2.setNumThreads(1)
         if not self._workers:
             return iter(rest.to_iter_dataset(grain.ReadOptions(self._threads, max(self._threads, self._prefetch))))
-        kept = grain.MultiprocessingOptions(self._workers, max(1, self._prefetch // self._workers))
-        return iter(
-            rest.to_iter_dataset(grain.ReadOptions(1, 1)).mp_prefetch(kept, worker_init_fn=worker_process.begin)
-        )
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain asks absl for settings of its own, and this is no absl program.
+        options = grain.MultiprocessingOptions(self._workers, max(1, self._prefetch // self._workers))
+        in_worker = rest.to_iter_dataset(grain.ReadOptions(1, 1))
+        return iter(in_worker.mp_prefetch(options, worker_init_fn=worker_process.begin))
 
 
 class BatchIterator(grain.DatasetIterator[Example]):
@@ -135,6 +137,8 @@ class BatchIterator(grain.DatasetIterator[Example]):
 
     def start_prefetch(self) -> None:
         """Begins to make batches in the background."""
+        if self._closed:
+            raise ValueError("this iterator of batches is closed")
         if self._running is None:
             self._running = self._batches.since(self._position)
             self._running.start_prefetch()

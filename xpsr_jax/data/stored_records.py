@@ -126,13 +126,10 @@ def open_tfds(folder: Path, **options: Any) -> StoredRecords:
         features, splits = builder.info.features, builder.info.splits
         if "train" not in splits and len(splits) != 1:
             raise ValueError(f"it has no split train, but {', '.join(splits)}")
-        if not isinstance(features.get("image", features.get("hr")), tfds.features.Image):
-            raise ValueError(f"no feature image, but {', '.join(features)}")
-        undecoded = {
-            name: tfds.decode.SkipDecoding()
-            for name in ("image", "hr", "lr")
-            if isinstance(features.get(name), tfds.features.Image)
-        }
+        images = {name for name, feature in features.items() if isinstance(feature, tfds.features.Image)}
+        if not images & {"image", "hr"}:
+            raise ValueError(f"it has no feature image, but {', '.join(features)}")
+        undecoded = {name: tfds.decode.SkipDecoding() for name in images}
         split = "train" if "train" in splits else next(iter(splits))
         records = builder.as_data_source(split=split, decoders=undecoded)
         count = len(records)
