@@ -36,7 +36,7 @@ class Photographs:
     input: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INPUT")]
     """Folder of photographs, at any depth; also ArrayRecord files, a TFDS dataset or ready-made pairs."""
     output: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    """Folder to make; it must not exist."""
+    """Folder to make; it must not exist, unless the same command made it."""
     captions: Path | None = None
     """JSON lines of captions by image path (default: captions.jsonl in the folder)."""
     lr_captions: Path | None = None

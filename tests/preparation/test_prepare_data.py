@@ -68,7 +68,10 @@ def test_exit_codes(photos, tmp_path, capsys):
     good = ("--exclude", "truncated.png", "text.jpg")
     assert run("records", photos, "--output", tmp_path / "a", *good) == 0
     assert "left out: 0 broken, 1 too small" in capsys.readouterr().out
-    assert run("records", photos, "--output", tmp_path / "a", *good) == 1
+    before = contents(tmp_path)
+    assert run("records", photos, "--output", tmp_path / "a", *good) == 0
+    assert "left out: 0 broken, 1 too small" in capsys.readouterr().out and contents(tmp_path) == before
+    assert run("records", photos, "--output", tmp_path / "a") == 1
     assert "exists already" in capsys.readouterr().err
     assert run("records", photos, "--output", tmp_path / "b", "--on-error", "stop") == 1
     assert "Cannot read the image" in capsys.readouterr().err and not (tmp_path / "b").exists()

@@ -97,7 +97,7 @@ def work(
     finish: Callable[[Path, list[Outcome]], None] = lambda folder, outcomes: None,
     unit: str = "image",
 ) -> Outcome:
-    """Does all pieces, those that are done already excepted, and gives the output its name.
+    """Does all pieces, those that are done already excepted, and gives the output its name; nothing if it has it.
 
     Args:
       output: the folder to make.
@@ -107,12 +107,16 @@ def work(
       finish: completes the folder, given the outcomes of all pieces in their order.
 
     Raises:
-      UserError: the output exists, cannot be written, is unfinished work of other settings, or nothing is left of the
-        images.
+      UserError: the output exists and is something else, cannot be written, is unfinished work of other settings, or
+        nothing is left of the images.
     """
-    check_free(output)
+    settings = json.loads(json.dumps(settings, default=str))
     partial, progress = (output.with_name(f".{output.name}.{what}") for what in ("partial", "progress"))
-    _begin(partial, progress, json.loads(json.dumps(settings, default=str)))
+    if (output / REPORT).is_file() and (report := read_json(output / REPORT)).pop("settings", None) == settings:
+        shutil.rmtree(progress, ignore_errors=True)
+        return Outcome(**report)
+    check_free(output)
+    _begin(partial, progress, settings)
     outcomes = {number: outcome for number in range(len(pieces)) if (outcome := _done(progress, number))}
     todo = [(number, piece) for number, piece in enumerate(pieces) if number not in outcomes]
     initial = sum(len(pieces[number]) for number in outcomes)
@@ -132,7 +136,7 @@ def work(
         raise UserError(f"nothing is left to write to {output}, for instance: {reasons[0] if reasons else 'no images'}")
     finish(partial, in_order)
     report = {name: value for name, value in dataclasses.asdict(total).items() if name != "captions"}
-    write_json({"settings": json.loads(json.dumps(settings, default=str))} | report, partial / REPORT)
+    write_json({"settings": settings} | report, partial / REPORT)
     partial.rename(output)
     shutil.rmtree(progress)
     return total
