@@ -6,7 +6,7 @@ from jaxtyping import Float, UInt8
 
 # The standard's luma table, transposed: a slip of the released code's DiffJPEG, kept because released weights have
 # learned it.
-_LUMA = np.array(
+LUMA_TABLE = np.array(
     [
         [16, 12, 14, 14, 18, 24, 49, 72],
         [11, 12, 13, 17, 22, 35, 64, 92],
@@ -18,8 +18,8 @@ _LUMA = np.array(
         [61, 55, 56, 62, 77, 92, 101, 99],
     ]
 )
-_CHROMA = np.full((8, 8), 99)
-_CHROMA[:4, :4] = [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]]
+CHROMA_TABLE = np.full((8, 8), 99)
+CHROMA_TABLE[:4, :4] = [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]]
 
 _TO_YCC = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
 _TO_RGB = np.array([[1, 0, 1.402], [1, -0.344136, -0.714136], [1, 1.772, 0]])
@@ -54,13 +54,14 @@ def jpeg(image: Float[np.ndarray, "h w 3"], quality: float) -> Float[np.ndarray,
     """
     height, width = image.shape[:2]
     image = cv2.copyMakeBorder(np.clip(image, 0, 1), 0, -height % 16, 0, -width % 16, cv2.BORDER_CONSTANT)
-    luma, *chroma = cv2.split(cv2.transform(image, _affine(_TO_YCC * 255, [0, 128, 128])))
+    ycc = cv2.transform(image, _affine(_TO_YCC * 255, [0, 128, 128]))
+    luma, *chroma = np.ascontiguousarray(ycc.transpose(2, 0, 1))
     scale = quantisation_scale(quality)
     size = luma.shape[::-1]
-    planes = [_quantise(luma, _LUMA * scale)]
+    planes = [_quantise(luma, LUMA_TABLE * scale)]
     for plane in chroma:
         half = cv2.resize(plane, (size[0] // 2, size[1] // 2), interpolation=cv2.INTER_AREA)
-        planes.append(cv2.resize(_quantise(half, _CHROMA * scale), size, interpolation=cv2.INTER_NEAREST))
+        planes.append(cv2.resize(_quantise(half, CHROMA_TABLE * scale), size, interpolation=cv2.INTER_NEAREST))
     rgb = cv2.transform(cv2.merge(planes), _affine(_TO_RGB / 255, _TO_RGB @ [0, -128, -128] / 255))
     return np.clip(rgb[:height, :width], 0, 1)
 

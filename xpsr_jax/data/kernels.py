@@ -5,6 +5,7 @@ pixel is not repeated). The released code pads kernels with zeros to 21 x 21; th
 faster.
 """
 
+import functools
 from typing import Literal
 
 import cv2
@@ -15,6 +16,12 @@ from scipy.special import j1
 GaussianShape = Literal["iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso"]
 
 SHARPENING_WINDOW = 51  # pixels; OpenCV gives this window a Gaussian of sigma 8.0
+
+# Taps that together weigh so little of a kernel are left out.
+_NEGLIGIBLE = 1e-7
+# OpenCV sums directly over kernels of up to so many taps, and takes larger ones to the Fourier domain. Direct summation
+# is faster for up to so many that are not 0 (measured at 512 x 512).
+_OPENCV_DIRECT, _FOURIER_FROM = 129, 330
 
 
 def gaussian_kernel(
@@ -72,12 +79,47 @@ def noise_gain(kernel: Float[np.ndarray, "k k"]) -> float:
 
 def filter_image(image: Float[np.ndarray, "h w c"], kernel: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "h w c"]:
     """Correlates every channel of a float32 image with `kernel`, borders reflected (torch's "reflect" padding)."""
+    kernel = _without_negligible(kernel)
     centre = kernel.shape[0] // 2
     column, row = kernel[:, centre], kernel[centre] / kernel[centre, centre]
     if np.allclose(np.outer(column, row), kernel, rtol=0, atol=1e-9):  # an isotropic Gaussian: several times faster so
         parts = row.astype(np.float32), column.astype(np.float32)
         return cv2.sepFilter2D(image, -1, *parts, borderType=cv2.BORDER_REFLECT_101)
-    return cv2.filter2D(image, -1, kernel.astype(np.float32), borderType=cv2.BORDER_REFLECT_101)
+    kernel = kernel.astype(np.float32)
+    if kernel.size > _OPENCV_DIRECT and np.count_nonzero(kernel) < _FOURIER_FROM:
+        return _filter_in_strips(image, kernel)
+    return cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REFLECT_101)
+
+
+def _without_negligible(kernel: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "n n"]:
+    """The kernel without the smallest taps that together weigh less than float32 can tell, and without empty edges."""
+    weights = np.sort(np.abs(kernel), axis=None)
+    total = np.cumsum(weights)
+    kernel = np.where(np.abs(kernel) < weights[np.searchsorted(total, _NEGLIGIBLE * total[-1])], 0, kernel)
+    used = np.flatnonzero(kernel.any(axis=0) | kernel.any(axis=1))
+    margin = min(used[0], len(kernel) - 1 - used[-1])
+    return kernel[margin : len(kernel) - margin, margin : len(kernel) - margin]
+
+
+def _filter_in_strips(
+    image: Float[np.ndarray, "h w c"], kernel: Float[np.ndarray, "k k"]
+) -> Float[np.ndarray, "h w c"]:
+    """A few rows of the kernel at a time, so few that OpenCV sums over their taps.
+
+    Larger ones it takes to the Fourier domain, which at these sizes is slower.
+    """
+    size, (height, width) = len(kernel), image.shape[:2]
+    centre, rows = size // 2, _OPENCV_DIRECT // size
+    padded = cv2.copyMakeBorder(image, centre, centre, centre, centre, cv2.BORDER_REFLECT_101)
+    total = None
+    for first in range(0, size, rows):
+        strip = kernel[first : first + rows]
+        seen = padded[first : first + height + len(strip) - 1]
+        part = cv2.filter2D(seen, -1, strip, anchor=(centre, 0), borderType=cv2.BORDER_CONSTANT)
+        part = part[:height, centre : centre + width]
+        total = part if total is None else cv2.add(total, part, total)
+    assert total is not None
+    return total
 
 
 def sharpen(
@@ -88,12 +130,49 @@ def sharpen(
     Detail is amplified by `weight` only where it exceeds `threshold` (of 255); that mask is blurred so that no seam
     shows.
     """
+    planes = np.ascontiguousarray(image.transpose(2, 0, 1))
+    detail = planes - _blur_widely(planes)
+    mask = _blur_widely((np.abs(detail) > np.float32(threshold / 255)).astype(np.float32))
+    # From here on in place: planes + mask * (clip(planes + weight * detail) - planes).
+    detail *= np.float32(weight)
+    detail += planes
+    np.clip(detail, 0, 1, out=detail)
+    detail -= planes
+    detail *= mask
+    detail += planes
+    return cv2.merge(detail) if len(detail) > 1 else detail.transpose(1, 2, 0)
 
-    def blur(x):
-        window = (SHARPENING_WINDOW, SHARPENING_WINDOW)
-        return cv2.GaussianBlur(x, window, 0, borderType=cv2.BORDER_REFLECT_101)
 
-    detail = image - blur(image)
-    mask = blur((np.abs(detail) * 255 > threshold).astype(np.float32))
-    sharp = np.clip(image + np.float32(weight) * detail, 0, 1)
-    return image + mask * (sharp - image)
+_BLOCK = 32  # pixels
+
+
+@functools.cache
+def _band() -> Float[np.ndarray, "n block"]:
+    """A column for each pixel of a block: the sharpening window's Gaussian, one row further down each time."""
+    band = np.zeros((_BLOCK + SHARPENING_WINDOW - 1, _BLOCK), np.float32)
+    for i in range(_BLOCK):
+        band[i : i + SHARPENING_WINDOW, i] = cv2.getGaussianKernel(SHARPENING_WINDOW, 0)[:, 0]
+    return band
+
+
+def _blur_widely(planes: Float[np.ndarray, "c h w"]) -> Float[np.ndarray, "c h w"]:
+    """Blurs with the sharpening window's Gaussian, borders reflected.
+
+    As products with banded matrices, block by block: at this width 1.7 times as fast as OpenCV's GaussianBlur.
+    """
+    margin, band = SHARPENING_WINDOW // 2, _band()
+    height, width = planes.shape[1:]
+    across, down = np.empty_like(planes), np.empty_like(planes)
+    padded = cv2.copyMakeBorder(planes.reshape(-1, width), 0, 0, margin, margin, cv2.BORDER_REFLECT_101)
+    rows = across.reshape(-1, width)
+    for start in range(0, width, _BLOCK):
+        n = min(_BLOCK, width - start)
+        np.matmul(padded[:, start : start + n + 2 * margin], band[: n + 2 * margin, :n], out=rows[:, start : start + n])
+    for source, target in zip(across, down, strict=True):
+        padded = cv2.copyMakeBorder(source, margin, margin, 0, 0, cv2.BORDER_REFLECT_101)
+        for start in range(0, height, _BLOCK):
+            n = min(_BLOCK, height - start)
+            np.matmul(
+                band[: n + 2 * margin, :n].T, padded[start : start + n + 2 * margin], out=target[start : start + n]
+            )
+    return down

@@ -6,7 +6,6 @@ restarts.
 
 from dataclasses import dataclass
 
-import cv2
 import grain
 from absl import flags
 
@@ -79,8 +78,6 @@ class _MakeExample:
 class Batches(grain.IterDataset[Example]):
     """The batches, made by worker processes or by threads of this one.
 
-    OpenCV's own threads are switched off in all of them: they would get in the way.
-
     Args:
       batches: by number.
       workers, threads, prefetch: as in `DataConfig`.
@@ -97,8 +94,8 @@ class Batches(grain.IterDataset[Example]):
     def since(self, position: int) -> grain.DatasetIterator[Example]:
         """The batches from that one on."""
         rest = self._batches[position:]
-        cv2.setNumThreads(1)
         if not self._workers:
+            worker_process.tune()
             return iter(rest.to_iter_dataset(grain.ReadOptions(self._threads, max(self._threads, self._prefetch))))
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain asks absl for settings of its own, and this is no absl program.

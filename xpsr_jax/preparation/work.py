@@ -171,6 +171,7 @@ def _done(progress: Path, number: int) -> Outcome | None:
 def _perform(do: Do, folder: Path, pieces: Sequence[tuple[int, range]], workers: int) -> Iterator[tuple[int, Outcome]]:
     """The outcomes, as they come."""
     if workers <= 1 or len(pieces) <= 1:
+        worker_process.tune()
         for number, piece in pieces:
             yield number, _do(do, folder, number, piece)
         return
