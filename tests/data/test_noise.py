@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy.stats import chi2, poisson
 
-from xpsr_jax.data.noise import add_gaussian_noise, add_poisson_noise
+from xpsr_jax.data.noise import _poisson, add_gaussian_noise, add_poisson_noise
 
 
 @pytest.fixture
@@ -42,6 +43,22 @@ def test_poisson_noise_of_256_levels(rng, gray):
     assert samples.std() == pytest.approx(expected, abs=4 * error)
     assert samples.mean() == pytest.approx(0, abs=4 * expected / np.sqrt(samples.size))
     assert gray == np.array_equal(noise[..., 0], noise[..., 1])
+
+
+@pytest.mark.parametrize("counts", [1, 8, 256])
+def test_poisson_samples_are_poisson_distributed(rng, counts):
+    """Pearson's chi-squared for each of some levels, against the distribution itself."""
+    for level in (1, 3, 40, 128, 255):
+        samples = _poisson(np.full(40_000, level, np.uint8), counts, rng)
+        mean = level / 255 * counts
+        frequencies = np.bincount(samples)
+        expected = len(samples) * poisson.pmf(np.arange(len(frequencies)), mean)
+        common = expected >= 5
+        observed = np.append(frequencies[common], frequencies[~common].sum())
+        expected = np.append(expected[common], len(samples) - expected[common].sum())
+        statistic = ((observed - expected) ** 2 / np.maximum(expected, 1e-9))[expected > 1e-3].sum()
+        assert chi2.sf(statistic, max(1, (expected > 1e-3).sum() - 1)) > 1e-4
+    assert not _poisson(np.zeros(100, np.uint8), counts, rng).any()
 
 
 def test_poisson_noise_counts_distinct_levels(rng):

@@ -3,13 +3,38 @@
 import dataclasses
 
 import pytest
+import tyro
 
 from tests.training import tiny
-from xpsr_jax.config import load_config
+from xpsr_jax.config import Images, load_config
 from xpsr_jax.data.captions import Caption, write_captions
 from xpsr_jax.data.examples import make_example, tokenize
+from xpsr_jax.errors import UserError
+from xpsr_jax.training import resume
 from xpsr_jax.training.export import load_tokenizer
 from xpsr_jax.training.images import open_images
+
+
+def test_mixtures(tmp_path):
+    """On the command line a flat list; each folder has its own captions and its share of the samples."""
+    for folder, count in (("a", 3), ("b", 5)):
+        tiny.make_photos(tmp_path / folder, count)
+    line = ["--mixture", "1", str(tmp_path / "a"), "3", str(tmp_path / "b")]
+    images = tyro.cli(Images, args=line)
+    assert images.mixture == ((1.0, tmp_path / "a"), (3.0, tmp_path / "b"))
+    source = open_images(images)
+    assert len(source) == 12 and [source[i].path for i in (0, 2, 3, 11)] == ["0.png", "2.png", "0.png", "3.png"]
+    assert source[3].caption.high == "picture 0.png"
+    assert len(open_images(dataclasses.replace(images, exclude=("b/4.png", "b/3.png")))) == 12
+    assert len(open_images(dataclasses.replace(images, exclude=("a/0.png", "b/4.png"), cache=True))) == 8
+    with pytest.raises(UserError, match=r"'0\.png', which is to be excluded, is in no folder of the mixture"):
+        open_images(dataclasses.replace(images, exclude=("0.png",)))
+    with pytest.raises(UserError, match=r"called '7\.png', which is to be excluded"):
+        open_images(dataclasses.replace(images, exclude=("b/7.png",)))
+    with pytest.raises(UserError, match="those of a mixture have their own"):
+        dataclasses.replace(images, captions=tmp_path / "captions.jsonl")
+    record = resume.record(dataclasses.replace(tiny.config(), images=images), photographs=12)
+    assert resume.config_of(record).images == images
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+import cv2
 import numpy as np
+from jaxtyping import UInt8
 
 from xpsr_jax.data.captions import Caption, write_captions
 from xpsr_jax.data.examples import DataConfig, Pair, make_pair
@@ -13,7 +15,6 @@ from xpsr_jax.data.quality import describe
 from xpsr_jax.data.record import Sample
 from xpsr_jax.data.sources import StoredSource
 from xpsr_jax.errors import UserError
-from xpsr_jax.inference.image_io import write_png
 from xpsr_jax.preparation.work import Choice, Outcome
 
 
@@ -67,17 +68,25 @@ class WritePairs:
             LOW_HR: describe(None, rng) if drawn else sample.caption.low,
         }
         for kind, text in texts.items():
-            file = (folder / kind / name).with_name(f"{name.name}.txt")
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(" ".join(text.split()) + "\n", encoding="utf-8")
+            _write(folder / kind / f"{name}.txt", (" ".join(text.split()) + "\n").encode())
         for kind, image in (("HR", pair.hr), ("LR", pair.lr)):
-            write_png((folder / kind / name).with_name(f"{name.name}.png"), image)
+            _write(folder / kind / f"{name}.png", _png(image))
 
     def _write_evaluation(self, folder: Path, name: str, sample: Sample, pair: Pair, outcome: Outcome) -> None:
         assert pair.small is not None
-        write_png(folder / "HR" / f"{name}.png", pair.hr)
-        write_png(folder / "LR" / f"{name}.png", pair.small)
+        _write(folder / "HR" / f"{name}.png", _png(pair.hr))
+        _write(folder / "LR" / f"{name}.png", _png(pair.small))
         outcome.captions[f"{name}.png"] = [sample.caption.high, describe(pair.drawn)]
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Not under a temporary name: the whole folder has one, and a piece that was stopped is written again."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+
+
+def _png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
 def write_evaluation_captions(folder: Path, outcomes: Sequence[Outcome]) -> None:
