@@ -17,6 +17,7 @@ import tyro
 from xpsr_jax.data.degradation import MILD, XPSR
 from xpsr_jax.data.examples import DataConfig
 from xpsr_jax.data.sources import StoredSource, open_source
+from xpsr_jax.data.stored_records import import_tfds
 from xpsr_jax.errors import UserError
 from xpsr_jax.preparation.pairs import WritePairs, check_names, write_evaluation_captions
 from xpsr_jax.preparation.records import Format, WriteRecords, write_tfds_metadata
@@ -174,6 +175,8 @@ def prepare(command: Records | Pairs | Validation) -> Outcome:
 def _prepare_records(
     command: Records, source: StoredSource, choice: Choice, count: int, settings: dict[str, Any]
 ) -> Outcome:
+    if command.format == "tfds":
+        import_tfds()  # better missed now than at the end
     pieces = cut(count, command.images_per_file)
     pairs = source.record(0).lr is not None
 

@@ -231,7 +231,7 @@ def test_what_a_path_holds(files, released, tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
     (folder / "x.png").write_bytes(png(0))
-    with pytest.raises(UserError, match=r"Cannot read the captions .*captions\.jsonl"):
+    with pytest.raises(UserError, match=r"There are no captions .*captions\.jsonl\. Write them"):
         open_source(folder)
     assert isinstance(open_source(folder, missing="empty"), ImageFolder)
     with pytest.raises(UserError, match="There is no image folder"):

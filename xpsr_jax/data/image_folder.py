@@ -60,7 +60,7 @@ class ImageFolder:
         if absent and missing == "error":
             where = "" if isinstance(captions, Mapping) else f" in {os.fspath(captions)}"
             more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
-            raise UserError(f'No caption{where} for {absent[0]!r}{more}. Add it, or set missing="empty".')
+            raise UserError(f'No caption{where} for {absent[0]!r}{more}. Add it, or set missing_captions="empty".')
         return {name: known[name] for name in self.names if name in known}
 
     def __len__(self) -> int:

@@ -46,7 +46,7 @@ def _add(image: np.ndarray, noise: np.ndarray) -> Float[np.ndarray, "h w 3"]:
 def _poisson(pixels: UInt8[np.ndarray, "..."], counts: int, rng: np.random.Generator) -> Int[np.ndarray, "..."]:
     """Poisson samples of mean pixels / 255 * counts, by inversion: exact to the 24 bits of a uniform float32.
 
-    Numpy draws each from a mean of its own, which takes five times as long: there are but 256 means.
+    Numpy draws each from a mean of its own, which takes four times as long: there are but 256 means.
     """
     cumulative, guide = _poisson_tables(counts)
     level = pixels.ravel().astype(np.intp)

@@ -66,7 +66,12 @@ def open_source(
         return OfflinePairs(path, exclude=exclude, missing_exclusions=missing_exclusions, missing=missing)
     if captions is None:
         file = path / "captions.jsonl"
-        given["captions"] = None if missing == "empty" and not file.is_file() else file
+        if not file.is_file() and missing == "error":
+            raise UserError(
+                f"There are no captions {file}. Write them, name another file with --images.captions (prepare_data: "
+                "--captions), or do without: --images.missing-captions empty (--missing-captions empty)."
+            )
+        given["captions"] = file if file.is_file() else None
     return ImageFolder(path, exclude=exclude, missing_exclusions=missing_exclusions, **given)
 
 

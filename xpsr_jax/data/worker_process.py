@@ -4,6 +4,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 
 import cv2
@@ -22,7 +23,7 @@ def tune() -> None:
     """
     cv2.setNumThreads(1)
     threadpoolctl.threadpool_limits(1, user_api="blas")
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):  # musl has none
         mallopt(_MMAP_THRESHOLD, 32 << 20)  # the largest that it takes
         mallopt(_TRIM_THRESHOLD, 512 << 20)
 

@@ -181,6 +181,7 @@ def _perform(do: Do, folder: Path, pieces: Sequence[tuple[int, range]], workers:
         initializer=_start,
         initargs=(do, folder),
     )
+    others = set(multiprocessing.active_children())
     try:
         futures = {pool.submit(_one, number, piece): number for number, piece in pieces}
         for future in concurrent.futures.as_completed(futures):
@@ -189,6 +190,11 @@ def _perform(do: Do, folder: Path, pieces: Sequence[tuple[int, range]], workers:
         raise UserError(
             "a worker process was killed, perhaps for want of memory. The same command goes on; try fewer --workers"
         ) from error
+    except BaseException:
+        # What they are at will be done again, so it is not worth waiting for.
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
