@@ -1,5 +1,6 @@
 """TFDS datasets, without tensorflow: of a builder of one's own, and as prepare_data writes them."""
 
+import pickle
 import sys
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def test_a_builder_of_ones_own(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(Birds, "photos", photos, raising=False)
     builder = Birds(data_dir=str(tmp_path / "tfds"), file_format="array_record")
     builder.download_and_prepare()
-    source = open_source(Path(builder.data_dir))
+    source = pickle.loads(pickle.dumps(open_source(Path(builder.data_dir))))
     found = {source[i].caption.high: source[i].image for i in range(len(source))}
     assert sorted(found) == [f"bird {i}" for i in range(4)]
     for i, color in enumerate(COLORS):

@@ -44,6 +44,7 @@ class OfflinePairs:
         datasets = find_datasets(self.root)
         if not datasets:
             raise UserError(f"There are no pairs in {self.root} (looked for dataset_*/HR and dataset_*/LR).")
+        self._in_datasets = datasets != [""]
         names = [name for dataset in datasets for name in self._check(dataset, missing)]
         self.names = tuple(leave_out(names, tuple(exclude), self.root, missing_exclusions))
         if not self.names:
@@ -91,7 +92,7 @@ class OfflinePairs:
     def _split(self, name: str) -> tuple[Path, str]:
         """The folder of a pair's dataset, and its name within."""
         first, _, rest = name.partition("/")
-        return (self.root / first, rest) if first.startswith("dataset_") else (self.root, name)
+        return (self.root / first, rest) if self._in_datasets else (self.root, name)
 
 
 def find_datasets(root: Path) -> list[str]:
