@@ -79,13 +79,14 @@ def noise_gain(kernel: Float[np.ndarray, "k k"]) -> float:
 
 def filter_image(image: Float[np.ndarray, "h w c"], kernel: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "h w c"]:
     """Correlates every channel of a float32 image with `kernel`, borders reflected (torch's "reflect" padding)."""
-    kernel = _without_negligible(kernel)
-    centre = kernel.shape[0] // 2
+    significant = _without_negligible(kernel)
+    centre, margin = len(kernel) // 2, (len(kernel) - len(significant)) // 2
+    kernel, centre = kernel[margin : len(kernel) - margin, margin : len(kernel) - margin], centre - margin
     column, row = kernel[:, centre], kernel[centre] / kernel[centre, centre]
     if np.allclose(np.outer(column, row), kernel, rtol=0, atol=1e-9):  # an isotropic Gaussian: several times faster so
         parts = row.astype(np.float32), column.astype(np.float32)
         return cv2.sepFilter2D(image, -1, *parts, borderType=cv2.BORDER_REFLECT_101)
-    kernel = kernel.astype(np.float32)
+    kernel = significant.astype(np.float32)
     if kernel.size > _OPENCV_DIRECT and np.count_nonzero(kernel) < _FOURIER_FROM:
         return _filter_in_strips(image, kernel)
     return cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REFLECT_101)
