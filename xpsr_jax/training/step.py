@@ -26,7 +26,7 @@ def make_step(
     structure: Structure,
     optimizer: optax.GradientTransformation,
     abstract: TrainState,
-    mesh: jax.sharding.Mesh,
+    mesh: sharding.AnyMesh,
 ) -> Step:
     """The training step. It takes the state over (donates it) and gives one back that is placed as `abstract` is.
 
