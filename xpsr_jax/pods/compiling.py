@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -31,12 +31,16 @@ def compile_for_pod(lowered: jax.stages.Lowered, effort: Effort, *, what: str) -
       effort: "quick" compiles in a fraction of the time. Programs are a little slower and larger then.
       what: is compiled, for the progress.
     """
-    options: dict[str, Any] = dict(TPU_FLAGS)
-    if effort == "quick":
-        options |= {"exec_time_optimization_effort": -1.0, "memory_fitting_effort": -1.0}
     with captured_stderr() as (said, terminal), _elapsed(what, terminal):
-        compiled = lowered.compile(compiler_options=options)
+        compiled = lowered.compile(compiler_options=options(effort))
     return compiled, said[0].count(COMPLAINT)
+
+
+def options(effort: Effort, flags: Mapping[str, bool | int] = TPU_FLAGS) -> dict[str, Any]:
+    """What the compiler is told."""
+    if effort == "default":
+        return dict(flags)
+    return {**flags, "exec_time_optimization_effort": -1.0, "memory_fitting_effort": -1.0}
 
 
 @contextlib.contextmanager
