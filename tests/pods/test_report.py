@@ -62,9 +62,18 @@ def test_measures_of_one_device(compiled):
     assert found.peak >= found.arguments + found.temporaries + ROWS // 8 * 64 * 4
     products = 2 * ROWS // 8 * 256 * 64
     assert products <= found.flops < 1.1 * products
-    thrice = report.measure(compiled, loops=3)
+    thrice = report.measure(compiled, rounds=3)
     assert thrice["flops"] == 3 * found.flops and thrice["moved"] == 3 * found.moved
     assert report.from_json(json.loads(json.dumps(dataclasses.asdict(found)))) == found
+
+
+def test_loops_are_found():
+    """Their bodies are counted once, so a program that has some is marked."""
+    x = jax.ShapeDtypeStruct((64, 32, 32), jnp.float32)
+    looped = jax.jit(lambda x: jax.lax.map(lambda y: y @ y, x)).lower(x).compile()
+    found = report.measure(looped)
+    assert found["loops"] == 1 and found["flops"] < 2 * 64 * 32**3 / 8
+    assert report.measure(looped, sampling=True)["loops"] == report.measure(looped, rounds=2)["loops"] == 0
 
 
 def test_operations_without_an_estimate_are_left_out():
@@ -79,9 +88,14 @@ def test_what_fits_is_said_with_its_figures():
     assert "250.0 ms a step, 128.0 images a second, 61% of the peak 197 TFLOP/s" in text
     assert "20 all-gather (3.00 GiB)" in text
     assert "warning" not in text and "not counted" not in text
-    marked = dataclasses.replace(FITS, custom_calls=5, rematerializations=2, loops=4)
+    marked = dataclasses.replace(FITS, custom_calls=5, rematerializations=2, rounds=4, loops=3)
     text = report.render(marked)
-    for words in ("5 custom kernels", "2 involuntary full rematerializations", "microbatches 4 times"):
+    for words in (
+        "5 custom kernels",
+        "2 involuntary full rematerializations",
+        "microbatches 4 times",
+        "3 further loops",
+    ):
         assert words in text
 
 

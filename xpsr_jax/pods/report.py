@@ -30,7 +30,8 @@ class Report:
       moved: bytes between memory and compute, as the estimate counts them.
       collectives: kind -> (number, bytes that a chip receives).
       custom_calls: kernels into which the compiler does not see: their work is missing in the estimate.
-      loops: the number of times that the loop over microbatches runs; XLA counts its body once, this report all times.
+      rounds: of the loop over microbatches; XLA counts its body once, this report all of them.
+      loops: in the program that are neither that one nor the sampler's; their bodies are counted once.
       rematerializations: tensors that the partitioner could only reshard by copying them whole to every chip.
       compile_seconds: on this machine.
       shortage: the compiler's words, if the program does not fit.
@@ -48,7 +49,8 @@ class Report:
     moved: float = 0
     collectives: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     custom_calls: int = 0
-    loops: int = 1
+    rounds: int = 1
+    loops: int = 0
     rematerializations: int = 0
     compile_seconds: float = 0
     shortage: str | None = None
@@ -58,8 +60,8 @@ class Report:
         return self.shortage is None and self.peak is not None and self.peak <= chip(self.topology).hbm
 
 
-def measure(compiled: jax.stages.Compiled, *, loops: int = 1) -> dict[str, Any]:
-    """The fields of a report that a compiled program answers. `loops`: as in `Report`."""
+def measure(compiled: jax.stages.Compiled, *, rounds: int = 1, sampling: bool = False) -> dict[str, Any]:
+    """The fields of a report that a compiled program answers. `rounds`: as in `Report`."""
     memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis() or {}, compiled.as_text() or ""
     assert memory is not None  # TPUs and CPUs answer.
     returned = memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -67,12 +69,13 @@ def measure(compiled: jax.stages.Compiled, *, loops: int = 1) -> dict[str, Any]:
         "arguments": memory.argument_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
         "peak": memory.argument_size_in_bytes + memory.temp_size_in_bytes + returned,
-        "flops": cost.get("flops", 0.0) * loops,
-        "seconds": _seconds(cost.get("optimal_seconds", 0.0)) * loops,
-        "moved": cost.get("bytes accessed", 0.0) * loops,
+        "flops": cost.get("flops", 0.0) * rounds,
+        "seconds": _seconds(cost.get("optimal_seconds", 0.0)) * rounds,
+        "moved": cost.get("bytes accessed", 0.0) * rounds,
         "collectives": collectives(text),
         "custom_calls": len(re.findall(r'custom_call_target="tpu_custom_call"', text)),
-        "loops": loops,
+        "rounds": rounds,
+        "loops": max(0, len(re.findall(r" while\(", text)) - (rounds > 1 or sampling)),
     }
 
 
@@ -154,8 +157,10 @@ def _work(report: Report) -> dict[str, str]:
             f"{' and step' if report.program == 'sampling' else ''}, "
             f"{report.flops / report.seconds / peak:.0%} of the peak {peak / 1e12:.0f} TFLOP/s"
         )
-    if report.loops > 1:
-        lines["counted"] = f"the loop over microbatches {report.loops} times; XLA's own figures have its body once"
+    if report.rounds > 1:
+        lines["counted"] = f"the loop over microbatches {report.rounds} times; XLA's own figures have its body once"
+    if report.loops:
+        lines["counted once"] = f"the bodies of {report.loops} further loops, however often they run"
     if report.custom_calls:
         lines["not counted"] = f"{report.custom_calls} custom kernels, into which the compiler does not see"
     lines["communication"] = (
