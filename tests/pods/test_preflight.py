@@ -2,12 +2,14 @@
 
 import dataclasses
 import importlib.util
+import os
 
 import pytest
 
 from tests.pods.test_report import FITS
 from xpsr_jax import preflight
 from xpsr_jax.config import load_config
+from xpsr_jax.inference.compilation import TPU_FLAGS, use_tpu_flags
 
 ARGUMENTS = ["--config", "tests/training/tiny.py", "--topology", "v5e:4x4"]
 
@@ -91,3 +93,16 @@ def test_gpus(capsys):
     assert preflight.main(["--config", "tests/training/tiny.py", "--gpus", "8", "--sample"]) == 0
     assert "the sampling step of 8 images lowers for 8 GPUs (CUDA)" in capsys.readouterr().out
     assert load_config("tests/training/tiny.py").batch_size == 8
+
+
+def test_the_compilers_flags_yield_to_ones_own(monkeypatch):
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_run_space_to_batch=true --mine=1")
+    use_tpu_flags()
+    said = os.environ["LIBTPU_INIT_ARGS"].split()
+    assert said[:2] == ["--xla_tpu_run_space_to_batch=true", "--mine=1"]
+    assert {flag.partition("=")[0].removeprefix("--") for flag in said[2:]} == TPU_FLAGS.keys() - {
+        "xla_tpu_run_space_to_batch"
+    }
+    assert "--xla_tpu_run_space_to_batch_on_new_platforms=false" in said
+    use_tpu_flags()
+    assert os.environ["LIBTPU_INIT_ARGS"].split() == said

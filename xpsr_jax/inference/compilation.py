@@ -22,7 +22,9 @@ def use_compilation_cache() -> None:
 # What the TPU compiler is told (docs/pods.md has what each saves). Convolutions over small batches are otherwise cut up
 # in space, and products with split weights into rounds of parts, both of which moves far more than it saves.
 TPU_FLAGS: dict[str, bool | int] = {
+    # Both, or neither has an effect.
     "xla_tpu_run_space_to_batch": False,
+    "xla_tpu_run_space_to_batch_on_new_platforms": False,
     "xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000,
 }
 
