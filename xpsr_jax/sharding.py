@@ -1,5 +1,6 @@
 """Where arrays live: the device mesh, and rules that place parameters by path and shape. Layers know nothing of it."""
 
+import contextlib
 import math
 import re
 from collections.abc import Mapping
@@ -50,6 +51,11 @@ def replicated(mesh: AnyMesh) -> NamedSharding:
 def batch_sharding(mesh: AnyMesh) -> NamedSharding:
     """The first axis over all devices."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def gathering_kernels(mesh: AnyMesh) -> contextlib.AbstractContextManager[Any]:
+    """Within it, layers bring the parts of a split kernel together when they use it (FSDP), and split nothing else."""
+    return jax.sharding.use_abstract_mesh(mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh)
 
 
 def parameter_shardings(

@@ -49,6 +49,8 @@ def make_mesh(topology: str, sizes: config.Mesh) -> jax.sharding.Mesh:
     # Nothing is run: no metadata server is asked, no device is locked, and a lock that was left behind means nothing.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     os.environ |= {"TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost"}
+    # Warnings are for us too: what the partitioner complains of is counted.
+    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "1")
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     except jax.errors.JaxRuntimeError as error:
