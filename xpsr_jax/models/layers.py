@@ -33,13 +33,13 @@ class Compute:
     remat: bool = False
 
 
-def _promote_and_gather(arrays: tuple[Array | None, ...], **options: Any) -> tuple[Array | None, ...]:
-    """Casts input, kernel and bias, and within a mesh (`sharding.gathering_kernels`) brings the kernel's parts together.
+def _promote_and_gather(arrays: Any, /, *, dtype: Any = None, inexact: bool = True) -> Any:
+    """Casts input, kernel and bias, and within a mesh (`sharding.gathering_kernels`) brings a split kernel together.
 
     Otherwise the compiler may let a kernel's split spread into the activations, and there, where features become heads,
     it can only be undone by copying whole activations.
     """
-    inputs, kernel, bias = promote_dtype(arrays, **options)
+    inputs, kernel, bias = promote_dtype(arrays, dtype=dtype, inexact=inexact)
     if jax.sharding.get_abstract_mesh().empty:
         return inputs, kernel, bias
     return inputs, _whole(kernel), bias
