@@ -93,7 +93,8 @@ def measure_ours(topology: str, *, gradient: bool, remat: bool) -> dict[str, flo
     )
 
     def forward(state: Any, *inputs: Any) -> Any:
-        return nnx.merge(graph, state)(*inputs)
+        with sharding.gathering_kernels(mesh):
+            return nnx.merge(graph, state)(*inputs)
 
     def loss_gradient(state: Any, *inputs: Any) -> Any:
         gradients = jax.grad(lambda state: jnp.mean(forward(state, *inputs) ** 2))(state)

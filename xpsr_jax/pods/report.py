@@ -28,7 +28,7 @@ class Report:
       peak: bytes of both and of what is returned in no argument's place; None if the compiler gave up before it knew.
       flops, seconds: XLA's estimate, a roofline of each operation's products and bytes moved; 0 without a program.
       moved: bytes between memory and compute, as the estimate counts them.
-      collectives: kind -> (number, bytes that a chip receives).
+      collectives: kind -> (number, bytes of the results on a chip), as they stand in the program: a loop's once.
       custom_calls: kernels into which the compiler does not see: their work is missing in the estimate.
       rounds: of the loop over microbatches; XLA counts its body once, this report all of them.
       loops: in the program that are neither that one nor the sampler's; their bodies are counted once.
@@ -158,7 +158,7 @@ def _work(report: Report) -> dict[str, str]:
             f"{report.flops / report.seconds / peak:.0%} of the peak {peak / 1e12:.0f} TFLOP/s"
         )
     if report.rounds > 1:
-        lines["counted"] = f"the loop over microbatches {report.rounds} times; XLA's own figures have its body once"
+        lines["counted"] = f"the loop over microbatches {report.rounds} times; the communication has its body once"
     if report.loops:
         lines["counted once"] = f"the bodies of {report.loops} further loops, however often they run"
     if report.custom_calls:
