@@ -25,7 +25,7 @@ import xpsr_jax
 from xpsr_jax.config import SAMPLING_PRESETS, Mesh, Sampling
 from xpsr_jax.data.captions import Caption, read_captions
 from xpsr_jax.errors import UserError
-from xpsr_jax.inference.compilation import use_compilation_cache
+from xpsr_jax.inference.compilation import use_compilation_cache, use_tpu_flags
 from xpsr_jax.inference.image_io import (
     MAX_PIXELS,
     SUFFIX_OF,
@@ -157,6 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: Arguments) -> int:
     use_compilation_cache()
+    use_tpu_flags()
     if arguments.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, not {arguments.batch_size}")
     if not 1 <= arguments.quality <= 100:

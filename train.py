@@ -1,17 +1,12 @@
 """Trains XPSR: python train.py --config configs/xpsr.py [--steps 1000 ...]. The same command resumes a stopped run."""
 
 import argparse
-import dataclasses
-import re
 import sys
-import typing
 from collections.abc import Sequence
 
-import tyro
-
-from xpsr_jax.config import Config, load_config
+from xpsr_jax.config_arguments import read_config
 from xpsr_jax.errors import UserError
-from xpsr_jax.inference.compilation import use_compilation_cache
+from xpsr_jax.inference.compilation import use_compilation_cache, use_tpu_flags
 
 _EXAMPLES = """\
 configs:
@@ -50,17 +45,10 @@ def main(arguments: Sequence[str]) -> int:
     if known.config is None:
         parser.print_help(sys.stdout if known.help else sys.stderr)
         return 0 if known.help else 2
-    _document_each_field(Config)
     try:
-        config = tyro.cli(
-            Config,
-            default=load_config(known.config),
-            args=[*fields, *(["--help"] if known.help else [])],
-            prog=f"train.py --config {known.config}",
-            description=f"Every field of {known.config}; the defaults are its values.",
-            config=(tyro.conf.AvoidSubcommands,),
-        )
+        config = read_config(known.config, fields, program="train.py", help=known.help)
         use_compilation_cache()
+        use_tpu_flags()
         # Imported late: help and a wrong setting need not wait for it.
         from xpsr_jax.training.loop import train
 
@@ -75,21 +63,6 @@ def main(arguments: Sequence[str]) -> int:
         return 130
     print(f"model: {folder}")
     return 0
-
-
-def _document_each_field(kind: type) -> None:
-    """Docstrings may say "a, b: what both are". tyro looks for a field under its own name, so each gets the text."""
-
-    def one_by_one(entry: re.Match[str]) -> str:
-        indent, names, text = entry.groups()
-        return "\n".join(f"{indent}{name}: {text}" for name in names.split(", "))
-
-    kind.__doc__ = re.sub(
-        r"^( +)(\w+(?:, \w+)+): (.+(?:\n\1 +.+)*)", one_by_one, kind.__doc__ or "", flags=re.MULTILINE
-    )
-    for hint in typing.get_type_hints(kind).values():
-        if dataclasses.is_dataclass(hint):
-            _document_each_field(typing.cast(type, hint))
 
 
 if __name__ == "__main__":

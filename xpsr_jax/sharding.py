@@ -1,5 +1,6 @@
 """Where arrays live: the device mesh, and rules that place parameters by path and shape. Layers know nothing of it."""
 
+import contextlib
 import math
 import re
 from collections.abc import Mapping
@@ -7,10 +8,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from xpsr_jax import config
 from xpsr_jax.errors import UserError
+
+# Of devices, or of their number alone.
+AnyMesh = jax.sharding.Mesh | AbstractMesh
 
 # Ordered (path pattern, axes), first match wins; what matches nothing follows `_by_shape`.
 RULES: tuple[tuple[str, PartitionSpec], ...] = ((r".*\.(scale|bias)$", PartitionSpec()),)
@@ -22,30 +26,41 @@ REPLICATED_BYTES = 2**18
 def make_mesh(sizes: config.Mesh, devices: list[jax.Device] | None = None) -> jax.sharding.Mesh:
     """A mesh ("data", "fsdp") over all devices. Raises UserError where the sizes do not multiply to their number."""
     devices = jax.devices() if devices is None else devices
+    shape = mesh_shape(sizes, len(devices))
+    return jax.make_mesh(shape, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)
+
+
+def mesh_shape(sizes: config.Mesh, devices: int) -> tuple[int, int]:
+    """(data, fsdp) of a mesh over so many devices. Raises UserError where they do not multiply to that number."""
     shape = [sizes.data, sizes.fsdp]
     if shape.count(-1) == 1:
-        shape[shape.index(-1)] = len(devices) // max(1, -shape[0] * shape[1])
-    if min(shape) < 1 or math.prod(shape) != len(devices):
+        shape[shape.index(-1)] = devices // max(1, -shape[0] * shape[1])
+    if min(shape) < 1 or math.prod(shape) != devices:
         raise UserError(
-            f"mesh.data={sizes.data} and mesh.fsdp={sizes.fsdp} do not multiply to the {len(devices)} devices; "
+            f"mesh.data={sizes.data} and mesh.fsdp={sizes.fsdp} do not multiply to the {devices} devices; "
             "one of them may be -1 and takes what is left"
         )
-    return jax.make_mesh(tuple(shape), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)
+    return shape[0], shape[1]
 
 
-def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+def replicated(mesh: AnyMesh) -> NamedSharding:
     """All of it on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+def batch_sharding(mesh: AnyMesh) -> NamedSharding:
     """The first axis over all devices."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
+def gathering_kernels(mesh: AnyMesh) -> contextlib.AbstractContextManager[Any]:
+    """Within it, layers bring the parts of a split kernel together when they use it (FSDP), and split nothing else."""
+    return jax.sharding.use_abstract_mesh(mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh)
+
+
 def parameter_shardings(
     parameters: Mapping[str, Any],
-    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
+    mesh: AnyMesh,
     *,
     replicated_bytes: int = REPLICATED_BYTES,
 ) -> dict[str, NamedSharding]:

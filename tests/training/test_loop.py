@@ -94,11 +94,11 @@ def test_a_run_leaves_what_its_folder_says(whole):
 def test_each_step_of_training_and_of_its_two_validations_is_compiled_once(whole):
     _, compiled = whole
     assert {
-        name: compiled.count(name) for name in ("step", "_prepare", "_advance", "_finish", "_predict_constraint")
+        name: compiled.count(name) for name in ("step", "prepare", "run_steps", "_finish", "_predict_constraint")
     } == {
         "step": 1,
-        "_prepare": 1,
-        "_advance": 1,
+        "prepare": 1,
+        "run_steps": 1,
         "_finish": 1,
         "_predict_constraint": 1,
     }

@@ -17,3 +17,20 @@ def use_compilation_cache() -> None:
     if folder:
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+# What the TPU compiler is told (docs/pods.md has what each saves). Convolutions over small batches are otherwise cut up
+# in space, and products with split weights into rounds of parts, both of which moves far more than it saves.
+TPU_FLAGS: dict[str, bool | int] = {
+    # Both, or neither has an effect.
+    "xla_tpu_run_space_to_batch": False,
+    "xla_tpu_run_space_to_batch_on_new_platforms": False,
+    "xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000,
+}
+
+
+def use_tpu_flags() -> None:
+    """Sets `TPU_FLAGS` for this process, before a TPU is first touched; what LIBTPU_INIT_ARGS says already, stands."""
+    said = os.environ.get("LIBTPU_INIT_ARGS", "")
+    new = (f"--{name}={str(value).lower()}" for name, value in TPU_FLAGS.items() if f"--{name}=" not in said)
+    os.environ["LIBTPU_INIT_ARGS"] = " ".join([said, *new]).strip()

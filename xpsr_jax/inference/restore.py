@@ -97,6 +97,12 @@ def content_digest(image: UInt8[np.ndarray, "h w 3"]) -> UInt32[np.ndarray, "2"]
     return np.frombuffer(digest[:8], "<u4").astype(np.uint32)
 
 
+def full_table(sampler: Sampler, steps: int, first: int) -> Table:
+    """A sampler's table, filled up to one length for any number of steps, so that one program serves them all."""
+    padding = sampler.schedule.num_train_timesteps - steps
+    return jax.tree.map(lambda column: np.pad(column, (0, padding)), sampler.table(steps, first))
+
+
 class _Prepared(NamedTuple):
     """What does not depend on the step.
 
@@ -133,12 +139,9 @@ class Restorer:
         self._guided = any(run.guided for run in self._runs)
         first, steps = first_step(self.sampling), self.sampling.steps
         self.steps = steps - first
-        table = self._sampler.table(steps, first)
-        self._first_level = table.signal[first], table.sigma[first]
+        self._table = full_table(self._sampler, steps, first)
+        self._first_level = self._table.signal[first], self._table.sigma[first]
         self._second_level = schedule.levels(jnp.int32(self.sampling.added_noise_level))
-        # Filled up to one length for any number of steps, so that one program serves them all.
-        padding = schedule.num_train_timesteps - steps
-        self._table = jax.tree.map(lambda column: np.pad(column, (0, padding)), table)
         self._graph, weights = nnx.split((model.unet, model.controlnet, model.autoencoder, model.text_encoder))
         # The batch is split over all devices, the weights are on each; XLA shards everything between.
         self._batch_sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names)) if mesh else None
@@ -176,11 +179,11 @@ class Restorer:
         sampling = self.sampling
         seed_words = np.array([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF], np.uint32)
         inputs = pixels, high, low, digests, seed_words, self._first_level, self._second_level
-        prepared = _prepare(self._graph, sampling.start, self._weights, *inputs)
+        prepared = prepare(self._graph, sampling.start, self._weights, *inputs)
         positive = prepared if all(run.guided for run in self._runs) or not self._guided else _positive_half(prepared)
         state = self._sampler.init(prepared.start)
         for run in self._runs:
-            state = _advance(
+            state = run_steps(
                 self._graph,
                 self._sampler,
                 sampling.guidance_form if run.guided else None,
@@ -231,7 +234,7 @@ class Restorer:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _prepare(
+def prepare(
     graph: Any,
     start: Start,
     weights: Any,
@@ -271,7 +274,7 @@ def _positive_half(prepared: _Prepared) -> _Prepared:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _advance(
+def run_steps(
     graph: Any,
     sampler: Sampler,
     guidance: GuidanceForm | None,

@@ -8,7 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype
 from jax.nn import initializers
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from xpsr_jax.models.attention import Kernel
@@ -29,6 +31,27 @@ class Compute:
     param_dtype: Any = jnp.float32
     attention: Kernel = "auto"
     remat: bool = False
+
+
+def _promote_and_gather(arrays: Any, /, *, dtype: Any = None, inexact: bool = True) -> Any:
+    """Casts input, kernel and bias, and within a mesh (`sharding.gathering_kernels`) brings a split kernel together.
+
+    Otherwise the compiler may let a kernel's split spread into the activations, and there, where features become heads,
+    it can only be undone by copying whole activations.
+    """
+    inputs, kernel, bias = promote_dtype(arrays, dtype=dtype, inexact=inexact)
+    if jax.sharding.get_abstract_mesh().empty:
+        return inputs, kernel, bias
+    return inputs, _whole(kernel), bias
+
+
+@jax.custom_vjp
+def _whole(kernel: Array) -> Array:
+    return jax.lax.with_sharding_constraint(kernel, PartitionSpec())
+
+
+# The gradient need not be whole on every device; where it belongs, the training step says.
+_whole.defvjp(lambda kernel: (_whole(kernel), None), lambda _, gradient: (gradient,))
 
 
 # PyTorch's default: kernel and bias uniform in ±1/sqrt(fan_in) (method §5).
@@ -69,6 +92,7 @@ def conv(
         bias_init=initializers.zeros if zero else _torch_bias_init(in_features * size * size),
         dtype=compute.dtype,
         param_dtype=compute.param_dtype,
+        promote_dtype=_promote_and_gather,
         rngs=rngs,
     )
 
@@ -83,6 +107,7 @@ def linear(in_features: int, out_features: int, *, bias: bool = True, compute: C
         bias_init=_torch_bias_init(in_features),
         dtype=compute.dtype,
         param_dtype=compute.param_dtype,
+        promote_dtype=_promote_and_gather,
         rngs=rngs,
     )
 

@@ -26,7 +26,7 @@ def make_step(
     structure: Structure,
     optimizer: optax.GradientTransformation,
     abstract: TrainState,
-    mesh: jax.sharding.Mesh,
+    mesh: sharding.AnyMesh,
 ) -> Step:
     """The training step. It takes the state over (donates it) and gives one back that is placed as `abstract` is.
 
@@ -64,7 +64,9 @@ def make_step(
         state: TrainState, frozen: Parameters, constants: Any, batch: Mapping[str, Array]
     ) -> tuple[TrainState, Terms]:
         def one(batch: Mapping[str, Array]) -> tuple[Parameters, Terms]:
-            (value, terms), gradients = jax.value_and_grad(loss, has_aux=True)(state.trained, frozen, constants, batch)
+            differentiated = jax.value_and_grad(loss, has_aux=True)
+            with sharding.gathering_kernels(mesh):
+                (value, terms), gradients = differentiated(state.trained, frozen, constants, batch)
             # Gradients live where their parameters do, accumulated ones too.
             return jax.lax.with_sharding_constraint(gradients, places.trained), {"loss": value} | terms
 

@@ -1,0 +1,94 @@
+"""The programs that preflight compiles are those that training and sampling run."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+
+from tests.training import tiny
+from xpsr_jax import sharding
+from xpsr_jax.config import Mesh
+from xpsr_jax.data.captions import Caption
+from xpsr_jax.data.pipeline import make_pipeline
+from xpsr_jax.errors import UserError
+from xpsr_jax.inference import restore
+from xpsr_jax.models.layers import Compute
+from xpsr_jax.pods import programs
+from xpsr_jax.training.export import load_tokenizer
+from xpsr_jax.training.images import open_images
+from xpsr_jax.weights.model_folder import Model
+from xpsr_jax.weights.networks import NETWORKS, abstract
+
+CONFIG = dataclasses.replace(tiny.config(), batch_size=16, accumulation=2, mesh=Mesh(data=2, fsdp=4))
+GPUS = AbstractMesh((1, 8), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def test_the_training_step_is_the_one_that_trains(tmp_path):
+    """Shardings, donation and accumulation included: the text of the lowered program is the same."""
+    run = tiny.Run(CONFIG, 8)
+    source, tokenizer = open_images(tiny.make_photos(tmp_path)), load_tokenizer(CONFIG.networks)
+    batch = next(iter(make_pipeline(source, CONFIG.data, tokenizer=tokenizer, batch_size=CONFIG.batch_size)))
+    del batch["index"]
+    real = run.step.lower(run.state, run.frozen, None, sharding.shard_batch(batch, run.mesh))
+    assert programs.train_step(CONFIG, run.mesh).lower().as_text() == real.as_text()
+
+
+def test_the_sampling_step_is_the_one_that_samples(monkeypatch):
+    config = dataclasses.replace(tiny.config(), batch_size=8)
+    mesh = sharding.make_mesh(config.mesh)
+    program = programs.sampling_step(config, mesh)
+    calls = []
+
+    def keep(*arguments, **options):
+        calls.append((arguments, options))
+        return arguments[5]  # the state, as it was
+
+    monkeypatch.setattr(restore, "run_steps", keep)
+    monkeypatch.setattr(restore, "_finish", lambda graph, color, weights, latents, pixels: (pixels, np.ones(8, bool)))
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
+    restorer = restore.Restorer(model(config), config.sampling, mesh=mesh)
+    restorer([image] * 8, [Caption("a", "b")] * 8)
+    arguments, options = calls[0]
+    assert program.arguments[1:3] == arguments[1:3]
+    for planned, real in ((program.arguments[3:], arguments[3:]), (program.options, options)):
+        assert jax.tree.map(of, planned) == jax.tree.map(of, real)
+
+
+def of(leaf):
+    """Shape and type as jit sees them."""
+    leaf = jax.typeof(leaf) if not isinstance(leaf, jax.ShapeDtypeStruct) else leaf
+    return leaf.shape, leaf.dtype
+
+
+def model(config):
+    """Random networks of the config."""
+    names, rng = ("unet", "controlnet", "autoencoder", "text_encoder"), np.random.default_rng(0)
+    networks = {name: abstract(NETWORKS[name], getattr(config.networks, name), compute=Compute()) for name in names}
+    filled = {
+        name: jax.tree.map(lambda leaf: jax.numpy.asarray(rng.standard_normal(leaf.shape), leaf.dtype), network)
+        for name, network in networks.items()
+    }
+    tokenizer = load_tokenizer(config.networks)
+    return Model(**filled, tokenizer=tokenizer, schedule=config.networks.schedule, defaults=config.sampling, note="")
+
+
+@pytest.mark.parametrize("make", [programs.train_step, programs.sampling_step])
+def test_both_lower_for_cuda(make):
+    """With plain attention, on a machine without one; what cuDNN does cannot be seen here."""
+    config = programs.without_files(dataclasses.replace(CONFIG, mesh=Mesh()), attention="plain")
+    exported = make(config, GPUS).export("cuda")
+    assert exported.platforms == ("cuda",) and exported.nr_devices == 8
+
+
+def test_full_size_needs_no_files():
+    config = programs.without_files(CONFIG, attention="two_pass")
+    assert config.networks.base == () and set(config.networks.from_scratch) == set(NETWORKS)
+    assert config.precision.attention == "two_pass"
+
+
+@pytest.mark.parametrize("make", [programs.train_step, programs.sampling_step])
+def test_a_batch_that_does_not_divide(make):
+    with pytest.raises(UserError, match=r"batch_size=12 must be a multiple of"):
+        make(dataclasses.replace(CONFIG, batch_size=12), GPUS)

@@ -1,0 +1,150 @@
+"""The programs that a run jits, with the shapes of what it calls them with: no weights, and devices only in name."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from xpsr_jax import sharding
+from xpsr_jax.config import Config, Networks
+from xpsr_jax.diffusion.guidance import is_guided
+from xpsr_jax.errors import UserError
+from xpsr_jax.evaluation.perceptual import load_distance
+from xpsr_jax.inference import restore
+from xpsr_jax.inference.plan import first_step, make_sampler
+from xpsr_jax.models.attention import Kernel
+from xpsr_jax.models.layers import Compute
+from xpsr_jax.training.state import abstract_state, make_optimizer
+from xpsr_jax.training.step import make_step
+from xpsr_jax.training.structure import make_structure
+from xpsr_jax.weights.networks import NETWORKS, abstract
+
+TOKENS = 77
+
+
+class Program(NamedTuple):
+    """A jitted function and the shapes, types and shardings of its arguments."""
+
+    function: Any
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+    def lower(self) -> jax.stages.Lowered:
+        return self.function.lower(*self.arguments, **self.options)
+
+    def export(self, platform: str) -> jax.export.Exported:
+        """Lowers it for a platform that need not be there."""
+        return jax.export.export(self.function, platforms=[platform])(*self.arguments, **self.options)
+
+
+def without_files(config: Config, *, attention: Kernel) -> Config:
+    """The config with networks that need no files, and this attention kernel ("auto" asks for the devices at hand).
+
+    Folders of `networks.base` that exist are read for their configurations; those that do not are passed over.
+    """
+    base = tuple(folder for folder in config.networks.base if folder.is_dir())
+    networks = dataclasses.replace(config.networks, base=base, from_scratch=tuple(NETWORKS))
+    precision = dataclasses.replace(config.precision, attention=attention)
+    return dataclasses.replace(config, networks=networks, precision=precision)
+
+
+def train_step(config: Config, mesh: sharding.AnyMesh) -> Program:
+    """The very step that `training.loop.train` runs, with its shardings, donation and accumulation.
+
+    Raises UserError for a config that cannot be trained on this mesh.
+    """
+    if config.batch_size % (mesh.size * config.accumulation):
+        raise UserError(
+            f"batch_size={config.batch_size} must be a multiple of {mesh.size * config.accumulation}: "
+            f"{mesh.size} chips x accumulation={config.accumulation}"
+        )
+    structure = make_structure(config)
+    optimizer = make_optimizer(config, structure.trained)
+    shapes = structure.shapes()
+    shardings = sharding.parameter_shardings(shapes, mesh)
+    state = abstract_state(config, structure, optimizer, shardings)
+    frozen = {
+        path: jax.ShapeDtypeStruct(shapes[path].shape, config.precision.frozen_dtype, sharding=shardings[path])
+        for path in structure.frozen
+    }
+    constants = None
+    if config.stage != "xpsr":
+        constants = _placed(load_distance(config.loss.metric), sharding.replicated(mesh))
+    step = make_step(config, structure, optimizer, state, mesh)
+    return Program(step, (state, frozen, constants, _batch(config, mesh)), {})
+
+
+def sampling_step(config: Config, mesh: sharding.AnyMesh) -> Program:
+    """The program of `inference.restore.Restorer` that runs sampling steps, of config.batch_size images at once.
+
+    Its number of steps is an input, so what the compiler counts is one step. Weights are in the compute dtype and, as
+    in `sample.py`, whole on every chip.
+
+    Raises UserError for a batch that the chips do not divide.
+    """
+    if config.batch_size % mesh.size:
+        raise UserError(f"batch_size={config.batch_size} must be a multiple of the {mesh.size} chips")
+    sampling, networks, dtype = config.sampling, make_structure(config).networks, jnp.dtype(config.precision.dtype)
+    compute = Compute(dtype=dtype, param_dtype=dtype, attention=config.precision.attention)
+    graph, weights = nnx.split(_networks(networks, compute))
+    everywhere, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+
+    size, guided = config.data.crop_size, is_guided(sampling.guidance_scale, sampling.guidance_form)
+    images = config.batch_size
+    pixels = jax.ShapeDtypeStruct((images, size, size, 3), jnp.uint8)
+    tokens = jax.ShapeDtypeStruct((images, 1 + guided, TOKENS), jnp.int32)
+    digests, seed = jax.ShapeDtypeStruct((images, 2), jnp.uint32), jax.ShapeDtypeStruct((2,), jnp.uint32)
+    number = jax.ShapeDtypeStruct((), jnp.float32)
+    prepared = jax.eval_shape(
+        lambda *inputs: restore.prepare(graph, sampling.start, *inputs),
+        *(weights, pixels, tokens, tokens, digests, seed, (number, number), (number, number)),
+    )
+    sampler = make_sampler(sampling, networks.schedule)
+    state = jax.eval_shape(sampler.init, prepared.start)
+    index = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    arguments = (
+        graph,
+        sampler,
+        sampling.guidance_form if guided else None,
+        _placed(weights, everywhere),
+        _placed(prepared, split),
+        _placed(state, split),
+        _placed(restore.full_table(sampler, sampling.steps, first_step(sampling)), everywhere),
+        index,
+        index,
+    )
+    scales = ("guidance_scale", "guidance_rescale", "conditioning_scale")
+    return Program(restore.run_steps, arguments, dict.fromkeys(scales, _placed(number, everywhere)))
+
+
+def _networks(networks: Networks, compute: Compute) -> tuple[Any, ...]:
+    """As `Restorer` has them, without arrays."""
+    names = ("unet", "controlnet", "autoencoder", "text_encoder")
+    return tuple(abstract(NETWORKS[name], getattr(networks, name), compute=compute) for name in names)
+
+
+def _batch(config: Config, mesh: sharding.AnyMesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """What the step is given of a batch of `data.pipeline.make_pipeline`."""
+    image = (config.data.crop_size, config.data.crop_size, 3)
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {"hr": (image, jnp.float32), "key": ((), jnp.uint32)}
+    if config.data.degrade:
+        shapes |= {"lr": (image, jnp.float32), "high_ids": ((TOKENS,), jnp.int32), "low_ids": ((TOKENS,), jnp.int32)}
+    split = sharding.batch_sharding(mesh)
+    return {
+        name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=split)
+        for name, (shape, dtype) in shapes.items()
+    }
+
+
+def _placed(tree: Any, where: jax.sharding.NamedSharding) -> Any:
+    """Shapes of arrays or of shapes, placed; what has no axis to split is everywhere."""
+    everywhere = jax.sharding.NamedSharding(where.mesh, PartitionSpec())
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            jnp.shape(leaf), leaf.dtype, sharding=where if jnp.ndim(leaf) else everywhere
+        ),
+        tree,
+    )

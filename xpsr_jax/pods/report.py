@@ -1,0 +1,184 @@
+"""What the compiler says of a program for a pod: memory, work, communication."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+
+from xpsr_jax.config import Config
+from xpsr_jax.pods.chips import chip
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_BITS = {"pred": 8, "bf16": 16} | {f"{kind}{bits}": bits for kind in "fsu" for bits in (4, 8, 16, 32, 64)}
+_TYPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Of one program. Bytes, flops and seconds are of one chip and one step.
+
+    Attributes:
+      topology, chips: of the mesh.
+      images: global batch.
+      arguments, temporaries: bytes that live during the step: state, frozen parameters and batch; what it computes.
+      peak: bytes of both and of what is returned in no argument's place; None if the compiler gave up before it knew.
+      flops, seconds: XLA's estimate, a roofline of each operation's products and bytes moved; 0 without a program.
+      moved: bytes between memory and compute, as the estimate counts them.
+      collectives: kind -> (number, bytes of the results on a chip), as they stand in the program: a loop's once.
+      custom_calls: kernels into which the compiler does not see: their work is missing in the estimate.
+      rounds: of the loop over microbatches; XLA counts its body once, this report all of them.
+      loops: in the program that are neither that one nor the sampler's; their bodies are counted once.
+      rematerializations: tensors that the partitioner could only reshard by copying them whole to every chip.
+      compile_seconds: on this machine.
+      shortage: the compiler's words, if the program does not fit.
+    """
+
+    topology: str
+    chips: int
+    program: str
+    images: int
+    arguments: float = 0
+    temporaries: float = 0
+    peak: float | None = None
+    flops: float = 0
+    seconds: float = 0
+    moved: float = 0
+    collectives: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+    custom_calls: int = 0
+    rounds: int = 1
+    loops: int = 0
+    rematerializations: int = 0
+    compile_seconds: float = 0
+    shortage: str | None = None
+
+    @property
+    def fits(self) -> bool:
+        return self.shortage is None and self.peak is not None and self.peak <= chip(self.topology).hbm
+
+
+def measure(compiled: jax.stages.Compiled, *, rounds: int = 1, sampling: bool = False) -> dict[str, Any]:
+    """The fields of a report that a compiled program answers. `rounds`: as in `Report`."""
+    memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis() or {}, compiled.as_text() or ""
+    assert memory is not None  # TPUs and CPUs answer.
+    returned = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return {
+        "arguments": memory.argument_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "peak": memory.argument_size_in_bytes + memory.temp_size_in_bytes + returned,
+        "flops": cost.get("flops", 0.0) * rounds,
+        "seconds": _seconds(cost.get("optimal_seconds", 0.0)) * rounds,
+        "moved": cost.get("bytes accessed", 0.0) * rounds,
+        "collectives": collectives(text),
+        "custom_calls": len(re.findall(r'custom_call_target="tpu_custom_call"', text)),
+        "rounds": rounds,
+        "loops": max(0, len(re.findall(r" while\(", text)) - (rounds > 1 or sampling)),
+    }
+
+
+def _seconds(estimate: float) -> float:
+    """XLA's sum over operations, in which those that it has no figure for are -1 s each: without them."""
+    return estimate + math.ceil(max(0.0, -estimate))
+
+
+def collectives(text: str) -> dict[str, tuple[int, int]]:
+    """Kind -> (number, bytes) of the collectives in a compiled program's HLO.
+
+    Bytes are those of the results on one chip. An asynchronous pair (`-start`, `-done`) is one, of its done's bytes.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    pattern = rf"^\s*(?:ROOT )?%?[\w.\-]+ = (.*?) ({'|'.join(COLLECTIVES)})(-start|-done)?\("
+    for result, kind, part in re.findall(pattern, text, flags=re.MULTILINE):
+        if part != "-start":
+            number, total = found.get(kind, (0, 0))
+            found[kind] = number + 1, total + bytes_of(result)
+    return found
+
+
+def bytes_of(types: str) -> int:
+    """Bytes of arrays written as HLO does: "(f32[8,128]{1,0}, bf16[4])"."""
+    total = 0
+    for kind, sizes in _TYPE.findall(types):
+        count = 1
+        for size in filter(None, sizes.split(",")):
+            count *= int(size)
+        total += count * _BITS.get(kind, 0) // 8
+    return total
+
+
+def suggestions(report: Report, config: Config) -> list[str]:
+    """What would make a training that does not fit smaller, gentlest first."""
+    if report.program == "sampling":
+        fewer = max(report.chips, report.images // 2)
+        return [f"fewer images at once: --batch-size {fewer}", "chips with more memory"]
+    found = []
+    a_chip = config.batch_size // report.chips // config.accumulation
+    if not config.precision.remat:
+        found.append("recompute activations: --precision.remat")
+    if a_chip > 1:
+        found.append(f"compute the batch in parts: --accumulation {config.accumulation * 2}")
+    if config.mesh.data != 1:
+        found.append("split the parameters over all chips: --mesh.data 1 --mesh.fsdp -1")
+    if config.precision.frozen_dtype == "float32":
+        found.append("frozen parameters in half the bytes: --precision.frozen-dtype bfloat16")
+    return [*found, "more chips, or chips with more memory"]
+
+
+def render(report: Report) -> str:
+    """The report for people, a line a fact."""
+    hbm = chip(report.topology).hbm
+    lines = {
+        "program": f"{report.program}, {report.images} images on {report.topology} ({report.chips} chips)",
+        "compiled in": f"{report.compile_seconds:.0f} s",
+    }
+    if report.shortage is not None:
+        lines["memory a chip"] = f"does not fit: {report.shortage}"
+    else:
+        assert report.peak is not None
+        lines["memory a chip"] = (
+            f"{_gib(report.arguments)} arguments, {_gib(report.temporaries)} temporaries; "
+            f"at most {_gib(report.peak)} of {_gib(hbm)}, {'fits' if report.fits else 'does not fit'}"
+        )
+        lines |= _work(report)
+    if report.rematerializations:
+        lines["warning"] = f"{report.rematerializations} involuntary full rematerializations by the partitioner"
+    return "\n".join(f"{name + ':':18}{text}" for name, text in lines.items())
+
+
+def _work(report: Report) -> dict[str, str]:
+    peak = chip(report.topology).flops
+    lines = {"work a chip": f"{report.flops / 1e12:.2f} TFLOP, {report.moved / 1e9:.1f} GB moved"}
+    if report.seconds > 0:
+        lines["XLA's estimate"] = (
+            f"{report.seconds * 1e3:.1f} ms a step, {report.images / report.seconds:.1f} images a second"
+            f"{' and step' if report.program == 'sampling' else ''}, "
+            f"{report.flops / report.seconds / peak:.0%} of the peak {peak / 1e12:.0f} TFLOP/s"
+        )
+    if report.rounds > 1:
+        lines["counted"] = f"the loop over microbatches {report.rounds} times; the communication has its body once"
+    if report.loops:
+        lines["counted once"] = f"the bodies of {report.loops} further loops, however often they run"
+    if report.custom_calls:
+        lines["not counted"] = f"{report.custom_calls} custom kernels, into which the compiler does not see"
+    lines["communication"] = (
+        ", ".join(
+            f"{number} {kind} ({_gib(total)})"
+            for kind, (number, total) in sorted(report.collectives.items(), key=lambda item: -item[1][1])
+        )
+        or "none"
+    )
+    return lines
+
+
+def _gib(count: float) -> str:
+    return f"{count / 2**30:.2f} GiB"
+
+
+def from_json(data: Mapping[str, Any]) -> Report:
+    """What `dataclasses.asdict` of a report made, after a way through JSON."""
+    known = {each.name for each in dataclasses.fields(Report)}
+    pairs = {kind: (number, total) for kind, (number, total) in data["collectives"].items()}
+    return Report(**{name: value for name, value in data.items() if name in known} | {"collectives": pairs})
