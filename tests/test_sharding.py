@@ -7,11 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from xpsr_jax import sharding
 from xpsr_jax.config import Mesh, Networks, load_config
 from xpsr_jax.errors import UserError
+from xpsr_jax.models.layers import Compute
+from xpsr_jax.models.transformer import Attention
+from xpsr_jax.pods.report import collectives
 from xpsr_jax.training.state import abstract_state, make_optimizer
 from xpsr_jax.training.structure import make_structure
 
@@ -69,6 +73,29 @@ def test_each_device_has_its_part():
     batch = sharding.shard_batch({"x": array}, mesh)["x"]
     assert len({str(shard.index) for shard in batch.addressable_shards}) == 8
     np.testing.assert_array_equal(batch, array)
+
+
+def test_layers_bring_split_kernels_together_and_split_nothing_else():
+    """2 heads on 8 devices: a split that spread to the activations could not go on there. Gradients stay where put."""
+    mesh = sharding.make_mesh(Mesh(data=1, fsdp=8))
+    layer = Attention(64, 2, compute=Compute(), rngs=nnx.Rngs(0))
+    graph, state = nnx.split(layer)
+    shapes = {str(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    shardings = list(sharding.parameter_shardings(shapes, mesh, replicated_bytes=2**10).values())
+    places = jax.tree.unflatten(jax.tree.structure(state), shardings)
+    x = jax.random.normal(jax.random.key(0), (8, 16, 64))
+
+    def gradient(state, x):
+        with sharding.gathering_kernels(mesh):
+            return jax.grad(lambda state: jnp.sum(nnx.merge(graph, state)(x) ** 2))(state)
+
+    step = jax.jit(gradient, in_shardings=(places, sharding.batch_sharding(mesh)), out_shardings=places)
+    found = collectives(step.lower(state, x).compile().as_text())
+    assert found.keys() <= {"all-gather", "all-reduce", "reduce-scatter"}
+    assert found["all-gather"][1] <= 2 * 4 * 64 * 64 * 4  # four kernels, for both passes
+    alone = jax.jit(jax.grad(lambda state: jnp.sum(nnx.merge(graph, state)(x) ** 2)))(state)
+    for ours, theirs in zip(jax.tree.leaves(step(state, x)), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * float(jnp.abs(theirs).max()))
 
 
 def test_the_full_size_training_on_a_pod():
