@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +91,10 @@ def test_layers_bring_split_kernels_together_and_split_nothing_else():
             return jax.grad(lambda state: jnp.sum(nnx.merge(graph, state)(x) ** 2))(state)
 
     step = jax.jit(gradient, in_shardings=(places, sharding.batch_sharding(mesh)), out_shardings=places)
-    found = collectives(step.lower(state, x).compile().as_text())
+    lowered = step.lower(state, x)
+    constraints = re.findall(r"sdy\.sharding_constraint .*?<@mesh, (.*?)>", lowered.as_text())
+    assert constraints == ["[{}, {}]"] * 4  # the kernels of q, k, v and out; not their gradients
+    found = collectives(lowered.compile().as_text())
     assert found.keys() <= {"all-gather", "all-reduce", "reduce-scatter"}
     assert found["all-gather"][1] <= 2 * 4 * 64 * 64 * 4  # four kernels, for both passes
     alone = jax.jit(jax.grad(lambda state: jnp.sum(nnx.merge(graph, state)(x) ** 2)))(state)
