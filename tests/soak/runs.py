@@ -12,14 +12,15 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parents[2]
 CONFIG = "tests/training/tiny.py"
 
 
-def command(run: Path, photos: Path, *, config: str = CONFIG, **fields: Any) -> list[str]:
+def command(run: Path, photos: Path, *, script: str = "train.py", config: str = CONFIG, **fields: Any) -> list[str]:
     """The command line of a run; fields as `optimizer__ema=None` for --optimizer.ema None."""
-    words = [sys.executable, "train.py", "--config", config, "--run", str(run), "--images.folder", str(photos)]
+    words = [sys.executable, script, "--config", config, "--run", str(run), "--images.folder", str(photos)]
     for name, value in fields.items():
         words += ["--" + name.replace("__", ".").replace("_", "-"), str(value)]
     return words
@@ -27,8 +28,12 @@ def command(run: Path, photos: Path, *, config: str = CONFIG, **fields: Any) -> 
 
 def environment(devices: int = 1, **variables: str) -> dict[str, str]:
     """Of a process with so many CPU devices, in which no program is optimised for long."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    return os.environ | {"XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} | variables
+    settings = {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return os.environ | settings | variables
 
 
 @dataclasses.dataclass
@@ -106,3 +111,9 @@ def largest_difference(one: list[dict[str, float]], other: list[dict[str, float]
     """Of any term of any line, relative to that term."""
     assert [line.keys() for line in one] == [line.keys() for line in other]
     return max(abs(a[name] - b[name]) / abs(b[name]) for a, b in zip(one, other, strict=True) for name in b)
+
+
+def parameters(model: Path) -> dict[str, np.ndarray]:
+    """Every tensor of a model folder."""
+    files = sorted(model.glob("*/*.safetensors"))
+    return {f"{file.parent.name}.{key}": array for file in files for key, array in load_file(file).items()}
