@@ -59,14 +59,19 @@ class Job:
             process.wait()
 
 
-def start(words: list[str], *, processes: int = 1, devices: int = 1, **options: Any) -> Job:
-    """Starts the command in one process, or in several that find each other on this machine."""
+def start(words: list[str], *, processes: int = 1, devices: int = 1, slurm: bool = False, **options: Any) -> Job:
+    """Starts the command in one process, or in several on this machine: joined by flags, or as SLURM would."""
     options = {"cwd": ROOT, "env": environment(devices), "stderr": subprocess.STDOUT, "text": True} | options
     if processes == 1:
         return Job([subprocess.Popen(words, stdout=subprocess.PIPE, **options)])
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
+    if slurm:
+        job = {"SLURM_JOB_ID": str(port), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(processes)}
+        places = [{"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} for i in range(processes)]
+        each = [options | {"env": options["env"] | job | place} for place in places]
+        return Job([subprocess.Popen(words, stdout=subprocess.PIPE, **settings) for settings in each])
     joined = [
         [*words, "--coordinator", f"localhost:{port}", "--processes", str(processes), "--process", str(i)]
         for i in range(processes)
@@ -90,10 +95,12 @@ def metrics(run: Path) -> list[dict[str, float]]:
 def checkpoint(run: Path, step: int) -> dict[str, Any]:
     """All arrays of a checkpoint, and where it stands in the data."""
     folder = run / "checkpoints" / str(step)
-    with ocp.StandardCheckpointer() as checkpointer:
-        state = checkpointer.restore(folder / "state")
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        tree = checkpointer.metadata(folder / "state").item_metadata.tree
+        kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        state = checkpointer.restore(folder / "state", args=ocp.args.PyTreeRestore(restore_args=kinds))
     rest = {item: json.loads((folder / item / "metadata").read_text()) for item in ("data", "log")}
-    return {"state": jax.tree.map(np.asarray, state)} | rest
+    return {"state": state} | rest
 
 
 def assert_same_arrays(one: Any, other: Any) -> None:

@@ -4,6 +4,7 @@ Parameters, AdamW's moments, averages, position in the data, logged lines, the s
 SOAK_KILLS says how often (20), SOAK_SEED when.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -57,14 +58,18 @@ def assert_same(run, expected):
             assert {name: one[name] for name in ("data", "log")} == {name: other[name] for name in ("data", "log")}
         else:
             assert one == other
-    known = {"checkpoints", "config.json", "metrics.jsonl", "model", "samples.txt", "tensorboard"}
-    assert {path.name for path in run.iterdir()} == known  # nothing half-written is left
+    known = {"README.md", "checkpoints", "config.json", "log.txt", "losses.png", "metrics.jsonl", "model", "samples.txt"}
+    assert {path.name for path in run.iterdir()} == known | {"tensorboard"}  # nothing half-written is left
     assert sorted(int(path.name) for path in (run / "checkpoints").iterdir()) == [STEPS - 2, STEPS]
 
 
-def saving(run: Path) -> bool:
-    """Whether a checkpoint is being written, or was when its process died."""
-    return any(run.glob("checkpoints/*.orbax-checkpoint-tmp*"))
+def unfinished(run: Path) -> set[tuple[str, int]]:
+    """Checkpoints that are being written, or were when their process died: name and inode."""
+    found = set()
+    for path in run.glob("checkpoints/*.orbax-checkpoint-tmp*"):
+        with contextlib.suppress(FileNotFoundError):  # it is finished meanwhile
+            found.add((path.name, path.stat().st_ino))
+    return found
 
 
 def steps_made(run: Path) -> int:
@@ -77,19 +82,23 @@ def wait_for(job, moment) -> bool:
     while job.processes[0].poll() is None:
         if moment():
             return True
-        time.sleep(0.0005)
+        time.sleep(0.002)
     return False
 
 
 def await_a_moment(job, run, rng, seconds) -> bool:
     """Waits for a random moment to kill at; whether it came before the process ended."""
-    began = time.monotonic()
+    began, left_over = time.monotonic(), unfinished(run)
+
+    def saving() -> bool:
+        return bool(unfinished(run) - left_over)
+
     match rng.choice(["a save", "a save", "a step", "any time"]):
         case "a save":  # one of the first that this process begins, itself or just after
             for _ in range(rng.randrange(4)):
-                if not (wait_for(job, lambda: saving(run)) and wait_for(job, lambda: not saving(run))):
+                if not (wait_for(job, saving) and wait_for(job, lambda: not saving())):
                     return False
-            came = wait_for(job, lambda: saving(run))
+            came = wait_for(job, saving)
             time.sleep(rng.choice([0, rng.uniform(0, 0.05)]))
             return came
         case "a step":
@@ -108,7 +117,7 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(whole, photos, tm
     rng, kills, in_a_save, finished = random.Random(SEED), 0, 0, 0
     run = tmp_path / "0"
     while kills < KILLS:
-        job = started(run, photos)
+        left_over, job = unfinished(run), started(run, photos)
         try:
             await_a_moment(job, run, rng, seconds)
         finally:
@@ -116,7 +125,7 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(whole, photos, tm
         (process,) = job.processes
         if process.returncode == -signal.SIGKILL:
             kills += 1
-            in_a_save += saving(run)
+            in_a_save += bool(unfinished(run) - left_over)
             continue
         assert process.returncode == 0, process.stdout.read()
         assert_same(run, expected)

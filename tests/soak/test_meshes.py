@@ -13,7 +13,7 @@ MESHES = {
     "fsdp 8": (1, 8, {"mesh__data": 1, "mesh__fsdp": 8}),
     "accumulation 4": (1, 1, {"accumulation": 4}),
     "accumulation 4, fsdp 2": (1, 2, {"accumulation": 4, "mesh__data": 1, "mesh__fsdp": 2}),
-    "two processes x 4 devices": (2, 4, {"mesh__data": 2, "mesh__fsdp": 4}),
+    "two processes x 4 devices": (2, 4, {"mesh__data": 2, "mesh__fsdp": 4}),  # joined as by SLURM
 }
 
 
@@ -28,7 +28,9 @@ def single(photos, tmp_path_factory):
 def test_losses_of_twenty_steps(mesh, single, photos, tmp_path):
     processes, devices, fields = MESHES[mesh]
     run = tmp_path / "run"
-    runs.ended_well(runs.start(runs.command(run, photos, **FIELDS | fields), processes=processes, devices=devices))
+    words = runs.command(run, photos, **FIELDS | fields)
+    outs = runs.ended_well(runs.start(words, processes=processes, devices=devices, slurm=processes > 1))
+    assert f"{processes * devices} devices" + (f" of {processes} processes" if processes > 1 else "\n") in outs[0]
     ours, theirs = ([{"loss": line["loss"]} for line in runs.metrics(each)] for each in (run, single))
     assert len(ours) == STEPS
     difference = runs.largest_difference(ours, theirs)

@@ -45,7 +45,7 @@ def test_it_is_what_one_process_with_all_devices_makes(whole, photos, tmp_path):
     print(f"largest relative difference of any term: {difference:.1e}")
     assert difference < 1e-5
     pictures = sorted((one / "samples").iterdir())
-    assert len(pictures) == 2
+    assert len(pictures) == 4
     for picture in pictures:
         ours, theirs = (cv2.imread(str(file)).astype(int) for file in (run / "samples" / picture.name, picture))
         assert np.abs(ours - theirs).max() <= 1

@@ -150,6 +150,13 @@ def test_what_may_not_change_is_refused_with_both_values(fields, message):
         resume.changes(before, now)
 
 
+def test_another_base_is_refused():
+    before = resume.record(tiny.config(), photographs=5, base={"unet": "a", "controlnet": ""})
+    resume.check_base(before, dict(before))
+    with pytest.raises(UserError, match=r"other settings \(base.unet: was 'a', is 'b'\)"):
+        resume.check_base(before, before | {"base": {"unet": "b", "controlnet": ""}})
+
+
 def test_other_photographs_are_refused():
     before = resume.record(tiny.config(), photographs=5)
     with pytest.raises(UserError, match="photographs: was 5, is 4"):

@@ -26,6 +26,8 @@ from xpsr_jax.errors import UserError
 from xpsr_jax.inference.restore import restore
 from xpsr_jax.training import loop
 from xpsr_jax.training.loop import stop_signals, train
+from xpsr_jax.training.parameters import load_parameters
+from xpsr_jax.training.structure import make_structure
 
 ROOT = Path(__file__).parents[2]
 STEPS = 12
@@ -111,6 +113,18 @@ def test_the_exported_model_restores(whole):
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
     (restored,) = restore(model, [image], [Caption("a picture", "blurry")])
     assert restored.shape == (64, 64, 3) and restored.std() > 1
+
+
+def test_another_run_can_begin_from_the_exported_model(whole):
+    run, _ = whole
+    networks = dataclasses.replace(tiny.NETWORKS, base=(run / "model",), from_scratch=())
+    structure = make_structure(dataclasses.replace(tiny.config(), networks=networks))
+    assert set(structure.sources) == {"unet", "controlnet", "autoencoder", "text_encoder"}
+    parameters = load_parameters(structure, structure.trained)
+    saved = ocp.StandardCheckpointer().restore(run / "checkpoints" / str(STEPS) / "state")
+    assert parameters.keys() == saved["average"].keys()
+    for path, average in saved["average"].items():
+        np.testing.assert_array_equal(parameters[path], average)
 
 
 def test_stopped_by_a_signal_and_resumed_it_ends_bit_for_bit_the_same(whole, images, tmp_path):
