@@ -58,7 +58,16 @@ def assert_same(run, expected):
             assert {name: one[name] for name in ("data", "log")} == {name: other[name] for name in ("data", "log")}
         else:
             assert one == other
-    known = {"README.md", "checkpoints", "config.json", "log.txt", "losses.png", "metrics.jsonl", "model", "samples.txt"}
+    known = {
+        "README.md",
+        "checkpoints",
+        "config.json",
+        "log.txt",
+        "losses.png",
+        "metrics.jsonl",
+        "model",
+        "samples.txt",
+    }
     assert {path.name for path in run.iterdir()} == known | {"tensorboard"}  # nothing half-written is left
     assert sorted(int(path.name) for path in (run / "checkpoints").iterdir()) == [STEPS - 2, STEPS]
 

@@ -18,6 +18,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from xpsr_jax import distributed
+from xpsr_jax.errors import UserError
 from xpsr_jax.weights.atomic import new_file
 
 _README = """\
