@@ -188,6 +188,8 @@ def test_a_checkpoint_of_another_schema_is_refused(schema):
         resume.changes(before, resume.record(tiny.config(), photographs=5))
 
 
+# TensorStore tells an event loop of what it came upon that Orbax has closed by then.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_the_newest_whole_checkpoint_is_gone_on_from(mesh, tmp_path):
     """Damaged ones are named and put aside; with none left it is an error, and everything stays where it was."""
     folder, data = tmp_path / "checkpoints", numbers()
