@@ -4,14 +4,15 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from xpsr_jax import distributed
 from xpsr_jax.training.structure import Structure
-from xpsr_jax.weights.networks import NETWORKS, checked, open_folder
+from xpsr_jax.weights.networks import NETWORKS, Network, checked, open_folder
 from xpsr_jax.weights.tensors import Tensor, contiguous
 
 
@@ -42,18 +43,20 @@ class Fingerprint:
         return self._digest.hexdigest()
 
 
+def fingerprint(network: Network, folder: Path) -> str:
+    """Of one network in its folder, which is read for it."""
+    config, tensors = checked(network, open_folder(network, folder))
+    digest = Fingerprint(config)
+    for tensor in digest.taken(tensors).values():
+        tensor.read()
+    return digest.hexdigest()
+
+
 def fingerprints(structure: Structure) -> dict[str, str]:
-    """Of each network of the base model, which is read for it; "" where it has none."""
-    return dict.fromkeys(NETWORKS, "") | dict(_each(structure))
-
-
-def _each(structure: Structure) -> Iterator[tuple[str, str]]:
-    for name, folder in structure.sources.items():
-        config, tensors = checked(NETWORKS[name], open_folder(NETWORKS[name], folder))
-        fingerprint = Fingerprint(config)
-        for tensor in fingerprint.taken(tensors).values():
-            tensor.read()
-        yield name, fingerprint.hexdigest()
+    """Of each network of the base model; "" where it has none."""
+    return dict.fromkeys(NETWORKS, "") | {
+        name: fingerprint(NETWORKS[name], folder) for name, folder in structure.sources.items()
+    }
 
 
 def of_first(found: Mapping[str, str]) -> dict[str, str]:
