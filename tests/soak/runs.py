@@ -92,14 +92,14 @@ def metrics(run: Path) -> list[dict[str, float]]:
     return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
 
 
-def checkpoint(run: Path, step: int) -> dict[str, Any]:
+def checkpoint(run: Path, step: int, *, folder: str = "checkpoints") -> dict[str, Any]:
     """All arrays of a checkpoint, and where it stands in the data."""
-    folder = run / "checkpoints" / str(step)
+    path = run / folder / str(step)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        tree = checkpointer.metadata(folder / "state").item_metadata.tree
+        tree = checkpointer.metadata(path / "state").item_metadata.tree
         kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        state = checkpointer.restore(folder / "state", args=ocp.args.PyTreeRestore(restore_args=kinds))
-    rest = {item: json.loads((folder / item / "metadata").read_text()) for item in ("data", "log")}
+        state = checkpointer.restore(path / "state", args=ocp.args.PyTreeRestore(restore_args=kinds))
+    rest = {item: json.loads((path / item / "metadata").read_text()) for item in ("data", "log")}
     return {"state": state} | rest
 
 

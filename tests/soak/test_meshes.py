@@ -35,7 +35,7 @@ def test_losses_of_twenty_steps(mesh, single, photos, tmp_path):
     assert len(ours) == STEPS
     difference = runs.largest_difference(ours, theirs)
     print(f"{mesh}: {difference:.1e}")
-    assert difference < 1e-5
+    assert difference < 1e-5  # measured 3.9e-7 to 6.7e-7
 
 
 def test_a_run_moves_from_eight_devices_to_four_to_one(single, photos, tmp_path):
