@@ -25,9 +25,9 @@ demo: .venv/.demo
 test: .venv/.test
 	$(PYTEST) tests --ignore=tests/torch --ignore=tests/soak -n $(JOBS) --dist loadfile $(ARGS)
 
-# In one process at a time: each test starts others. -s: what was measured is printed.
+# -rP: what was measured is printed at the end.
 soak: .venv/.test
-	$(PYTEST) tests/soak -s $(ARGS)
+	$(PYTEST) tests/soak -n $(JOBS) --dist loadfile -rP $(ARGS)
 
 test-torch: .venv/.test-torch
 	$(PYTEST) tests/torch $(ARGS)
