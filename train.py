@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import typing
 from collections.abc import Sequence
 
 from xpsr_jax import distributed
@@ -62,11 +63,11 @@ def main(arguments: Sequence[str]) -> int:
         return 0 if known.help else 2
     try:
         config = read_config(known.config, fields, program="train.py", help=known.help)
+        use_compilation_cache()
+        use_tpu_flags()
         distributed.start(
             known.distributed, coordinator=known.coordinator, processes=known.processes, process=known.process
         )
-        use_compilation_cache()
-        use_tpu_flags()
         # Imported late: help and a wrong setting need not wait for it.
         from xpsr_jax.training.loop import train
 
