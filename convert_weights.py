@@ -33,6 +33,9 @@ class Arguments:
     """Read files such as model.fp16.safetensors: --variant fp16. Of a component that has none, the plain files."""
     ema: bool = False
     """Take the averaged UNet of a single file that has it beside the trained one."""
+    average: bool = True
+    """Of a checkpoint of train.py take the moving average of what trained, if the run has one, as the run itself does.
+    --no-average: what trained."""
     shard_gb: float | None = None
     """Start another safetensors file above this size, in GB (10^9 bytes)."""
     verify: bool = False
@@ -54,7 +57,7 @@ def main(arguments: Arguments) -> None:
             return open_source(path, variant=arguments.variant, ema=arguments.ema)
         from xpsr_jax.training.checkpoint_source import open_checkpoint
 
-        return open_checkpoint(path, bases=arguments.sources[:i])
+        return open_checkpoint(path, bases=arguments.sources[:i], average=arguments.average)
 
     parts = [lambda i=i, path=path: opened(i, path) for i, path in enumerate(arguments.sources)]
     sources = together(*parts)

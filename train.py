@@ -2,8 +2,10 @@
 
 import argparse
 import sys
+import typing
 from collections.abc import Sequence
 
+from xpsr_jax import distributed
 from xpsr_jax.config_arguments import read_config
 from xpsr_jax.errors import UserError
 from xpsr_jax.inference.compilation import use_compilation_cache, use_tpu_flags
@@ -23,6 +25,10 @@ examples:
   python train.py --config configs/xpsr.py --networks.base MODEL --images.folder PHOTOS
   python train.py --config configs/tiny.py --steps 100 --name trial    fields set on the command line
 
+several processes (a pod, SLURM, Kubernetes): start the same command in each. JAX finds the others by itself; where it
+does not:
+  python train.py --config configs/xpsr.py --coordinator HOST:PORT --processes N --process I     I from 0 to N - 1
+
 The run is in runs/NAME: its checkpoints, log, validation pictures and, at the end, the model in runs/NAME/model.
 Ctrl-C or SIGTERM stops it after the step at hand and saves it; the same command goes on from there.
 Exit code: 0 trained, 1 something is wrong (one line says what), 2 wrong arguments, 130 stopped and saved.
@@ -41,6 +47,16 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--config", metavar="FILE", help="a file of configs/, and after a colon one of its variants")
     parser.add_argument("-h", "--help", action="store_true", help="with --config: every field of that config")
+    joining = parser.add_argument_group("several processes")
+    joining.add_argument(
+        "--distributed",
+        choices=typing.get_args(distributed.Mode),
+        default="auto",
+        help="whether to join with others; auto: if JAX finds a cluster, or the flags below name one",
+    )
+    joining.add_argument("--coordinator", metavar="HOST:PORT", help="of the first process")
+    joining.add_argument("--processes", metavar="N", type=int, help="how many there are")
+    joining.add_argument("--process", metavar="I", type=int, help="which one this is, from 0")
     known, fields = parser.parse_known_args(arguments)
     if known.config is None:
         parser.print_help(sys.stdout if known.help else sys.stderr)
@@ -49,6 +65,9 @@ def main(arguments: Sequence[str]) -> int:
         config = read_config(known.config, fields, program="train.py", help=known.help)
         use_compilation_cache()
         use_tpu_flags()
+        distributed.start(
+            known.distributed, coordinator=known.coordinator, processes=known.processes, process=known.process
+        )
         # Imported late: help and a wrong setting need not wait for it.
         from xpsr_jax.training.loop import train
 
@@ -61,7 +80,8 @@ def main(arguments: Sequence[str]) -> int:
         return 130
     if folder is None:
         return 130
-    print(f"model: {folder}")
+    if distributed.is_first():
+        print(f"model: {folder}")
     return 0
 
 

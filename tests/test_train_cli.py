@@ -13,6 +13,8 @@ from xpsr_jax.errors import UserError
 from xpsr_jax.training import loop
 
 TINY = "configs/tiny.py"
+# In this process devices are in use already, so it could not be joined with others.
+ALONE = ("--distributed", "off")
 
 
 def test_alone_it_says_how_it_is_used(capsys):
@@ -73,10 +75,26 @@ def test_config_may_come_last(capsys):
     ],
 )
 def test_one_line_for_what_is_wrong(arguments, message, capsys):
-    assert train.main(arguments) == 1
+    assert train.main([*ALONE, *arguments]) == 1
     printed = capsys.readouterr()
     assert printed.out == ""
     assert re.fullmatch(f"error: .*{message}.*\n", printed.err)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--distributed", "off", "--process", "1"], "--distributed off goes with no --coordinator, --processes"),
+        (["--distributed", "on"], "coordinator_address should be defined.*--coordinator HOST:PORT, --processes N"),
+        (["--processes", "2"], "coordinator_address should be defined.*--coordinator HOST:PORT, --processes N"),
+        (["--coordinator", "localhost:1", "--processes", "2", "--process", "2"], "Got process_id=2, num_processes=2"),
+    ],
+)
+def test_processes_that_cannot_be_joined(flags, message, monkeypatch, capsys):
+    # JAX asks this first, and here they are.
+    monkeypatch.setattr("jax._src.xla_bridge.backends_are_initialized", lambda: False)
+    assert train.main(["--config", TINY, *flags]) == 1
+    assert re.fullmatch(f"error: .*{message}.*\n", capsys.readouterr().err)
 
 
 def test_unknown_field(capsys):
@@ -97,7 +115,9 @@ def test_fields_reach_the_training_and_its_end_the_exit_code(monkeypatch, capsys
             return result
 
         monkeypatch.setattr(loop, "train", run)
-        return train.main(["--config", TINY, "--steps=7", "--optimizer.learning-rate", "0.5", "--images.folder", "x"])
+        return train.main(
+            [*ALONE, "--config", TINY, "--steps=7", "--optimizer.learning-rate", "0.5", "--images.folder", "x"]
+        )
 
     assert pretend(Path("runs/a/model")) == 0
     assert capsys.readouterr().out == "model: runs/a/model\n"

@@ -123,7 +123,8 @@ class Networks:
         XPSR's). Their own config.json files hold.
       from_scratch: components that may be absent from `base`; they are initialised at random, of the configurations
         below.
-      unet, controlnet, autoencoder, text_encoder, schedule: configurations of what `base` lacks.
+      unet, controlnet, autoencoder, text_encoder, schedule: configurations of what `base` lacks. Of what it has,
+        `unet.conditional_attention`, `controlnet.return_rgbs` and `controlnet.use_latent_pred` hold all the same.
       tokenizer: folder of CLIP's vocabulary; None: the base's, or else the one that ships with this package.
     """
 
@@ -245,10 +246,14 @@ class Mesh:
     Attributes:
       data: the batch is split, parameters are replicated.
       fsdp: the batch and the parameters are split.
+      replicated_bytes: parameters up to this size are on every device all the same. Splitting them saves no memory
+        worth the communication: at full size 0.13 % of what trains is left whole; with 1 MiB it would be 1.5 %, which
+        on 64 chips doubles a chip's share.
     """
 
     data: int = 1
     fsdp: int = -1
+    replicated_bytes: int = 2**18
 
 
 @dataclass(frozen=True)
@@ -286,7 +291,7 @@ class Config:
       sampling: defaults that the exported model carries.
       note: what the exported model says of itself.
       log_every, checkpoint_every: so many steps.
-      keep: newest checkpoints kept.
+      keep: newest checkpoints kept, 2 or more: should the newest be damaged, the run goes on from the one before it.
       profile: steps to trace, from the third that this process runs, into the run's folder; 0: none.
       wandb: project of Weights & Biases to log to as well; None: none.
     """
@@ -319,6 +324,8 @@ class Config:
         for name in ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.keep < 2:
+            raise UserError(f"keep must be at least 2, not {self.keep}: the newest checkpoint could be damaged")
         if self.loss.patch is not None and (self.loss.patch < 1 or self.data.crop_size % self.loss.patch):
             raise UserError(f"loss.patch={self.loss.patch} must divide data.crop_size={self.data.crop_size}")
         if self.batch_size % self.accumulation:

@@ -201,7 +201,7 @@ def prepare_embeddings(command: Embeddings) -> Outcome:
     from xpsr_jax.data.captions import read_captions
     from xpsr_jax.preparation import text_embeddings
     from xpsr_jax.training.export import load_tokenizer
-    from xpsr_jax.training.resume import fingerprint
+    from xpsr_jax.training.fingerprints import fingerprint
     from xpsr_jax.weights.networks import NETWORKS, load_network
 
     network, folder = NETWORKS["text_encoder"], command.model / NETWORKS["text_encoder"].subfolder

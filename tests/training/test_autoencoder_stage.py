@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import grain
 import jax
 import numpy as np
 import pytest
@@ -10,10 +11,14 @@ from tests.training import tiny
 from xpsr_jax.config import Mesh
 from xpsr_jax.data.examples import DataConfig, make_example
 from xpsr_jax.evaluation.perceptual import Lpips
+from xpsr_jax.training import resume
+from xpsr_jax.training.checkpoint_source import open_checkpoint
+from xpsr_jax.training.checkpoints import Checkpoints
 from xpsr_jax.training.export import export
 from xpsr_jax.training.images import open_images
 from xpsr_jax.training.structure import make_structure
-from xpsr_jax.weights.networks import AUTOENCODER, load_network, parameters
+from xpsr_jax.weights.convert import convert
+from xpsr_jax.weights.networks import AUTOENCODER, NETWORKS, load_network, parameters
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +65,15 @@ def test_latents_are_exported_with_deviation_one(trained, images, tmp_path):
     assert exported.keys() == run.state.average.keys()
     for path, average in run.state.average.items():
         np.testing.assert_array_equal(exported[path], average)
+
+    # A checkpoint of the run gives the same files.
+    config = dataclasses.replace(run.config, images=images)
+    record = resume.record(config, photographs=5, base=dict.fromkeys(NETWORKS, ""))
+    with Checkpoints(tmp_path / "run" / "checkpoints", keep=2) as checkpoints:
+        checkpoints.save(20, run.state, iter(grain.MapDataset.range(10).to_iter_dataset()), record, {})
+    convert([open_checkpoint(tmp_path / "run")], tmp_path / "converted")
+    for file in (folder / "vae").iterdir():
+        assert (tmp_path / "converted" / "vae" / file.name).read_bytes() == file.read_bytes()
 
 
 def test_a_frozen_encoder_keeps_its_scale(trained, images, tmp_path):

@@ -17,9 +17,9 @@ from xpsr_jax.data.examples import tokenize
 from xpsr_jax.data.pipeline import make_pipeline
 from xpsr_jax.errors import UserError
 from xpsr_jax.prepare_data import main
-from xpsr_jax.training import resume
 from xpsr_jax.training.embeddings import check_embeddings
 from xpsr_jax.training.export import load_tokenizer
+from xpsr_jax.training.fingerprints import fingerprints
 from xpsr_jax.training.images import open_images
 from xpsr_jax.training.losses import xpsr_loss
 from xpsr_jax.training.structure import make_structure
@@ -111,11 +111,11 @@ def test_embeddings_of_another_text_encoder(base: Path, embeddings: Path, tmp_pa
     data = dataclasses.replace(config.data, embeddings=embeddings)
     config = dataclasses.replace(config, data=data, networks=networks)
     structure = make_structure(config)
-    fingerprints = resume.fingerprints(structure)
-    check_embeddings(config, structure, fingerprints)
+    found = fingerprints(structure)
+    check_embeddings(config, structure, found)
     with pytest.raises(UserError, match="are not of this base's text encoder"):
-        check_embeddings(config, structure, fingerprints | {"text_encoder": "another"})
+        check_embeddings(config, structure, found | {"text_encoder": "another"})
     everything = dataclasses.replace(config, trained=((r"text_encoder\..*", True),))
     with pytest.raises(UserError, match="of a text encoder that does not change"):
-        check_embeddings(everything, make_structure(everything), fingerprints)
-    assert json.loads((embeddings / "embeddings.json").read_text())["text_encoder"] == fingerprints["text_encoder"]
+        check_embeddings(everything, make_structure(everything), found)
+    assert json.loads((embeddings / "embeddings.json").read_text())["text_encoder"] == found["text_encoder"]

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,8 +25,9 @@ from xpsr_jax.data.captions import Caption
 from xpsr_jax.errors import UserError
 from xpsr_jax.inference.restore import restore
 from xpsr_jax.training import loop
-from xpsr_jax.training.checkpoints import Checkpoints
 from xpsr_jax.training.loop import stop_signals, train
+from xpsr_jax.training.parameters import load_parameters
+from xpsr_jax.training.structure import make_structure
 
 ROOT = Path(__file__).parents[2]
 STEPS = 12
@@ -113,6 +115,18 @@ def test_the_exported_model_restores(whole):
     assert restored.shape == (64, 64, 3) and restored.std() > 1
 
 
+def test_another_run_can_begin_from_the_exported_model(whole):
+    run, _ = whole
+    networks = dataclasses.replace(tiny.NETWORKS, base=(run / "model",), from_scratch=())
+    structure = make_structure(dataclasses.replace(tiny.config(), networks=networks))
+    assert set(structure.sources) == {"unet", "controlnet", "autoencoder", "text_encoder"}
+    parameters = load_parameters(structure, structure.trained)
+    saved = ocp.StandardCheckpointer().restore(run / "checkpoints" / str(STEPS) / "state")
+    assert parameters.keys() == saved["average"].keys()
+    for path, average in saved["average"].items():
+        np.testing.assert_array_equal(parameters[path], average)
+
+
 def test_stopped_by_a_signal_and_resumed_it_ends_bit_for_bit_the_same(whole, images, tmp_path):
     run = tmp_path / "stopped"
     fields = {"--images.folder": images.folder, "--run": run, "--steps": STEPS, "--checkpoint-every": 5}
@@ -154,8 +168,10 @@ def pretended(bad_step, term):
         def step(state, frozen, constants, batch):
             number = int(state.step) + 1
             terms = {"loss": np.float32(1), "gradient_norm": np.float32(1)}
+            if number < 0:  # it has failed
+                return state, terms
             if number == bad_step:
-                terms[term] = np.float32("nan")
+                return dataclasses.replace(state, step=~state.step), terms | {term: np.float32("nan")}
             return dataclasses.replace(state, step=state.step + 1), terms
 
         return step
@@ -167,13 +183,25 @@ def pretended(bad_step, term):
 def test_what_is_no_number_ends_the_run_and_is_not_saved(term, images, tmp_path, monkeypatch):
     run = tmp_path / "run"
     monkeypatch.setattr(loop, "make_step", pretended(4, term))
-    with pytest.raises(
-        UserError, match=rf"the {term} became nan at step 4 \(samples 24, 25, .*the last checkpoint is kept"
-    ):
+    message = (
+        rf"the {term} became nan at step 4 \(samples 24, 25, .* 31\)\. .*failed/3 is a checkpoint of the state before"
+    )
+    with pytest.raises(UserError, match=message):
         train(config(images, run, log_every=100, checkpoint_every=2))
-    with Checkpoints(run / "checkpoints", keep=2) as checkpoints:
-        assert checkpoints.latest == 2
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["2"]
     assert not (run / "model").exists()
+
+    # The bad step can be made again from what was saved, and the next one comes with it.
+    again = tmp_path / "again"
+    shutil.copytree(run / "failed", again / "checkpoints")
+    with pytest.raises(UserError, match=message):
+        train(config(images, again, log_every=100, checkpoint_every=2))
+    assert not (again / "checkpoints" / "2").exists()
+    # The run itself goes on from its last checkpoint, and a later failure takes the place of the first.
+    monkeypatch.setattr(loop, "make_step", pretended(7, term))
+    with pytest.raises(UserError, match=r"at step 7 \(samples 48, 49, .*failed/6 is"):
+        train(config(images, run, log_every=100, checkpoint_every=2))
+    assert [path.name for path in (run / "failed").iterdir()] == ["6"]
 
 
 def test_what_was_logged_after_the_last_checkpoint_is_logged_once(images, tmp_path, monkeypatch):
@@ -233,13 +261,14 @@ def test_wrong_folders_are_said_before_anything_is_written(images, tmp_path):
 def test_the_second_signal_acts_at_once():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever pytest was started with
     try:
-        with stop_signals() as received:
+        with stop_signals() as stopped:
+            assert not stopped(1)
             os.kill(os.getpid(), signal.SIGINT)
-            assert received == [signal.SIGINT]
+            assert stopped(2)
             with pytest.raises(KeyboardInterrupt):
                 os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGTERM)
-            assert received == [signal.SIGINT, signal.SIGTERM]
+            assert stopped(3)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)

@@ -40,6 +40,17 @@ def test_one_step_trains_what_is_chosen_and_nothing_is_compiled_again(single):
     assert terms[0]["loss"] != terms[1]["loss"]
 
 
+def test_a_step_that_is_no_number_changes_nothing_and_neither_does_the_next(batches):
+    made, _, _ = run(batches[:1], 1, (1, 1))
+    before = jax.tree.map(np.asarray, made.state)
+    bad = batches[1] | {"hr": np.full_like(batches[1]["hr"], np.nan)}
+    assert np.isnan(made.advance(bad)["loss"])
+    assert np.isfinite(made.advance(batches[2])["loss"])
+    assert int(made.state.step) == ~1
+    jax.tree.map(np.testing.assert_array_equal, made.state.before_failure, before)
+    assert made.step._cache_size() == 1
+
+
 @pytest.mark.parametrize(("mesh", "accumulation"), [((8, 1), 1), ((2, 4), 2)])
 def test_losses_do_not_depend_on_mesh_and_accumulation(mesh, accumulation, single, batches):
     one, expected, _ = single

@@ -14,6 +14,7 @@ from xpsr_jax.config import Mesh
 from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.errors import UserError
 from xpsr_jax.models.controlnet import unet_twin
+from xpsr_jax.training.fingerprints import fingerprints
 from xpsr_jax.training.parameters import initial_parameters
 from xpsr_jax.training.structure import make_structure
 from xpsr_jax.weights.networks import NETWORKS
@@ -89,8 +90,12 @@ def test_from_stable_diffusion(stock):
     mesh = sharding.make_mesh(Mesh(data=2, fsdp=4))
     shapes = structure.shapes()
     shardings = sharding.parameter_shardings(shapes, mesh, replicated_bytes=0)
-    frozen = initial_parameters(structure, structure.frozen, shardings, seed=0, frozen_dtype="bfloat16")
+    found: dict[str, str] = {}
+    frozen = initial_parameters(
+        structure, structure.frozen, shardings, seed=0, frozen_dtype="bfloat16", fingerprints=found
+    )
     trained = initial_parameters(structure, structure.trained, shardings, seed=0, frozen_dtype="bfloat16")
+    assert dict.fromkeys(NETWORKS, "") | found == fingerprints(structure) and found.keys() == {"unet", "autoencoder"}
     assert trained.keys() == structure.trained and frozen.keys() == structure.frozen
     for path, array in (trained | frozen).items():
         assert array.shape == shapes[path].shape and array.sharding == shardings[path]

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
@@ -119,6 +120,8 @@ class _Prepared(NamedTuple):
 class Restorer:
     """A model made ready to restore batches. Programs are compiled once for each batch shape and sampler.
 
+    If the mesh is of several processes, all have to ask for the same, and each is given all of it.
+
     Attributes:
         capacity: images that one batch can hold: `batch_size` on each device.
         steps: sampling steps that are run for an image.
@@ -143,9 +146,10 @@ class Restorer:
         self._first_level = self._table.signal[first], self._table.sigma[first]
         self._second_level = schedule.levels(jnp.int32(self.sampling.added_noise_level))
         self._graph, weights = nnx.split((model.unet, model.controlnet, model.autoencoder, model.text_encoder))
-        # The batch is split over all devices, the weights are on each; XLA shards everything between.
+        # The batch is split over all devices. Weights that are there already stay as they are (training may have split
+        # them), others are put on each; XLA shards everything between.
         self._batch_sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names)) if mesh else None
-        self._weights = jax.device_put(weights, NamedSharding(mesh, PartitionSpec())) if mesh else weights
+        self._weights = _on_mesh(weights, mesh) if mesh else weights
 
     def network_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) at which the networks see an LR image: images of one batch have this in common."""
@@ -201,6 +205,8 @@ class Restorer:
                 jax.block_until_ready(state)
                 on_steps(run.last - run.first)
         finished = _finish(self._graph, sampling.color_fix, self._weights, state.latents, pixels)
+        if self._batch_sharding is not None and not self._batch_sharding.is_fully_addressable:
+            finished = multihost_utils.process_allgather(finished, tiled=True)
         restored, finite = jax.device_get(finished)
         return [
             to_output_size(result, image.shape, upscale=sampling.upscale) if is_finite else None
@@ -231,6 +237,16 @@ class Restorer:
         padding = [(0, self.capacity - len(array))] + [(0, 0)] * (array.ndim - 1)
         array = np.pad(array, padding, mode="edge")
         return array if self._batch_sharding is None else jax.device_put(array, self._batch_sharding)
+
+
+def _on_mesh(weights: Any, mesh: Mesh) -> Any:
+    everywhere, devices = NamedSharding(mesh, PartitionSpec()), set(mesh.devices.flat)
+
+    def place(weight: Any) -> Array:
+        there = isinstance(weight, jax.Array) and weight.sharding.device_set == devices
+        return weight if there else jax.device_put(weight, everywhere)
+
+    return jax.tree.map(place, weights)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

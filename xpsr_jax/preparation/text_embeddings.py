@@ -61,7 +61,7 @@ def write_description(folder: Path, *, keys: UInt64[np.ndarray, "n"], text_encod
     """Completes the folder.
 
     Args:
-      text_encoder: its SHA-256, `training.resume.fingerprint`.
+      text_encoder: its SHA-256, `training.fingerprints.fingerprint`.
     """
     np.save(folder / KEYS, keys)
     write_json({"text_encoder": text_encoder, "rows": ROWS}, folder / DESCRIPTION)

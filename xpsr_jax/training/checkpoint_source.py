@@ -13,29 +13,31 @@ import orbax.checkpoint as ocp
 
 from xpsr_jax.errors import UserError
 from xpsr_jax.training import resume
-from xpsr_jax.training.checkpoints import ITEMS
-from xpsr_jax.training.export import tokenizer_folder
+from xpsr_jax.training.checkpoints import CONFIG, STATE
+from xpsr_jax.training.export import scale_latents, tokenizer_folder
+from xpsr_jax.training.fingerprints import fingerprints
+from xpsr_jax.training.images import open_images
 from xpsr_jax.training.parameters import load_parameters, random_parameters
-from xpsr_jax.training.structure import Structure, make_structure
+from xpsr_jax.training.structure import COMPONENTS, Structure, make_structure
 from xpsr_jax.weights.networks import NETWORKS, Weights, as_weights
 from xpsr_jax.weights.sources import Source
 
 
-def open_checkpoint(path: Path, *, bases: Sequence[Path] = ()) -> Source:
+def open_checkpoint(path: Path, *, bases: Sequence[Path] = (), average: bool = True) -> Source:
     """The model that a run would export at a checkpoint.
 
     Args:
       path: a checkpoint, or a folder of them or a run's, of which the newest is taken.
       bases: where the base model is, if it is not where it was when the run began.
+      average: take the moving average of what trained, where the run has one; False: what trained itself.
 
     Raises:
       UserError: the checkpoint is damaged, or its base is not there or not the same any more.
     """
     step = _newest(path)
     record = _record(step)
+    resume.check_schema(record, step)
     config = resume.config_of(record)
-    if config.stage != "xpsr":
-        raise UserError(f"{step} is a checkpoint of the autoencoder's stage; the same train.py command exports it")
     if any(not base.is_dir() for base in config.networks.base):
         folders = tuple(base for base in bases if base.is_dir())
         if not folders:
@@ -49,7 +51,7 @@ def open_checkpoint(path: Path, *, bases: Sequence[Path] = ()) -> Source:
 
     @functools.cache
     def bundle() -> Any:
-        trained = _trained(step)
+        trained = _trained(step, average=average)
         if absent := structure.trained - trained.keys():
             raise UserError(f"{step} lacks trained parameters, such as {min(absent)}")
         loaded = load_parameters(structure, structure.frozen)
@@ -57,12 +59,17 @@ def open_checkpoint(path: Path, *, bases: Sequence[Path] = ()) -> Source:
         dtype = jnp.dtype(config.precision.frozen_dtype)
         rest = random_parameters(structure, structure.frozen - loaded.keys(), config.seed)
         rounded = {name: array.astype(dtype).astype(np.float32) for name, array in rest.items()}
-        return structure.merge(trained, loaded, rounded)
+        merged = structure.merge(trained, loaded, rounded)
+        if config.stage == "autoencoder":
+            scale_latents(merged, config, structure, open_images(config.images))
+        return merged
 
     def opened(name: str) -> Weights:
         return as_weights(NETWORKS[name], getattr(bundle(), name), where=step)
 
-    networks = {name: functools.partial(opened, name) for name in NETWORKS}
+    networks = {name: functools.partial(opened, name) for name in COMPONENTS[config.stage]}
+    if config.stage == "autoencoder":
+        return Source(dict.fromkeys(networks, step), networks)
     return Source(
         origins=dict.fromkeys([*networks, "tokenizer", "schedule"], step),
         networks=networks,
@@ -81,7 +88,7 @@ def _newest(path: Path) -> Path:
 
 def _record(step: Path) -> dict[str, Any]:
     try:
-        return json.loads((step / ITEMS[2] / "metadata").read_text(encoding="utf-8"))
+        return json.loads((step / CONFIG / "metadata").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{step} is damaged: its settings cannot be read ({error})") from error
 
@@ -92,7 +99,7 @@ def _check_base(step: Path, known: dict[str, str] | None, structure: Structure) 
         raise UserError(
             f"{step} does not say what base model it was trained on; resume its run once, or train it again"
         )
-    for name, now in resume.fingerprints(structure).items():
+    for name, now in fingerprints(structure).items():
         if known.get(name, "") != now:
             where = structure.sources.get(name, "none")
             raise UserError(
@@ -101,13 +108,13 @@ def _check_base(step: Path, known: dict[str, str] | None, structure: Structure) 
             )
 
 
-def _trained(step: Path) -> dict[str, np.ndarray]:
-    """What the run would export: the average of the trained parameters, or without one these. No optimizer's state."""
-    folder = (step / ITEMS[0]).resolve()
+def _trained(step: Path, *, average: bool) -> dict[str, np.ndarray]:
+    """What trained, or its average where there is one and it is wanted. No optimizer's state is read."""
+    folder = (step / STATE).resolve()
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             tree = checkpointer.metadata(folder).item_metadata.tree
-            name = "average" if tree.get("average") else "trained"
+            name = "average" if average and tree.get("average") else "trained"
             wanted = {name: dict.fromkeys(tree[name], 0)}
             kinds = {name: dict.fromkeys(tree[name], ocp.RestoreArgs(restore_type=np.ndarray))}
             arguments = ocp.args.PyTreeRestore(item=wanted, restore_args=kinds, partial_restore=True)

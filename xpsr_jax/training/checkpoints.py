@@ -1,22 +1,45 @@
-"""Checkpoints of a run: trained state, data position and settings together, saved in the background, all or nothing."""
+"""Checkpoints of a run: all that it needs to go on, saved together in the background, all or nothing."""
 
+import contextlib
+import errno
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
+import jax
 import orbax.checkpoint as ocp
 
+from xpsr_jax import distributed
 from xpsr_jax.errors import UserError
 from xpsr_jax.training.state import TrainState
 
-ITEMS = ("state", "data", "config")
+# The state's random numbers are in none of them: they follow from the seed in `config` and the position in `data`.
+STATE, DATA, CONFIG, LOG = ITEMS = ("state", "data", "config", "log")
+
+
+class Damaged(UserError):
+    """A checkpoint that is not whole, or cannot be read."""
+
+
+class Restored(NamedTuple):
+    """What a checkpoint holds beside its settings.
+
+    Attributes:
+      state: of training, in its shardings.
+      log: what was given to `Checkpoints.save` as `log`.
+    """
+
+    state: TrainState
+    log: dict[str, Any]
 
 
 class Checkpoints:
     """The checkpoints of one run, newest last; a context manager that waits for what is being written.
 
     Args:
-      folder: exists or can be made.
+      folder: exists or can be made. What a killed process was writing there is removed.
       keep: newest checkpoints kept.
     """
 
@@ -25,69 +48,139 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             folder.resolve(),
             item_names=ITEMS,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True),
         )
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+    def __exit__(self, kind: type | None, *_: Any) -> None:
+        # What ended the run says more than what became of its last checkpoint.
+        with self._writing() if kind is None else contextlib.suppress(Exception):
+            self._manager.wait_until_finished()
+            self._manager.close()
 
     @property
     def latest(self) -> int | None:
         """The newest step that was saved whole."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState, data: grain.DatasetIterator, record: dict[str, Any]) -> None:
+    @property
+    def steps(self) -> list[int]:
+        """Of all checkpoints, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def save(
+        self, step: int, state: TrainState, data: grain.DatasetIterator, record: dict[str, Any], log: dict[str, Any]
+    ) -> None:
         """Saves, unless this step is saved already. The state is copied before this returns, then written.
 
         Args:
-          data: is at the batch of the next step.
+          data: is at the batch of the next step. Its state is a count of batches, the same in every process; so the
+            first one's serves any number of processes.
           record: JSON; `resume.record`.
+          log: JSON; what of this step and those before is not logged yet.
+
+        Raises UserError if this or the checkpoint before it cannot be written, because the disk is full for example.
         """
         if step == self.latest:
             return
-        saved = self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                data=grain.checkpoint.CheckpointSave(data),
-                config=ocp.args.JsonSave(record),
-            ),
-        )
+        with self._writing():
+            saved = self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    data=ocp.args.JsonSave(data.get_state()),
+                    config=ocp.args.JsonSave(record),
+                    log=ocp.args.JsonSave(log),
+                ),
+            )
         if not saved:
             raise RuntimeError(f"step {step} was not saved; the newest checkpoint is that of step {self.latest}")
 
+    def check(self) -> None:
+        """Raises UserError if something could not be written in the background. Costs nothing."""
+        with self._writing():
+            self._manager.check_for_errors()
+
     def wait(self) -> None:
-        """Until everything is written."""
-        self._manager.wait_until_finished()
+        """Until everything is written. Raises UserError if it cannot be."""
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def record(self, step: int) -> dict[str, Any]:
-        """What was given to `save` as `record`. Raises UserError if it cannot be read."""
-        return self._restore(step, config=ocp.args.JsonRestore())["config"]
+        """What was given to `save` as `record`. Raises Damaged if it cannot be read."""
+        return self._restore(step, config=ocp.args.JsonRestore())[CONFIG]
 
-    def restore(self, step: int, abstract: TrainState, data: grain.DatasetIterator | None) -> TrainState:
+    def restore(self, step: int, abstract: TrainState, data: grain.DatasetIterator | None) -> Restored:
         """The state of a step, straight into the shardings of `abstract`; `data` is set to the next step's batch.
 
-        Raises UserError if it cannot be restored.
+        Raises Damaged if it cannot be restored.
         """
-        items: dict[str, Any] = {"state": ocp.args.StandardRestore(abstract)}
+        json = ocp.args.JsonRestore()
+        restored = self._restore(step, state=ocp.args.StandardRestore(abstract), data=json, log=json)
         if data is not None:
-            items["data"] = grain.checkpoint.CheckpointRestore(data)
-        return self._restore(step, **items)["state"]
+            try:
+                data.set_state(restored[DATA])
+            # Grain raises whatever a state that is not one of its own leads to.
+            except Exception as error:
+                raise self._damaged(step, error) from error
+        return Restored(restored[STATE], restored[LOG])
+
+    def put_aside(self, steps: list[int]) -> None:
+        """Moves checkpoints into the folder damaged/ beside this one: steps after the one to go on from come again."""
+        for step in steps if distributed.is_first() else ():
+            aside = self._folder.with_name("damaged") / str(step)
+            aside.parent.mkdir(exist_ok=True)
+            shutil.rmtree(aside, ignore_errors=True)
+            (self._folder / str(step)).rename(aside)
+        if steps:
+            distributed.wait_for_all("damaged checkpoints are put aside")
+            self._manager.reload()
 
     def _restore(self, step: int, **items: Any) -> Any:
-        """Raises UserError if the checkpoint is damaged; it is never passed over in silence for an older one."""
+        # Each process by itself: one that finds the checkpoint damaged would leave the others waiting for it.
+        this = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
+        options = ocp.CheckpointManagerOptions(
+            read_only=True, create=False, save_interval_steps=0, multiprocessing_options=alone
+        )
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**items))
+            with ocp.CheckpointManager(self._folder.resolve(), item_names=ITEMS, options=options) as manager:
+                return manager.restore(step, args=ocp.args.Composite(**items))
         # Orbax raises whatever the damaged part of its many files leads to.
         except Exception as error:
-            older = [other for other in self._manager.all_steps() if other < step]
-            before = f"step {max(older)}" if older else "the beginning"
-            reason = str(error).strip().partition("\n")[0][:300] or type(error).__name__
+            raise self._damaged(step, error) from error
+
+    def _damaged(self, step: int, error: Exception) -> Damaged:
+        return Damaged(
+            f"the checkpoint {self._folder / str(step)} cannot be restored, it is damaged or incomplete "
+            f"({_first_line(error)})"
+        )
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        # Orbax passes on whatever the file system or its own threads came upon.
+        except Exception as error:
             raise UserError(
-                f"the checkpoint {self._folder / str(step)} cannot be restored: damaged or incomplete ({reason}). "
-                f"Delete that folder, and the same command goes on from {before}"
+                f"a checkpoint cannot be written to {self._folder} ({_first_line(error)}). "
+                f"{_whole(self._folder)}; the same command goes on from there"
             ) from error
+
+
+def is_full(error: OSError) -> bool:
+    """Whether the system refused to write for want of space."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _whole(folder: Path) -> str:
+    steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+    return f"The checkpoint of step {steps[-1]} is whole" if steps else "There is none before it"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:300] or type(error).__name__

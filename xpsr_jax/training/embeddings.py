@@ -12,7 +12,7 @@ def check_embeddings(config: Config, structure: Structure, fingerprints: Mapping
     """Raises UserError if `data.embeddings` are of another text encoder, or of one that is to be trained.
 
     Args:
-      fingerprints: of the networks that the run begins from (`resume.fingerprints`).
+      fingerprints: of the networks that the run begins from (`fingerprints.fingerprints`).
     """
     if config.data.embeddings is None:
         return

@@ -1,14 +1,15 @@
 """From a run's state to a model folder that `sample.py` and PyTorch load."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
+from xpsr_jax import distributed
 from xpsr_jax.config import Config, Networks
 from xpsr_jax.data.examples import DataConfig, make_example
 from xpsr_jax.data.sources import Source
@@ -32,11 +33,20 @@ def tokenizer_folder(networks: Networks) -> Path:
     return networks.tokenizer or next(iter(bases), SHIPPED_TOKENIZER)
 
 
-def assemble(structure: Structure, trained: Parameters, frozen: Parameters) -> Bundle:
-    """The whole networks in float32; what the base holds is read from it again: training may have it in bfloat16."""
-    originals = load_parameters(structure, structure.frozen)
-    rest = {path: array.astype(jnp.float32) for path, array in frozen.items() if path not in originals}
-    return structure.merge(_on_host(trained), _on_host(rest), originals)
+def assemble(structure: Structure, trained: Parameters, frozen: Parameters) -> Bundle | None:
+    """The whole networks in float32; what the base holds is read from it again: training may have it in bfloat16.
+
+    Returns them to the first process and None to the others, which have to call it all the same.
+    """
+    originals = load_parameters(structure, structure.frozen) if distributed.is_first() else {}
+    # The first process says what else is needed of the frozen ones: they are all on all devices, or split over them.
+    paths = sorted(structure.frozen)
+    needed = distributed.from_first(np.array([path not in originals for path in paths], np.uint8))
+    rest = {path: frozen[path] for path, is_needed in zip(paths, needed, strict=True) if is_needed}
+    arrays = dict(_on_first(trained | rest))
+    if not distributed.is_first():
+        return None
+    return structure.merge(originals, {path: array.astype(np.float32) for path, array in arrays.items()})
 
 
 def export(
@@ -55,14 +65,13 @@ def export(
       source: of the images by which the autoencoder's stage scales its latents.
     """
     bundle = assemble(structure, trained, frozen)
-    if jax.process_index() == 0:
+    if bundle is not None:
         if config.stage == "autoencoder":
-            # Latents of a frozen encoder stay what they were, and so must their scale: a diffusion may know it already.
-            if any(path.startswith(("autoencoder.encoder.", "autoencoder.quant_conv.")) for path in structure.trained):
-                _measure_scale(bundle, config, source)
+            scale_latents(bundle, config, structure, source)
             model_folder.save({"autoencoder": bundle.autoencoder}, folder, overwrite=True)
         else:
             model_folder.save(as_model(bundle, config, structure, tokenizer), folder, overwrite=True)
+    distributed.wait_for_all("the model is exported")
     return folder
 
 
@@ -80,15 +89,21 @@ def as_model(bundle: Bundle, config: Config, structure: Structure, tokenizer: An
     )
 
 
-def _on_host(parameters: Parameters) -> dict[str, np.ndarray]:
-    """Whole arrays, whichever devices and processes hold their parts. Every process has to call it."""
-    if jax.process_count() == 1:
-        return {path: np.asarray(array) for path, array in parameters.items()}
-    return {path: multihost_utils.process_allgather(array, tiled=True) for path, array in parameters.items()}
+def _on_first(parameters: Parameters) -> Iterator[tuple[str, np.ndarray]]:
+    """Whole arrays, whichever devices and processes hold their parts, in the first process; all have to go through."""
+    for path, array in sorted(parameters.items()):  # in one order everywhere
+        whole = distributed.whole(array)
+        if distributed.is_first():
+            yield path, whole
 
 
-def _measure_scale(bundle: Bundle, config: Config, source: Source) -> None:
-    """Sets the scaling factor so that the training images' latents have deviation 1, as Stable Diffusion's was set."""
+def scale_latents(bundle: Bundle, config: Config, structure: Structure, source: Source) -> None:
+    """Sets the scaling factor so that the training images' latents have deviation 1, as Stable Diffusion's was set.
+
+    Latents of a frozen encoder stay what they were, and so must their scale: a diffusion may know it already.
+    """
+    if not any(path.startswith(("autoencoder.encoder.", "autoencoder.quant_conv.")) for path in structure.trained):
+        return
     data = DataConfig(crop_size=config.data.crop_size, degrade=False)
     crops = [
         make_example(source[i % len(source)], data, tokenizer=None, seed=config.seed, index=i)["hr"]

@@ -17,6 +17,7 @@ from jaxtyping import Array, Int, UInt8
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from xpsr_jax import distributed
 from xpsr_jax.errors import UserError
 from xpsr_jax.weights.atomic import new_file
 
@@ -32,7 +33,22 @@ samples/        validation pictures: LR, restored, original; and what the constr
 checkpoints/    what going on needs, newest last
 profile/        a trace of some steps, if there was a --profile
 model/          the trained model (at the end): python sample.py PHOTO --model .../model
+failed/         after a step whose loss was no number: a checkpoint of the state before it
+damaged/        checkpoints that could not be read and were passed over
 """
+
+
+class NotANumber(Exception):
+    """A step's loss or gradient is no longer a number.
+
+    Attributes:
+      step: which one.
+      samples: positions in the data of this process's part of its batch.
+    """
+
+    def __init__(self, name: str, value: float, step: int, samples: Int[np.ndarray, "b"]):
+        super().__init__(f"the {name} became {value} at step {step}")
+        self.step, self.samples = step, samples
 
 
 class Log:
@@ -41,6 +57,7 @@ class Log:
     Args:
       run: the run's folder.
       first: step that the run starts from; what an earlier run logged after it is removed.
+      unlogged: that run's `unlogged` after that step; None: nothing.
       steps: at which it ends.
       batch_size: images a step.
       wandb: project of Weights & Biases to log to; None: not there.
@@ -52,6 +69,7 @@ class Log:
         run: Path,
         *,
         first: int,
+        unlogged: Mapping[str, Any] | None = None,
         steps: int,
         batch_size: int,
         wandb: str | None = None,
@@ -59,9 +77,11 @@ class Log:
     ):
         self._run, self._first, self._steps, self._batch_size = run, first, steps, batch_size
         self._wandb, self._record = wandb, record
-        self._writes = jax.process_index() == 0
+        self._writes = distributed.is_first()
         self._unread: list[tuple[int, Mapping[str, Array], Int[np.ndarray, b]]] = []
-        self._read: list[dict[str, float]] = []
+        # Sums of the terms since the last line, and of how many steps.
+        self._sums: dict[str, float] = dict(unlogged["sums"]) if unlogged else {}
+        self._summed: int = unlogged["steps"] if unlogged else 0
         # Since when steps are timed, and how many were: not the first one, which compiles.
         self._since: float | None = None
         self._timed = 0
@@ -103,11 +123,16 @@ class Log:
             now = datetime.datetime.now().isoformat(" ", "seconds")
             self._text.write(f"{now} {text}\n")
 
+    @property
+    def unlogged(self) -> dict[str, Any]:
+        """The steps since the last line, as JSON: a run that goes on from here writes the same lines."""
+        return {"sums": self._sums, "steps": self._summed}
+
     def add(self, step: int, terms: Mapping[str, Array], samples: Int[np.ndarray, "b"]) -> None:
         """Takes a step's terms and reads those of the step before: the host is one step ahead of the devices, not more.
 
         Args:
-          samples: positions of the step's samples in the data, for `settle`'s error.
+          samples: positions in the data of this process's part of the batch, for `settle`'s error.
 
         Raises: as `settle`.
         """
@@ -116,16 +141,14 @@ class Log:
         self._bar.update()
 
     def settle(self) -> None:
-        """Waits for the steps that were added. Raises UserError where the loss or a gradient is no longer a number."""
+        """Waits for the steps that were added. Raises NotANumber where the loss or a gradient is none any more."""
         for step, terms, samples in self._unread:
             values = {name: float(value) for name, value in jax.device_get(terms).items()}
             for name in ("loss", "gradient_norm"):
                 if not math.isfinite(values[name]):
-                    raise UserError(
-                        f"the {name} became {values[name]} at step {step} (samples {', '.join(map(str, samples))}); "
-                        "the last checkpoint is kept. Lower the learning rate, then start the same command again"
-                    )
-            self._read.append(values)
+                    raise NotANumber(name, values[name], step, samples)
+            self._sums = {name: self._sums.get(name, 0.0) + value for name, value in values.items()}
+            self._summed += 1
             if self._since is None:
                 self._since = time.monotonic()
             else:
@@ -135,15 +158,16 @@ class Log:
     def scalars(self, step: int) -> dict[str, float]:
         """Writes and returns the means since the last call."""
         self.settle()
-        means = {name: float(np.mean([values[name] for values in self._read])) for name in self._read[0]}
+        means = {name: total / self._summed for name, total in self._sums.items()}
         now = time.monotonic()
         if self._since is not None and self._timed:
             means["images_per_second"] = self._batch_size * self._timed / (now - self._since)
-        self._since, self._timed, self._read = now, 0, []
+        self._since, self._timed, self._sums, self._summed = now, 0, {}, 0
         if self._writes:
+            # First: on a full disk this is an error, where TensorBoard's writer waits for its dead thread for ever.
+            self._metrics.write(json.dumps({"step": step} | means) + "\n")
             for name, value in means.items():
                 self._board.add_scalar(name, value, step)
-            self._metrics.write(json.dumps({"step": step} | means) + "\n")
             if self._online is not None:
                 self._online.log(means, step=step)
             shown = ", ".join(f"{name} {means[name]:.4g}" for name in means if "_" not in name)

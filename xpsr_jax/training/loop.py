@@ -1,29 +1,34 @@
 """A training run from its config to its exported model, resumed where it stopped."""
 
+import collections
 import contextlib
-import functools
+import os
+import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import grain
 import jax
+from jax.experimental import multihost_utils
 
-from xpsr_jax import sharding
+from xpsr_jax import distributed, sharding
 from xpsr_jax.config import Config
 from xpsr_jax.data.pipeline import make_pipeline
 from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.perceptual import load_distance
 from xpsr_jax.inference.image_io import check_writable
-from xpsr_jax.training import resume
-from xpsr_jax.training.checkpoints import Checkpoints
+from xpsr_jax.training import fingerprints, resume
+from xpsr_jax.training.checkpoints import Checkpoints, is_full
 from xpsr_jax.training.embeddings import check_embeddings
 from xpsr_jax.training.export import export, load_tokenizer
 from xpsr_jax.training.images import open_images
-from xpsr_jax.training.log import Log, check_wandb
+from xpsr_jax.training.log import Log, NotANumber, check_wandb
 from xpsr_jax.training.parameters import initial_parameters
 from xpsr_jax.training.plot import plot_losses
 from xpsr_jax.training.profiling import Profiler
-from xpsr_jax.training.state import abstract_state, initial_state, make_optimizer
+from xpsr_jax.training.state import TrainState, abstract_state, initial_state, make_optimizer
 from xpsr_jax.training.step import make_step
 from xpsr_jax.training.structure import make_structure
 from xpsr_jax.training.validation import Validator
@@ -33,13 +38,15 @@ from xpsr_jax.weights.torch_files import write_json
 def train(config: Config) -> Path | None:
     """Runs or resumes the training in `config.run_folder` and exports the model when its last step is done.
 
-    The run folder's README.md says what is in it.
+    The run folder's README.md says what is in it. With several processes (`distributed.start`) each has to call this,
+    and the folder is one that all of them see.
 
     Returns:
       The exported model folder; None when the run was stopped early (SIGTERM, Ctrl-C): its state is saved.
 
     Raises:
-      UserError: settings or files that cannot be trained with (nothing is written then), or a loss that is no number.
+      UserError: settings or files that cannot be trained with (nothing is written then), a full disk, or a loss that is
+        no number.
     """
     run = config.run_folder
     check_wandb(config.wandb)
@@ -53,9 +60,7 @@ def train(config: Config) -> Path | None:
     optimizer = make_optimizer(config, structure.trained)
     tokenizer = load_tokenizer(config.networks)
     source = open_images(config.images)
-    base = resume.fingerprints(structure)
-    check_embeddings(config, structure, base)
-    record = resume.record(config, photographs=len(source), base=base)
+    record = resume.record(config, photographs=len(source))
     data = iter(
         make_pipeline(
             source,
@@ -67,37 +72,42 @@ def train(config: Config) -> Path | None:
             process_count=jax.process_count(),
         )
     )
+    shardings = sharding.parameter_shardings(structure.shapes(), mesh, replicated_bytes=config.mesh.replicated_bytes)
+    abstract = abstract_state(config, structure, optimizer, shardings)
     check_writable(run)
-    with contextlib.closing(data), Checkpoints(run / "checkpoints", keep=config.keep) as checkpoints:
-        first = checkpoints.latest or 0
-        changed = resume.changes(checkpoints.record(first), record) if first else []
-        if jax.process_index() == 0:
-            write_json(record, run / "config.json")
-
-        shardings = sharding.parameter_shardings(structure.shapes(), mesh)
-        start = functools.partial(
-            initial_parameters,
+    with contextlib.closing(data), Checkpoints(run / "checkpoints", keep=config.keep) as checkpoints, _full_disk(run):
+        resumed = resume.newest(checkpoints, record, abstract, data)
+        first = resumed.step if resumed else 0
+        base: dict[str, str] = {}
+        parameters = initial_parameters(
             structure,
-            shardings=shardings,
+            structure.frozen if resumed else structure.frozen | structure.trained,
+            shardings,
             seed=config.seed,
             frozen_dtype=config.precision.frozen_dtype,
+            fingerprints=base if distributed.is_first() else None,
         )
-        frozen = start(structure.frozen)
-        abstract = abstract_state(config, structure, optimizer, shardings)
-        if first:
-            state = checkpoints.restore(first, abstract, data)
+        record["base"] = fingerprints.of_first(base)
+        check_embeddings(config, structure, record["base"])
+        if resumed:
+            resume.check_base(resumed.record, record)
+            state = resumed.state
         else:
-            state = initial_state(config, optimizer, start(structure.trained), abstract)
+            state = initial_state(config, optimizer, {path: parameters[path] for path in structure.trained}, abstract)
+        frozen = {path: parameters[path] for path in structure.frozen}
         constants = None
         if config.stage != "xpsr":
             constants = jax.device_put(load_distance(config.loss.metric), sharding.replicated(mesh))
         step = make_step(config, structure, optimizer, abstract, mesh)
         validator = Validator(config, structure, tokenizer=tokenizer, mesh=mesh)
+        if distributed.is_first():
+            write_json(record, run / "config.json")
 
         with (
             Log(
                 run,
                 first=first,
+                unlogged=resumed.log if resumed else None,
                 steps=config.steps,
                 batch_size=config.batch_size,
                 wandb=config.wandb,
@@ -106,30 +116,44 @@ def train(config: Config) -> Path | None:
             Profiler(run / "profile", first=first, steps=config.profile, say=log.say) as profiler,
             stop_signals() as stopped,
         ):
-            log.say(f"{run}: step {first} of {config.steps}, {len(source)} photographs, {mesh.size} devices")
-            for change in changed:
-                log.say(f"changed since: {change}")
-            for done in range(first + 1, config.steps + 1):
-                batch = next(data)
-                samples = batch.pop("index")
-                state, terms = step(state, frozen, constants, sharding.shard_batch(batch, mesh))
-                log.add(done, terms, samples)
-                profiler.after(done, terms)
-                last = done == config.steps
-                if done % config.log_every == 0 or last:
-                    log.scalars(done)
-                if done % config.checkpoint_every == 0 or last or stopped:
-                    log.settle()  # What is not a number is never saved.
-                    checkpoints.save(done, state, data, record)
-                if stopped and not last:
-                    checkpoints.wait()
-                    log.say(f"stopped at step {done}; the same command goes on from there")
-                    return None
-                if config.validation.every and done % config.validation.every == 0:
-                    with log.paused():
-                        log.pictures(done, validator(state.result, frozen, done))
+            log.say(f"{run}: step {first} of {config.steps}, {len(source)} photographs, {_devices(mesh)}")
+            for note in resumed.notes if resumed else ():
+                log.say(note)
+            # Where the data stood before each of the last batches: the host knows of a failure a step too late.
+            positions: collections.deque[tuple[int, Any]] = collections.deque(maxlen=3)
+            try:
+                for done in range(first + 1, config.steps + 1):
+                    positions.append((done, data.get_state()))
+                    batch = next(data)
+                    samples = batch.pop("index")
+                    state, terms = step(state, frozen, constants, sharding.shard_batch(batch, mesh))
+                    log.add(done, terms, samples)
+                    profiler.after(done, terms)
+                    checkpoints.check()
+                    last, stop = done == config.steps, stopped(done)
+                    if done % config.log_every == 0 or last:
+                        log.scalars(done)
+                    if done % config.checkpoint_every == 0 or last or stop:
+                        log.settle()  # What is not a number is never saved.
+                        checkpoints.save(done, state, data, record, log.unlogged)
+                    if stop and not last:
+                        checkpoints.wait()
+                        log.say(f"stopped at step {done}; the same command goes on from there")
+                        return None
+                    if config.validation.every and done % config.validation.every == 0:
+                        with log.paused():
+                            log.pictures(done, validator(state.result, frozen, done))
+            except NotANumber as failure:
+                data.set_state(dict(positions)[failure.step])
+                folder = _save_failed(run, failure.step, state.before_failure, data, record)
+                samples = ", ".join(map(str, sorted(distributed.from_all(failure.samples))))
+                raise UserError(
+                    f"{failure} (samples {samples}). {folder} is a checkpoint of the state before that step, with its "
+                    "batch to come; the last checkpoint of the run is kept. Lower the learning rate "
+                    "(--optimizer.learning-rate), then start the same command again"
+                ) from failure
         checkpoints.wait()
-        if jax.process_index() == 0:
+        if distributed.is_first():
             plot_losses(run / "metrics.jsonl", run / "losses.png")
         return export(
             run / "model",
@@ -142,23 +166,62 @@ def train(config: Config) -> Path | None:
         )
 
 
+def _devices(mesh: jax.sharding.Mesh) -> str:
+    several = jax.process_count() > 1
+    return f"{mesh.size} devices" + (f" of {jax.process_count()} processes" if several else "")
+
+
+def _save_failed(run: Path, step: int, before: TrainState, data: grain.DatasetIterator, record: dict[str, Any]) -> Path:
+    """A checkpoint from which that step, and nothing else, can be made again. It replaces that of an older failure."""
+    folder = run / "failed"
+    if distributed.is_first():
+        shutil.rmtree(folder, ignore_errors=True)
+    distributed.wait_for_all("an older failure is removed")
+    with Checkpoints(folder, keep=2) as failed:
+        failed.save(step - 1, before, data, record, {"sums": {}, "steps": 0})
+    return folder / str(step - 1)
+
+
 @contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """A list that is empty until SIGTERM or Ctrl-C arrives, so that the step at hand is finished and saved.
-
-    The second of a kind does what it did before: it ends the process at once.
-    """
-    received: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def receive(number: int, _: object) -> None:
-        received.append(number)
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in before:
-        signal.signal(number, receive)
+def _full_disk(run: Path) -> Iterator[None]:
     try:
-        yield received
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise UserError(f"{run}: {error.strerror}; the last checkpoint is kept, the same command goes on") from error
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Callable[[int], bool]]:
+    """Tells, after each step, whether to stop there, because SIGTERM or Ctrl-C has arrived: that step can be saved.
+
+    The second of a kind does what it did before: it ends the process at once. Of several processes all stop at the
+    same step, whichever of them was told to (JAX's preemption service).
+    """
+    if jax.process_count() > 1:
+        # SIGTERM is that service's own.
+        with _handler(signal.SIGINT, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+            yield multihost_utils.reached_preemption_sync_point
+        return
+    received: list[int] = []
+    with contextlib.ExitStack() as handlers:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            handlers.enter_context(_handler(number, lambda: received.append(1)))
+        yield lambda step: bool(received)
+
+
+@contextlib.contextmanager
+def _handler(number: signal.Signals, act: Callable[[], None]) -> Iterator[None]:
+    """What is done the first time the signal arrives."""
+    before = signal.getsignal(number)
+
+    def receive(*_: object) -> None:
+        signal.signal(number, before)
+        act()
+
+    signal.signal(number, receive)
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.signal(number, before)

@@ -12,9 +12,9 @@ from jaxtyping import Array
 
 from xpsr_jax import sharding
 from xpsr_jax.models.controlnet import unet_twin
+from xpsr_jax.training.fingerprints import Fingerprint
 from xpsr_jax.training.structure import Structure
-from xpsr_jax.weights.folders import read_folder
-from xpsr_jax.weights.networks import CONDITIONAL_ATTENTION, CONSTRAINT_HEADS, NETWORKS
+from xpsr_jax.weights.networks import CONDITIONAL_ATTENTION, CONSTRAINT_HEADS, NETWORKS, checked, open_folder
 from xpsr_jax.weights.rules import holds, match, torch_key
 from xpsr_jax.weights.tensors import read_finite
 
@@ -30,17 +30,21 @@ def initial_parameters(
     *,
     seed: int,
     frozen_dtype: Any = jnp.float32,
+    fingerprints: dict[str, str] | None = None,
 ) -> Parameters:
     """Parameters at the start of training: float32 those that train, `frozen_dtype` the others.
 
     What the base has is loaded; a ControlNet that it lacks is copied from its UNet; the rest is initialised at random.
+
+    Args:
+      fingerprints: see `load_parameters`.
     """
     dtypes = {path: jnp.dtype(jnp.float32 if path in structure.trained else frozen_dtype) for path in paths}
 
     def put(path: str, array: np.ndarray) -> Array:
         return sharding.place(array, shardings[path], dtypes[path])
 
-    arrays = load_parameters(structure, paths, put)
+    arrays = load_parameters(structure, paths, put, fingerprints=fingerprints)
     missing = [path for path in paths if path not in arrays]
     return arrays | {path: put(path, array) for path, array in random_parameters(structure, missing, seed).items()}
 
@@ -60,12 +64,17 @@ def random_parameters(structure: Structure, paths: Collection[str], seed: int) -
 
 
 def load_parameters(
-    structure: Structure, paths: Collection[str], put: Callable[[str, np.ndarray], Any] = lambda path, array: array
+    structure: Structure,
+    paths: Collection[str],
+    put: Callable[[str, np.ndarray], Any] = lambda path, array: array,
+    *,
+    fingerprints: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """What the base folders hold of `paths`, tensor by tensor, with the ControlNet's copies of a loaded UNet.
 
     Args:
       put: what to do with a path's array, which is float32 and on the host.
+      fingerprints: takes up those of the base's networks, which are then read whole, if only once.
 
     Raises UserError if a folder does not hold exactly its network, but for what it may lack as a whole.
     """
@@ -77,16 +86,24 @@ def load_parameters(
     arrays = {}
     for name, folder in structure.sources.items():
         network, prefix = NETWORKS[name], f"{name}."
-        tensors = read_folder(folder, network.names)
+        weights = open_folder(network, folder)
+        tensors = weights.tensors
         expected = {p.removeprefix(prefix): shape.shape for p, shape in shapes.items() if p.startswith(prefix)}
         if name in _MAY_LACK and not holds(tensors, _MAY_LACK[name]):
             keys = {p: torch_key(p, network.names) for p in expected}
             expected = {p: shape for p, shape in expected.items() if not holds([keys[p]], _MAY_LACK[name])}
         matched = match(tensors, expected, network.names, where=folder)
-        needed = {p: tensor for p, tensor in matched.items() if prefix + p in targets}
+        if fingerprints is None:
+            needed = {p: tensor for p, tensor in matched.items() if prefix + p in targets}
+        else:
+            config, everything = checked(network, weights)
+            fingerprint = Fingerprint(config)
+            needed = fingerprint.taken(everything)
         for p, array in read_finite(needed, where=folder, dtype=jnp.float32):
-            for target in targets[prefix + p]:
+            for target in targets.get(prefix + p, ()):
                 arrays[target] = put(target, array)
+        if fingerprints is not None:
+            fingerprints[name] = fingerprint.hexdigest()
     return arrays
 
 

@@ -1,29 +1,37 @@
 """What a run records of its settings, and which of them may differ when it is resumed."""
 
 import dataclasses
-import hashlib
 import json
 import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
+import grain
 
+from xpsr_jax import distributed
 from xpsr_jax.config import Config
 from xpsr_jax.errors import UserError
-from xpsr_jax.training.structure import Structure
-from xpsr_jax.weights.networks import NETWORKS, Network, checked, open_folder
-from xpsr_jax.weights.tensors import contiguous
+from xpsr_jax.training.checkpoints import Checkpoints, Damaged
+from xpsr_jax.training.state import TrainState
 
-# Fields that may change: they say how long, how fast, how often, where or how it is shown, not what is trained and on
-# what. Anything else would make it another run. The base may be elsewhere: its fingerprints are compared.
-MAY_CHANGE = re.compile(
-    r"name|run|steps|note|networks\.base|log_every|checkpoint_every|keep|profile|wandb|accumulation"
-    r"|images\.(folder|captions|lr_captions|cache)|data\.(embeddings|workers|threads|prefetch)"
-    r"|mesh\..*|validation\..*|sampling\..*|precision\.(attention|remat)|optimizer\.(learning_rate|schedule|warmup)"
+# Of what a checkpoint holds and how. A checkpoint of another is refused.
+SCHEMA = 1
+
+# Fields that may change, as patterns, first match wins. Anything else would make it another run: what is trained and on
+# what. The base may be elsewhere: its fingerprints are compared.
+MAY_CHANGE: tuple[tuple[str, str], ...] = (
+    (r"name|run", "what it is called"),
+    (r"steps", "how long it is; a cosine ends at the last step, so it is bent as a whole"),
+    (r"optimizer\.(learning_rate|schedule|warmup)", "how fast it learns"),
+    (r"mesh\..*|accumulation", "how it is shared out among devices"),
+    (r"precision\.(attention|remat)", "how it is computed"),
+    (r"images\.(folder|captions|lr_captions|cache)|networks\.base", "where things are"),
+    (r"data\.(embeddings|workers|threads|prefetch)", "how the data come"),
+    (r"log_every|checkpoint_every|keep|validation\..*|profile|wandb", "how often and what it shows and saves"),
+    (r"sampling\..*|note", "what the exported model says"),
 )
 
 
@@ -32,37 +40,69 @@ def record(config: Config, *, photographs: int, base: Mapping[str, str] | None =
 
     Args:
       photographs: their number, which decides their order.
-      base: `fingerprints` of what the run begins from.
+      base: `fingerprints.fingerprints` of what the run begins from.
     """
     settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    return settings | {"photographs": photographs} | ({"base": dict(base)} if base is not None else {})
+    settings |= {"schema": SCHEMA, "photographs": photographs}
+    return settings | ({"base": dict(base)} if base is not None else {})
 
 
-def fingerprints(structure: Structure) -> dict[str, str]:
-    """SHA-256 of each network of the base model, over its configuration and all its tensors; "" where it has none.
+class Resumed(NamedTuple):
+    """Where a run goes on.
 
-    It is the same in whatever format the base is.
+    Attributes:
+      step: that was done last.
+      state: after it.
+      log: as `Checkpoints.save` was given it.
+      record: the run's settings then.
+      notes: a line for each thing to be told: what changed since, which checkpoints were passed over and why.
     """
-    return {
-        name: fingerprint(NETWORKS[name], structure.sources[name]) if name in structure.sources else ""
-        for name in NETWORKS
-    }
+
+    step: int
+    state: TrainState
+    log: Mapping[str, Any]
+    record: Mapping[str, Any]
+    notes: list[str]
+
+
+def newest(
+    checkpoints: Checkpoints, now: Mapping[str, Any], abstract: TrainState, data: grain.DatasetIterator
+) -> Resumed | None:
+    """The newest checkpoint that is whole, in every process; None if there are none. Sets `data` to its next batch.
+
+    Newer ones that are damaged are put aside, into the folder damaged/ beside theirs.
+
+    Args:
+      now: the run's settings, `record`.
+
+    Raises:
+      UserError: the settings differ where they may not; no checkpoint is whole.
+    """
+    damaged: dict[int, str] = {}
+    for step in reversed(checkpoints.steps):
+        found: tuple[Any, Any] | None = None
+        problem = "another process cannot read it"
+        try:
+            before = checkpoints.record(step)
+            differences = changes(before, now)
+            found = before, checkpoints.restore(step, abstract, data)
+        except Damaged as error:
+            problem = str(error)
+        if distributed.all_agree(found is not None) and found is not None:
+            before, restored = found
+            checkpoints.put_aside(list(damaged))
+            notes = [f"passed over: {problem}" for problem in damaged.values()]
+            notes += [f"changed since: {line}" for line in differences]
+            return Resumed(step, restored.state, restored.log, before, notes)
+        damaged[step] = problem
+    if damaged:
+        raise UserError("; ".join(damaged.values()) + ". No checkpoint is whole: begin anew under another --name")
+    return None
 
 
 def config_of(record: Mapping[str, Any]) -> Config:
     """The config that a record was made of. Fields that exist no more are passed over."""
     return _from_json(Config, record)
-
-
-def fingerprint(network: Network, folder: Path) -> str:
-    """`fingerprints` of one network in its folder."""
-    config, tensors = checked(network, open_folder(network, folder))
-    digest = hashlib.sha256(json.dumps(dataclasses.asdict(config), sort_keys=True).encode())
-    for path in sorted(tensors):
-        array = contiguous(tensors[path].read())
-        digest.update(f"{path} {array.dtype.name} {array.shape}".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
 
 
 def _from_json(kind: Any, value: Any) -> Any:
@@ -92,21 +132,41 @@ def _chosen(kinds: list[Any], value: Any) -> Any:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """One line for each field that differs and may. Fields that only one of the records has are passed over.
+    """One line for each field that differs and may, by `MAY_CHANGE`. Fields that only one record has are passed over.
 
     Raises:
-      UserError: others differ; names them with both values.
+      UserError: others differ; names them with both values. Or `before` is of another schema.
     """
+    check_schema(before)
     old, new = dict(_flat(before)), dict(_flat(now))
     lines = {
         name: f"{name}: was {old[name]!r}, is {new[name]!r}" for name in new if name in old and old[name] != new[name]
     }
-    if refused := [line for name, line in lines.items() if not MAY_CHANGE.fullmatch(name)]:
+    if refused := [line for name, line in lines.items() if not may_change(name)]:
         raise UserError(
             f"this run cannot go on with other settings ({'; '.join(refused)}). "
             "Set them back, or start another run under another --name"
         )
     return list(lines.values())
+
+
+def check_base(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises UserError if a network of the base is another than when the run began; its folder may have moved."""
+    changes({"schema": SCHEMA, "base": before.get("base", {})}, {"schema": SCHEMA, "base": now["base"]})
+
+
+def may_change(name: str) -> bool:
+    """Whether a field may differ when a run goes on."""
+    return any(re.fullmatch(pattern, name) for pattern, _ in MAY_CHANGE)
+
+
+def check_schema(record: Mapping[str, Any], where: object = "this run's checkpoint") -> None:
+    """Raises UserError unless a checkpoint with this record is one that this version of the package can read."""
+    if record.get("schema") != SCHEMA:
+        raise UserError(
+            f"{where} is of schema {record.get('schema')}, but this version of xpsr_jax reads and writes schema "
+            f"{SCHEMA}; go on with the version that wrote it, or begin anew under another --name"
+        )
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

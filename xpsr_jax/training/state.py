@@ -1,5 +1,6 @@
 """The state of training: what a step changes, the optimizer that changes it, and where it lives."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ class TrainState:
     """What a step changes, and what a checkpoint holds.
 
     Attributes:
-      step: optimizer steps done.
+      step: optimizer steps done; its complement (~) once a step failed.
       trained: parameters by path, float32.
       optimizer: Optax's state.
       average: exponential moving average of `trained`; None without.
@@ -31,6 +32,12 @@ class TrainState:
     trained: Parameters
     optimizer: Any
     average: Parameters | None
+
+    @property
+    def before_failure(self) -> "TrainState":
+        """The state that the failed step began from, of the state that it left."""
+        complement = jax.jit(jnp.invert, out_shardings=self.step.sharding)
+        return dataclasses.replace(self, step=complement(self.step))
 
     @property
     def result(self) -> Parameters:

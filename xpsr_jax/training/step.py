@@ -1,5 +1,6 @@
 """One optimizer step, jitted once over the mesh."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -30,7 +31,8 @@ def make_step(
 ) -> Step:
     """The training step. It takes the state over (donates it) and gives one back that is placed as `abstract` is.
 
-    Its terms are means over the batch, "loss" and "gradient_norm" (before clipping) among them.
+    Its terms are means over the batch, "loss" and "gradient_norm" (before clipping) among them. Where one of these two
+    is no number, the state stays as it was, and the step after it changes nothing either (`unless_failed`).
     """
 
     def loss(
@@ -72,9 +74,20 @@ def make_step(
 
         gradients, terms = accumulate(one, batch, config.accumulation, split)
         terms["gradient_norm"] = optax.tree.norm(gradients)
-        return apply_gradients(state, gradients, optimizer, ema=config.optimizer.ema), terms
+        after = apply_gradients(state, gradients, optimizer, ema=config.optimizer.ema)
+        return unless_failed(state, after, jnp.isfinite(terms["loss"] + terms["gradient_norm"])), terms
 
     return step
+
+
+def unless_failed(before: TrainState, after: TrainState, good: Array) -> TrainState:
+    """`after` if the step was good, otherwise `before`, also in all steps to come: its `step` is complemented (~).
+
+    So the state that a bad step began from is still there when the host, which is a step behind, learns of it.
+    """
+    going = before.step >= 0
+    state = jax.tree.map(lambda old, new: jnp.where(going & good, new, old), before, after)
+    return dataclasses.replace(state, step=jnp.where(going & ~good, ~before.step, state.step))
 
 
 def apply_gradients(

@@ -129,7 +129,8 @@ def select(paths: Iterable[str], rules: tuple[tuple[str, bool], ...]) -> list[st
 def _resolve(networks: Networks, components: tuple[str, ...], *, constrained: bool) -> tuple[Networks, dict[str, Path]]:
     """The configurations that hold, and the folders of the components that are loaded.
 
-    What XPSR adds to a base is built even if the base lacks it: Conditional Attention, and the constraint's heads.
+    What XPSR adds to a base is as the config says, whatever the base has of it: Conditional Attention, and if
+    something is constrained, the constraint's heads.
     """
     for base in networks.base:
         if not base.is_dir():
@@ -147,9 +148,10 @@ def _resolve(networks: Networks, components: tuple[str, ...], *, constrained: bo
     sources = {name: found[name] for name in components if name in found}
     read: dict[str, Any] = {name: read_config(NETWORKS[name], folder) for name, folder in sources.items()}
     if "unet" in read:
-        read["unet"] = dataclasses.replace(read["unet"], conditional_attention=True)
+        read["unet"] = dataclasses.replace(read["unet"], conditional_attention=networks.unet.conditional_attention)
     if "controlnet" in read and constrained:
-        read["controlnet"] = dataclasses.replace(read["controlnet"], return_rgbs=True, use_latent_pred=True)
+        heads = {name: getattr(networks.controlnet, name) for name in ("return_rgbs", "use_latent_pred")}
+        read["controlnet"] = dataclasses.replace(read["controlnet"], **heads)
     if "schedule" in found:
         read["schedule"] = load_schedule(found["schedule"])
     return dataclasses.replace(networks, **read), sources

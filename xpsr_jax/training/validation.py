@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
+from xpsr_jax import distributed, sharding
 from xpsr_jax.config import Config
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.data.degradation import degrade
@@ -37,12 +38,16 @@ class Validator:
         self._tokenizer, self._mesh = tokenizer, mesh
         self._examples: list[tuple[np.ndarray, np.ndarray, Caption]] | None = None
         self._reconstruct = jax.jit(
-            lambda *parts, image: (n := structure.merge(*parts).autoencoder).decode(n.encode(image))
+            lambda *parts, image: (n := structure.merge(*parts).autoencoder).decode(n.encode(image)),
+            out_shardings=sharding.replicated(mesh),
         )
-        self._predict = jax.jit(self._predict_constraint)
+        self._predict = jax.jit(self._predict_constraint, out_shardings=sharding.replicated(mesh))
 
     def __call__(self, parameters: Parameters, frozen: Parameters, step: int) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
-        """Writes samples/<step>_<i>.png in the run's folder and returns the same pictures by name."""
+        """Writes samples/<step>_<i>.png in the run's folder and returns the same pictures by name.
+
+        Every process has to call it; the first one writes.
+        """
         if self._examples is None:
             self._examples = self._make_examples()
         if self._config.stage == "autoencoder":
@@ -62,10 +67,12 @@ class Validator:
             restored = restore(model, lrs, captions, sampling, seed=_SEED, mesh=self._mesh)
             rows = [[_enlarge(lr, hr), out, hr] for lr, hr, out in zip(lrs, hrs, restored, strict=True)]
         pictures = {f"validation_{i}": np.concatenate(row, axis=1) for i, row in enumerate(rows)}
-        if self._config.stage == "xpsr" and self._config.loss.constraint > 0:
+        controlnet = self._structure.networks.controlnet
+        heads = controlnet.return_rgbs or controlnet.use_latent_pred
+        if self._config.stage == "xpsr" and self._config.loss.constraint > 0 and heads:
             for i, example in enumerate(self._examples):
                 pictures[f"validation_{i}_constraint"] = self._constraint(parameters, frozen, *example)
-        if jax.process_index() == 0:
+        if distributed.is_first():
             folder = self._config.run_folder / "samples"
             folder.mkdir(parents=True, exist_ok=True)
             for name, picture in pictures.items():
@@ -126,10 +133,13 @@ def constraint_predictions(
     noisy = schedule.add_noise(latents, jax.random.normal(jax.random.key(_SEED), latents.shape), timestep)
     features = networks.controlnet.encode_image(lr[None])
     high, low = networks.text_encoder(high_ids[None]), networks.text_encoder(low_ids[None])
-    *layers, mid = networks.controlnet(noisy, timestep, high, low, features).latent_predictions
+    pixels = [jax.image.resize(rgb[0], hr.shape, "nearest") for rgb in features.rgb_predictions]
+    predictions = networks.controlnet(noisy, timestep, high, low, features).latent_predictions
+    if not predictions:
+        return tuple(pixels)
+    *layers, mid = predictions
     last = {prediction.shape: prediction for prediction in layers}
     enlarged = [jax.image.resize(prediction, latents.shape, "nearest") for prediction in (*last.values(), mid)]
-    pixels = [jax.image.resize(rgb[0], hr.shape, "nearest") for rgb in features.rgb_predictions]
     return (*pixels, *networks.autoencoder.decode(jnp.concatenate(enlarged)))
 
 

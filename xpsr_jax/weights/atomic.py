@@ -17,7 +17,9 @@ def new_file(file: Path) -> Iterator[Path]:
 
     Raises UserError where the system refuses to write (no permission, disk full).
     """
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    beginning = f".{file.name}.{platform.node()}-"
+    temporary = file.with_name(f"{beginning}{os.getpid()}.partial")
+    _remove_leftovers(file.parent, beginning)
     try:
         yield temporary
         os.replace(temporary, file)
@@ -69,7 +71,10 @@ def _remove_leftovers(parent: Path, beginning: str) -> None:
     for leftover in parent.glob(f"{glob.escape(beginning)}*.partial"):
         pid = leftover.name.removeprefix(beginning).removesuffix(".partial")
         if pid.isdecimal() and not _runs(int(pid)):
-            shutil.rmtree(leftover, ignore_errors=True)
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
 
 
 def _runs(pid: int) -> bool:

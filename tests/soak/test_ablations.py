@@ -1,0 +1,96 @@
+"""Every variant of configs/ablations.py: two steps of it small, and its step at full size as shapes."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs.ablations import VARIANTS
+from tests.training import tiny
+from xpsr_jax import sharding
+from xpsr_jax.config import Images, Mesh, load_config
+from xpsr_jax.data.pipeline import make_pipeline
+from xpsr_jax.models.controlnet import ControlNetConfig
+from xpsr_jax.models.unet import UNetConfig
+from xpsr_jax.training.export import load_tokenizer
+from xpsr_jax.training.images import open_images
+from xpsr_jax.training.state import abstract_state, make_optimizer
+from xpsr_jax.training.step import make_step
+from xpsr_jax.training.structure import make_structure
+
+EVERYTHING = ("unet", "controlnet", "autoencoder", "text_encoder")
+# Attention to both captions in one down block, Conditional Attention in the decoder.
+UNET = dataclasses.replace(
+    tiny.UNET, down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",)
+)
+
+
+def small(variant):
+    """The variant's config with networks as small as can be, alike in what it varies."""
+    config, own = load_config(f"configs/ablations.py:{variant}"), tiny.config()
+    controlnet = {
+        name: getattr(config.networks.controlnet, name) for name in ("fusion", "return_rgbs", "use_latent_pred")
+    }
+    unet = dataclasses.replace(UNET, conditional_attention=config.networks.unet.conditional_attention)
+    networks = dataclasses.replace(
+        own.networks,
+        unet=unet,
+        controlnet=dataclasses.replace(own.networks.controlnet, down_block_types=UNET.down_block_types, **controlnet),
+    )
+    return dataclasses.replace(own, networks=networks, trained=config.trained, loss=config.loss)
+
+
+@pytest.fixture(scope="module")
+def batches(photos):
+    config = tiny.config()
+    data = make_pipeline(
+        open_images(Images(folder=photos)), config.data, tokenizer=load_tokenizer(config.networks), batch_size=8
+    )
+    return [batch for batch, _ in zip(data, range(2), strict=False)]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_two_small_steps(variant, batches):
+    run = tiny.Run(small(variant), 1)
+    before = {path: np.asarray(array) for path, array in run.state.trained.items()}
+    terms = [run.advance(batch) for batch in batches]
+    weight = run.config.loss.constraint
+    for term in terms:
+        assert all(np.isfinite(value) for value in term.values())
+        assert term["loss"] == pytest.approx(term["mse"] + weight * term["constraint"], rel=1e-6)
+    heads = {name.partition("_")[0] for name in terms[0]} & {"rgb", "latent"}
+    assert heads == {"unconstrained": set(), "pixel": {"rgb"}, "latent": {"latent"}}.get(variant, {"rgb", "latent"})
+    still = [path for path, array in run.state.trained.items() if np.array_equal(array, before[path])]
+    assert still == []
+    assert any(".pixel_attentions." in path for path in before) == (variant != "unconditional")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_step_at_full_size_as_shapes(variant):
+    config = load_config(f"configs/ablations.py:{variant}")
+    networks = dataclasses.replace(config.networks, base=(), from_scratch=EVERYTHING)
+    config = dataclasses.replace(config, networks=networks, mesh=Mesh(data=1, fsdp=8))
+    structure, mesh = make_structure(config), sharding.make_mesh(config.mesh)
+    assert isinstance(structure.networks.unet, UNetConfig) and isinstance(
+        structure.networks.controlnet, ControlNetConfig
+    )
+    optimizer = make_optimizer(config, structure.trained)
+    abstract = abstract_state(config, structure, optimizer, sharding.parameter_shardings(structure.shapes(), mesh))
+    shapes = structure.shapes()
+    frozen = {path: jax.ShapeDtypeStruct(shapes[path].shape, jnp.bfloat16) for path in structure.frozen}
+    b, s = config.batch_size, config.data.crop_size
+    batch = {
+        "hr": jax.ShapeDtypeStruct((b, s, s, 3), jnp.float32),
+        "lr": jax.ShapeDtypeStruct((b, s, s, 3), jnp.float32),
+        "high_ids": jax.ShapeDtypeStruct((b, 77), jnp.int32),
+        "low_ids": jax.ShapeDtypeStruct((b, 77), jnp.int32),
+        "key": jax.ShapeDtypeStruct((b,), jnp.uint32),
+    }
+    state, terms = jax.eval_shape(
+        make_step(config, structure, optimizer, abstract, mesh), abstract, frozen, None, batch
+    )
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(lambda x: (x.shape, x.dtype), abstract)
+    heads = {"unconstrained": 0, "pixel": 3, "latent": 13}.get(variant, 16)
+    assert len([name for name in terms if name.startswith(("rgb_", "latent_"))]) == heads

@@ -1,0 +1,146 @@
+"""A run that is killed again and again, at any moment, ends bit for bit as one that nothing interrupts.
+
+Parameters, AdamW's moments, averages, position in the data, logged lines, the samples of each step, exported model.
+SOAK_KILLS says how often (20), SOAK_SEED when.
+"""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.soak import runs
+
+KILLS = int(os.environ.get("SOAK_KILLS", "20"))
+SEED = int(os.environ.get("SOAK_SEED", random.SystemRandom().randrange(10**6)))
+STEPS = 40
+# Lines of several steps: what of them was not logged yet is in the checkpoint.
+FIELDS = {"steps": STEPS, "checkpoint_every": 2, "log_every": 3}
+
+
+def started(run, photos):
+    words = runs.command(run, photos, script="tests/soak/recorded.py", **FIELDS)
+    return runs.start(words, env=runs.environment(PYTHONPATH=str(runs.ROOT)))
+
+
+def samples(run: Path) -> dict[int, list[int]]:
+    """Of each step; a step that was made several times saw the same each time."""
+    found: dict[int, list[int]] = {}
+    for line in (run / "samples.txt").read_text().splitlines():
+        step, ids = json.loads(line)
+        assert found.setdefault(step, ids) == ids
+    return found
+
+
+def result(run: Path):
+    return runs.checkpoint(run, STEPS), runs.metrics(run), samples(run), runs.weights(run / "model")
+
+
+@pytest.fixture(scope="module")
+def whole(photos, tmp_path_factory):
+    """What a run leaves that nothing interrupts, and how many seconds it took."""
+    run, began = tmp_path_factory.mktemp("runs") / "whole", time.monotonic()
+    runs.ended_well(started(run, photos))
+    seconds = time.monotonic() - began
+    assert samples(run) == {step: list(range(8 * step - 8, 8 * step)) for step in range(1, STEPS + 1)}
+    return result(run), seconds
+
+
+def assert_same(run, expected):
+    for one, other in zip(result(run), expected, strict=True):
+        if isinstance(one, dict) and "state" in one:
+            runs.assert_same_arrays(one["state"], other["state"])
+            assert {name: one[name] for name in ("data", "log")} == {name: other[name] for name in ("data", "log")}
+        else:
+            assert one == other
+    known = {
+        "README.md",
+        "checkpoints",
+        "config.json",
+        "log.txt",
+        "losses.png",
+        "metrics.jsonl",
+        "model",
+        "samples.txt",
+    }
+    assert {path.name for path in run.iterdir()} == known | {"tensorboard"}  # nothing half-written is left
+    assert sorted(int(path.name) for path in (run / "checkpoints").iterdir()) == [STEPS - 2, STEPS]
+
+
+def unfinished(run: Path) -> set[tuple[str, int]]:
+    """Checkpoints that are being written, or were when their process died: name and inode."""
+    found = set()
+    for path in run.glob("checkpoints/*.orbax-checkpoint-tmp*"):
+        with contextlib.suppress(FileNotFoundError):  # it is finished meanwhile
+            found.add((path.name, path.stat().st_ino))
+    return found
+
+
+def steps_made(run: Path) -> int:
+    file = run / "samples.txt"
+    return file.read_text().count("\n") if file.exists() else 0
+
+
+def wait_for(job, moment) -> bool:
+    """Whether it came before the process ended."""
+    while job.processes[0].poll() is None:
+        if moment():
+            return True
+        time.sleep(0.002)
+    return False
+
+
+def await_a_moment(job, run, rng, seconds) -> bool:
+    """Waits for a random moment to kill at; whether it came before the process ended."""
+    began, left_over = time.monotonic(), unfinished(run)
+
+    def saving() -> bool:
+        return bool(unfinished(run) - left_over)
+
+    match rng.choice(["a save", "a save", "a step", "any time"]):
+        case "a save":  # one of the first that this process begins, itself or just after
+            for _ in range(rng.randrange(4)):
+                if not (wait_for(job, saving) and wait_for(job, lambda: not saving())):
+                    return False
+            came = wait_for(job, saving)
+            time.sleep(rng.choice([0, rng.uniform(0, 0.05)]))
+            return came
+        case "a step":
+            steps = steps_made(run) + rng.randrange(1, 8)
+            came = wait_for(job, lambda: steps_made(run) >= steps)
+            time.sleep(rng.uniform(0, 0.3))
+            return came
+        case _:
+            after = rng.uniform(0, seconds)
+            return wait_for(job, lambda: time.monotonic() - began > after)
+
+
+def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(whole, photos, tmp_path):
+    print(f"seed {SEED}")
+    expected, seconds = whole
+    rng, kills, in_a_save, finished = random.Random(SEED), 0, 0, 0
+    run = tmp_path / "0"
+    while kills < KILLS:
+        left_over, job = unfinished(run), started(run, photos)
+        try:
+            await_a_moment(job, run, rng, seconds)
+        finally:
+            job.kill()
+        (process,) = job.processes
+        if process.returncode == -signal.SIGKILL:
+            kills += 1
+            in_a_save += bool(unfinished(run) - left_over)
+            continue
+        assert process.returncode == 0, process.stdout.read()
+        assert_same(run, expected)
+        finished += 1
+        run = tmp_path / str(finished)
+    runs.ended_well(started(run, photos))
+    assert_same(run, expected)
+    print(f"seed {SEED}: killed {kills} times, {in_a_save} of them in a save; {finished + 1} runs, each the same")
+    assert in_a_save >= KILLS // 10

@@ -1,0 +1,81 @@
+"""Several processes that work as one, each with its own devices: a TPU pod, SLURM, Kubernetes, or some started by hand.
+
+Everything here does without others where there is one process.
+"""
+
+from typing import Literal
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from xpsr_jax.errors import UserError
+
+Mode = Literal["auto", "on", "off"]
+
+
+def start(
+    mode: Mode = "auto",
+    *,
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+) -> None:
+    """Joins this process with the others. To be called before anything touches a device.
+
+    Args:
+      mode: "on": there are others, or it is an error. "auto": if JAX finds that there are (Cloud TPU, SLURM, Open MPI,
+        Kubernetes), or if the arguments below say so. "off": this process is alone.
+      coordinator: host and port of the first process, host:port; None: as JAX finds it.
+      processes: their number; None: as JAX finds it.
+      process: number of this one, from 0; None: as JAX finds it.
+
+    Raises UserError if something of this is missing or contradicts itself.
+    """
+    named = [value for value in (coordinator, processes, process) if value is not None]
+    if mode == "off":
+        if named:
+            raise UserError("--distributed off goes with no --coordinator, --processes or --process")
+        return
+    try:
+        jax.distributed.initialize(coordinator, processes, process)
+    except ValueError as error:
+        # This is how JAX says that it found no cluster.
+        if mode == "auto" and not named and "coordinator_address should be defined" in str(error):
+            return
+        raise UserError(
+            f"the processes cannot be joined ({error}). JAX finds Cloud TPU, SLURM, Open MPI and Kubernetes by itself; "
+            "elsewhere name --coordinator HOST:PORT, --processes N and --process I, I from 0 to N - 1"
+        ) from error
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes what only one may write."""
+    return jax.process_index() == 0
+
+
+def all_agree(verdict: bool) -> bool:
+    """Whether the verdict is True in every process. All have to ask."""
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(verdict))))
+
+
+def from_first(values: np.ndarray) -> np.ndarray:
+    """The first process's array, in every process. All have to give one of its shape and type, and to call this."""
+    return np.asarray(multihost_utils.broadcast_one_to_all(values))
+
+
+def from_all(values: np.ndarray) -> np.ndarray:
+    """The arrays of all processes, one after the other along the first axis. All have to call it."""
+    return np.asarray(multihost_utils.process_allgather(values, tiled=True))
+
+
+def whole(array: jax.Array) -> np.ndarray:
+    """An array on the host, whichever devices and processes hold its parts. All have to call it."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def wait_for_all(what: str) -> None:
+    """Until every process is here."""
+    multihost_utils.sync_global_devices(what)

@@ -1,0 +1,66 @@
+"""What base model a run begins from: a SHA-256 of each of its networks, the same in whatever format the base is."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xpsr_jax import distributed
+from xpsr_jax.training.structure import Structure
+from xpsr_jax.weights.networks import NETWORKS, Network, checked, open_folder
+from xpsr_jax.weights.tensors import Tensor, contiguous
+
+
+class Fingerprint:
+    """The SHA-256 of one network, over its configuration and all its tensors in the order of their paths.
+
+    Args:
+      config: of the network.
+    """
+
+    def __init__(self, config: Any):
+        self._digest = hashlib.sha256(json.dumps(dataclasses.asdict(config), sort_keys=True).encode())
+
+    def taken(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same tensors in order, each of which is taken into account when it is read. Each has to be, once."""
+        return {
+            path: dataclasses.replace(tensor, read=functools.partial(self._read, path, tensor))
+            for path, tensor in sorted(tensors.items())
+        }
+
+    def _read(self, path: str, tensor: Tensor) -> np.ndarray:
+        array = contiguous(tensor.read())
+        self._digest.update(f"{path} {array.dtype.name} {array.shape}".encode())
+        self._digest.update(array.reshape(-1).view(np.uint8).data)
+        return array
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+
+def fingerprint(network: Network, folder: Path) -> str:
+    """Of one network in its folder, which is read for it."""
+    config, tensors = checked(network, open_folder(network, folder))
+    digest = Fingerprint(config)
+    for tensor in digest.taken(tensors).values():
+        tensor.read()
+    return digest.hexdigest()
+
+
+def fingerprints(structure: Structure) -> dict[str, str]:
+    """Of each network of the base model; "" where it has none."""
+    return dict.fromkeys(NETWORKS, "") | {
+        name: fingerprint(NETWORKS[name], folder) for name, folder in structure.sources.items()
+    }
+
+
+def of_first(found: Mapping[str, str]) -> dict[str, str]:
+    """What the first process found, in every process; only it needs to give something."""
+    texts = "".join(found.get(name, "").ljust(64) for name in NETWORKS)
+    texts = distributed.from_first(np.frombuffer(texts.encode(), np.uint8)).tobytes().decode()
+    return {name: texts[64 * i : 64 * (i + 1)].strip() for i, name in enumerate(NETWORKS)}
