@@ -146,9 +146,9 @@ def train(config: Config) -> Path | None:
             except NotANumber as failure:
                 data.set_state(dict(positions)[failure.step])
                 folder = _save_failed(run, failure.step, state.before_failure, data, record)
-                samples = ", ".join(map(str, sorted(distributed.from_all(failure.samples))))
+                seen = ", ".join(map(str, sorted(distributed.from_all(failure.samples))))
                 raise UserError(
-                    f"{failure} (samples {samples}). {folder} is a checkpoint of the state before that step, with its "
+                    f"{failure} (samples {seen}). {folder} is a checkpoint of the state before that step, with its "
                     "batch to come; the last checkpoint of the run is kept. Lower the learning rate "
                     "(--optimizer.learning-rate), then start the same command again"
                 ) from failure
