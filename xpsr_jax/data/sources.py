@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from xpsr_jax.data.image_files import list_images
 from xpsr_jax.data.image_folder import Captions, ImageFolder
 from xpsr_jax.data.offline_pairs import OfflinePairs, find_datasets
 from xpsr_jax.data.record import Sample
@@ -67,6 +68,7 @@ def open_source(
     if captions is None:
         file = path / "captions.jsonl"
         if not file.is_file() and missing == "error":
+            list_images(path)  # If there are none, that is what is wrong.
             raise UserError(
                 f"There are no captions {file}. Write them, name another file with --images.captions (prepare_data: "
                 "--captions), or do without: --images.missing-captions empty (--missing-captions empty)."
