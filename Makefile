@@ -3,7 +3,7 @@
 #
 #   make demo           restore the photograph that ships with the package: demo/restored.png, demo/comparison.png
 #   make test           the tests, without PyTorch;   make test ARGS="-k guidance"   some of them
-#   make soak           trainings that are killed, of several processes, on several meshes, on a full disk
+#   make soak           trainings that are killed, of several processes, on several meshes, on a full disk; what else is slow
 #   make test-torch     live comparisons with PyTorch, diffusers and transformers
 #   make lint           ruff and mypy;   make format   lets ruff put right what it can
 #   make clean          removes .venv and all caches
@@ -23,11 +23,11 @@ demo: .venv/.demo
 
 # One file's tests stay in one process, so that what they share is compiled once.
 test: .venv/.test
-	$(PYTEST) tests --ignore=tests/torch --ignore=tests/soak -n $(JOBS) --dist loadfile $(ARGS)
+	$(PYTEST) tests --ignore=tests/torch -m "not soak" -n $(JOBS) --dist loadfile $(ARGS)
 
 # -rP: what was measured is printed at the end.
 soak: .venv/.test
-	$(PYTEST) tests/soak -n $(JOBS) --dist loadfile -rP $(ARGS)
+	$(PYTEST) tests --ignore=tests/torch -m soak -n $(JOBS) --dist loadfile -rP $(ARGS)
 
 test-torch: .venv/.test-torch
 	$(PYTEST) tests/torch $(ARGS)

@@ -73,12 +73,14 @@ def restored(photos, output, *model):
     return read_image(output / "b.png")
 
 
+@pytest.mark.soak
 def test_a_model_of_orbax(model_folder, photos, tmp_path):
     convert([open_source(model_folder)], tmp_path / "orbax", to="orbax")
     expected = restored(photos, tmp_path / "from_torch", model_folder)
     np.testing.assert_array_equal(restored(photos, tmp_path / "from_orbax", tmp_path / "orbax"), expected)
 
 
+@pytest.mark.soak
 def test_a_single_file_and_the_released_layout(photos, tmp_path):
     """Stable Diffusion as one file brings all but XPSR's networks."""
     save(tiny_model(AUTOENCODER_CONFIG, dataclasses.replace(TEXT_1, vocab_size=49408)), tmp_path / "whole")

@@ -1,10 +1,14 @@
-"""The photographs of every soak test."""
+"""All tests of this folder are soak tests; their photographs."""
 
 from pathlib import Path
 
 import pytest
 
 from tests.training import tiny
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    item.add_marker(pytest.mark.soak)
 
 
 @pytest.fixture(scope="session")

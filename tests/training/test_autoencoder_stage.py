@@ -93,6 +93,7 @@ def test_a_frozen_encoder_keeps_its_scale(trained, images, tmp_path):
     assert scale == run.config.networks.autoencoder.scaling_factor
 
 
+@pytest.mark.soak
 def test_the_decoders_stage_learns_from_what_the_sampler_makes(batches):
     run = tiny.Run(tiny.config("decoder"), 1)
     before = {path: np.asarray(array) for path, array in run.state.trained.items()}

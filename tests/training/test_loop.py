@@ -127,6 +127,7 @@ def test_another_run_can_begin_from_the_exported_model(whole):
         np.testing.assert_array_equal(parameters[path], average)
 
 
+@pytest.mark.soak
 def test_stopped_by_a_signal_and_resumed_it_ends_bit_for_bit_the_same(whole, images, tmp_path):
     run = tmp_path / "stopped"
     fields = {"--images.folder": images.folder, "--run": run, "--steps": STEPS, "--checkpoint-every": 5}

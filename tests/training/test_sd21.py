@@ -6,6 +6,7 @@ import math
 import shutil
 
 import numpy as np
+import pytest
 
 import xpsr_jax
 from tests.training import tiny
@@ -39,6 +40,7 @@ def test_full_size_upon_the_published_folder(vectors):
 SOURCES = {"unet": "unet", "autoencoder": "vae", "text_encoder": "text_encoder"}
 
 
+@pytest.mark.soak
 def test_the_small_variant_trains_and_restores(images, tmp_path):
     """Two steps on photographs without captions, exported, loaded again, and one picture of two steps."""
     photos = tmp_path / "photos"

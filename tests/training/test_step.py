@@ -51,6 +51,7 @@ def test_a_step_that_is_no_number_changes_nothing_and_neither_does_the_next(batc
     assert made.step._cache_size() == 1
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(("mesh", "accumulation"), [((8, 1), 1), ((2, 4), 2)])
 def test_losses_do_not_depend_on_mesh_and_accumulation(mesh, accumulation, single, batches):
     one, expected, _ = single

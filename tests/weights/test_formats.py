@@ -149,6 +149,7 @@ def test_orbax_and_back_bit_and_key_exact(orbax, base, released, tmp_path):
             assert all(before[key].tobytes() == after[key].tobytes() for key in before)
 
 
+@pytest.mark.soak
 def test_orbax_restores_straight_into_shardings(orbax, base, released, monkeypatch):
     mesh = sharding.make_mesh(Mesh(data=2, fsdp=4))
     expected = load(base, released)
