@@ -9,6 +9,7 @@ from PIL import Image
 
 from tests.compilations import compilations
 from tests.inference.tiny_model import SAMPLING, tiny_model
+from tests.models.golden import error
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.diffusion import Ddpm, start_latents
 from xpsr_jax.errors import UserError
@@ -101,7 +102,9 @@ def test_every_input_counts_and_nothing_is_compiled_again(model, one_by_one):
     other = IMAGES[0].copy()
     other[0, 0, 0] ^= 1
     partly = {"steps": 5, "guidance_interval": (0.2, 1.0)}
-    restored(**partly)  # the program without the negative half is compiled at its first use
+    # Two more programs, compiled at their first use: without the negative half, and with two low-level captions.
+    restored(**partly)
+    restored(negative_low="noisy")
     with compilations() as compiled:
         assert changed(restored(seed=1), one_by_one[0]) > 0.5
         assert changed(restored(seed=2**40), one_by_one[0]) > 0.5
@@ -147,6 +150,28 @@ def test_other_samplers_restore(model, one_by_one, settings):
     (restored,) = restore(model, IMAGES[:1], CAPTIONS[:1], sampling)
     assert restored.shape == (32, 32, 3) and restored.std() > 5
     assert changed(restored, one_by_one[0]) > 0.01
+
+
+def test_halves_of_guidance_part_where_their_texts_do(model):
+    """Latents once and two texts a sample give what they give when everything is repeated; the low-level text too."""
+    rng = np.random.default_rng(0)
+    latents, high, low = (rng.standard_normal(s, np.float32) for s in [(2, 8, 8, 4), (4, 9, 8), (2, 9, 8)])
+    image = rng.random((2, 32, 32, 3), np.float32)
+
+    @nnx.jit
+    def predict(unet, controlnet, latents, image, high, low):
+        t = jnp.full(len(latents), 17)
+        texts = controlnet.project_text(high), controlnet.project_text(low)
+        steering = controlnet(latents, t, *texts, controlnet.encode_image(image))
+        return unet(latents, t, unet.project_text(high), steering.residuals, steering.mid)
+
+    networks = model.unet, model.controlnet
+    once = predict(*networks, latents, image, high, low)
+    twice = (np.repeat(array, 2, axis=0) for array in (latents, image))
+    apart = predict(*networks, *twice, high, np.repeat(low, 2, axis=0))
+    assert once.shape == apart.shape == (4, 8, 8, 4)
+    assert error(once, apart) <= 2e-6  # measured: 8.2e-7
+    assert error(once[::2], once[1::2]) > 1e-3
 
 
 def test_without_guidance_the_negative_half_is_not_run(model):

@@ -59,7 +59,7 @@ def test_kernels_have_equal_gradients(causal):
     expected = gradients("plain")
     for kernel in ("chunked", "two_pass"):
         for ours, theirs in zip(gradients(kernel), expected, strict=True):
-            assert error(ours, theirs) <= 2e-5  # measured: 4e-6, two passes 1.3e-5
+            assert error(ours, theirs) <= 3e-5  # measured: 9e-6, two passes 1.9e-5
 
 
 @pytest.mark.parametrize("keys", [77, 5000])

@@ -107,7 +107,8 @@ def full_table(sampler: Sampler, steps: int, first: int) -> Table:
 class _Prepared(NamedTuple):
     """What does not depend on the step.
 
-    Text and features hold an image's positive and negative half side by side, or its positive half alone.
+    Texts hold an image's positive and negative half side by side, or its positive half alone; the low-level one holds
+    what both halves have in common once.
     """
 
     start: Float[Array, "b h w c"]
@@ -220,7 +221,10 @@ class Restorer:
     def _tokens(
         self, captions: Sequence[Caption]
     ) -> tuple[Int[np.ndarray, "b halves n"], Int[np.ndarray, "b halves n"]]:
-        """Token ids of the high- and low-level prompts; halves: positive and negative, or positive without guidance."""
+        """Token ids of the high- and low-level prompts; halves: positive and negative, or positive without guidance.
+
+        Without a negative low-level prompt the two halves' low-level captions are one.
+        """
         sampling = self.sampling
         high = [
             tokenize(self._tokenizer, [caption.high for caption in captions], positive_words=sampling.positive_words)
@@ -228,8 +232,8 @@ class Restorer:
         low = [tokenize(self._tokenizer, [caption.low for caption in captions])]
         if self._guided:
             high.append(np.repeat(tokenize(self._tokenizer, [sampling.negative_high]), len(captions), axis=0))
-            negative_low = None if sampling.negative_low is None else tokenize(self._tokenizer, [sampling.negative_low])
-            low.append(low[0] if negative_low is None else np.repeat(negative_low, len(captions), axis=0))
+            if sampling.negative_low is not None:
+                low.append(np.repeat(tokenize(self._tokenizer, [sampling.negative_low]), len(captions), axis=0))
         return np.stack(high, axis=1), np.stack(low, axis=1)
 
     def _placed(self, array: np.ndarray) -> np.ndarray | Array:
@@ -255,8 +259,8 @@ def prepare(
     start: Start,
     weights: Any,
     pixels: UInt8[Array, "b H W 3"],
-    high: Int[Array, "b halves n"],
-    low: Int[Array, "b halves n"],
+    high: Int[Array, "b high_halves n"],
+    low: Int[Array, "b low_halves n"],
     digests: UInt32[Array, "b 2"],
     seed: UInt32[Array, "2"],
     first_level: tuple[Float[Array, ""], Float[Array, ""]],
@@ -264,8 +268,6 @@ def prepare(
 ) -> _Prepared:
     """Everything that is computed once for an image: text, image features, start latents."""
     unet, controlnet, autoencoder, text_encoder = nnx.merge(graph, weights)
-    halves = high.shape[1]
-
     keys = jax.vmap(lambda digest: jax.random.split(_image_key(seed, digest), 4), out_axes=1)(digests)
     posterior_keys, first_keys, second_keys, step_keys = keys
     image = pixels.astype(jnp.float32) / 255
@@ -278,15 +280,15 @@ def prepare(
     low_embedding = text_encoder(low.reshape(-1, low.shape[-1]))
     controlnet_text = Text(controlnet.project_text(high_embedding).high, controlnet.project_text(low_embedding).low)
     features = controlnet.encode_image(image)._replace(rgb_predictions=())
-    features = jax.tree.map(lambda array: jnp.repeat(array, halves, axis=0), features)
     return _Prepared(latents, unet.project_text(high_embedding), controlnet_text, features, step_keys)
 
 
 @jax.jit
 def _positive_half(prepared: _Prepared) -> _Prepared:
-    both = prepared.unet_text, prepared.controlnet_text, prepared.image_features
-    unet_text, controlnet_text, features = jax.tree.map(lambda array: array[::2], both)
-    return prepared._replace(unet_text=unet_text, controlnet_text=controlnet_text, image_features=features)
+    images = prepared.start.shape[0]
+    both = prepared.unet_text, prepared.controlnet_text
+    unet_text, controlnet_text = jax.tree.map(lambda array: array[:: array.shape[0] // images], both)
+    return prepared._replace(unet_text=unet_text, controlnet_text=controlnet_text)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -307,14 +309,12 @@ def run_steps(
 ) -> SamplerState:
     """Some steps of the sampler, with a negative half if `guidance` says how."""
     unet, controlnet, *_ = nnx.merge(graph, weights)
-    halves = 1 if guidance is None else 2
 
     def denoise(latents: Latents, timestep: Timestep) -> Latents:
-        both = jnp.repeat(latents, halves, axis=0)
-        timesteps = jnp.full(both.shape[0], timestep)
+        timesteps = jnp.full(latents.shape[0], timestep)
         text = prepared.controlnet_text
-        control = controlnet(both, timesteps, text, text, prepared.image_features, scale=conditioning_scale)
-        prediction = unet(both, timesteps, prepared.unet_text, control.residuals, control.mid)
+        control = controlnet(latents, timesteps, text, text, prepared.image_features, scale=conditioning_scale)
+        prediction = unet(latents, timesteps, prepared.unet_text, control.residuals, control.mid)
         if guidance is None:
             return prediction
         pairs = prediction.reshape(-1, 2, *prediction.shape[1:])

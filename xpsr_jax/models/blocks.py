@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from xpsr_jax.models.layers import Compute, conv, flatten_tokens, group_norm, linear, nearest_resize
+from xpsr_jax.models.layers import Compute, aligned, conv, flatten_tokens, group_norm, linear, nearest_resize
 from xpsr_jax.models.transformer import Context, Transformer
 
 Fusion = Literal["sfa", "serial", "high", "low"]
@@ -75,7 +75,8 @@ class ResnetBlock(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"], time: Float[Array, "b t"] | None = None) -> Float[Array, "b h w d"]:
         h = self.conv1(jax.nn.silu(self.norm1(x)))
         if time is not None:
-            h = h + self.time_emb_proj(jax.nn.silu(time))[:, None, None]
+            h, time = aligned(h, self.time_emb_proj(jax.nn.silu(time))[:, None, None])
+            h = h + time
         h = self.conv2(jax.nn.silu(self.norm2(h)))
         return (self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x) + h
 
@@ -286,7 +287,7 @@ class UpBlock(nnx.Module):
         `skips`, already with the residuals added, and `residuals` come in the order in which the layers take them.
         """
         for i, resnet in enumerate(self.resnets):
-            x = run(resnet, jax.numpy.concatenate([x, skips[i]], axis=-1), time, compute=self.compute)
+            x = run(resnet, jax.numpy.concatenate(aligned(x, skips[i]), axis=-1), time, compute=self.compute)
             if hasattr(self, "attentions"):
                 x = run(self.attentions[i], x, next(high), compute=self.compute)
             if residuals is not None:

@@ -142,6 +142,15 @@ def flatten_tokens(x: Float[Array, "b h w c"]) -> Float[Array, "b n c"]:
     return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
+def aligned(*arrays: Float[Array, "_ ..."]) -> list[Float[Array, "b ..."]]:
+    """The arrays with as many samples as the largest has: each sample of the others is repeated in place.
+
+    So what guidance's two halves, neighbours in the batch, have in common is computed once, until they part.
+    """
+    batch = max(array.shape[0] for array in arrays)
+    return [x if x.shape[0] == batch else jnp.repeat(x, batch // x.shape[0], axis=0) for x in arrays]
+
+
 def nearest_resize(x: Float[Array, "b h w c"], height: int, width: int) -> Float[Array, "b height width c"]:
     """Nearest-neighbour resize that picks index floor(i · in / out), as PyTorch does.
 

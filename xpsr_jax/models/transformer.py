@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from xpsr_jax.models.attention import attention
-from xpsr_jax.models.layers import Compute, conv, flatten_tokens, group_norm, layer_norm, linear
+from xpsr_jax.models.layers import Compute, aligned, conv, flatten_tokens, group_norm, layer_norm, linear
 
 
 class KeysValues(NamedTuple):
@@ -78,9 +78,10 @@ class TransformerBlock(nnx.Module):
         self.norm3 = layer_norm(features, compute=compute, rngs=rngs)
         self.ff = FeedForward(features, compute=compute, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b n c"], context: KeysValues) -> Float[Array, "b n c"]:
+    def __call__(self, x: Float[Array, "_ n c"], context: KeysValues) -> Float[Array, "b n c"]:
         x = x + self.attn1(self.norm1(x))
-        x = x + self.attn2(self.norm2(x), context)
+        x, *keys_values = aligned(x, *context)
+        x = x + self.attn2(self.norm2(x), KeysValues(*keys_values))
         return x + self.ff(self.norm3(x))
 
 
@@ -115,9 +116,11 @@ class Transformer(nnx.Module):
         """Keys and values of each layer's cross-attention to `context`."""
         return tuple(block.attn2.project(context) for block in self.transformer_blocks)
 
-    def __call__(self, x: Float[Array, "b h w c"], context: Context) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Float[Array, "_ h w c"], context: Context) -> Float[Array, "b h w c"]:
+        """Attends from `x` to the context. Either may have fewer samples, each of several of the other's."""
         projected = context if isinstance(context, tuple) else self.project_context(context)
         y = flatten_tokens(self.proj_in(self.norm(x)))
         for block, keys_values in zip(self.transformer_blocks, projected, strict=True):
             y = block(y, keys_values)
-        return x + self.proj_out(y.reshape(x.shape))
+        x, y = aligned(x, self.proj_out(y.reshape(-1, *x.shape[1:])))
+        return x + y

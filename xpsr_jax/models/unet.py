@@ -22,7 +22,7 @@ from xpsr_jax.models.blocks import (
     sites,
 )
 from xpsr_jax.models.config_json import per_level, read_config, write_config
-from xpsr_jax.models.layers import Compute, conv, group_norm, timestep_embedding
+from xpsr_jax.models.layers import Compute, aligned, conv, group_norm, timestep_embedding
 from xpsr_jax.models.transformer import Transformer
 
 # What UNets and ControlNets of diffusers may vary and these do not.
@@ -241,8 +241,8 @@ class UNet(nnx.Module):
 
     def __call__(
         self,
-        latents: Float[Array, "b h w c"],
-        timesteps: Int[Array, " b"] | Float[Array, " b"],
+        latents: Float[Array, "_ h w c"],
+        timesteps: Int[Array, " _"] | Float[Array, " _"],
         high: TextEmbedding,
         residuals: tuple[Array, ...] | None = None,
         mid: Float[Array, "b h8 w8 d"] | None = None,
@@ -250,6 +250,7 @@ class UNet(nnx.Module):
         """Predicts the noise in `latents` (or the velocity, as the schedule's prediction_type says), in float32.
 
         `residuals` and `mid` are a ControlNet's; a stock UNet (`conditional_attention=False`) also runs without them.
+        If `high` has several texts a sample of the latents, as guidance has, so has the result, side by side.
         """
         if self.config.conditional_attention and residuals is None:
             raise ValueError(
@@ -271,8 +272,8 @@ class UNet(nnx.Module):
             skips += features
         x = self.mid_block(x, time, text, sites(None, "low"))
         if residuals is not None and mid is not None:
-            x = x + mid
-            skips = [skip + residual for skip, residual in zip(skips, residuals, strict=True)]
+            x = sum(aligned(x, mid))
+            skips = [sum(aligned(*pair)) for pair in zip(skips, residuals, strict=True)]
         remaining = list(residuals) if residuals is not None and self.config.conditional_attention else None
         for block in self.up_blocks:
             layers = range(len(block.resnets))
