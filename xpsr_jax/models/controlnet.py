@@ -221,8 +221,8 @@ class ControlNet(nnx.Module):
     ) -> ControlNetOutput:
         """Features that steer the UNet (method §3).
 
-        `low=None` leaves out the low-level branch, `scale` multiplies residuals and mid. Texts may be several a sample of
-        the latents: then so are the features, but for those before the first of these texts.
+        `low=None` leaves out the low-level branch, `scale` multiplies residuals and mid. Texts may be several a sample
+        of the latents: then so are the features, but for those before the first of these texts.
         """
         high_sites, low_sites = sites(high, "high"), sites(low, "low")
         time = self.time_embedding(

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from xpsr_jax.models.attention import Kernel
+from xpsr_jax.models.winograd import winograd_conv
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,15 @@ def _torch_bias_init(fan_in: int) -> Callable[..., Array]:
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
+class Conv(nnx.Conv):
+    """A convolution, by Winograd's algorithm where `winograd.use_winograd` has transformed its kernel."""
+
+    def __call__(self, inputs: Float[Array, "b h w c"], *args: Any, **options: Any) -> Float[Array, "b h2 w2 d"]:
+        if not hasattr(self, "winograd_kernel"):
+            return super().__call__(inputs, *args, **options)
+        return winograd_conv(inputs, self.winograd_kernel[...]) + self.bias[...]
+
+
 def conv(
     in_features: int,
     out_features: int,
@@ -73,7 +83,7 @@ def conv(
     zero: bool = False,
     compute: Compute,
     rngs: nnx.Rngs,
-) -> nnx.Conv:
+) -> Conv:
     """A square convolution with bias, (b h w in) -> (b h' w' out).
 
     `padding` is on both sides of both axes ((before, after) when a tuple); None keeps the size at stride 1. `zero`
@@ -82,7 +92,7 @@ def conv(
     if padding is None:
         padding = size // 2
     before, after = (padding, padding) if isinstance(padding, int) else padding
-    return nnx.Conv(
+    return Conv(
         in_features,
         out_features,
         (size, size),

@@ -1,0 +1,176 @@
+"""Measures a step of sampling on this machine's processor: CPU seconds and memory, side by side.
+
+    pip install "xpsr-jax[torch]"
+    python benchmarks/step.py
+
+On latents of 64 x 64 (512 x 512 pixels), float32, random weights:
+
+(a) Stable Diffusion 1.5's UNet of PyTorch's diffusers, two samples;
+(b) the same network of ours;
+(c) a guided step of XPSR (ControlNet and UNet, one image, two halves) computed plainly: both halves whole, the texts'
+    keys and values anew, XLA's convolutions;
+(d) the same as sample.py computes it.
+
+(c) stores all scores of attention, as an einsum does; (c') has our attention for CPUs and is otherwise (c). (a) and (b)
+take turns in one process, (c') and (d) in another; (c), which takes 16 GB, has a third. Memory is what a step takes
+beyond the weights.
+"""
+
+import argparse
+import functools
+import gc
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from xpsr_jax.models.controlnet import ControlNet, ControlNetConfig
+from xpsr_jax.models.layers import Compute
+from xpsr_jax.models.unet import UNet, UNetConfig
+from xpsr_jax.models.winograd import use_winograd
+
+RNG = np.random.default_rng(0)
+
+
+def random(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape, np.float32)
+
+
+def filled(module: nnx.Module) -> nnx.Module:
+    """With random weights that keep activations near 1; a megabyte of them, over and over, is random enough."""
+    values = random(2**18 + 1)
+    state = nnx.state(module, nnx.Param)
+
+    def fill(path: Any, leaf: Any) -> jax.Array:
+        if path[-2].key != "kernel":
+            return jnp.full(leaf.shape, float(path[-2].key == "scale"))
+        return jnp.asarray(np.resize(values, leaf.shape) / np.float32(np.sqrt(np.prod(leaf.shape[:-1]))))
+
+    nnx.update(module, jax.tree_util.tree_map_with_path(fill, state))
+    return module
+
+
+def abstract(make: Callable[[nnx.Rngs], nnx.Module]) -> nnx.Module:
+    return nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+
+
+def jitted(call: Callable[..., Any], modules: Any, *inputs: Any) -> Callable[[], Any]:
+    graph, state = nnx.split(modules)
+    program = jax.jit(lambda state, *inputs: call(nnx.merge(graph, state), *inputs))
+    inputs = jax.tree.map(jnp.asarray, inputs)
+    return lambda: jax.block_until_ready(program(state, *inputs))
+
+
+def stock() -> dict[str, Callable[[], Any]]:
+    """(a) and (b)."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    latents, text = random(2, 64, 64, 4), random(2, 77, 768)
+    network = UNet2DConditionModel(sample_size=64, cross_attention_dim=768).eval()
+    inputs = torch.from_numpy(latents).permute(0, 3, 1, 2), torch.tensor(500), torch.from_numpy(text)
+
+    def theirs() -> Any:
+        with torch.no_grad():
+            return network(*inputs).sample
+
+    config = UNetConfig(conditional_attention=False)
+    ours = filled(abstract(lambda rngs: UNet(config, rngs=rngs)))
+    use_winograd(ours)
+    steps = jnp.full(2, 500)
+    projected = nnx.jit(lambda unet, text: unet.project_text(text))(ours, text)
+    return {"a": theirs, "b": jitted(lambda unet, *x: unet(*x), ours, latents, steps, projected)}
+
+
+def xpsr(plain: bool) -> dict[str, Callable[[], Any]]:
+    """(c), or (c') and (d). Image features are computed beforehand for all: the released code does so too."""
+    latents, high, low = random(1, 64, 64, 4), random(2, 77, 768), random(1, 77, 768)
+    image, t = random(1, 512, 512, 3), jnp.full(1, 500)
+    compute = Compute(attention="plain" if plain else "auto")
+    networks = (
+        filled(abstract(lambda rngs: UNet(UNetConfig(), rngs=rngs, compute=compute))),
+        filled(abstract(lambda rngs: ControlNet(ControlNetConfig(), rngs=rngs, compute=compute))),
+    )
+    features = nnx.jit(lambda controlnet, image: controlnet.encode_image(image))(networks[1], image)
+    features = features._replace(rgb_predictions=())
+
+    def whole(networks: Any, latents: Any, t: Any, high: Any, low: Any, features: Any) -> Any:
+        unet, controlnet = networks
+        latents, t, low, features = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), (latents, t, low, features))
+        control = controlnet(latents, t, high, low, features)
+        return guided(unet(latents, t, high, control.residuals, control.mid))
+
+    def shared(networks: Any, latents: Any, t: Any, text: Any, controlnet_text: Any, features: Any) -> Any:
+        unet, controlnet = networks
+        control = controlnet(latents, t, *controlnet_text, features)
+        return guided(unet(latents, t, text, control.residuals, control.mid))
+
+    def guided(prediction: Any) -> Any:
+        return prediction[:1] + 5.5 * (prediction[:1] - prediction[1:])
+
+    run_whole = jitted(whole, networks, latents, t, high, low, features)
+    if plain:
+        return {"c": run_whole}
+    project = nnx.jit(lambda u, c, high, low: (u.project_text(high), (c.project_text(high), c.project_text(low))))
+    texts = project(*networks, high, low)
+    for network in networks:
+        use_winograd(network)
+    return {"c'": run_whole, "d": jitted(shared, networks, latents, t, *texts, features)}
+
+
+PARTS = {"stock": stock, "plain": functools.partial(xpsr, True), "xpsr": functools.partial(xpsr, False)}
+
+
+def measure(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, tuple[float, float, float]]:
+    """Least CPU seconds and seconds of each, in turns, and the bytes that it takes while it runs."""
+    found = {}
+    for name, run in runs.items():
+        run()  # compiles
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = resident("VmRSS")
+        run()
+        found[name] = [np.inf, np.inf, resident("VmHWM") - before]
+    for _ in range(rounds):
+        for name, run in runs.items():
+            cpu, clock = time.process_time(), time.perf_counter()
+            run()
+            seconds = time.process_time() - cpu, time.perf_counter() - clock
+            found[name][:2] = np.minimum(found[name][:2], seconds).tolist()
+    return found
+
+
+def resident(field: str) -> int:
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status[field].split()[0]) * 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.part:
+        print(json.dumps(measure(PARTS[arguments.part](), arguments.rounds)))
+        return
+    found = {}
+    for part in PARTS:
+        command = [sys.executable, __file__, "--part", part, "--rounds", str(arguments.rounds)]
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        found |= json.loads(output.splitlines()[-1])
+    for name, (cpu, clock, memory) in found.items():
+        print(f"{name:3s} {cpu:8.2f} s of CPU {clock:8.2f} s {memory / 2**30:8.2f} GiB beyond the weights")
+    for one, other in (("b", "a"), ("d", "c"), ("d", "c'")):
+        print(f"{one} = {found[one][0] / found[other][0]:.3f} x {other}")
+
+
+if __name__ == "__main__":
+    main()
