@@ -136,7 +136,7 @@ def _compile(config: Config, topology: str, *, sample: bool, effort: compiling.E
         return dataclasses.replace(facts, shortage=words, compile_seconds=time.perf_counter() - begin)
     return dataclasses.replace(
         facts,
-        **report.measure(compiled, rounds=1 if sample else config.accumulation, sampling=sample),
+        **report.measure(compiled, chips.chip(topology), rounds=1 if sample else config.accumulation, sampling=sample),
         rematerializations=complaints,
         compile_seconds=time.perf_counter() - begin,
     )

@@ -57,12 +57,12 @@ def test_asynchronous_collectives_count_once():
 
 
 def test_measures_of_one_device(compiled):
-    found = Report("v5e:2x4", 8, "training", 8, **report.measure(compiled))
+    found = Report("v5e:2x4", 8, "training", 8, **report.measure(compiled, CHIPS["v5e"]))
     assert found.arguments == (ROWS * 256 + 256 * 64) * 4 // 8
     assert found.peak >= found.arguments + found.temporaries + ROWS // 8 * 64 * 4
     products = 2 * ROWS // 8 * 256 * 64
     assert products <= found.flops < 1.1 * products
-    thrice = report.measure(compiled, rounds=3)
+    thrice = report.measure(compiled, CHIPS["v5e"], rounds=3)
     assert thrice["flops"] == 3 * found.flops and thrice["moved"] == 3 * found.moved
     assert report.from_json(json.loads(json.dumps(dataclasses.asdict(found)))) == found
 
@@ -71,9 +71,16 @@ def test_loops_are_found():
     """Their bodies are counted once, so a program that has some is marked."""
     x = jax.ShapeDtypeStruct((64, 32, 32), jnp.float32)
     looped = jax.jit(lambda x: jax.lax.map(lambda y: y @ y, x)).lower(x).compile()
-    found = report.measure(looped)
+    found = report.measure(looped, CHIPS["v5e"])
     assert found["loops"] == 1 and found["flops"] < 2 * 64 * 32**3 / 8
-    assert report.measure(looped, sampling=True)["loops"] == report.measure(looped, rounds=2)["loops"] == 0
+    for options in ({"sampling": True}, {"rounds": 2}):
+        assert report.measure(looped, CHIPS["v5e"], **options)["loops"] == 0
+
+
+def test_custom_kernels_count_by_what_they_state():
+    call = '%k = bf16[4] custom-call(%x), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{'
+    cost = '"cost_estimate":{"flops":"276","transcendentals":"5","bytes_accessed":"268"}}}'
+    assert report.custom_calls(f"{call}{cost}\n{call}}}}}\n%y = f32[2] add(%a, %b)") == [(276, 268), None]
 
 
 def test_operations_without_an_estimate_are_left_out():
@@ -87,11 +94,11 @@ def test_what_fits_is_said_with_its_figures():
     assert "4.00 GiB arguments, 8.00 GiB temporaries; at most 12.50 GiB of 15.75 GiB, fits" in text
     assert "250.0 ms a step, 128.0 images a second, 61% of the peak 197 TFLOP/s" in text
     assert "20 all-gather (3.00 GiB)" in text
-    assert "warning" not in text and "not counted" not in text
-    marked = dataclasses.replace(FITS, custom_calls=5, rematerializations=2, rounds=4, loops=3)
+    assert "warning" not in text and "custom kernels" not in text
+    marked = dataclasses.replace(FITS, custom_calls=5, silent_calls=2, rematerializations=2, rounds=4, loops=3)
     text = report.render(marked)
     for words in (
-        "5 custom kernels",
+        "5, into which the compiler does not see: 3 by the work that they state, 2 not counted",
         "2 involuntary full rematerializations",
         "microbatches 4 times",
         "3 further loops",

@@ -1,5 +1,6 @@
 """The whole image path: LR photographs and their captions in, restored photographs out (method §7)."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -14,6 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
+from xpsr_jax import sharding
 from xpsr_jax.config import Sampling
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.diffusion.guidance import GuidanceForm, guide
@@ -151,6 +153,7 @@ class Restorer:
         # them), others are put on each; XLA shards everything between.
         self._batch_sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names)) if mesh else None
         self._weights = _on_mesh(weights, mesh) if mesh else weights
+        self._within = functools.partial(sharding.gathering_kernels, mesh) if mesh else contextlib.nullcontext
 
     def network_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) at which the networks see an LR image: images of one batch have this in common."""
@@ -188,20 +191,21 @@ class Restorer:
         positive = prepared if all(run.guided for run in self._runs) or not self._guided else _positive_half(prepared)
         state = self._sampler.init(prepared.start)
         for run in self._runs:
-            state = run_steps(
-                self._graph,
-                self._sampler,
-                sampling.guidance_form if run.guided else None,
-                self._weights,
-                prepared if run.guided else positive,
-                state,
-                self._table,
-                np.int32(run.first),
-                np.int32(run.last),
-                guidance_scale=float(sampling.guidance_scale),
-                guidance_rescale=float(sampling.guidance_rescale),
-                conditioning_scale=float(sampling.conditioning_scale if run.conditioned else 0),
-            )
+            with self._within():
+                state = run_steps(
+                    self._graph,
+                    self._sampler,
+                    sampling.guidance_form if run.guided else None,
+                    self._weights,
+                    prepared if run.guided else positive,
+                    state,
+                    self._table,
+                    np.int32(run.first),
+                    np.int32(run.last),
+                    guidance_scale=float(sampling.guidance_scale),
+                    guidance_rescale=float(sampling.guidance_rescale),
+                    conditioning_scale=float(sampling.conditioning_scale if run.conditioned else 0),
+                )
             if on_steps is not None:
                 jax.block_until_ready(state)
                 on_steps(run.last - run.first)

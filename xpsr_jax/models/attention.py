@@ -6,15 +6,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from xpsr_jax.models.flash import flash_attention
 from xpsr_jax.models.two_pass import scores, two_pass_attention
 
-Kernel = Literal["auto", "plain", "chunked", "two_pass", "cudnn"]
+Kernel = Literal["auto", "plain", "chunked", "two_pass", "flash", "cudnn"]
 
 # Queries per chunk; 128 to 1024 are about equally fast.
 CHUNK = 256
 # Scores a head from which chunks pay on a CPU: below, everything stays in cache.
 CHUNKED = 2**13
-# Scores a head from which on a TPU gains by computing them twice.
+# Scores a head from which on a TPU gains by not storing them.
 TWICE = 2**18
 # What "auto" is on a TPU.
 TPU_KERNEL: Kernel = "two_pass"
@@ -32,13 +33,16 @@ def attention(
 
     `kernel`: "plain" materialises all scores; "chunked" those of one head's `CHUNK` queries at a time (and recomputes
     them in the backward pass); "two_pass" computes the scores twice and stores none of them, if the compiler fuses as
-    XLA does for TPUs, and is "plain" where they are few; "cudnn" is the fused GPU kernel (float16 or bfloat16, d a
-    multiple of 8, at most 128); "auto" chooses by backend and size. `causal` masks later keys.
+    XLA does for TPUs; "flash" is JAX's fused TPU kernel (both are "plain" where scores are few); "cudnn" is the fused
+    GPU kernel (float16 or bfloat16, d a multiple of 8, at most 128); "auto" chooses by backend and size. `causal` masks
+    later keys.
     """
     if kernel == "auto":
         kernel = _automatic(q, k)
     if kernel == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
+    if kernel == "flash" and q.shape[1] * k.shape[1] > TWICE:
+        return flash_attention(q, k, v, causal)
     if kernel == "two_pass" and q.shape[1] * k.shape[1] > TWICE:
         return two_pass_attention(q, k, v, causal)
     if kernel == "chunked":

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from xpsr_jax.models.attention import Kernel
-from xpsr_jax.models.winograd import winograd_conv
+from xpsr_jax.models.winograd import Conv
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,6 @@ _torch_kernel_init = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 def _torch_bias_init(fan_in: int) -> Callable[..., Array]:
     bound = 1 / math.sqrt(fan_in)
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
-
-
-class Conv(nnx.Conv):
-    """A convolution, by Winograd's algorithm where `winograd.use_winograd` has transformed its kernel."""
-
-    def __call__(self, inputs: Float[Array, "b h w c"], *args: Any, **options: Any) -> Float[Array, "b h2 w2 d"]:
-        if not hasattr(self, "winograd_kernel"):
-            return super().__call__(inputs, *args, **options)
-        return winograd_conv(inputs, self.winograd_kernel[...]) + self.bias[...]
 
 
 def conv(

@@ -272,8 +272,8 @@ class UNet(nnx.Module):
             skips += features
         x = self.mid_block(x, time, text, sites(None, "low"))
         if residuals is not None and mid is not None:
-            x = sum(aligned(x, mid))
-            skips = [sum(aligned(*pair)) for pair in zip(skips, residuals, strict=True)]
+            x = jnp.add(*aligned(x, mid))
+            skips = [jnp.add(*aligned(*pair)) for pair in zip(skips, residuals, strict=True)]
         remaining = list(residuals) if residuals is not None and self.config.conditional_attention else None
         for block in self.up_blocks:
             layers = range(len(block.resnets))

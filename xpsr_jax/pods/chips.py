@@ -20,18 +20,20 @@ class Chip:
     Attributes:
       hbm: bytes of memory that the compiler hands out, which is a little less than the chip has.
       flops: peak of bfloat16 products, per second.
+      bandwidth: bytes that go to memory or come from it, per second.
     """
 
     hbm: float
     flops: float
+    bandwidth: float
 
 
 # Peaks: cloud.google.com/tpu/docs/v5e, /v5p and /v6e. Memory: what the compiler of libtpu 0.0.42 says is available when
 # a program does not fit; the same pages have 16, 95 and 32 GB.
 CHIPS = {
-    "v5e": Chip(hbm=15.75 * 2**30, flops=197e12),
-    "v5p": Chip(hbm=95.74 * 2**30, flops=459e12),
-    "v6e": Chip(hbm=31.25 * 2**30, flops=918e12),
+    "v5e": Chip(hbm=15.75 * 2**30, flops=197e12, bandwidth=819e9),
+    "v5p": Chip(hbm=95.74 * 2**30, flops=459e12, bandwidth=2765e9),
+    "v6e": Chip(hbm=31.25 * 2**30, flops=918e12, bandwidth=1640e9),
 }
 
 

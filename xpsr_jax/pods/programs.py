@@ -1,5 +1,6 @@
 """The programs that a run jits, with the shapes of what it calls them with: no weights, and devices only in name."""
 
+import contextlib
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -26,18 +27,24 @@ TOKENS = 77
 
 
 class Program(NamedTuple):
-    """A jitted function and the shapes, types and shardings of its arguments."""
+    """A jitted function and the shapes, types and shardings of its arguments; the mesh within which it is traced."""
 
     function: Any
     arguments: tuple[Any, ...]
     options: dict[str, Any]
+    mesh: sharding.AnyMesh | None = None
 
     def lower(self) -> jax.stages.Lowered:
-        return self.function.lower(*self.arguments, **self.options)
+        with self._within():
+            return self.function.lower(*self.arguments, **self.options)
 
     def export(self, platform: str) -> jax.export.Exported:
         """Lowers it for a platform that need not be there."""
-        return jax.export.export(self.function, platforms=[platform])(*self.arguments, **self.options)
+        with self._within():
+            return jax.export.export(self.function, platforms=[platform])(*self.arguments, **self.options)
+
+    def _within(self) -> contextlib.AbstractContextManager[Any]:
+        return sharding.gathering_kernels(self.mesh) if self.mesh else contextlib.nullcontext()
 
 
 def without_files(config: Config, *, attention: Kernel) -> Config:
@@ -95,12 +102,13 @@ def sampling_step(config: Config, mesh: sharding.AnyMesh) -> Program:
     size, guided = config.data.crop_size, is_guided(sampling.guidance_scale, sampling.guidance_form)
     images = config.batch_size
     pixels = jax.ShapeDtypeStruct((images, size, size, 3), jnp.uint8)
-    tokens = jax.ShapeDtypeStruct((images, 1 + guided, TOKENS), jnp.int32)
+    high = jax.ShapeDtypeStruct((images, 1 + guided, TOKENS), jnp.int32)
+    low = jax.ShapeDtypeStruct((images, 1 + (guided and sampling.negative_low is not None), TOKENS), jnp.int32)
     digests, seed = jax.ShapeDtypeStruct((images, 2), jnp.uint32), jax.ShapeDtypeStruct((2,), jnp.uint32)
     number = jax.ShapeDtypeStruct((), jnp.float32)
     prepared = jax.eval_shape(
         lambda *inputs: restore.prepare(graph, sampling.start, *inputs),
-        *(weights, pixels, tokens, tokens, digests, seed, (number, number), (number, number)),
+        *(weights, pixels, high, low, digests, seed, (number, number), (number, number)),
     )
     sampler = make_sampler(sampling, networks.schedule)
     state = jax.eval_shape(sampler.init, prepared.start)
@@ -117,7 +125,7 @@ def sampling_step(config: Config, mesh: sharding.AnyMesh) -> Program:
         index,
     )
     scales = ("guidance_scale", "guidance_rescale", "conditioning_scale")
-    return Program(restore.run_steps, arguments, dict.fromkeys(scales, _placed(number, everywhere)))
+    return Program(restore.run_steps, arguments, dict.fromkeys(scales, _placed(number, everywhere)), mesh)
 
 
 def _networks(networks: Networks, compute: Compute) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from xpsr_jax.config import Config
-from xpsr_jax.pods.chips import chip
+from xpsr_jax.pods.chips import Chip, chip
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _BITS = {"pred": 8, "bf16": 16} | {f"{kind}{bits}": bits for kind in "fsu" for bits in (4, 8, 16, 32, 64)}
@@ -29,7 +29,8 @@ class Report:
       flops, seconds: XLA's estimate, a roofline of each operation's products and bytes moved; 0 without a program.
       moved: bytes between memory and compute, as the estimate counts them.
       collectives: kind -> (number, bytes of the results on a chip), as they stand in the program: a loop's once.
-      custom_calls: kernels into which the compiler does not see: their work is missing in the estimate.
+      custom_calls: kernels into which the compiler does not see. Of those that state their products and bytes the
+        estimate has the time that these take at the least; `silent_calls` of them do not, and are missing in it.
       rounds: of the loop over microbatches; XLA counts its body once, this report all of them.
       loops: in the program that are neither that one nor the sampler's; their bodies are counted once.
       rematerializations: tensors that the partitioner could only reshard by copying them whole to every chip.
@@ -49,6 +50,7 @@ class Report:
     moved: float = 0
     collectives: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     custom_calls: int = 0
+    silent_calls: int = 0
     rounds: int = 1
     loops: int = 0
     rematerializations: int = 0
@@ -60,20 +62,24 @@ class Report:
         return self.shortage is None and self.peak is not None and self.peak <= chip(self.topology).hbm
 
 
-def measure(compiled: jax.stages.Compiled, *, rounds: int = 1, sampling: bool = False) -> dict[str, Any]:
-    """The fields of a report that a compiled program answers. `rounds`: as in `Report`."""
+def measure(compiled: jax.stages.Compiled, on: Chip, *, rounds: int = 1, sampling: bool = False) -> dict[str, Any]:
+    """The fields of a report that a compiled program for such chips answers. `rounds`: as in `Report`."""
     memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis() or {}, compiled.as_text() or ""
     assert memory is not None  # TPUs and CPUs answer.
+    kernels = custom_calls(text)
+    stated = [kernel for kernel in kernels if kernel]
+    kernel_seconds = sum(max(flops / on.flops, moved / on.bandwidth) for flops, moved in stated)
     returned = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return {
         "arguments": memory.argument_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
         "peak": memory.argument_size_in_bytes + memory.temp_size_in_bytes + returned,
         "flops": cost.get("flops", 0.0) * rounds,
-        "seconds": _seconds(cost.get("optimal_seconds", 0.0)) * rounds,
+        "seconds": (_seconds(cost.get("optimal_seconds", 0.0)) + kernel_seconds) * rounds,
         "moved": cost.get("bytes accessed", 0.0) * rounds,
         "collectives": collectives(text),
-        "custom_calls": len(re.findall(r'custom_call_target="tpu_custom_call"', text)),
+        "custom_calls": len(kernels),
+        "silent_calls": len(kernels) - len(stated),
         "rounds": rounds,
         "loops": max(0, len(re.findall(r" while\(", text)) - (rounds > 1 or sampling)),
     }
@@ -82,6 +88,16 @@ def measure(compiled: jax.stages.Compiled, *, rounds: int = 1, sampling: bool = 
 def _seconds(estimate: float) -> float:
     """XLA's sum over operations, in which those that it has no figure for are -1 s each: without them."""
     return estimate + math.ceil(max(0.0, -estimate))
+
+
+def custom_calls(text: str) -> list[tuple[float, float] | None]:
+    """(flops, bytes) of each custom kernel in a compiled program's HLO, as it states them itself, or None."""
+    found: list[tuple[float, float] | None] = []
+    for line in text.splitlines():
+        if 'custom_call_target="tpu_custom_call"' in line:
+            stated = re.search(r'"cost_estimate":{"flops":"(\d+)".*?"bytes_accessed":"(\d+)"', line)
+            found.append((float(stated[1]), float(stated[2])) if stated else None)
+    return found
 
 
 def collectives(text: str) -> dict[str, tuple[int, int]]:
@@ -162,7 +178,10 @@ def _work(report: Report) -> dict[str, str]:
     if report.loops:
         lines["counted once"] = f"the bodies of {report.loops} further loops, however often they run"
     if report.custom_calls:
-        lines["not counted"] = f"{report.custom_calls} custom kernels, into which the compiler does not see"
+        lines["custom kernels"] = (
+            f"{report.custom_calls}, into which the compiler does not see: {report.custom_calls - report.silent_calls} "
+            f"by the work that they state, {report.silent_calls} not counted"
+        )
     lines["communication"] = (
         ", ".join(
             f"{number} {kind} ({_gib(total)})"
