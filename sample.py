@@ -25,7 +25,7 @@ import xpsr_jax
 from xpsr_jax.config import SAMPLING_PRESETS, Mesh, Sampling
 from xpsr_jax.data.captions import Caption, read_captions
 from xpsr_jax.errors import UserError
-from xpsr_jax.inference.compilation import use_compilation_cache, use_tpu_flags
+from xpsr_jax.inference.compilation import use_compilation_cache, use_fast_convolutions, use_tpu_flags
 from xpsr_jax.inference.image_io import (
     MAX_PIXELS,
     SUFFIX_OF,
@@ -171,6 +171,7 @@ def run(arguments: Arguments) -> int:
 
     folders = arguments.model or (TINY_MODEL,)
     model = xpsr_jax.load(*folders, dtype=jnp.dtype(arguments.dtype), variant=arguments.variant)
+    use_fast_convolutions(model)
     print(f"Model: {', '.join(map(str, folders))}. {model.note}")
     if not arguments.model:
         print("This is the model that ships with the package: it is small and knows 42 photographs.")

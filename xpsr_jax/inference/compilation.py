@@ -1,9 +1,13 @@
-"""Compiled programs, kept from one run to the next."""
+"""What makes inference fast on the devices at hand: compiled programs kept, flags, forms of computation."""
 
 import os
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+
+from xpsr_jax.models.winograd import use_winograd
+from xpsr_jax.weights.model_folder import Model
 
 
 def use_compilation_cache() -> None:
@@ -34,3 +38,10 @@ def use_tpu_flags() -> None:
     said = os.environ.get("LIBTPU_INIT_ARGS", "")
     new = (f"--{name}={str(value).lower()}" for name, value in TPU_FLAGS.items() if f"--{name}=" not in said)
     os.environ["LIBTPU_INIT_ARGS"] = " ".join([said, *new]).strip()
+
+
+def use_fast_convolutions(model: Model) -> None:
+    """On a CPU, in float32: `winograd.use_winograd` for all networks. The model is for inference only from then on."""
+    if jax.default_backend() == "cpu" and model.unet.conv_in.kernel.dtype == jnp.float32:
+        for network in (model.unet, model.controlnet, model.autoencoder):
+            use_winograd(network)

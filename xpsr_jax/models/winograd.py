@@ -35,7 +35,7 @@ class Conv(nnx.Conv):
 
 
 def use_winograd(network: nnx.Module) -> None:
-    """Transforms, in place, the kernel of each convolution that gains by it; which then computes so.
+    """Transforms, in place, the kernel of each `Conv` that gains by it.
 
     The network is for inference on a CPU from then on: it has no such `kernel` any more to train or to save.
     """
