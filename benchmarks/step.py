@@ -31,8 +31,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import Array
 
-from xpsr_jax.models.controlnet import ControlNet, ControlNetConfig
+from xpsr_jax.diffusion.guidance import guide
+from xpsr_jax.models.blocks import Text
+from xpsr_jax.models.controlnet import ControlNet, ControlNetConfig, ImageFeatures
 from xpsr_jax.models.layers import Compute
 from xpsr_jax.models.unet import UNet, UNetConfig
 from xpsr_jax.models.winograd import use_winograd
@@ -102,28 +105,37 @@ def xpsr(plain: bool) -> dict[str, Callable[[], Any]]:
     features = nnx.jit(lambda controlnet, image: controlnet.encode_image(image))(networks[1], image)
     features = features._replace(rgb_predictions=())
 
-    def whole(networks: Any, latents: Any, t: Any, high: Any, low: Any, features: Any) -> Any:
-        unet, controlnet = networks
-        latents, t, low, features = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), (latents, t, low, features))
-        control = controlnet(latents, t, high, low, features)
-        return guided(unet(latents, t, high, control.residuals, control.mid))
-
-    def shared(networks: Any, latents: Any, t: Any, text: Any, controlnet_text: Any, features: Any) -> Any:
-        unet, controlnet = networks
-        control = controlnet(latents, t, *controlnet_text, features)
-        return guided(unet(latents, t, text, control.residuals, control.mid))
-
-    def guided(prediction: Any) -> Any:
-        return prediction[:1] + 5.5 * (prediction[:1] - prediction[1:])
-
     run_whole = jitted(whole, networks, latents, t, high, low, features)
     if plain:
         return {"c": run_whole}
-    project = nnx.jit(lambda u, c, high, low: (u.project_text(high), (c.project_text(high), c.project_text(low))))
-    texts = project(*networks, high, low)
+    texts = nnx.jit(project)(*networks, high, low)
     for network in networks:
         use_winograd(network)
     return {"c'": run_whole, "d": jitted(shared, networks, latents, t, *texts, features)}
+
+
+def project(unet: UNet, controlnet: ControlNet, high: Array, low: Array) -> tuple[Text, tuple[Text, Text]]:
+    """What is computed once for all steps."""
+    return unet.project_text(high), (controlnet.project_text(high), controlnet.project_text(low))
+
+
+def whole(networks: Any, latents: Array, t: Array, high: Array, low: Array, features: ImageFeatures) -> Array:
+    """A guided step, nothing of it shared by the halves."""
+    unet, controlnet = networks
+    latents, t, low, features = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), (latents, t, low, features))
+    control = controlnet(latents, t, high, low, features)
+    return guided(unet(latents, t, high, control.residuals, control.mid))
+
+
+def shared(networks: Any, latents: Array, t: Array, text: Text, texts: Any, features: ImageFeatures) -> Array:
+    """A guided step as `inference.restore` computes it."""
+    unet, controlnet = networks
+    control = controlnet(latents, t, *texts, features)
+    return guided(unet(latents, t, text, control.residuals, control.mid))
+
+
+def guided(prediction: Array) -> Array:
+    return guide(prediction[::2], prediction[1::2], scale=5.5, form="paper", rescale=0.0)
 
 
 PARTS = {"stock": stock, "plain": functools.partial(xpsr, True), "xpsr": functools.partial(xpsr, False)}

@@ -1,0 +1,53 @@
+"""Measures how far restoring in bfloat16 is from float32, and whether it is worse.
+
+    python -m benchmarks.bfloat16 --photos PHOTOS
+
+The crops are those of benchmarks/tiny_quality.py. Prints how far apart the two results of one image and seed are, and
+how near each is to the original.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+import xpsr_jax
+from benchmarks.tiny_quality import ROOT, restore_all
+from xpsr_jax.config import load_config
+from xpsr_jax.evaluation.crops import cut_crops, measure
+from xpsr_jax.inference.compilation import use_compilation_cache
+
+
+@dataclass(frozen=True)
+class Arguments:
+    photos: Path
+    """Folder with the photographs and captions.jsonl."""
+    model: Path = ROOT / "xpsr_jax" / "assets" / "tiny"
+    """Model folder."""
+    config: str = str(ROOT / "configs" / "tiny.py")
+    """The training configuration that names the photographs it held out."""
+    crops: int = 1
+    """Crops of each photograph."""
+
+
+def main() -> int:
+    arguments = tyro.cli(Arguments, description=__doc__)
+    use_compilation_cache()
+    crops = cut_crops(arguments.photos, load_config(arguments.config).images.exclude, count=arguments.crops)
+    results = {}
+    for dtype in ("float32", "bfloat16"):
+        model = xpsr_jax.load(arguments.model, dtype=jnp.dtype(dtype))
+        results[dtype] = restore_all(model, crops, [crop.caption for crop in crops], model.defaults, label=dtype)
+    apart = np.stack(results["float32"]).astype(np.float64) - np.stack(results["bfloat16"])
+    psnr = np.mean(10 * np.log10(255**2 / np.mean(apart**2, axis=(1, 2, 3))))
+    print(f"{len(crops)} crops: {np.abs(apart).mean():.2f} grey levels apart on average, {psnr:.1f} dB")
+    for dtype, scores in measure(crops, results).items():
+        print(f"{dtype:9s} " + ", ".join(f"{metric} {np.mean(values):.4f}" for metric, values in scores.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

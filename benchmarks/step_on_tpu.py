@@ -1,0 +1,113 @@
+"""What the compiler says of benchmarks/step.py's programs on a TPU chip, which need not be there.
+
+    pip install "xpsr-jax" "jax[tpu]"
+    python -m benchmarks.step_on_tpu
+
+bfloat16, 64 x 64 latents, one image (two samples of the stock UNet) a chip of v5e:2x2, weights whole on each:
+
+(b) Stable Diffusion 1.5's UNet; (c) a guided step of XPSR with all scores of attention stored and nothing shared by its
+halves; (c') with the attention that is used on TPUs; (d) as it is computed, with that attention; (d, flash) with JAX's
+Pallas kernel, whose part of the estimate is the time that the products and bytes which it states take at the least.
+"""
+
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from benchmarks.step import project, shared, whole
+from xpsr_jax import sharding
+from xpsr_jax.config import Mesh
+from xpsr_jax.errors import UserError
+from xpsr_jax.models.attention import TPU_KERNEL, Kernel
+from xpsr_jax.models.controlnet import ControlNet, ControlNetConfig
+from xpsr_jax.models.layers import Compute
+from xpsr_jax.models.unet import UNet, UNetConfig
+from xpsr_jax.pods import chips, compiling, report
+
+TOPOLOGY = "v5e:2x2"
+
+
+def main() -> int:
+    jax.config.update("jax_platforms", "cpu")
+    try:
+        mesh = chips.make_mesh(TOPOLOGY, Mesh())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print("| program | XLA's estimate, ms | TFLOP | GB moved | temporaries, GiB | custom kernels |")
+    print("|---|---:|---:|---:|---:|---:|")
+    programs: dict[str, tuple[Any, Kernel]] = {
+        "b": (stock, TPU_KERNEL),
+        "c": (plain_step, "plain"),
+        "c'": (plain_step, TPU_KERNEL),
+        "d": (fast_step, TPU_KERNEL),
+        "d, flash": (fast_step, "flash"),
+    }
+    for name, (program, kernel) in programs.items():
+        compute = Compute(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, attention=kernel)
+        with sharding.gathering_kernels(mesh):
+            lowered = program(compute, mesh)
+        compiled, _ = compiling.compile_for_pod(lowered, "quick", what=f"compiling {name}")
+        found = report.measure(compiled, chips.chip(TOPOLOGY))
+        print(
+            f"| {name} | {found['seconds'] * 1e3:.1f} | {found['flops'] / 1e12:.2f} | {found['moved'] / 1e9:.1f} | "
+            f"{found['temporaries'] / 2**30:.2f} | {found['custom_calls']} |",
+            flush=True,
+        )
+    return 0
+
+
+def stock(compute: Compute, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
+    config = UNetConfig(conditional_attention=False)
+    unet = nnx.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0), compute=compute))
+    latents, text = shape(mesh, 2, 64, 64, 4), shape(mesh, 2, 77, 768)
+    projected = nnx.eval_shape(lambda unet, text: unet.project_text(text), unet, text)
+    return lower(lambda unet, *inputs: unet(*inputs), unet, mesh, latents, steps(mesh, 2), projected)
+
+
+def plain_step(compute: Compute, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
+    networks, latents, high, low, features = xpsr(compute, mesh)
+    return lower(whole, networks, mesh, latents, steps(mesh, 1), high, low, features)
+
+
+def fast_step(compute: Compute, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
+    networks, latents, high, low, features = xpsr(compute, mesh)
+    texts = nnx.eval_shape(project, *networks, high, low)
+    return lower(shared, networks, mesh, latents, steps(mesh, 1), *texts, features)
+
+
+def xpsr(compute: Compute, mesh: jax.sharding.Mesh) -> tuple[Any, ...]:
+    """Networks without weights, and the shapes of latents, both texts and the image's features."""
+    unet = nnx.eval_shape(lambda: UNet(UNetConfig(), rngs=nnx.Rngs(0), compute=compute))
+    controlnet = nnx.eval_shape(lambda: ControlNet(ControlNetConfig(), rngs=nnx.Rngs(0), compute=compute))
+    image = shape(mesh, 1, 512, 512, 3)
+    features = nnx.eval_shape(lambda controlnet, image: controlnet.encode_image(image), controlnet, image)
+    inputs = shape(mesh, 1, 64, 64, 4), shape(mesh, 2, 77, 768), shape(mesh, 1, 77, 768)
+    return (unet, controlnet), *inputs, features._replace(rgb_predictions=())
+
+
+def shape(mesh: jax.sharding.Mesh, samples: int, *rest: int) -> jax.ShapeDtypeStruct:
+    """Of so many samples a chip."""
+    return jax.ShapeDtypeStruct((samples * mesh.size, *rest), jnp.bfloat16)
+
+
+def steps(mesh: jax.sharding.Mesh, samples: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((samples * mesh.size,), jnp.int32)
+
+
+def lower(call: Any, networks: Any, mesh: jax.sharding.Mesh, *inputs: Any) -> jax.stages.Lowered:
+    graph, state = nnx.split(networks)
+    everywhere, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+
+    def placed(tree: Any, where: jax.sharding.NamedSharding) -> Any:
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree)
+
+    program = jax.jit(lambda state, *inputs: call(nnx.merge(graph, state), *inputs))
+    return program.lower(placed(state, everywhere), *placed(inputs, split))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
