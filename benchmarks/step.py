@@ -11,9 +11,9 @@ On latents of 64 x 64 (512 x 512 pixels), float32, random weights:
     keys and values anew, XLA's convolutions;
 (d) the same as sample.py computes it.
 
-(c) stores all scores of attention, as an einsum does; (c') has our attention for CPUs and is otherwise (c). (a) and (b)
-take turns in one process, (c') and (d) in another; (c), which takes 16 GB, has a third. Memory is what a step takes
-beyond the weights.
+(c) stores all scores of attention, as an einsum does; (c') has our attention for CPUs and is otherwise (c). All take
+turns, (a) and (b) in one process, the others, for want of memory, in one each. Memory is what a step takes beyond the
+weights.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from flax import nnx
 from jax import Array
 
 from xpsr_jax.diffusion.guidance import guide
+from xpsr_jax.inference.compilation import use_compilation_cache
 from xpsr_jax.models.blocks import Text
 from xpsr_jax.models.controlnet import ControlNet, ControlNetConfig, ImageFeatures
 from xpsr_jax.models.layers import Compute
@@ -93,11 +94,11 @@ def stock() -> dict[str, Callable[[], Any]]:
     return {"a": theirs, "b": jitted(lambda unet, *x: unet(*x), ours, latents, steps, projected)}
 
 
-def xpsr(plain: bool) -> dict[str, Callable[[], Any]]:
-    """(c), or (c') and (d). Image features are computed beforehand for all: the released code does so too."""
+def xpsr(name: str) -> dict[str, Callable[[], Any]]:
+    """(c), (c') or (d). Image features are computed beforehand for all: the released code does so too."""
     latents, high, low = random(1, 64, 64, 4), random(2, 77, 768), random(1, 77, 768)
     image, t = random(1, 512, 512, 3), jnp.full(1, 500)
-    compute = Compute(attention="plain" if plain else "auto")
+    compute = Compute(attention="plain" if name == "c" else "auto")
     networks = (
         filled(abstract(lambda rngs: UNet(UNetConfig(), rngs=rngs, compute=compute))),
         filled(abstract(lambda rngs: ControlNet(ControlNetConfig(), rngs=rngs, compute=compute))),
@@ -105,13 +106,12 @@ def xpsr(plain: bool) -> dict[str, Callable[[], Any]]:
     features = nnx.jit(lambda controlnet, image: controlnet.encode_image(image))(networks[1], image)
     features = features._replace(rgb_predictions=())
 
-    run_whole = jitted(whole, networks, latents, t, high, low, features)
-    if plain:
-        return {"c": run_whole}
+    if name != "d":
+        return {name: jitted(whole, networks, latents, t, high, low, features)}
     texts = nnx.jit(project)(*networks, high, low)
     for network in networks:
         use_winograd(network)
-    return {"c'": run_whole, "d": jitted(shared, networks, latents, t, *texts, features)}
+    return {name: jitted(shared, networks, latents, t, *texts, features)}
 
 
 def project(unet: UNet, controlnet: ControlNet, high: Array, low: Array) -> tuple[Text, tuple[Text, Text]]:
@@ -138,26 +138,17 @@ def guided(prediction: Array) -> Array:
     return guide(prediction[::2], prediction[1::2], scale=5.5, form="paper", rescale=0.0)
 
 
-PARTS = {"stock": stock, "plain": functools.partial(xpsr, True), "xpsr": functools.partial(xpsr, False)}
+PARTS = {"stock": stock} | {name: functools.partial(xpsr, name) for name in ("c", "c'", "d")}
 
 
-def measure(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, tuple[float, float, float]]:
-    """Least CPU seconds and seconds of each, in turns, and the bytes that it takes while it runs."""
-    found = {}
-    for name, run in runs.items():
-        run()  # compiles
-        gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        before = resident("VmRSS")
-        run()
-        found[name] = [np.inf, np.inf, resident("VmHWM") - before]
-    for _ in range(rounds):
-        for name, run in runs.items():
-            cpu, clock = time.process_time(), time.perf_counter()
-            run()
-            seconds = time.process_time() - cpu, time.perf_counter() - clock
-            found[name][:2] = np.minimum(found[name][:2], seconds).tolist()
-    return found
+def measure(run: Callable[[], Any]) -> tuple[float, float, int]:
+    """CPU seconds and seconds of a run that is compiled, and the bytes that it takes beyond those that are held."""
+    run()
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    held, cpu, clock = resident("VmRSS"), time.process_time(), time.perf_counter()
+    run()
+    return time.process_time() - cpu, time.perf_counter() - clock, resident("VmHWM") - held
 
 
 def resident(field: str) -> int:
@@ -171,13 +162,16 @@ def main() -> None:
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part:
-        print(json.dumps(measure(PARTS[arguments.part](), arguments.rounds)))
+        use_compilation_cache()
+        print(json.dumps({name: measure(run) for name, run in PARTS[arguments.part]().items()}))
         return
-    found = {}
-    for part in PARTS:
-        command = [sys.executable, __file__, "--part", part, "--rounds", str(arguments.rounds)]
+    found: dict[str, list[float]] = {}
+    for part in [*PARTS] * arguments.rounds:
+        command = [sys.executable, __file__, "--part", part]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        found |= json.loads(output.splitlines()[-1])
+        for name, figures in json.loads(output.splitlines()[-1]).items():
+            print(name, figures, file=sys.stderr, flush=True)
+            found[name] = np.minimum(found.get(name, figures), figures).tolist()
     for name, (cpu, clock, memory) in found.items():
         print(f"{name:3s} {cpu:8.2f} s of CPU {clock:8.2f} s {memory / 2**30:8.2f} GiB beyond the weights")
     for one, other in (("b", "a"), ("d", "c"), ("d", "c'")):
