@@ -22,10 +22,12 @@ import tyro
 from tqdm import tqdm
 
 import xpsr_jax
-from xpsr_jax.config import SAMPLING_PRESETS, Mesh, Sampling
+from xpsr_jax.config import Mesh, Sampling
 from xpsr_jax.data.captions import Caption, read_captions
 from xpsr_jax.errors import UserError
+from xpsr_jax.inference.compare import write_comparison
 from xpsr_jax.inference.compilation import use_compilation_cache, use_fast_convolutions, use_tpu_flags
+from xpsr_jax.inference.files import checked_size, write_restored
 from xpsr_jax.inference.image_io import (
     MAX_PIXELS,
     SUFFIX_OF,
@@ -35,12 +37,10 @@ from xpsr_jax.inference.image_io import (
     check_writable,
     list_inputs,
     read_picture,
-    read_size,
-    write_picture,
 )
 from xpsr_jax.inference.manifest import Manifest
 from xpsr_jax.inference.restore import Restorer, not_a_number, plan_batches
-from xpsr_jax.inference.sizes import to_output_size
+from xpsr_jax.inference.settings import choose_sampling
 from xpsr_jax.sharding import make_mesh
 
 TINY_MODEL = Path(xpsr_jax.__file__).parent / "assets" / "tiny"
@@ -140,6 +140,8 @@ class Arguments:
     """What to do about an image that cannot be read or restored. Skipped ones are reported, and the exit code is 1."""
     overwrite: bool = False
     """Make images anew that the output folder already has."""
+    compare: Annotated[Path | None, tyro.conf.arg(metavar="FILE.html", help_behavior_hint="(default: none)")] = None
+    """Also write a web page, in one file, that shows each image before and after under a slider."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -168,6 +170,8 @@ def run(arguments: Arguments) -> int:
     there = [] if arguments.overwrite else outputs_there(inputs, outputs, manifest)
     captions = find_captions(inputs, arguments)
     check_writable(arguments.output)
+    if arguments.compare:
+        check_writable(arguments.compare.parent)
 
     folders = arguments.model or (TINY_MODEL,)
     model = xpsr_jax.load(*folders, dtype=jnp.dtype(arguments.dtype), variant=arguments.variant)
@@ -202,7 +206,7 @@ def run(arguments: Arguments) -> int:
     sizes = {}
     for i in sorted(set(range(len(inputs))) - set(there)):
         try:
-            sizes[i] = network_size(restorer, inputs[i].path, max_pixels)
+            sizes[i] = checked_size(restorer, inputs[i].path, max_pixels)
         except UserError as error:
             fail(str(error))
     planned = list(sizes)
@@ -229,12 +233,11 @@ def run(arguments: Arguments) -> int:
             results = dict(zip(pictures, restored, strict=True))
             for i, rgb in results.items():
                 if rgb is not None:
-                    alpha = pictures[i].alpha
-                    if alpha is not None:  # which no network restores
-                        alpha = to_output_size(alpha, alpha.shape, upscale=sampling.upscale)
-                    write_picture(
+                    write_restored(
                         outputs[i],
-                        dataclasses.replace(pictures[i], rgb=rgb, alpha=alpha),
+                        pictures[i],
+                        rgb,
+                        upscale=sampling.upscale,
                         format=arguments.format,
                         quality=arguments.quality,
                         when_complete=functools.partial(
@@ -243,22 +246,15 @@ def run(arguments: Arguments) -> int:
                     )
             for i in (i for i, rgb in results.items() if rgb is None):
                 fail(not_a_number(str(inputs[i].path)))
+    if arguments.compare:
+        read = functools.partial(read_picture, max_pixels=max_pixels)
+        shown = [(each, output) for each, output in zip(inputs, outputs, strict=True) if output.exists()]
+        pictures = ((str(each.name), read(each.path), read(output)) for each, output in shown)
+        write_comparison(arguments.compare, pictures)
+        print(f"{len(shown)} images before and after: {arguments.compare}")
     skipped = f"; {failed} skipped" if failed else ""
     print(f"{len(inputs) - failed} of {len(inputs)} images restored to {arguments.output}{skipped}")
     return 1 if failed else 0
-
-
-def network_size(restorer: Restorer, path: Path, max_pixels: int) -> tuple[int, int]:
-    """The size at which the networks see an image. Raises UserError if it or the result is larger than it may be."""
-    size = read_size(path, max_pixels=max_pixels)
-    seen = restorer.network_size(*size)
-    for height, width in (seen, [side * restorer.sampling.upscale for side in size]):
-        if height * width > max_pixels:
-            raise UserError(
-                f"{path}: {size[1]} x {size[0]} pixels would be restored at {width} x {height}, which is more than "
-                f"{max_pixels / 1e6:g} million; --max-megapixels allows more"
-            )
-    return seen
 
 
 def used_settings(sampling: Sampling, caption: Caption, arguments: Arguments) -> dict[str, Any]:
@@ -280,35 +276,28 @@ def advance_bar(bar: tqdm, images: int, steps: int) -> None:
 
 
 def chosen_sampling(defaults: Sampling, arguments: Arguments) -> Sampling:
-    """The preset, or else the model's own settings, with what the command line says otherwise.
-
-    The size of the networks' images is the model's under any preset: it goes with the crops that it was trained on.
-    """
-    preset = SAMPLING_PRESETS[arguments.preset] if arguments.preset else defaults
-    preset = dataclasses.replace(preset, process_size=defaults.process_size)
-    if arguments.sampler and arguments.sampler != preset.sampler:
-        # What was chosen for another sampler is not meant for this one.
-        preset = dataclasses.replace(preset, sampler=arguments.sampler, eta=0.0, karras=False)
-    given: dict[str, Any] = {
-        "steps": arguments.steps,
-        "spacing": arguments.spacing,
-        "karras": arguments.karras,
-        "eta": arguments.eta,
-        "strength": arguments.strength,
-        "guidance_scale": arguments.guidance_scale,
-        "guidance_form": arguments.guidance_form,
-        "guidance_rescale": arguments.guidance_rescale,
-        "guidance_interval": arguments.guidance_interval,
-        "conditioning_scale": arguments.conditioning_scale,
-        "conditioning_interval": arguments.conditioning_interval,
-        "start": arguments.start,
-        "positive_words": arguments.positive,
-        "negative_high": arguments.negative,
-        "negative_low": arguments.negative_low,
-        "color_fix": arguments.color_fix,
-        "upscale": arguments.upscale,
-    }
-    return dataclasses.replace(preset, **{field: value for field, value in given.items() if value is not None})
+    return choose_sampling(
+        defaults,
+        arguments.preset,
+        sampler=arguments.sampler,
+        steps=arguments.steps,
+        spacing=arguments.spacing,
+        karras=arguments.karras,
+        eta=arguments.eta,
+        strength=arguments.strength,
+        guidance_scale=arguments.guidance_scale,
+        guidance_form=arguments.guidance_form,
+        guidance_rescale=arguments.guidance_rescale,
+        guidance_interval=arguments.guidance_interval,
+        conditioning_scale=arguments.conditioning_scale,
+        conditioning_interval=arguments.conditioning_interval,
+        start=arguments.start,
+        positive_words=arguments.positive,
+        negative_high=arguments.negative,
+        negative_low=arguments.negative_low,
+        color_fix=arguments.color_fix,
+        upscale=arguments.upscale,
+    )
 
 
 def output_paths(inputs: Sequence[Input], folder: Path, format: Format) -> list[Path]:

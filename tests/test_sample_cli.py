@@ -16,6 +16,7 @@ from tests.inference.tiny_model import tiny_model
 from tests.weights.conftest import random_tensors
 from tests.weights.ldm import single_file
 from tests.weights.test_single_file import AUTOENCODER_CONFIG, NETWORKS, TEXT_1, UNET_1
+from xpsr_jax.config import SAMPLING_PRESETS
 from xpsr_jax.inference.image_io import read_image
 from xpsr_jax.inference.restore import not_a_number
 from xpsr_jax.weights.convert import convert
@@ -54,7 +55,7 @@ def test_a_folder_is_restored(model_folder, photos, tmp_path):
     output = tmp_path / "restored"
     command = [sys.executable, ROOT / "sample.py", photos, "--output", output, "--model", model_folder, "--captions"]
     run = subprocess.run(
-        [*command, photos / "captions.jsonl"],
+        [*command, photos / "captions.jsonl", "--compare", tmp_path / "compared" / "page.html"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -63,6 +64,8 @@ def test_a_folder_is_restored(model_folder, photos, tmp_path):
     assert run.returncode == 0, run.stderr
     assert outputs(output) == ["a/c.png", "b.png", "restored.jsonl"]
     assert all(read_image(output / name).shape == (32, 32, 3) for name in ("a/c.png", "b.png"))
+    page = (tmp_path / "compared" / "page.html").read_text(encoding="utf-8")
+    assert page.count("8 × 8 → 32 × 32") == 2 and "a/c.jpg" in page
     assert "It is a test's." in run.stdout and "2 of 2 images restored" in run.stdout
     assert "Traceback" not in run.stderr
 
@@ -116,7 +119,7 @@ def test_settings_of_the_command_line_go_before_the_presets():
 def test_a_preset_keeps_the_size_that_the_model_was_trained_on(preset):
     model = sample.Sampling(steps=3, guidance_scale=0.0, process_size=128)
     chosen = sample.chosen_sampling(model, sample.Arguments((), Path(), preset=preset))
-    assert chosen == dataclasses.replace(sample.SAMPLING_PRESETS[preset], process_size=128)
+    assert chosen == dataclasses.replace(SAMPLING_PRESETS[preset], process_size=128)
 
 
 def test_a_sampler_that_is_named_comes_without_anothers_settings():
@@ -183,7 +186,7 @@ def test_stopped_work_goes_on(capsys, photos, tmp_path, monkeypatch, model_folde
     output = tmp_path / "out"
     argv = [photos, "--output", output, "--model", model_folder, "--captions", photos / "captions.jsonl"]
     argv = [str(argument) for argument in argv]
-    write, written = sample.write_picture, []
+    write, written = sample.write_restored, []
 
     def killed(path, *args, **options):
         written.append(path.name)
@@ -191,7 +194,7 @@ def test_stopped_work_goes_on(capsys, photos, tmp_path, monkeypatch, model_folde
             raise KeyboardInterrupt
         write(path, *args, **options)
 
-    monkeypatch.setattr(sample, "write_picture", killed)
+    monkeypatch.setattr(sample, "write_restored", killed)
     assert sample.main(argv) == 130
     first = {name: (output / name).read_bytes() for name in outputs(output)}
     assert len(first) == 2 and "restored.jsonl" in first

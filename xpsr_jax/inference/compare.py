@@ -1,0 +1,93 @@
+"""A web page that shows pictures before and after, each pair under a slider. It is one file and loads nothing."""
+
+import base64
+import hashlib
+import html
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from string import Template
+
+import numpy as np
+from PIL import Image
+
+from xpsr_jax.inference.image_io import Picture, check_writable
+from xpsr_jax.weights.atomic import new_file
+
+# Longest side on the page, in pixels: larger pictures are reduced.
+LONGEST = 1600
+# Up to here pictures are embedded without loss: those from before are small, and the browser enlarges them.
+_LOSSLESS = 512
+
+_PAGE = Path(__file__).parents[1] / "assets" / "compare.html"
+_SCRIPT = """
+for (const slider of document.querySelectorAll("input")) {
+  const move = () => slider.parentElement.style.setProperty("--at", slider.value + "%");
+  slider.addEventListener("input", move);
+  move();
+}
+"""
+_FIGURE = Template("""<figure>
+<figcaption>$name <small>$sizes</small></figcaption>
+<div class="pair" style="--width: $width; --height: $height">
+<img class="after" alt="after" src="$after">
+<img class="before" alt="before" src="$before">
+<span class="label left">before</span><span class="label right">after</span>
+<input type="range" min="0" max="100" step="any" value="50" aria-label="How much of $name is from before, in percent">
+</div>
+</figure>
+""")
+
+
+def write_comparison(
+    file: Path, pictures: Iterable[tuple[str, Picture, Picture]], *, title: str = "Before and after"
+) -> None:
+    """Writes an HTML file that appears under its name only when complete, making its folder if need be.
+
+    The slider moves by mouse, finger and keyboard. Colour profiles and transparency are kept; EXIF is not.
+
+    Args:
+      file: to be written.
+      pictures: (name, before, after); of the sizes of `after`, to which `before` is stretched. Read one after the
+        other, so that they need not be in memory together.
+
+    Raises UserError where the system refuses to write.
+    """
+    script_hash = "sha256-" + base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
+    page = Template(_PAGE.read_text(encoding="utf-8")).safe_substitute(
+        title=html.escape(title), script=_SCRIPT, script_hash=script_hash
+    )
+    head, foot = page.split("$pictures")
+    check_writable(file.parent)
+    with new_file(file) as partial, partial.open("w", encoding="utf-8") as opened:
+        opened.write(head)
+        for name, before, after in pictures:
+            opened.write(_figure(name, before, after))
+        opened.write(foot)
+
+
+def to_webp(picture: Picture, *, longest: int = LONGEST) -> bytes:
+    """A picture for the browser, reduced to at most `longest` pixels a side."""
+    pixels = picture.rgb if picture.alpha is None else np.dstack([picture.rgb, picture.alpha])
+    image = Image.fromarray(pixels)
+    image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", lossless=max(image.size) <= _LOSSLESS, quality=92, icc_profile=picture.icc_profile)
+    return buffer.getvalue()
+
+
+def _figure(name: str, before: Picture, after: Picture) -> str:
+    height, width = after.rgb.shape[:2]
+    sizes = " → ".join(f"{each.rgb.shape[1]} × {each.rgb.shape[0]}" for each in (before, after))
+    return _FIGURE.substitute(
+        name=html.escape(name),
+        sizes=sizes,
+        width=width,
+        height=height,
+        before=_data_url(to_webp(before)),
+        after=_data_url(to_webp(after)),
+    )
+
+
+def _data_url(webp: bytes) -> str:
+    return "data:image/webp;base64," + base64.b64encode(webp).decode()
