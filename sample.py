@@ -249,8 +249,8 @@ def run(arguments: Arguments) -> int:
     if arguments.compare:
         read = functools.partial(read_picture, max_pixels=max_pixels)
         shown = [(each, output) for each, output in zip(inputs, outputs, strict=True) if output.exists()]
-        pictures = ((str(each.name), read(each.path), read(output)) for each, output in shown)
-        write_comparison(arguments.compare, pictures)
+        compared = ((str(each.name), read(each.path), read(output)) for each, output in shown)
+        write_comparison(arguments.compare, compared)
         print(f"{len(shown)} images before and after: {arguments.compare}")
     skipped = f"; {failed} skipped" if failed else ""
     print(f"{len(inputs) - failed} of {len(inputs)} images restored to {arguments.output}{skipped}")
