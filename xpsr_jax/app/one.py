@@ -1,0 +1,172 @@
+"""The page's first tab: one photograph."""
+
+import dataclasses
+import html
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+
+from xpsr_jax.app.fields import AT_ONCE, PRIVATE, PROGRESS, WORK, read_settings, said, settings_fields
+from xpsr_jax.app.sessions import Cancelled, Result, Session, Sessions
+from xpsr_jax.app.studio import Settings, Studio
+from xpsr_jax.data.captions import Caption, read_captions
+from xpsr_jax.demo import ASSETS
+from xpsr_jax.errors import UserError
+from xpsr_jax.inference.compare import to_webp
+from xpsr_jax.inference.image_io import Picture, read_picture
+
+EXAMPLES = ASSETS / "demo"
+
+
+@dataclass(frozen=True)
+class One:
+    """What happens when."""
+
+    studio: Studio
+    sessions: Sessions
+    captions: dict[Path, Caption]
+
+    def upload(self, file: dict[str, Any], request: gr.Request) -> tuple[Path | None, str, str]:
+        session = self.sessions[request.session_hash]
+        session.photo = None
+        source = Path(file["path"])
+        try:
+            preview = write_preview(session, self.studio.read(source))
+        except UserError as error:
+            gr.Warning(html.escape(said(error, source)), title="This file cannot be restored")
+            return None, "", ""
+        session.photo = source
+        return preview, "", ""
+
+    def clear(self, request: gr.Request) -> None:
+        self.sessions[request.session_hash].photo = None
+
+    def choose(self, index: int, request: gr.Request) -> tuple[Path, str, str]:
+        session = self.sessions[request.session_hash]
+        session.photo, caption = list(self.captions.items())[index]
+        return session.photo, caption.high, caption.low
+
+    def begin(self, request: gr.Request) -> tuple[gr.Button, gr.Button]:
+        session = self.sessions[request.session_hash]
+        session.chosen = session.photo
+        session.one.clear()
+        return gr.Button(interactive=False), gr.Button(interactive=True)
+
+    def restore(self, request: gr.Request, progress: gr.Progress = PROGRESS, *fields: Any) -> tuple:
+        session = self.sessions[request.session_hash]
+        source = session.chosen
+        high, low, *values = fields
+        if source is None:
+            raise gr.Error("Drop a photograph first.", title="Nothing to restore", print_exception=False)
+
+        def on_steps(done: int, steps: int) -> None:
+            if session.one.is_set():
+                raise Cancelled
+            # Of progress 0, gradio shows nothing.
+            progress((done, steps) if done else None, desc="Sampling" if done else "Preparing")
+
+        try:
+            settings = read_settings(self.studio.defaults, values)
+            result = self._result(session, source, Caption(high.strip(), low.strip()), settings, on_steps)
+        except UserError as error:
+            message = html.escape(said(error, source))
+            raise gr.Error(message, title="Not restored", print_exception=False) from error
+        except Cancelled:
+            gr.Info("Cancelled.")
+            return gr.skip(), gr.skip(), gr.skip()
+        session.results.append(result)
+        return *presented(result), [(each.after, each.file.name) for each in session.results]
+
+    def _result(
+        self,
+        session: Session,
+        source: Path,
+        caption: Caption,
+        settings: Settings,
+        on_steps: Callable[[int, int], None],
+    ) -> Result:
+        begin = time.perf_counter()
+        file = session.new_folder() / settings.name_of(source)
+        self.studio.restore_file(source, file, caption, settings, on_steps=on_steps)
+        seconds = time.perf_counter() - begin
+        before, after = self.studio.read(source), read_picture(file)
+        sizes = " → ".join(f"{each.rgb.shape[1]} × {each.rgb.shape[0]}" for each in (before, after))
+        preview = write_preview(session, after)
+        return Result(
+            file,
+            write_preview(session, before, like=preview),
+            preview,
+            note=f"{source.name}: {sizes} pixels in {seconds:.1f} s",
+        )
+
+    def end(self) -> tuple[gr.Button, gr.Button]:
+        return gr.Button(interactive=True), gr.Button(interactive=False)
+
+    def cancel(self, request: gr.Request) -> None:
+        self.sessions[request.session_hash].one.set()
+
+    def show(self, event: gr.SelectData, request: gr.Request) -> tuple[gr.ImageSlider, gr.DownloadButton]:
+        return presented(self.sessions[request.session_hash].results[event.index])
+
+
+def presented(result: Result) -> tuple[gr.ImageSlider, gr.DownloadButton]:
+    slider = gr.ImageSlider((result.before, result.after), label=result.note)
+    return slider, gr.DownloadButton(f"Download {result.file.name}", value=result.file, interactive=True)
+
+
+def write_preview(session: Session, picture: Picture, *, like: Path | None = None) -> Path:
+    """A file that a browser can show; of the size of another one, if one is given."""
+    file = session.new_folder() / "preview.webp"
+    if like is not None:
+        with Image.open(like) as other:
+            size = other.size
+        rgb, alpha = (
+            None if each is None else np.asarray(Image.fromarray(each).resize(size, Image.Resampling.BICUBIC))
+            for each in (picture.rgb, picture.alpha)
+        )
+        picture = dataclasses.replace(picture, rgb=rgb, alpha=alpha)
+    file.write_bytes(to_webp(picture))
+    return file
+
+
+def build_one(studio: Studio, sessions: Sessions) -> None:
+    """Lays out the tab."""
+    captions = {EXAMPLES / name: caption for name, caption in read_captions(EXAMPLES / "captions.jsonl").items()}
+    one = One(studio, sessions, captions)
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            photo = gr.Image(
+                label="Photograph", height=280, type="filepath", image_mode=None, sources=["upload", "clipboard"]
+            )
+            shelf = gr.Dataset(
+                label="Or an example", components=[photo], samples=[[str(path)] for path in captions], type="index"
+            )
+            high = gr.Textbox(label="What is in it", placeholder="A grey cat sleeps on a red sofa.", lines=2)
+            low = gr.Textbox(label="How it is degraded", placeholder="The image is blurry, with strong noise.", lines=2)
+            with gr.Row():
+                start = gr.Button("Restore", variant="primary", min_width=100)
+                cancel = gr.Button("Cancel", variant="stop", interactive=False, min_width=100)
+            settings = settings_fields(studio.defaults)
+        with gr.Column(scale=3, min_width=300):
+            slider = gr.ImageSlider(label="Before and after", buttons=["fullscreen"], max_height=640, interactive=False)
+            download = gr.DownloadButton("Download", interactive=False)
+            gallery = gr.Gallery(
+                label="Restored so far", columns=4, height="auto", allow_preview=False, buttons=[], interactive=False
+            )
+
+    # The photograph as it was uploaded, which gradio would otherwise open.
+    photo.upload(one.upload, photo, [photo, high, low], preprocess=False, **PRIVATE)
+    photo.clear(one.clear, **AT_ONCE)
+    shelf.click(one.choose, shelf, [photo, high, low], **PRIVATE)
+    begun = start.click(one.begin, None, [start, cancel], **AT_ONCE)
+    outputs = [slider, download, gallery]
+    done = begun.then(one.restore, [high, low, *settings], outputs, show_progress_on=slider, **WORK)
+    done.then(one.end, None, [start, cancel], **AT_ONCE)
+    cancel.click(one.cancel, **AT_ONCE)
+    gallery.select(one.show, None, [slider, download], **AT_ONCE)
