@@ -33,16 +33,16 @@ def settings_fields(defaults: Sampling) -> list[gr.components.Component]:
         chosen = choose_sampling(defaults, preset or None)
         return chosen.sampler, chosen.strength, chosen.steps, chosen.upscale
 
-    presets = [("The model's own", ""), *((name.capitalize(), name) for name in SAMPLING_PRESETS)]
-    with gr.Accordion("Settings"):
+    presets = [("Default", ""), *((name.capitalize(), name) for name in SAMPLING_PRESETS)]
+    with gr.Accordion("Settings", elem_classes="last-on-phones"):
         with gr.Row():
             preset = gr.Dropdown(presets, value="", label="Preset", min_width=130)
             sampler = gr.Dropdown(_SAMPLERS, value=defaults.sampler, label="Sampler", min_width=130)
         with gr.Row():
-            steps = gr.Slider(1, 100, defaults.steps, step=1, label="Steps", min_width=130)
-            strength = gr.Slider(0.01, 1, defaults.strength, step=0.01, label="Strength", min_width=130)
+            steps = gr.Slider(1, 100, defaults.steps, step=1, label="Steps", min_width=160)
+            strength = gr.Slider(0.01, 1, defaults.strength, step=0.01, label="Strength", min_width=160)
         with gr.Row():
-            upscale = gr.Slider(1, 8, defaults.upscale, step=1, label="Upscale", min_width=130)
+            upscale = gr.Slider(1, 8, defaults.upscale, step=1, label="Upscale", min_width=160)
         with gr.Row():
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=130)
             format = gr.Dropdown(list(SUFFIX_OF), value="png", label="File format", min_width=130)

@@ -118,10 +118,10 @@ def packed(files: Sequence[Path]) -> Path:
 def build_many(studio: Studio, sessions: Sessions, *, max_files: int) -> None:
     """Lays out the tab."""
     many = Many(studio, sessions, max_files)
-    with gr.Row():
-        with gr.Column(scale=2, min_width=300):
+    with gr.Row(elem_classes="halves"):
+        with gr.Column(scale=2, min_width=300, elem_classes="half"):
             uploads = gr.File(
-                label="Photographs, and their captions.jsonl if there is one",
+                label="Photographs, perhaps a captions.jsonl",
                 file_count="multiple",
                 file_types=[*sorted(SUFFIXES), ".jsonl"],
                 height=280,
@@ -130,7 +130,7 @@ def build_many(studio: Studio, sessions: Sessions, *, max_files: int) -> None:
                 start = gr.Button("Restore all", variant="primary", min_width=100)
                 cancel = gr.Button("Cancel", variant="stop", interactive=False, min_width=100)
             settings = settings_fields(studio.defaults)
-        with gr.Column(scale=3, min_width=300):
+        with gr.Column(scale=3, min_width=300, elem_classes="half"):
             table = gr.Dataframe(headers=["File", "Result"], label="What became of them", wrap=True, interactive=False)
             archive = gr.DownloadButton("Download all (zip)", interactive=False)
             restored = gr.File(label="Restored", file_count="multiple", interactive=False)

@@ -81,7 +81,8 @@ class One:
             gr.Info("Cancelled.")
             return gr.skip(), gr.skip(), gr.skip()
         session.results.append(result)
-        return *presented(result), [(each.after, each.file.name) for each in session.results]
+        pictures = [(each.after, each.file.name) for each in session.results]
+        return *presented(result), gr.Gallery(pictures, visible=True)
 
     def _result(
         self,
@@ -95,15 +96,11 @@ class One:
         file = session.new_folder() / settings.name_of(source)
         self.studio.restore_file(source, file, caption, settings, on_steps=on_steps)
         seconds = time.perf_counter() - begin
-        before, after = self.studio.read(source), read_picture(file)
-        sizes = " → ".join(f"{each.rgb.shape[1]} × {each.rgb.shape[0]}" for each in (before, after))
-        preview = write_preview(session, after)
-        return Result(
-            file,
-            write_preview(session, before, like=preview),
-            preview,
-            note=f"{source.name}: {sizes} pixels in {seconds:.1f} s",
-        )
+        restored = read_picture(file)
+        height, width = restored.rgb.shape[:2]
+        after = write_preview(session, restored)
+        before = write_preview(session, self.studio.read(source), like=after)
+        return Result(file, before, after, note=f"{width} × {height}, {seconds:.0f} s")
 
     def end(self) -> tuple[gr.Button, gr.Button]:
         return gr.Button(interactive=True), gr.Button(interactive=False)
@@ -111,13 +108,14 @@ class One:
     def cancel(self, request: gr.Request) -> None:
         self.sessions[request.session_hash].one.set()
 
-    def show(self, event: gr.SelectData, request: gr.Request) -> tuple[gr.ImageSlider, gr.DownloadButton]:
+    def show(self, event: gr.SelectData, request: gr.Request) -> tuple:
         return presented(self.sessions[request.session_hash].results[event.index])
 
 
-def presented(result: Result) -> tuple[gr.ImageSlider, gr.DownloadButton]:
-    slider = gr.ImageSlider((result.before, result.after), label=result.note)
-    return slider, gr.DownloadButton(f"Download {result.file.name}", value=result.file, interactive=True)
+def presented(result: Result) -> tuple[tuple[Path, Path], gr.DownloadButton]:
+    """What the slider and the button show of it."""
+    label = f"Download {result.file.name} ({result.note})"
+    return (result.before, result.after), gr.DownloadButton(label, value=result.file, interactive=True)
 
 
 def write_preview(session: Session, picture: Picture, *, like: Path | None = None) -> Path:
@@ -139,8 +137,8 @@ def build_one(studio: Studio, sessions: Sessions) -> None:
     """Lays out the tab."""
     captions = {EXAMPLES / name: caption for name, caption in read_captions(EXAMPLES / "captions.jsonl").items()}
     one = One(studio, sessions, captions)
-    with gr.Row():
-        with gr.Column(scale=2, min_width=300):
+    with gr.Row(elem_classes="halves"):
+        with gr.Column(scale=2, min_width=300, elem_classes="half"):
             photo = gr.Image(
                 label="Photograph", height=280, type="filepath", image_mode=None, sources=["upload", "clipboard"]
             )
@@ -153,11 +151,18 @@ def build_one(studio: Studio, sessions: Sessions) -> None:
                 start = gr.Button("Restore", variant="primary", min_width=100)
                 cancel = gr.Button("Cancel", variant="stop", interactive=False, min_width=100)
             settings = settings_fields(studio.defaults)
-        with gr.Column(scale=3, min_width=300):
+        with gr.Column(scale=3, min_width=300, elem_classes="half"):
             slider = gr.ImageSlider(label="Before and after", buttons=["fullscreen"], max_height=640, interactive=False)
             download = gr.DownloadButton("Download", interactive=False)
             gallery = gr.Gallery(
-                label="Restored so far", columns=4, height="auto", allow_preview=False, buttons=[], interactive=False
+                label="Restored so far",
+                columns=4,
+                fit_columns=False,
+                height=200,
+                allow_preview=False,
+                buttons=[],
+                interactive=False,
+                visible=False,
             )
 
     # The photograph as it was uploaded, which gradio would otherwise open.

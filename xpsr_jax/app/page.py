@@ -11,8 +11,17 @@ from xpsr_jax.app.sessions import Sessions
 from xpsr_jax.app.studio import Studio
 from xpsr_jax.errors import UserError
 
-# gradio's own footer has links that lead out.
-_CSS = ".gradio-container { max-width: 1200px !important; margin: 0 auto; } footer { display: none !important; }"
+_CSS = """
+.gradio-container { max-width: 1200px !important; margin: 0 auto; }
+/* It has links that lead out. */
+footer { display: none !important; }
+/* On a phone the result is right below the button, and the settings are below the result. */
+@media (max-width: 700px) {
+  .halves { display: grid !important; grid-template-columns: minmax(0, 1fr); }
+  .half { display: contents !important; }
+  .last-on-phones { order: 1; }
+}
+"""
 
 
 def build_page(studio: Studio, folder: Path, *, max_files: int, max_queue: int) -> gr.Blocks:

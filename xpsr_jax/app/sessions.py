@@ -22,7 +22,7 @@ class Result:
     Attributes:
         file: in full.
         before, after: of one size, for the browser.
-        note: of sizes and time.
+        note: its size, and how long it took.
     """
 
     file: Path
