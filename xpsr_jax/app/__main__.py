@@ -7,6 +7,7 @@ Needs gradio: pip install "xpsr-jax[app]". Nothing leaves this machine, and uplo
 
 import os
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -79,6 +80,7 @@ def run(arguments: Arguments) -> None:
     for name in ("max_upload_megabytes", "max_megapixels", "max_files", "max_queue"):
         if getattr(arguments, name) <= 0:
             raise UserError(f"--{name.replace('_', '-')} must be above 0, not {getattr(arguments, name)}")
+    check_address(arguments.host, arguments.port)
     use_compilation_cache()
     use_tpu_flags()
     folders = arguments.model or (TINY_MODEL,)
@@ -98,6 +100,18 @@ def run(arguments: Arguments) -> None:
         )
         print(f"The page: {address} (Ctrl-C ends it)", flush=True)
         page.block_thread()
+
+
+def check_address(host: str, port: int) -> None:
+    """Raises UserError if nothing can listen there: before the model is loaded, and in one line."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host.strip("[]"), port))
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot listen on {host}, port {port}: {reason}; try another --port or --host") from error
 
 
 if __name__ == "__main__":

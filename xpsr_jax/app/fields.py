@@ -61,6 +61,11 @@ def read_settings(defaults: Sampling, values: Sequence[Any]) -> Settings:
     return Settings(sampling, int(seed), format)
 
 
+def buttons(*, at_work: bool) -> tuple[gr.Button, gr.Button]:
+    """What becomes of the buttons that begin the work and cancel it."""
+    return gr.Button(interactive=not at_work), gr.Button(interactive=at_work)
+
+
 def said(error: UserError, *uploads: Path) -> str:
     """The error's text, where an uploaded file has the name that its owner knows."""
     text = str(error)

@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from xpsr_jax.app.fields import AT_ONCE, PROGRESS, WORK, read_settings, said, settings_fields
+from xpsr_jax.app.fields import AT_ONCE, PROGRESS, WORK, buttons, read_settings, said, settings_fields
 from xpsr_jax.app.sessions import Cancelled, Sessions
 from xpsr_jax.app.studio import Studio
 from xpsr_jax.data.captions import Caption, read_captions
@@ -30,7 +30,7 @@ class Many:
     def begin(self, request: gr.Request) -> tuple[gr.Button, gr.Button, None, gr.DownloadButton]:
         self.sessions[request.session_hash].many.clear()
         archive = gr.DownloadButton(value=None, interactive=False)
-        return gr.Button(interactive=False), gr.Button(interactive=True), None, archive
+        return *buttons(at_work=True), None, archive
 
     def restore(
         self,
@@ -49,8 +49,7 @@ class Many:
             settings = read_settings(self.studio.defaults, values)
             captions = captions_by_name(set(uploads) - set(sources))
         except UserError as error:
-            message = html.escape(said(error, *uploads))
-            raise gr.Error(message, title="Nothing was restored", print_exception=False) from error
+            raise gr.Error(html.escape(said(error, *uploads)), print_exception=False) from error
 
         rows: list[list[str]] = []
         outputs: list[Path] = []
@@ -87,9 +86,6 @@ class Many:
             yield rows, outputs, gr.skip()
         archive = gr.DownloadButton(value=packed(outputs), interactive=True) if outputs else gr.skip()
         yield rows, outputs, archive
-
-    def end(self) -> tuple[gr.Button, gr.Button]:
-        return gr.Button(interactive=True), gr.Button(interactive=False)
 
     def cancel(self, request: gr.Request) -> None:
         self.sessions[request.session_hash].many.set()
@@ -138,5 +134,6 @@ def build_many(studio: Studio, sessions: Sessions, *, max_files: int) -> None:
     begun = start.click(many.begin, None, [start, cancel, restored, archive], **AT_ONCE)
     outputs = [table, restored, archive]
     done = begun.then(many.restore, [uploads, *settings], outputs, show_progress_on=table, **WORK)
-    done.then(many.end, None, [start, cancel], **AT_ONCE)
+    for after in (done.then, done.failure):  # The former is not called after an error.
+        after(lambda: buttons(at_work=False), None, [start, cancel], **AT_ONCE)
     cancel.click(many.cancel, **AT_ONCE)

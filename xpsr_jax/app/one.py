@@ -12,7 +12,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from xpsr_jax.app.fields import AT_ONCE, PRIVATE, PROGRESS, WORK, read_settings, said, settings_fields
+from xpsr_jax.app.fields import AT_ONCE, PRIVATE, PROGRESS, WORK, buttons, read_settings, said, settings_fields
 from xpsr_jax.app.sessions import Cancelled, Result, Session, Sessions
 from xpsr_jax.app.studio import Settings, Studio
 from xpsr_jax.data.captions import Caption, read_captions
@@ -39,7 +39,7 @@ class One:
         try:
             preview = write_preview(session, self.studio.read(source))
         except UserError as error:
-            gr.Warning(html.escape(said(error, source)), title="This file cannot be restored")
+            gr.Warning(html.escape(said(error, source)))
             return None, "", ""
         session.photo = source
         return preview, "", ""
@@ -56,27 +56,25 @@ class One:
         session = self.sessions[request.session_hash]
         session.chosen = session.photo
         session.one.clear()
-        return gr.Button(interactive=False), gr.Button(interactive=True)
+        return buttons(at_work=True)
 
     def restore(self, request: gr.Request, progress: gr.Progress = PROGRESS, *fields: Any) -> tuple:
         session = self.sessions[request.session_hash]
         source = session.chosen
         high, low, *values = fields
         if source is None:
-            raise gr.Error("Drop a photograph first.", title="Nothing to restore", print_exception=False)
+            raise gr.Error("Drop a photograph first.", print_exception=False)
 
         def on_steps(done: int, steps: int) -> None:
             if session.one.is_set():
                 raise Cancelled
-            # Of progress 0, gradio shows nothing.
-            progress((done, steps) if done else None, desc="Sampling" if done else "Preparing")
+            progress((done, steps), desc="Sampling" if done else "Preparing; the first picture of a size takes longer")
 
         try:
             settings = read_settings(self.studio.defaults, values)
             result = self._result(session, source, Caption(high.strip(), low.strip()), settings, on_steps)
         except UserError as error:
-            message = html.escape(said(error, source))
-            raise gr.Error(message, title="Not restored", print_exception=False) from error
+            raise gr.Error(html.escape(said(error, source)), print_exception=False) from error
         except Cancelled:
             gr.Info("Cancelled.")
             return gr.skip(), gr.skip(), gr.skip()
@@ -101,9 +99,6 @@ class One:
         after = write_preview(session, restored)
         before = write_preview(session, self.studio.read(source), like=after)
         return Result(file, before, after, note=f"{width} × {height}, {seconds:.0f} s")
-
-    def end(self) -> tuple[gr.Button, gr.Button]:
-        return gr.Button(interactive=True), gr.Button(interactive=False)
 
     def cancel(self, request: gr.Request) -> None:
         self.sessions[request.session_hash].one.set()
@@ -172,6 +167,7 @@ def build_one(studio: Studio, sessions: Sessions) -> None:
     begun = start.click(one.begin, None, [start, cancel], **AT_ONCE)
     outputs = [slider, download, gallery]
     done = begun.then(one.restore, [high, low, *settings], outputs, show_progress_on=slider, **WORK)
-    done.then(one.end, None, [start, cancel], **AT_ONCE)
+    for after in (done.then, done.failure):  # The former is not called after an error.
+        after(lambda: buttons(at_work=False), None, [start, cancel], **AT_ONCE)
     cancel.click(one.cancel, **AT_ONCE)
     gallery.select(one.show, None, [slider, download], **AT_ONCE)

@@ -9,7 +9,6 @@ from xpsr_jax.app.many import build_many
 from xpsr_jax.app.one import build_one
 from xpsr_jax.app.sessions import Sessions
 from xpsr_jax.app.studio import Studio
-from xpsr_jax.errors import UserError
 
 _CSS = """
 .gradio-container { max-width: 1200px !important; margin: 0 auto; }
@@ -50,29 +49,26 @@ def build_page(studio: Studio, folder: Path, *, max_files: int, max_queue: int) 
 
 
 def launch(page: gr.Blocks, host: str, port: int, *, max_file_size: int) -> str:
-    """Serves the page from a thread of its own; returns its address. Raises UserError if it cannot listen there.
+    """Serves the page from a thread of its own; returns its address.
 
     Args:
         max_file_size: of an upload, in bytes.
     """
-    try:
-        _, address, _ = page.launch(
-            server_name=host,
-            server_port=port,
-            max_file_size=max_file_size,
-            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-            css=_CSS,
-            footer_links=[],
-            prevent_thread_lock=True,
-            quiet=True,
-            # Whatever the environment may ask of gradio: no tunnel, no node, no MCP server, no log of runs.
-            share=False,
-            ssr_mode=False,
-            mcp_server=False,
-            run_history=False,
-            pwa=False,
-            enable_monitoring=False,
-        )
-    except OSError as error:
-        raise UserError(f"cannot listen on {host}, port {port}: choose another --port or --host") from error
+    _, address, _ = page.launch(
+        server_name=host,
+        server_port=port,
+        max_file_size=max_file_size,
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        css=_CSS,
+        footer_links=[],
+        prevent_thread_lock=True,
+        quiet=True,
+        # Whatever the environment may ask of gradio: no tunnel, no node, no MCP server, no log of runs.
+        share=False,
+        ssr_mode=False,
+        mcp_server=False,
+        run_history=False,
+        pwa=False,
+        enable_monitoring=False,
+    )
     return address

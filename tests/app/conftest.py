@@ -1,0 +1,160 @@
+"""The page as people have it: a process of its own, and a real Chromium without a window.
+
+Neither may reach for anything beyond this machine: what the browser asks for and whom the server speaks to is looked
+at in every test.
+"""
+
+import dataclasses
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+from playwright.sync_api import Browser, sync_playwright
+
+ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "xpsr_jax" / "assets" / "demo" / "lr.png"
+# Writes down every address that a process connects to or looks up.
+_WATCH = """
+import os, sys
+def watch(event, args):
+    if event == "socket.connect" and isinstance(args[1], tuple): address = args[1][0]
+    elif event == "socket.getaddrinfo": address = args[0]
+    else: return
+    with open(os.environ["WATCHED"], "a") as file: file.write(f"{address}\\n")
+sys.addaudithook(watch)
+"""
+
+
+@dataclasses.dataclass
+class Server:
+    """Attributes:
+    address: of the page.
+    log: all that it printed, with a line for each program that JAX compiles.
+    watched: the addresses that it connected to.
+    """
+
+    address: str
+    log: Path
+    watched: Path
+
+    def compiled(self) -> int:
+        return self.log.read_text().count("Compiling jit(")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "sitecustomize.py").write_text(_WATCH)
+    log, watched, temporary = folder / "log", folder / "watched", folder / "temporary"
+    watched.touch()
+    temporary.mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {
+        "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
+        "WATCHED": str(watched),
+        "TMPDIR": str(temporary),
+        "JAX_LOG_COMPILES": "1",
+    }
+    limits = ["--max-upload-megabytes", "0.2", "--max-megapixels", "0.5", "--max-files", "3"]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-u", "-m", "xpsr_jax.app", "--port", str(port), *limits],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=one_device() | environment,
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while "The page:" not in log.read_text():
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        yield Server(f"http://127.0.0.1:{port}/", log, watched)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+        assert not list(temporary.glob("xpsr-page-*")), "what visitors uploaded is deleted at the end"
+    finally:
+        process.kill()
+    assert "Traceback" not in log.read_text()
+    assert set(watched.read_text().split()) <= {"127.0.0.1", "localhost", "None"}
+
+
+def one_device() -> dict[str, str]:
+    """The environment without the eight devices that tests have otherwise."""
+    return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+
+
+@pytest.fixture(scope="session")
+def browser():
+    chromium = shutil.which("chromium")
+    assert chromium, "the tests of the page need Debian's chromium: apt-get install chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser):
+    """Opens pages by address and width; a narrow one is a phone's. Looks at the end at what they asked for."""
+    contexts, asked, errors = [], [], []
+
+    def open_(address: str, width: int = 1280):
+        phone = width < 700
+        context = browser.new_context(
+            viewport={"width": width, "height": 844}, has_touch=phone, is_mobile=phone, accept_downloads=True
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.goto(address)
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert not errors
+    elsewhere = {url for url in asked if urlsplit(url).scheme not in ("data", "blob", "file")}
+    assert {urlsplit(url).hostname for url in elsewhere} <= {"127.0.0.1"}
+
+
+@pytest.fixture(scope="session")
+def photo(tmp_path_factory):
+    """A small photograph with all that a file may carry: transparency, a colour profile, EXIF."""
+    path = tmp_path_factory.mktemp("photos") / "small & wet.png"
+    rgb = np.asarray(Image.open(DEMO).convert("RGB"))[40:72, 40:72]
+    alpha = np.linspace(0, 255, 32).astype(np.uint8)[None].repeat(32, 0)
+    exif = Image.Exif()
+    exif[0x010F] = "A maker"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(np.dstack([rgb, alpha])).save(path, exif=exif, icc_profile=profile)
+    return path
+
+
+@pytest.fixture(scope="session")
+def broken(tmp_path_factory, photo):
+    """A file that is cut off in the middle."""
+    path = tmp_path_factory.mktemp("photos") / "<b>broken.png"
+    path.write_bytes(photo.read_bytes()[:-200])
+    return path
+
+
+def sample(folder: Path, photos: list[Path], *options: object) -> None:
+    """Runs sample.py as people do."""
+    command = [sys.executable, ROOT / "sample.py", *photos, "--output", folder, *options]
+    environment = one_device() | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr

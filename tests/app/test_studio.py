@@ -1,0 +1,83 @@
+"""What the page does without a browser."""
+
+import os
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.compilations import compilations
+from tests.inference.tiny_model import SAMPLING, tiny_model
+from xpsr_jax.app import sessions, studio
+from xpsr_jax.app.__main__ import main
+from xpsr_jax.app.many import packed, unused
+from xpsr_jax.app.sessions import Sessions
+from xpsr_jax.app.studio import Settings, Studio
+from xpsr_jax.data.captions import Caption
+from xpsr_jax.inference.settings import choose_sampling
+
+
+def test_programs_are_kept_but_not_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(studio, "MAX_SIZES", 1)
+    at_work = Studio(tiny_model(), max_pixels=10_000)
+
+    def restore(width: int, **given) -> list[str]:
+        source, output = tmp_path / f"{width}.png", tmp_path / "out.png"
+        Image.fromarray(np.zeros((8, width, 3), np.uint8)).save(source)
+        settings = Settings(choose_sampling(SAMPLING, None, **given), seed=len(given), format="png")
+        steps = []
+        with compilations() as compiled:
+            at_work.restore_file(source, output, Caption(), settings, on_steps=lambda *done: steps.append(done))
+        assert steps[0][0] == 0 and steps[-1][0] == steps[-1][1] and output.exists()
+        return [name for name in compiled if name in ("prepare", "run_steps", "_finish")]
+
+    assert len(restore(8)) == 3
+    assert restore(8, steps=7) == restore(8, strength=0.5, steps=3) == restore(8, guidance_scale=3.0) == []
+    assert len(restore(12)) == 3 and restore(12) == []
+    assert len(restore(8)) == 3, "they were let go when the second size came"
+
+
+def test_an_old_sessions_files_are_deleted(tmp_path, monkeypatch):
+    visitors = Sessions(tmp_path)
+    first = visitors["a"]
+    assert visitors["a"] is first and first.folder.is_dir()
+    monkeypatch.setattr(sessions, "MAX_AGE", 0.05)
+    time.sleep(0.1)
+    assert visitors["b"].folder.is_dir() and not first.folder.exists()
+    assert visitors["a"] is not first
+
+
+def test_results_of_one_name_are_kept_apart(tmp_path):
+    names = []
+    for content in (b"0", b"1", b"2"):
+        path = unused(tmp_path / "a.png")
+        path.write_bytes(content)
+        names.append(path.name)
+    assert names == ["a.png", "a_2.png", "a_3.png"]
+    archive = packed([tmp_path / name for name in names])
+    assert archive.parent == tmp_path and archive.stat().st_mode & 0o777 == 0o666 & ~umask()
+
+
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--model", "nowhere"], "nowhere"),
+        (["--max-queue", "0"], "--max-queue must be above 0, not 0"),
+        (
+            ["--host", "192.0.2.1"],
+            "cannot listen on 192.0.2.1, port 7860: Cannot assign requested address; try",
+        ),
+        (["--port", "70000"], "cannot listen on 127.0.0.1, port 70000"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(capsys, argv, message):
+    assert main(argv) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("xpsr_jax.app: ") and message in error and error.count("\n") == 1
