@@ -18,10 +18,11 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "xpsr_jax" / "assets" / "demo" / "lr.png"
+expect.set_options(timeout=60_000)
 # Writes down every address that a process connects to or looks up.
 _WATCH = """
 import os, sys

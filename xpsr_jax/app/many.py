@@ -52,7 +52,7 @@ class Many:
             raise gr.Error(html.escape(said(error, *uploads)), print_exception=False) from error
 
         rows: list[list[str]] = []
-        outputs: list[Path] = []
+        outputs: list[str] = []
         folder = session.new_folder()
         for number, source in enumerate(sources):
             output = unused(folder / settings.name_of(source))
@@ -66,15 +66,7 @@ class Many:
 
             begin = time.perf_counter()
             try:
-                self.studio.restore_file(
-                    source,
-                    output,
-                    caption,
-                    settings.sampling,
-                    seed=settings.seed,
-                    format=settings.format,
-                    on_steps=on_steps,
-                )
+                self.studio.restore_file(source, output, caption, settings, on_steps=on_steps)
             except UserError as error:
                 rows.append([source.name, said(error, source)])
             except Cancelled:
@@ -82,9 +74,13 @@ class Many:
                 break
             else:
                 rows.append([source.name, f"restored in {time.perf_counter() - begin:.1f} s"])
-                outputs.append(output)
+                outputs.append(str(output))
             yield rows, outputs, gr.skip()
-        archive = gr.DownloadButton(value=packed(outputs), interactive=True) if outputs else gr.skip()
+        archive = (
+            gr.DownloadButton(value=packed([Path(output) for output in outputs]), interactive=True)
+            if outputs
+            else gr.skip()
+        )
         yield rows, outputs, archive
 
     def cancel(self, request: gr.Request) -> None:

@@ -32,20 +32,23 @@ class One:
     sessions: Sessions
     captions: dict[Path, Caption]
 
-    def upload(self, file: dict[str, Any], request: gr.Request) -> tuple[Path | None, str, str]:
+    def upload(self, file: dict[str, Any], request: gr.Request) -> tuple:
         session = self.sessions[request.session_hash]
+        # The captions are of the photograph that was there before. Without one, somebody is just writing them.
+        high = low = gr.skip() if session.photo is None else ""
         session.photo = None
         source = Path(file["path"])
         try:
             preview = write_preview(session, self.studio.read(source))
         except UserError as error:
             gr.Warning(html.escape(said(error, source)))
-            return None, "", ""
+            return None, high, low
         session.photo = source
-        return preview, "", ""
+        return preview, high, low
 
-    def clear(self, request: gr.Request) -> None:
+    def clear(self, request: gr.Request) -> tuple[str, str]:
         self.sessions[request.session_hash].photo = None
+        return "", ""
 
     def choose(self, index: int, request: gr.Request) -> tuple[Path, str, str]:
         session = self.sessions[request.session_hash]
@@ -115,17 +118,22 @@ def presented(result: Result) -> tuple[tuple[Path, Path], gr.DownloadButton]:
 
 def write_preview(session: Session, picture: Picture, *, like: Path | None = None) -> Path:
     """A file that a browser can show; of the size of another one, if one is given."""
-    file = session.new_folder() / "preview.webp"
     if like is not None:
         with Image.open(like) as other:
-            size = other.size
-        rgb, alpha = (
-            None if each is None else np.asarray(Image.fromarray(each).resize(size, Image.Resampling.BICUBIC))
-            for each in (picture.rgb, picture.alpha)
-        )
-        picture = dataclasses.replace(picture, rgb=rgb, alpha=alpha)
+            picture = resized(picture, other.size)
+    file = session.new_folder() / "preview.webp"
     file.write_bytes(to_webp(picture))
     return file
+
+
+def resized(picture: Picture, size: tuple[int, int]) -> Picture:
+    """The picture, bicubic, of (width, height)."""
+
+    def resize(channels: np.ndarray) -> np.ndarray:
+        return np.asarray(Image.fromarray(channels).resize(size, Image.Resampling.BICUBIC))
+
+    alpha = None if picture.alpha is None else resize(picture.alpha)
+    return dataclasses.replace(picture, rgb=resize(picture.rgb), alpha=alpha)
 
 
 def build_one(studio: Studio, sessions: Sessions) -> None:
@@ -162,7 +170,7 @@ def build_one(studio: Studio, sessions: Sessions) -> None:
 
     # The photograph as it was uploaded, which gradio would otherwise open.
     photo.upload(one.upload, photo, [photo, high, low], preprocess=False, **PRIVATE)
-    photo.clear(one.clear, **AT_ONCE)
+    photo.clear(one.clear, None, [high, low], **AT_ONCE)
     shelf.click(one.choose, shelf, [photo, high, low], **PRIVATE)
     begun = start.click(one.begin, None, [start, cancel], **AT_ONCE)
     outputs = [slider, download, gallery]

@@ -63,7 +63,9 @@ class Sessions:
         self._sessions: dict[str, Session] = {}
         self._lock = threading.Lock()
 
-    def __getitem__(self, name: str) -> Session:
+    def __getitem__(self, name: str | None) -> Session:
+        if name is None:
+            raise ValueError("a request that is not from the page")
         with self._lock:
             now = time.monotonic()
             for old in [old for old, session in self._sessions.items() if now - session.used > MAX_AGE]:
