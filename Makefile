@@ -5,6 +5,7 @@
 #   make test           the tests, without PyTorch;   make test ARGS="-k guidance"   some of them
 #   make soak           trainings that are killed, of several processes, on several meshes, on a full disk; what else is slow
 #   make test-torch     live comparisons with PyTorch, diffusers and transformers
+#   make test-app       the web page in Chromium, which apt-get installs if it is not there
 #   make lint           ruff and mypy;   make format   lets ruff put right what it can
 #   make clean          removes .venv and all caches
 
@@ -15,7 +16,7 @@ ARGS ?=
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test soak test-torch lint format clean
+.PHONY: demo test soak test-torch test-app chromium lint format clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/.demo
@@ -23,14 +24,22 @@ demo: .venv/.demo
 
 # One file's tests stay in one process, so that what they share is compiled once.
 test: .venv/.test
-	$(PYTEST) tests --ignore=tests/torch -m "not soak" -n $(JOBS) --dist loadfile $(ARGS)
+	$(PYTEST) tests --ignore=tests/torch --ignore=tests/app -m "not soak" -n $(JOBS) --dist loadfile $(ARGS)
 
 # -rP: what was measured is printed at the end.
 soak: .venv/.test
-	$(PYTEST) tests --ignore=tests/torch -m soak -n $(JOBS) --dist loadfile -rP $(ARGS)
+	$(PYTEST) tests --ignore=tests/torch --ignore=tests/app -m soak -n $(JOBS) --dist loadfile -rP $(ARGS)
 
 test-torch: .venv/.test-torch
 	$(PYTEST) tests/torch $(ARGS)
+
+test-app: .venv/.test-app chromium
+	$(PYTEST) tests/app $(ARGS)
+
+chromium:
+	@command -v chromium >/dev/null \
+	  || { echo "Installing Debian's chromium." && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } \
+	  || { echo "make test-app needs Chromium under the name chromium; as root on Debian it installs it itself." >&2; exit 1; }
 
 lint: .venv/.test
 	$(BIN)/ruff check .
@@ -47,7 +56,8 @@ clean:
 .venv/.demo: EXTRAS :=
 .venv/.test: EXTRAS := [dev,metrics,tfds]
 .venv/.test-torch: EXTRAS := [dev,metrics,tfds,torch]
-.venv/.demo .venv/.test .venv/.test-torch: pyproject.toml constraints.txt | $(BIN)/python
+.venv/.test-app: EXTRAS := [dev,app,browser]
+.venv/.demo .venv/.test .venv/.test-torch .venv/.test-app: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing xpsr-jax$(EXTRAS) into .venv; this takes a minute or two."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".$(EXTRAS)"
 	@touch $@
