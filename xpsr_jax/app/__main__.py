@@ -22,7 +22,7 @@ import tyro
 import xpsr_jax
 from xpsr_jax.app.studio import Studio
 from xpsr_jax.errors import UserError
-from xpsr_jax.inference.compilation import use_compilation_cache, use_tpu_flags
+from xpsr_jax.inference.compilation import use_compilation_cache, use_fast_convolutions, use_tpu_flags
 
 TINY_MODEL = Path(xpsr_jax.__file__).parent / "assets" / "tiny"
 
@@ -85,6 +85,7 @@ def run(arguments: Arguments) -> None:
     use_tpu_flags()
     folders = arguments.model or (TINY_MODEL,)
     model = xpsr_jax.load(*folders, dtype=jnp.dtype(arguments.dtype), variant=arguments.variant)
+    use_fast_convolutions(model)
     print(f"Model: {', '.join(map(str, folders))}. {model.note}")
 
     with tempfile.TemporaryDirectory(prefix="xpsr-page-") as folder:
