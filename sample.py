@@ -24,6 +24,7 @@ from tqdm import tqdm
 import xpsr_jax
 from xpsr_jax.config import Mesh, Sampling
 from xpsr_jax.data.captions import Caption, read_captions
+from xpsr_jax.distributed import Mode, part_of
 from xpsr_jax.errors import UserError
 from xpsr_jax.inference.compare import write_comparison
 from xpsr_jax.inference.compilation import use_compilation_cache, use_fast_convolutions, use_tpu_flags
@@ -39,7 +40,7 @@ from xpsr_jax.inference.image_io import (
     read_picture,
 )
 from xpsr_jax.inference.manifest import Manifest
-from xpsr_jax.inference.restore import Restorer, not_a_number, plan_batches
+from xpsr_jax.inference.restore import Restorer, not_a_number
 from xpsr_jax.inference.settings import choose_sampling
 from xpsr_jax.sharding import make_mesh
 
@@ -123,6 +124,12 @@ class Arguments:
     """How to give the result the colours of the input."""
     upscale: Annotated[int | None, _setting("N")] = None
     """How many times larger the result is."""
+    tile: Annotated[int | None, _setting("CELLS")] = None
+    """Side of the tiles in which pictures of more than CELLS² latent cells (of 8 pixels) are sampled. 0: no tiles."""
+    tile_overlap: Annotated[int | None, _setting("CELLS")] = None
+    """By how much they overlap."""
+    vae_tile: Annotated[int | None, _setting("CELLS")] = None
+    """Side of the tiles in which larger pictures are encoded and decoded. 0: no tiles."""
 
     format: Format = "png"
     """Of the restored images. JPEG has no transparency."""
@@ -133,7 +140,7 @@ class Arguments:
     seed: int = 0
     """The same image, seed and settings give the same result, whatever else is restored with it."""
     batch_size: int = 1
-    """Images of one size to restore at once on each device."""
+    """Images of one size, or tiles of a large one, to restore at once on each device."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of weights and computation."""
     on_error: Literal["stop", "skip"] = "stop"
@@ -142,6 +149,18 @@ class Arguments:
     """Make images anew that the output folder already has."""
     compare: Annotated[Path | None, tyro.conf.arg(metavar="FILE.html", help_behavior_hint="(default: none)")] = None
     """Also write a web page, in one file, that shows each image before and after under a slider."""
+
+    distributed: Mode = "auto"
+    """Whether the same command runs in other processes, each of which restores its share. auto: if JAX finds a cluster,
+    or --processes says so."""
+    processes: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: as JAX finds it)")] = None
+    """How many there are."""
+    process: Annotated[int | None, tyro.conf.arg(metavar="I", help_behavior_hint="(default: as JAX finds it)")] = None
+    """Which one this is, from 0."""
+    coordinator: Annotated[
+        str | None, tyro.conf.arg(metavar="HOST:PORT", help_behavior_hint="(default: as JAX finds it)")
+    ] = None
+    """Of the first process, where they meet; not needed with --processes and --process."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -164,11 +183,19 @@ def run(arguments: Arguments) -> int:
         raise UserError(f"--batch-size must be at least 1, not {arguments.batch_size}")
     if not 1 <= arguments.quality <= 100:
         raise UserError(f"--quality must be between 1 and 100, not {arguments.quality}")
+    share, shares = part_of(
+        arguments.distributed,
+        coordinator=arguments.coordinator,
+        processes=arguments.processes,
+        process=arguments.process,
+    )
     inputs = list_inputs(arguments.inputs, exclude=arguments.output)
     outputs = output_paths(inputs, arguments.output, arguments.format)
+    captions = find_captions(inputs, arguments)
+    # What others restore is their affair from here on: this process looks at none of it.
+    inputs, outputs, captions = inputs[share::shares], outputs[share::shares], captions[share::shares]
     manifest = Manifest(arguments.output)
     there = [] if arguments.overwrite else outputs_there(inputs, outputs, manifest)
-    captions = find_captions(inputs, arguments)
     check_writable(arguments.output)
     if arguments.compare:
         check_writable(arguments.compare.parent)
@@ -176,6 +203,8 @@ def run(arguments: Arguments) -> int:
     folders = arguments.model or (TINY_MODEL,)
     model = xpsr_jax.load(*folders, dtype=jnp.dtype(arguments.dtype), variant=arguments.variant)
     use_fast_convolutions(model)
+    if shares > 1:
+        print(f"Process {share} of {shares}, with {len(inputs)} of the images.")
     print(f"Model: {', '.join(map(str, folders))}. {model.note}")
     if not arguments.model:
         print("This is the model that ships with the package: it is small and knows 42 photographs.")
@@ -210,8 +239,8 @@ def run(arguments: Arguments) -> int:
         except UserError as error:
             fail(str(error))
     planned = list(sizes)
-    with tqdm(total=len(planned) * restorer.steps, unit="step", disable=None) as bar:
-        for batch in plan_batches(list(sizes.values()), restorer.capacity):
+    with tqdm(total=len(planned) * restorer.steps, unit="step", disable=True if share else None) as bar:
+        for batch in restorer.plan(list(sizes.values())):
             pictures: dict[int, Picture] = {}
             for i in (planned[j] for j in batch):
                 try:
@@ -297,6 +326,9 @@ def chosen_sampling(defaults: Sampling, arguments: Arguments) -> Sampling:
         negative_low=arguments.negative_low,
         color_fix=arguments.color_fix,
         upscale=arguments.upscale,
+        tile_size=arguments.tile,
+        tile_overlap=arguments.tile_overlap,
+        vae_tile_size=arguments.vae_tile,
     )
 
 

@@ -17,6 +17,7 @@ from tests.weights.conftest import random_tensors
 from tests.weights.ldm import single_file
 from tests.weights.test_single_file import AUTOENCODER_CONFIG, NETWORKS, TEXT_1, UNET_1
 from xpsr_jax.config import SAMPLING_PRESETS
+from xpsr_jax.distributed import part_of
 from xpsr_jax.inference.image_io import read_image
 from xpsr_jax.inference.restore import not_a_number
 from xpsr_jax.weights.convert import convert
@@ -252,6 +253,17 @@ def test_impossible_settings(capsys, photos, tmp_path, model_folder):
     assert "number of steps" in one_line(capsys, [*argv, "--steps", 5000])
     assert "eta is a setting of" in one_line(capsys, [*argv, "--eta", 0.5])
     assert "guidance_interval must be" in one_line(capsys, [*argv, "--guidance-interval", 0.8, 0.2])
+    assert "tiles of 20 latent cells cannot overlap by 16" in one_line(capsys, [*argv, "--tile", 20])
+    assert "vae_tile_size must be at least 32" in one_line(capsys, [*argv, "--vae-tile", 20])
+    assert "--process must be from 0 to" in one_line(capsys, [*argv, "--processes", 2, "--process", 2])
+    assert "goes with no --coordinator" in one_line(capsys, [*argv, "--distributed", "off", "--processes", 2])
+
+
+def test_processes_that_are_told_which_they_are():
+    """What they make is in tests/soak/test_sampling.py."""
+    assert part_of(processes=3, process=1) == (1, 3)
+    assert part_of("off") == (0, 1)
+    assert part_of() == (0, 1)
 
 
 def test_weights_that_are_not_finite(capsys, photos, tmp_path, model_folder):

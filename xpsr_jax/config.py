@@ -55,6 +55,14 @@ class Sampling:
         ("wavelet"), or not at all.
       upscale: output size over input size.
       process_size: a shorter side below it is enlarged to it before the networks see the image, in pixels.
+      size_multiple: what the networks see is continued by reflection to multiples of so many latent cells, and cut
+        again: pictures of many sizes are then of few, each of which has to be compiled for. 1: as it is.
+      tile_size: side, in latent cells, of the tiles in which the networks see a picture of more than `tile_size`²
+        cells; 0: always the whole.
+      tile_overlap: of neighbouring tiles, in latent cells.
+      tile_weights: by which overlapping tiles are blended: a Gaussian around a tile's middle ("centred"), or the
+        released code's, half a cell off.
+      vae_tile_size: as `tile_size`, for the autoencoder; a border that is computed twice is part of it.
     """
 
     sampler: Literal["ddpm", "ddim", "dpm_solver", "unipc", "euler", "euler_ancestral"] = "ddpm"
@@ -77,11 +85,26 @@ class Sampling:
     color_fix: Literal["adain", "wavelet", "none"] = "adain"
     upscale: int = 4
     process_size: int = 512
+    size_multiple: int = 8
+    tile_size: int = 96
+    tile_overlap: int = 16
+    tile_weights: Literal["centred", "released"] = "centred"
+    vae_tile_size: int = 96
 
     def __post_init__(self) -> None:
-        for name in ("steps", "upscale", "process_size"):
+        for name in ("steps", "upscale", "process_size", "size_multiple"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.tile_size < 0 or self.tile_overlap < 0 or (0 < self.tile_size <= 2 * self.tile_overlap):
+            raise UserError(
+                f"tiles of {self.tile_size} latent cells cannot overlap by {self.tile_overlap}: let it be less than "
+                "half of their side; a tile_size of 0 means no tiles"
+            )
+        if 0 != self.vae_tile_size < 32:
+            raise UserError(
+                f"vae_tile_size must be at least 32 latent cells, its border takes 12 on each side, not "
+                f"{self.vae_tile_size}; 0 means no tiles"
+            )
         for name in ("eta", "guidance_rescale"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} must be between 0 and 1, not {getattr(self, name)}")
@@ -110,6 +133,10 @@ RELEASED = Sampling(
     positive_words="clean, high-resolution, 8k, high quality, clear text.",
     negative_high="blurry, dotted, noise, raster lines, unclear, lowres, over-smoothed.",
     negative_low="high resolution, best quality, clear",
+    size_multiple=1,
+    tile_size=320,
+    tile_overlap=8,
+    tile_weights="released",
 )
 SAMPLING_PRESETS = {"paper": PAPER, "released": RELEASED}
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 import jax
 import numpy as np
+from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 
 from xpsr_jax.errors import UserError
@@ -47,6 +48,37 @@ def start(
             f"the processes cannot be joined ({error}). JAX finds Cloud TPU, SLURM, Open MPI and Kubernetes by itself; "
             "elsewhere name --coordinator HOST:PORT, --processes N and --process I, I from 0 to N - 1"
         ) from error
+
+
+def part_of(
+    mode: Mode = "auto",
+    *,
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+) -> tuple[int, int]:
+    """Which process this is, from 0, and of how many, for work that they share without working as one.
+
+    They meet for a moment to learn it, if nobody tells them; then none waits for another, or falls with it. To be
+    called before anything touches a device. Arguments and errors are those of `start`, but a coordinator need not be
+    named.
+    """
+    if mode != "off" and coordinator is None and processes is not None and process is not None:
+        if not 0 <= process < processes:
+            raise UserError(f"--process must be from 0 to --processes - 1, not {process} of {processes}")
+        return process, processes
+    try:
+        start(mode, coordinator=coordinator, processes=processes, process=process)
+    except RuntimeError:
+        # A program that uses devices already is one that calls this as a function.
+        if mode == "on" or (coordinator, processes, process) != (None, None, None):
+            raise
+    if not jax.distributed.is_initialized():
+        return 0, 1
+    # jax.process_index() would make devices that depend on the others for ever.
+    found = global_state.process_id, global_state.num_processes
+    jax.distributed.shutdown()
+    return found
 
 
 def is_first() -> bool:

@@ -89,6 +89,17 @@ def place(array: np.ndarray, sharding: NamedSharding, dtype: Any) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index].astype(dtype, copy=False))
 
 
+def on_every_device(weights: Any, mesh: jax.sharding.Mesh) -> Any:
+    """A tree of arrays, each whole on every device of the mesh; those that are on all of them stay as they are."""
+    devices = set(mesh.devices.flat)
+
+    def place_whole(weight: Any) -> jax.Array:
+        there = isinstance(weight, jax.Array) and weight.sharding.device_set == devices
+        return weight if there else jax.device_put(weight, replicated(mesh))
+
+    return jax.tree.map(place_whole, weights)
+
+
 def _split_largest(shape: tuple[int, ...], size: int) -> PartitionSpec:
     divisible = [axis for axis, n in enumerate(shape) if n % size == 0]
     if size == 1 or not divisible:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from xpsr_jax.inference.color import adain, fix_color, low_frequencies, to_uint8, wavelet
+from xpsr_jax.inference import color
+from xpsr_jax.inference.color import adain, fix_color, fix_large_color, low_frequencies, to_uint8, wavelet
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +48,14 @@ def test_images_of_a_batch_do_not_mix(pair):
 def test_unknown_method(pair):
     with pytest.raises(ValueError, match="histogram"):
         fix_color(*pair, "histogram")
+
+
+@pytest.mark.parametrize("method", ["adain", "wavelet", "none"])
+def test_large_pictures_are_fixed_alike_in_pieces(pair, method, monkeypatch):
+    monkeypatch.setattr(color, "_PIECE", 80)
+    target, source = (np.asarray(to_uint8(image))[0] for image in pair)
+    target, source = (np.tile(image, (3, 3, 1))[:130, :145] for image in (target, source))
+    expected = to_uint8(fix_color(*(image[None].astype(np.float32) / 255 for image in (target, source)), method))[0]
+    ours = fix_large_color(target, source, method)
+    difference = np.abs(np.int32(ours) - expected)
+    assert difference.max() <= (0 if method == "none" else 1)  # measured 0

@@ -13,10 +13,11 @@ from tests.models.golden import error
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.diffusion import Ddpm, start_latents
 from xpsr_jax.errors import UserError
-from xpsr_jax.inference import restore as restore_module
 from xpsr_jax.inference.color import adain, to_uint8
+from xpsr_jax.inference.image_keys import content_digest, image_key
+from xpsr_jax.inference.plan import plan_batches
 from xpsr_jax.inference.prompts import tokenize
-from xpsr_jax.inference.restore import Restorer, content_digest, plan_batches, restore
+from xpsr_jax.inference.restore import Restorer, restore
 
 RNG = np.random.default_rng(0)
 IMAGES = [RNG.integers(0, 256, (8, 8, 3), np.uint8) for _ in range(3)]
@@ -49,7 +50,7 @@ def test_equals_the_method_written_plainly(model, one_by_one):
     high, negative, low = (
         tokenize(model.tokenizer, [text]) for text in (caption.high, SAMPLING.negative_high, caption.low)
     )
-    keys = jax.random.split(restore_module._image_key(np.zeros(2, np.uint32), content_digest(image)), 4)
+    keys = jax.random.split(image_key(np.zeros(2, np.uint32), content_digest(image)), 4)
     posterior, first, second = (jax.random.normal(key, (8, 8, 4))[None] for key in keys[:3])
 
     @nnx.jit

@@ -1,14 +1,21 @@
 """Colour fix: gives the restored image the colours of the LR image (method §8). Images are float in [0, 1]."""
 
+import functools
+import itertools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, UInt8
+
+from xpsr_jax.inference.tiling import plan_pieces
 
 ColorFix = Literal["adain", "wavelet", "none"]
 
 _WAVELET_RADII = (1, 2, 4, 8, 16)
+# Side of the pieces in which large pictures are fixed, in pixels.
+_PIECE = 1024
 
 
 def fix_color(
@@ -46,6 +53,47 @@ def low_frequencies(image: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
 def to_uint8(image: Float[Array, "b h w 3"]) -> UInt8[Array, "b h w 3"]:
     """Clips to [0, 1] and truncates 255x, as torchvision's ToPILImage does after the released code's colour fix."""
     return (jnp.clip(image, 0, 1) * 255).astype(jnp.uint8)
+
+
+def fix_large_color(
+    target: UInt8[np.ndarray, "h w 3"], source: UInt8[np.ndarray, "h w 3"], method: ColorFix
+) -> UInt8[np.ndarray, "h w 3"]:
+    """`to_uint8(fix_color(target, source))` of pictures in 8 bits, without whole ones in float32."""
+    if method == "none":
+        return target
+    result = np.empty_like(target)
+    if method == "adain":
+        for channel in range(3):
+            result[..., channel] = _adain_table(target[..., channel], source[..., channel])[target[..., channel]]
+        return result
+    rows, columns = (plan_pieces(side, size=_PIECE, border=sum(_WAVELET_RADII)) for side in target.shape[:2])
+    for y, x in itertools.product(rows, columns):
+        seen = slice(y.start, y.start + _PIECE), slice(x.start, x.start + _PIECE)
+        piece = np.asarray(_fixed_piece(target[seen], source[seen], method))
+        kept = piece[y.begin - y.start : y.end - y.start, x.begin - x.start : x.end - x.start]
+        result[y.begin : y.end, x.begin : x.end] = kept
+    return result
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _fixed_piece(
+    target: UInt8[Array, "h w 3"], source: UInt8[Array, "h w 3"], method: ColorFix
+) -> UInt8[Array, "h w 3"]:
+    target, source = (image[None].astype(jnp.float32) / 255 for image in (target, source))
+    return to_uint8(fix_color(target, source, method))[0]
+
+
+def _adain_table(target: UInt8[np.ndarray, "h w"], source: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "256"]:
+    """What `adain` makes of each value of a channel."""
+    levels = np.arange(256) / 255
+
+    def mean_and_std(channel: np.ndarray) -> tuple[float, float]:
+        counts = np.bincount(channel.reshape(-1), minlength=256)
+        mean = np.average(levels, weights=counts)
+        return mean, np.sqrt(counts @ (levels - mean) ** 2 / (counts.sum() - 1) + 1e-5)
+
+    (mean, std), (source_mean, source_std) = mean_and_std(target), mean_and_std(source)
+    return (np.clip((levels - mean) / std * source_std + source_mean, 0, 1) * 255).astype(np.uint8)
 
 
 def _mean_and_std(image: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b 1 1 3"], Float[Array, "b 1 1 3"]]:

@@ -1,5 +1,6 @@
 """What was restored into a folder, of what and how: a line an image, so that work can go on where it was stopped."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ class Manifest:
     """The file restored.jsonl of an output folder.
 
     A line is written before its image appears, and holds the image's hash: a line whose image is not there, or is
-    another, says nothing.
+    another, says nothing. Several processes may write lines, if each has outputs of its own.
     """
 
     def __init__(self, folder: Path):
@@ -64,6 +65,9 @@ class Manifest:
         self._lines[name] = entry
         try:
             with (self._folder / NAME).open("a+b") as file:
+                # Until the file is closed. Without it, two processes' long lines might mix.
+                fcntl.flock(file, fcntl.LOCK_EX)
+                file.seek(0, os.SEEK_END)
                 # After a line that was cut off, another begins.
                 if file.tell() and not _ends_with_newline(file):
                     file.write(b"\n")

@@ -3,8 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-import hashlib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,10 +31,14 @@ from xpsr_jax.diffusion.samplers import (
 )
 from xpsr_jax.diffusion.schedule import Latents
 from xpsr_jax.errors import UserError
-from xpsr_jax.inference.color import ColorFix, fix_color, to_uint8
-from xpsr_jax.inference.plan import first_step, make_sampler, plan_runs
+from xpsr_jax.inference.color import ColorFix, fix_color, fix_large_color, to_uint8
+from xpsr_jax.inference.image_keys import content_digest, image_key, seed_words
+from xpsr_jax.inference.large import Prediction, begin, image_features, step
+from xpsr_jax.inference.plan import Run, first_step, full_table, make_sampler, plan_batches, plan_runs
 from xpsr_jax.inference.prompts import tokenize
-from xpsr_jax.inference.sizes import network_size, to_network_size, to_output_size
+from xpsr_jax.inference.sizes import enlarged_size, network_size, to_network_size, to_output_size
+from xpsr_jax.inference.tiled_autoencoder import TiledAutoencoder
+from xpsr_jax.inference.tiling import Tiles, plan_tiles
 from xpsr_jax.models.blocks import Text
 from xpsr_jax.models.controlnet import ImageFeatures
 from xpsr_jax.weights.model_folder import Model
@@ -71,7 +74,7 @@ def restore(
     names = names or [f"image {i}" for i in range(len(images))]
     restorer = Restorer(model, sampling, batch_size=batch_size, mesh=mesh)
     results: dict[int, UInt8[np.ndarray, "h w 3"]] = {}
-    for batch in plan_batches([restorer.network_size(*image.shape[:2]) for image in images], restorer.capacity):
+    for batch in restorer.plan([restorer.network_size(*image.shape[:2]) for image in images]):
         restored = restorer([images[i] for i in batch], [captions[i] for i in batch], seed=seed)
         for i, result in zip(batch, restored, strict=True):
             if result is None:
@@ -80,30 +83,9 @@ def restore(
     return [results[i] for i in range(len(images))]
 
 
-def plan_batches(sizes: Sequence[Hashable], capacity: int) -> list[list[int]]:
-    """Indices of images in batches of one size, at most `capacity` each, in the order of their first images."""
-    groups: dict[Hashable, list[int]] = {}
-    for i, size in enumerate(sizes):
-        groups.setdefault(size, []).append(i)
-    batches = (group[i : i + capacity] for group in groups.values() for i in range(0, len(group), capacity))
-    return sorted(batches, key=lambda batch: batch[0])
-
-
 def not_a_number(name: str) -> str:
     """What to say of an image that came out as NaN or infinite."""
     return f"{name}: the networks computed NaN or infinity; try float32, lower scales, or other weights"
-
-
-def content_digest(image: UInt8[np.ndarray, "h w 3"]) -> UInt32[np.ndarray, "2"]:
-    """64 bits of SHA-256 of an image's shape and pixels."""
-    digest = hashlib.sha256(np.array(image.shape, "<i8").tobytes() + image.tobytes()).digest()
-    return np.frombuffer(digest[:8], "<u4").astype(np.uint32)
-
-
-def full_table(sampler: Sampler, steps: int, first: int) -> Table:
-    """A sampler's table, filled up to one length for any number of steps, so that one program serves them all."""
-    padding = sampler.schedule.num_train_timesteps - steps
-    return jax.tree.map(lambda column: np.pad(column, (0, padding)), sampler.table(steps, first))
 
 
 class _Prepared(NamedTuple):
@@ -134,7 +116,8 @@ class Restorer:
         self, model: Model, sampling: Sampling | None = None, *, batch_size: int = 1, mesh: Mesh | None = None
     ) -> None:
         self.sampling = sampling or model.defaults
-        self.capacity = batch_size * (mesh.size if mesh else 1)
+        self._devices = mesh.size if mesh else 1
+        self.capacity = batch_size * self._devices
         self._tokenizer = model.tokenizer
         self._factor = model.autoencoder.factor
         spacing = self.sampling.spacing or model.schedule.timestep_spacing
@@ -152,12 +135,28 @@ class Restorer:
         # The batch is split over all devices. Weights that are there already stay as they are (training may have split
         # them), others are put on each; XLA shards everything between.
         self._batch_sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names)) if mesh else None
-        self._weights = _on_mesh(weights, mesh) if mesh else weights
+        self._weights = sharding.on_every_device(weights, mesh) if mesh else weights
         self._within = functools.partial(sharding.gathering_kernels, mesh) if mesh else contextlib.nullcontext
+        self._autoencoder_graph = nnx.graphdef(model.autoencoder)
+        self._scaling = model.autoencoder.config.scaling_factor
 
     def network_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) at which the networks see an LR image: images of one batch have this in common."""
-        return network_size(height, width, **self._size_rule)
+        return network_size(height, width, **self._size_rule, multiple=self.sampling.size_multiple)
+
+    def is_large(self, network_size: tuple[int, int]) -> bool:
+        """Whether an image of this `network_size` is restored in tiles; then it is a batch by itself."""
+        cells = network_size[0] // self._factor, network_size[1] // self._factor
+        vae_tile = self.sampling.vae_tile_size
+        return len(self._tiles(network_size).starts) > 1 or 0 < vae_tile**2 < cells[0] * cells[1]
+
+    def plan(self, network_sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
+        """Images of these `network_size`s in batches, by their indices, in the order of their first images."""
+        return plan_batches(network_sizes, self.capacity, self.is_large)
+
+    def _tiles(self, network_size: tuple[int, int]) -> Tiles:
+        height, width = (side // self._factor for side in network_size)
+        return plan_tiles(height, width, size=self.sampling.tile_size, overlap=self.sampling.tile_overlap)
 
     def __call__(
         self,
@@ -180,43 +179,104 @@ class Restorer:
         for image in images:
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
                 raise ValueError(f"an image must be uint8 of shape (height, width, 3), not {image.dtype} {image.shape}")
-        pixels = self._placed(np.stack([to_network_size(image, **self._size_rule) for image in images]))
-        digests = self._placed(np.stack([content_digest(image) for image in images]))
-        high, low = (self._placed(tokens) for tokens in self._tokens(captions))
+        multiple = self.sampling.size_multiple
+        seen = np.stack([to_network_size(image, **self._size_rule, multiple=multiple) for image in images])
+        digests = np.stack([content_digest(image) for image in images])
+        restore_one = self._restore_large if self.is_large(seen.shape[1:3]) else self._restore_batch
+        inputs = seen, digests, *self._tokens(captions), seed_words(seed)
+        restored, finite = restore_one(*inputs, on_steps or (lambda _: None))
+        results: list[UInt8[np.ndarray, "h w 3"] | None] = []
+        for image, result, is_finite in zip(images, restored, finite, strict=False):
+            height, width = enlarged_size(*image.shape[:2], **self._size_rule)
+            output = to_output_size(result[:height, :width], image.shape, upscale=self.sampling.upscale)
+            results.append(output if is_finite else None)
+        return results
 
-        sampling = self.sampling
-        seed_words = np.array([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF], np.uint32)
-        inputs = pixels, high, low, digests, seed_words, self._first_level, self._second_level
-        prepared = prepare(self._graph, sampling.start, self._weights, *inputs)
-        positive = prepared if all(run.guided for run in self._runs) or not self._guided else _positive_half(prepared)
+    def _restore_batch(
+        self,
+        seen: UInt8[np.ndarray, "b H W 3"],
+        digests: UInt32[np.ndarray, "b 2"],
+        high: Int[np.ndarray, "b halves n"],
+        low: Int[np.ndarray, "b halves n"],
+        seed: UInt32[np.ndarray, "2"],
+        on_steps: Callable[[int], None],
+    ) -> tuple[UInt8[np.ndarray, "b H W 3"], Bool[np.ndarray, "b"]]:
+        pixels = self._placed(seen)
+        prepared = self._prepare(self.sampling.start, pixels, digests, high, low, seed)
         state = self._sampler.init(prepared.start)
         for run in self._runs:
-            with self._within():
-                state = run_steps(
-                    self._graph,
-                    self._sampler,
-                    sampling.guidance_form if run.guided else None,
-                    self._weights,
-                    prepared if run.guided else positive,
-                    state,
-                    self._table,
-                    np.int32(run.first),
-                    np.int32(run.last),
-                    guidance_scale=float(sampling.guidance_scale),
-                    guidance_rescale=float(sampling.guidance_rescale),
-                    conditioning_scale=float(sampling.conditioning_scale if run.conditioned else 0),
-                )
-            if on_steps is not None:
-                jax.block_until_ready(state)
-                on_steps(run.last - run.first)
-        finished = _finish(self._graph, sampling.color_fix, self._weights, state.latents, pixels)
-        if self._batch_sharding is not None and not self._batch_sharding.is_fully_addressable:
-            finished = multihost_utils.process_allgather(finished, tiled=True)
-        restored, finite = jax.device_get(finished)
-        return [
-            to_output_size(result, image.shape, upscale=sampling.upscale) if is_finite else None
-            for image, result, is_finite in zip(images, restored, finite, strict=False)
-        ]
+            state = self._run_steps(self._sampler, run, prepared, state, run.first, run.last)
+            jax.block_until_ready(state)
+            on_steps(run.last - run.first)
+        return self._fetch(_finish(self._graph, self.sampling.color_fix, self._weights, state.latents, pixels))
+
+    def _restore_large(
+        self,
+        seen: UInt8[np.ndarray, "1 H W 3"],
+        digests: UInt32[np.ndarray, "1 2"],
+        high: Int[np.ndarray, "1 halves n"],
+        low: Int[np.ndarray, "1 halves n"],
+        seed: UInt32[np.ndarray, "2"],
+        on_steps: Callable[[int], None],
+    ) -> tuple[list[UInt8[np.ndarray, "H W 3"]], list[bool]]:
+        """One picture, of which the devices never hold more than its latents and `capacity` tiles."""
+        (pixels,) = seen
+        sampling, tiles = self.sampling, self._tiles(pixels.shape[:2])
+        autoencoder = TiledAutoencoder(
+            self._autoencoder_graph,
+            self._weights[2],
+            self._factor,
+            sampling.vae_tile_size,
+            together=self._devices,
+            place=self._spread,
+            fetch=self._fetch,
+        )
+        moments = autoencoder.encode(pixels)
+        levels = self._first_level, self._second_level
+        state, step_keys = begin(self._sampler, sampling.start, moments, self._scaling, digests, seed, levels)
+        crops = tiles.cut(pixels, scale=self._factor)
+        groups = [slice(i, i + self.capacity) for i in range(0, len(crops), self.capacity)]
+        # Of this only the text is used. Image features are computed anew for each step: they take less than 1 % of its
+        # time, and together would grow with the picture.
+        text = self._prepare("noise", self._placed(np.stack(crops[groups[0]])), digests, high, low, seed)
+        for run in self._runs:
+            for index in range(run.first, run.last):
+                latents, predictions = tiles.cut(np.asarray(state.latents[0])), []
+                for group in groups:
+                    features = image_features(self._graph, self._weights, self._placed(np.stack(crops[group])))
+                    prepared = text._replace(image_features=features)
+                    part = SamplerState(jnp.asarray(self._placed(np.stack(latents[group]))))
+                    part = self._run_steps(Prediction(self._sampler.schedule), run, prepared, part, index, index + 1)
+                    predictions += list(self._fetch(part.latents))
+                prediction = tiles.blend(predictions[: len(crops)], sampling.tile_weights)
+                state = step(self._sampler, state, self._table, np.int32(index), prediction[None], step_keys)
+                on_steps(1)
+        restored, finite = autoencoder.decode(np.asarray(state.latents[0]))
+        return [fix_large_color(restored, pixels, sampling.color_fix)], [finite]
+
+    def _prepare(self, start: Start, pixels: Any, digests: Any, high: Any, low: Any, seed: Any) -> _Prepared:
+        inputs = pixels, self._placed(high), self._placed(low), self._placed(digests), seed
+        return prepare(self._graph, start, self._weights, *inputs, self._first_level, self._second_level)
+
+    def _run_steps(
+        self, sampler: Sampler, run: Run, prepared: _Prepared, state: SamplerState, first: int, last: int
+    ) -> SamplerState:
+        sampling = self.sampling
+        with self._within():
+            return run_steps(
+                self._graph,
+                sampler,
+                sampling.guidance_form if run.guided else None,
+                self._weights,
+                prepared if run.guided or not self._guided else _positive_half(prepared),
+                state,
+                self._table,
+                np.int32(first),
+                np.int32(last),
+                guidance_scale=float(sampling.guidance_scale),
+                guidance_rescale=float(sampling.guidance_rescale),
+                conditioning_scale=float(sampling.conditioning_scale if run.conditioned else 0),
+            )
 
     @property
     def _size_rule(self) -> dict[str, Any]:
@@ -243,18 +303,15 @@ class Restorer:
     def _placed(self, array: np.ndarray) -> np.ndarray | Array:
         """Fills a batch up to `capacity` with its last image, and spreads it over the devices."""
         padding = [(0, self.capacity - len(array))] + [(0, 0)] * (array.ndim - 1)
-        array = np.pad(array, padding, mode="edge")
+        return self._spread(np.pad(array, padding, mode="edge"))
+
+    def _spread(self, array: np.ndarray) -> np.ndarray | Array:
         return array if self._batch_sharding is None else jax.device_put(array, self._batch_sharding)
 
-
-def _on_mesh(weights: Any, mesh: Mesh) -> Any:
-    everywhere, devices = NamedSharding(mesh, PartitionSpec()), set(mesh.devices.flat)
-
-    def place(weight: Any) -> Array:
-        there = isinstance(weight, jax.Array) and weight.sharding.device_set == devices
-        return weight if there else jax.device_put(weight, everywhere)
-
-    return jax.tree.map(place, weights)
+    def _fetch(self, tree: Any) -> Any:
+        if self._batch_sharding is not None and not self._batch_sharding.is_fully_addressable:
+            tree = multihost_utils.process_allgather(tree, tiled=True)
+        return jax.device_get(tree)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -272,7 +329,7 @@ def prepare(
 ) -> _Prepared:
     """Everything that is computed once for an image: text, image features, start latents."""
     unet, controlnet, autoencoder, text_encoder = nnx.merge(graph, weights)
-    keys = jax.vmap(lambda digest: jax.random.split(_image_key(seed, digest), 4), out_axes=1)(digests)
+    keys = jax.vmap(lambda digest: jax.random.split(image_key(seed, digest), 4), out_axes=1)(digests)
     posterior_keys, first_keys, second_keys, step_keys = keys
     image = pixels.astype(jnp.float32) / 255
     lr_latents = autoencoder.encode(2 * image - 1, posterior_keys)
@@ -340,9 +397,3 @@ def _finish(
     if color == "none":
         return rounded.astype(jnp.uint8), finite
     return to_uint8(fix_color(rounded / 255, pixels.astype(jnp.float32) / 255, color)), finite
-
-
-def _image_key(seed: UInt32[Array, "2"], digest: UInt32[Array, "2"]) -> Array:
-    """One image's key from the seed and its content."""
-    key = jax.random.key(0, impl="threefry2x32")
-    return functools.reduce(jax.random.fold_in, [*seed, *digest], key)

@@ -7,26 +7,35 @@ from PIL import Image
 _Steps = list[tuple[tuple[int, int], Image.Resampling]]
 
 
-def network_size(height: int, width: int, *, upscale: float, process_size: int, factor: int) -> tuple[int, int]:
+def network_size(
+    height: int, width: int, *, upscale: float, process_size: int, factor: int, multiple: int = 1
+) -> tuple[int, int]:
     """(height, width) at which the networks see an LR image of `height` x `width`: see `to_network_size`."""
+    enlarged = enlarged_size(height, width, upscale=upscale, process_size=process_size, factor=factor)
+    unit = factor * multiple
+    return -(-enlarged[0] // unit) * unit, -(-enlarged[1] // unit) * unit
+
+
+def enlarged_size(height: int, width: int, *, upscale: float, process_size: int, factor: int) -> tuple[int, int]:
+    """The part of `network_size` that is the image and not its continuation."""
     return _steps(height, width, upscale=upscale, process_size=process_size, factor=factor)[-1][0]
 
 
 def to_network_size(
-    image: UInt8[np.ndarray, "h w 3"], *, upscale: float, process_size: int, factor: int
+    image: UInt8[np.ndarray, "h w 3"], *, upscale: float, process_size: int, factor: int, multiple: int = 1
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
     """Enlarges an LR image to the size at which the networks see it.
 
     Bicubic by `upscale`; if the shorter side is then below `process_size`, bilinear until it is that (the longer one
-    rounded down); bicubic to whole multiples of `factor`, the autoencoder's pixels a latent cell. Latents that the
-    UNet cannot halve evenly are the UNet's affair.
+    rounded down); bicubic to whole multiples of `factor`, the autoencoder's pixels a latent cell. Then it is continued
+    by reflection, to the right and below, to multiples of `multiple` cells.
     """
+    steps = _steps(*image.shape[:2], upscale=upscale, process_size=process_size, factor=factor)
     picture = Image.fromarray(image)
-    for (height, width), resampling in _steps(
-        *image.shape[:2], upscale=upscale, process_size=process_size, factor=factor
-    ):
+    for (height, width), resampling in steps:
         picture = picture.resize((width, height), resampling)
-    return np.asarray(picture)
+    below, right = (-side % (factor * multiple) for side in steps[-1][0])
+    return np.pad(np.asarray(picture), ((0, below), (0, right), (0, 0)), mode="symmetric")
 
 
 def to_output_size(

@@ -15,7 +15,7 @@ from xpsr_jax.diffusion.guidance import is_guided
 from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.perceptual import load_distance
 from xpsr_jax.inference import restore
-from xpsr_jax.inference.plan import first_step, make_sampler
+from xpsr_jax.inference.plan import first_step, full_table, make_sampler
 from xpsr_jax.models.attention import Kernel
 from xpsr_jax.models.layers import Compute
 from xpsr_jax.training.state import abstract_state, make_optimizer
@@ -120,7 +120,7 @@ def sampling_step(config: Config, mesh: sharding.AnyMesh) -> Program:
         _placed(weights, everywhere),
         _placed(prepared, split),
         _placed(state, split),
-        _placed(restore.full_table(sampler, sampling.steps, first_step(sampling)), everywhere),
+        _placed(full_table(sampler, sampling.steps, first_step(sampling)), everywhere),
         index,
         index,
     )

@@ -1,0 +1,72 @@
+"""Peak memory of restoring one picture, by its size, with the model that ships with the package.
+
+python benchmarks/memory.py
+python benchmarks/memory.py --sides 512 1024 --untiled-sides 512 1024 2048
+
+Each picture is restored in a process of its own, in one step (the others take no more memory). Prints a markdown table:
+the process's peak (VmHWM), what that is above the same process with the model loaded and nothing done, and CPU seconds.
+"""
+
+import argparse
+import dataclasses
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import xpsr_jax
+from xpsr_jax.data.captions import Caption
+from xpsr_jax.inference.compilation import use_compilation_cache
+from xpsr_jax.inference.image_io import read_image
+from xpsr_jax.inference.restore import Restorer
+
+ASSETS = Path(xpsr_jax.__file__).parent / "assets"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sides", type=int, nargs="*", default=[512, 1024, 2048, 4096], help="of square results")
+    parser.add_argument("--untiled-sides", type=int, nargs="*", default=[512, 1024, 2048], help="and without tiles")
+    parser.add_argument("--alone", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--untiled", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.alone is not None:
+        restore(arguments.alone, untiled=arguments.untiled)
+        return
+    print("| output | | peak, GB | above the loaded model, GB | CPU seconds |\n|---|---|---|---|---|", flush=True)
+    for how, sides in (("tiles", arguments.sides), ("whole", arguments.untiled_sides)):
+        for side in sides:
+            words = [sys.executable, __file__, "--alone", str(side), *(["--untiled"] if how == "whole" else [])]
+            run = subprocess.run(words, capture_output=True, text=True)
+            said = run.stdout if run.returncode == 0 else f"failed ({run.returncode}) | | "
+            print(f"| {side}² | {how} | {said.strip()} |", flush=True)
+
+
+def restore(side: int, *, untiled: bool) -> None:
+    """Restores the demo photograph, enlarged, to a square of this side, and prints what it took."""
+    use_compilation_cache()
+    model = xpsr_jax.load(ASSETS / "tiny")
+    sampling = dataclasses.replace(model.defaults, steps=1)
+    if untiled:
+        sampling = dataclasses.replace(sampling, tile_size=0, vae_tile_size=0)
+    photo = Image.fromarray(read_image(ASSETS / "demo" / "lr.png"))
+    lr = np.asarray(photo.resize((side // sampling.upscale,) * 2, Image.Resampling.BICUBIC))
+    restorer = Restorer(model, sampling)
+    before = peak()
+    begin = time.process_time()
+    [restored] = restorer([lr], [Caption("a photograph", "blurry")])
+    assert restored is not None and restored.shape == (side, side, 3)
+    print(f"{peak():.2f} | {peak() - before:.2f} | {time.process_time() - begin:.0f}")
+
+
+def peak() -> float:
+    """This process's largest resident memory so far, in GB."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9
+
+
+if __name__ == "__main__":
+    main()

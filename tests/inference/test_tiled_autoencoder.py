@@ -1,0 +1,79 @@
+"""The shipped autoencoder on a real photograph: in tiles against the whole, and no seam between them."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+import xpsr_jax
+from tests.inference.seams import seam
+from tests.models.golden import VECTORS
+from xpsr_jax.inference.tiled_autoencoder import FADE, TiledAutoencoder
+
+TINY = Path(xpsr_jax.__file__).parent / "assets" / "tiny"
+TILE = 40
+
+
+@pytest.fixture(scope="module")
+def photo():
+    """48 x 56 latent cells: four tiles, whose inner parts meet at row 24 and column 28."""
+    with Image.open(VECTORS / "photos" / "leuven.jpg") as image:
+        return np.asarray(image.convert("RGB").resize((448, 384), Image.Resampling.BICUBIC))
+
+
+@pytest.fixture(scope="module")
+def autoencoder():
+    return xpsr_jax.load(TINY).autoencoder
+
+
+@pytest.fixture(scope="module")
+def whole(autoencoder, photo):
+    """Moments, latents and image as the autoencoder itself computes them."""
+    graph, weights = nnx.split(autoencoder)
+    mean, log_variance = jax.jit(lambda weights, x: nnx.merge(graph, weights).moments(x))(
+        weights, 2 * jnp.asarray(photo[None], jnp.float32) / 255 - 1
+    )
+    latents = mean * autoencoder.config.scaling_factor
+    image = jax.jit(lambda weights, x: nnx.merge(graph, weights).decode(x))(weights, latents)
+    image = np.round(np.clip(np.asarray(image[0]) / 2 + 0.5, 0, 1) * 255).astype(np.uint8)
+    return np.asarray(mean[0]), np.asarray(log_variance[0]), np.asarray(latents[0]), image
+
+
+def tiled(autoencoder, tile, together=1):
+    return TiledAutoencoder(*nnx.split(autoencoder), autoencoder.factor, tile, together=together)
+
+
+def rms(a, b):
+    return float(np.sqrt(np.mean((np.float64(a) - b) ** 2)))
+
+
+def test_one_piece_is_the_autoencoder_itself(autoencoder, photo, whole):
+    mean, log_variance, latents, image = whole
+    one = tiled(autoencoder, 0)
+    for ours, theirs in zip(one.encode(photo), (mean, log_variance), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-4 * np.abs(theirs).max())
+    decoded, finite = one.decode(latents)
+    assert finite and np.abs(np.int32(decoded) - image).max() <= 1
+
+
+def test_tiles_are_close_to_the_whole(autoencoder, photo, whole):
+    mean, log_variance, latents, image = whole
+    ours = tiled(autoencoder, TILE)
+    (tiled_mean, tiled_log_variance), (tiled_image, finite) = ours.encode(photo), ours.decode(latents)
+    assert finite and tiled_image.shape == image.shape
+    assert rms(tiled_mean, mean) < 0.02 * mean.std()  # measured 0.0095
+    assert rms(tiled_log_variance, log_variance) < 0.1 * log_variance.std()  # measured 0.044
+    assert rms(tiled_image, image) < 1.5  # grey levels; measured 0.71
+    assert np.abs(np.int32(tiled_image) - image).max() <= 12  # measured 6
+    for axis, meeting in ((0, 8 * 24), (1, 8 * 28)):
+        at, near = seam(tiled_image, image, axis=axis, meeting=meeting, fade=8 * FADE)
+        assert 0.98 < at < 1.02 and 0.98 < near < 1.02  # measured 0.999 and 1.000, 0.999 and 1.000
+
+
+def test_several_tiles_at_once_are_the_same(autoencoder, photo):
+    one, two = tiled(autoencoder, TILE).encode(photo), tiled(autoencoder, TILE, together=2).encode(photo)
+    np.testing.assert_allclose(one[0], two[0], atol=1e-5)  # measured 1.2e-6

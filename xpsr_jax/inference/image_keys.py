@@ -1,0 +1,25 @@
+"""An image's random numbers: of the seed and of what it shows, not of its name, its place or its neighbours."""
+
+import functools
+import hashlib
+
+import jax
+import numpy as np
+from jaxtyping import Array, UInt8, UInt32
+
+
+def content_digest(image: UInt8[np.ndarray, "h w 3"]) -> UInt32[np.ndarray, "2"]:
+    """64 bits of SHA-256 of an image's shape and pixels."""
+    digest = hashlib.sha256(np.array(image.shape, "<i8").tobytes() + image.tobytes()).digest()
+    return np.frombuffer(digest[:8], "<u4").astype(np.uint32)
+
+
+def image_key(seed: UInt32[Array, "2"], digest: UInt32[Array, "2"]) -> Array:
+    """One image's key from the seed and its content."""
+    key = jax.random.key(0, impl="threefry2x32")
+    return functools.reduce(jax.random.fold_in, [*seed, *digest], key)
+
+
+def seed_words(seed: int) -> UInt32[np.ndarray, "2"]:
+    """A seed of 64 bits, as `image_key` takes it."""
+    return np.array([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF], np.uint32)
