@@ -21,6 +21,7 @@ from xpsr_jax.caption.measured import describe_quality
 from xpsr_jax.caption.report import write_report
 from xpsr_jax.caption.work import (
     Captioner,
+    Image,
     Tally,
     caption_images,
     failures_file,
@@ -164,9 +165,7 @@ def run(command: LlavaCommand | ServerCommand | MeasuredCommand | MergeCommand |
     output = shard_file(command.output, shard)
     inputs = find_images(command.images, shard=shard, limit=command.limit)
     captioner, source = make_captioner(command)
-    tally = caption_images(
-        inputs, captioner, output, source=source, rest=command.rest, on_error=command.on_error
-    )
+    tally = caption_images(inputs, captioner, output, source=source, rest=command.rest, on_error=command.on_error)
     say(tally, output)
     return 1 if tally.failed else 0
 
@@ -174,11 +173,12 @@ def run(command: LlavaCommand | ServerCommand | MeasuredCommand | MergeCommand |
 def make_captioner(command: LlavaCommand | ServerCommand | MeasuredCommand) -> tuple[Captioner, str]:
     """The captioner, and its name for the captions' "source"."""
     if isinstance(command, MeasuredCommand):
-        high = command.high.strip()
-        return (
-            lambda images: in_flight(lambda image: Caption(high, describe_quality(image.pixels)), images, command.workers),
-            "measured",
-        )
+        high, workers = command.high.strip(), command.workers
+
+        def measure(image: Image) -> Caption:
+            return Caption(high, describe_quality(image.pixels))
+
+        return lambda images: in_flight(measure, images, workers), "measured"
     asked = instructions(command.instructions, command.ask)
     if isinstance(command, LlavaCommand):
         model = llava.load(

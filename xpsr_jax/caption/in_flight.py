@@ -21,8 +21,8 @@ def in_flight(
 ) -> Iterator[tuple[Item, Result | UserError]]:
     """Calls `function` on each item in so many threads: the items and what came of them, in the order of completion.
 
-    Items are taken when they are wanted, by the caller's thread. An error of one item is its result; `Stop`, and what is
-    no UserError, is raised here. Whoever stops listening does not wait for calls that are under way: the threads are
+    Items are taken when they are wanted, by the caller's thread. An error of one item is its result; `Stop`, and what
+    is no UserError, is raised here. Whoever stops listening does not wait for calls that are under way: the threads are
     daemons, unlike those of concurrent.futures, and a request may take minutes to time out.
     """
     todo: queue.SimpleQueue = queue.SimpleQueue()

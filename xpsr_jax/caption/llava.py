@@ -88,8 +88,7 @@ def load(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if dtype == "auto":
-        accelerated = "bfloat16" if device != "cuda" or torch.cuda.is_bf16_supported() else "float16"
-        dtype = "float32" if device == "cpu" else accelerated
+        dtype = _best_dtype(torch, device)
     try:
         config = AutoConfig.from_pretrained(name)
         if config.model_type != "llava":
@@ -99,7 +98,7 @@ def load(
             )
         processor = LlavaProcessor.from_pretrained(name)
         model = LlavaForConditionalGeneration.from_pretrained(name, dtype=getattr(torch, dtype))
-        model = model.to(device).eval()
+        model.eval().to(torch.device(device))
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:  # hub, files, configuration, device
         first_line = str(error).strip().split("\n")[0]
         raise UserError(
@@ -108,6 +107,12 @@ def load(
         ) from error
     processor.tokenizer.padding_side = "left"  # the answer follows the last token
     return Llava(model, processor, template, max_new_tokens)
+
+
+def _best_dtype(torch: Any, device: str) -> Dtype:
+    if device == "cpu":
+        return "float32"
+    return "float16" if device.startswith("cuda") and not torch.cuda.is_bf16_supported() else "bfloat16"
 
 
 def captioner(llava: Llava, instructions: Instructions, *, batch_size: int) -> Captioner:

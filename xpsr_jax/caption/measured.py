@@ -1,4 +1,4 @@
-"""Low-level captions from the image itself, without a model: how blurred, noisy, compressed, bright and colourful it is.
+"""Low-level captions from the image itself, without a model: how blurred, noisy, compressed, bright, colourful it is.
 
 `measure_quality` measures, `describe_quality` says it in the words of the low-level instruction: clarity, colour,
 noise, lighting. Clarity, noise and compression are measured in the units of `xpsr_jax.data.quality`, and put into the
@@ -52,13 +52,13 @@ class Quality:
 
 
 def describe_quality(image: UInt8[np.ndarray, "h w 3"]) -> str:
-    """A low-level caption of two sentences, the same for the same pixels: `quality_in_words(measure_quality(image))`."""
+    """A low-level caption of two sentences, the same for the same pixels. Raises as `measure_quality`."""
     return quality_in_words(measure_quality(image))
 
 
 def quality_in_words(quality: Quality) -> str:
     """First clarity, noise and compression as `xpsr_jax.data.quality` words them, then colours and lighting."""
-    colors = _word(quality.saturation, (4, 12, 40), ("no colors", "muted colors", "natural colors", "vivid colors"))
+    colors = _word(quality.saturation, (2, 12, 40), ("no colors", "muted colors", "natural colors", "vivid colors"))
     light = _word(quality.brightness, (25, 40, 72), ("dark", "dim", "good", "bright"))
     contrast = _word(quality.contrast, (10, 26), ("low", "normal", "high"))
     return f"{describe_appearance(quality.appearance)} It has {colors}, {light} lighting and {contrast} contrast."
@@ -125,7 +125,7 @@ def _steepness(patches: list[np.ndarray]) -> float:
 
 
 def _noise(patches: list[np.ndarray]) -> tuple[float, bool]:
-    """Standard deviation of the noise in 255ths, from the flattest twentieth of the image, and whether it is colored."""
+    """Standard deviation of the noise in 255ths, from where the image is flattest, and whether it is colored."""
     fine, coarse = [], []
     for patch in patches:
         values = patch.astype(np.float32)
@@ -154,8 +154,8 @@ def _compression(patches: list[np.ndarray]) -> float:
         gray = cv2.cvtColor(patch, cv2.COLOR_RGB2GRAY)
         for i, quality in enumerate(_QUALITIES):
             _, data = cv2.imencode(".jpg", gray, [cv2.IMWRITE_JPEG_QUALITY, quality])
-            again = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE)
-            errors[i] += np.square(gray.astype(np.float32) - again).mean() / len(patches)
+            again = np.asarray(cv2.imdecode(data, cv2.IMREAD_GRAYSCALE))
+            errors[i] += np.square(cv2.absdiff(gray, again), dtype=np.float32).mean() / len(patches)
     logs = np.log(errors + 0.05)  # less than rounding to 8 bits does
     dips = (logs[:-2] + logs[2:]) / 2 - logs[1:-1]
     deepest = int(dips.argmax())

@@ -22,7 +22,7 @@ def count_tokens(text: str) -> int:
 
 
 def first_sentences(text: str) -> str:
-    """As many whole sentences, from the first on, as 77 tokens hold. One that is too long by itself is left as it is."""
+    """As many whole sentences, from the first on, as 77 tokens hold. One too long by itself is left as it is."""
     if count_tokens(text) <= MAX_TOKENS:
         return text
     sentences = _SENTENCE_END.split(text)

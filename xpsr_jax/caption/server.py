@@ -73,7 +73,7 @@ def captioner(server: Server, instructions: Instructions) -> Captioner:
         for image, result in in_flight(caption, images, server.requests):
             failures = failures + 1 if isinstance(result, _Trouble) else 0
             if failures == _FAILURES_IN_A_ROW:
-                raise Stop(f"{failures} images failed one after the other; the last one: {result}. The same command goes on")
+                raise Stop(f"{failures} images failed in a row; the last one: {result}. The same command goes on")
             yield image, result
 
     return captions
@@ -86,7 +86,9 @@ def served_model(url: str, *, key: str = "", timeout: float = 30.0) -> str:
     try:
         names = [each["id"] for each in answer["data"]]
     except (KeyError, TypeError) as error:
-        raise UserError(f"{url}/models does not answer as an OpenAI-compatible server does; is the address right?") from error
+        raise UserError(
+            f"{url}/models does not answer as an OpenAI-compatible server does; is the address right?"
+        ) from error
     if len(names) != 1:
         raise UserError(f"{url} has {len(names)} models; name one with --model: {', '.join(names[:20])}")
     return names[0]

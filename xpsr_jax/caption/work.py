@@ -67,7 +67,8 @@ class Tally:
 
     def __str__(self) -> str:
         parts = [f"{self.captioned} captioned"]
-        parts += [f"{count} {what}" for count, what in ((self.known, "known"), (self.duplicates, "duplicates")) if count]
+        parts += [f"{self.known} known"] if self.known else []
+        parts += [f"{self.duplicates} duplicates"] if self.duplicates else []
         parts += [f"{self.changed} of them changed since"] if self.changed else []
         parts += [f"{len(self.failed)} failed"] if self.failed else []
         return ", ".join(parts)
