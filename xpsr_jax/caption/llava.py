@@ -83,6 +83,7 @@ def load(
         import torch
     except ImportError as error:
         raise UserError('LLaVA runs on PyTorch: pip install "xpsr-jax[torch]"') from error
+    from safetensors import SafetensorError
     from transformers import AutoConfig, LlavaForConditionalGeneration, LlavaProcessor
 
     if device == "auto":
@@ -99,7 +100,8 @@ def load(
         processor = LlavaProcessor.from_pretrained(name)
         model = LlavaForConditionalGeneration.from_pretrained(name, dtype=getattr(torch, dtype))
         model.eval().to(torch.device(device))
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:  # hub, files, configuration, device
+    # Of the hub and the files, of configurations, of weights that do not fit, of the device.
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         first_line = str(error).strip().split("\n")[0]
         raise UserError(
             f"LLaVA cannot be loaded from {name}: {first_line} Name a local folder with --model, or a model of the "

@@ -25,6 +25,8 @@ logging.getLogger("urllib3").setLevel(logging.ERROR)
 _RETRIED = (408, 425, 429, 500, 502, 503, 504)
 # Of a wrong address, key or model.
 _HOPELESS = (401, 403, 404, 405)
+# Seconds of the first wait.
+BACKOFF = 0.5
 # The server must be down when so many images fail, one after the other.
 _FAILURES_IN_A_ROW = 20
 # Sent as they are. Others, and those that have to be turned, are sent as PNG.
@@ -143,9 +145,9 @@ def _request(pool: urllib3.PoolManager, server: Server, method: str, path: str, 
         total=server.retries,
         status_forcelist=_RETRIED,
         allowed_methods=None,
-        backoff_factor=0.5,
+        backoff_factor=BACKOFF,
         backoff_max=60,
-        backoff_jitter=0.5,
+        backoff_jitter=BACKOFF,
         raise_on_status=False,
     )
     try:
