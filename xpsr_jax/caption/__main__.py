@@ -178,7 +178,7 @@ def make_captioner(command: LlavaCommand | ServerCommand | MeasuredCommand) -> t
         def measure(image: Image) -> Caption:
             return Caption(high, describe_quality(image.pixels))
 
-        return lambda images: in_flight(measure, images, workers), "measured"
+        return lambda images: in_flight(measure, images, workers, ordered=True), "measured"
     asked = instructions(command.instructions, command.ask)
     if isinstance(command, LlavaCommand):
         model = llava.load(

@@ -17,43 +17,50 @@ class Stop(UserError):
 
 
 def in_flight(
-    function: Callable[[Item], Result], items: Iterable[Item], workers: int
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int, *, ordered: bool = False
 ) -> Iterator[tuple[Item, Result | UserError]]:
-    """Calls `function` on each item in so many threads: the items and what came of them, in the order of completion.
+    """Calls `function` on each item in so many threads: the items and what came of them, as soon as they are done.
 
     Items are taken when they are wanted, by the caller's thread. An error of one item is its result; `Stop`, and what
     is no UserError, is raised here. Whoever stops listening does not wait for calls that are under way: the threads are
     daemons, unlike those of concurrent.futures, and a request may take minutes to time out.
+
+    Args:
+      ordered: results are in the order of the items.
     """
     todo: queue.SimpleQueue = queue.SimpleQueue()
     done: queue.SimpleQueue = queue.SimpleQueue()
+    early: dict[int, tuple[Item, Result | UserError]] = {}
 
     def work() -> None:
         while (call := todo.get()) is not None:
-            [item] = call
+            number, item = call
             try:
-                done.put((item, function(item)))
+                done.put((number, item, function(item)))
             except BaseException as error:
-                done.put((item, error))
+                done.put((number, item, error))
 
-    def result() -> tuple[Item, Result | UserError]:
-        item, value = done.get()
-        if isinstance(value, BaseException) and (isinstance(value, Stop) or not isinstance(value, UserError)):
-            raise value
-        return item, value
+    def result(wanted: int) -> tuple[Item, Result | UserError]:
+        while wanted not in early:
+            number, item, value = done.get()
+            if isinstance(value, BaseException) and (isinstance(value, Stop) or not isinstance(value, UserError)):
+                raise value
+            early[number if ordered else wanted] = item, value
+        return early.pop(wanted)
 
     for _ in range(workers):
         threading.Thread(target=work, daemon=True).start()
-    waiting = 0
+    asked = answered = 0
     try:
         for item in items:
-            todo.put([item])
-            waiting += 1
-            while waiting >= 2 * workers or (waiting and not done.empty()):
-                yield result()
-                waiting -= 1
-        for _ in range(waiting):
-            yield result()
+            todo.put((asked, item))
+            asked += 1
+            while asked - answered >= 2 * workers or (asked > answered and not done.empty()):
+                yield result(answered)
+                answered += 1
+        while answered < asked:
+            yield result(answered)
+            answered += 1
     finally:
         with contextlib.suppress(queue.Empty):  # what nobody waits for is not begun
             while True:

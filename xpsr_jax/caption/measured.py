@@ -21,7 +21,7 @@ _PATCHES_A_SIDE = 4
 # How steep edges are in well reduced photographs that a Gaussian of this deviation (pixels) has blurred; medians over
 # five crops of each of configs/tiny.py's training photographs: benchmarks/captions.py --calibrate.
 _BLURS = (0.0, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 3.0)
-_STEEPNESS = (0.564, 0.536, 0.491, 0.445, 0.417, 0.395, 0.378, 0.364, 0.342, 0.318, 0.297, 0.281)
+_STEEPNESS = (0.579, 0.551, 0.503, 0.462, 0.432, 0.407, 0.387, 0.370, 0.345, 0.318, 0.298, 0.281)
 
 # What the high-pass filter leaves of white noise.
 _WHITE_NOISE = 0.778
@@ -31,7 +31,7 @@ _COLORED_NOISE = 0.35
 
 # JPEG qualities to try; steps of less make the dips too shallow to find.
 _QUALITIES = range(20, 101, 8)
-_DIP = 0.08
+_DIP, _DIP_OF_BLOCKS = 0.08, 0.05
 
 
 @dataclass(frozen=True)
@@ -147,19 +147,28 @@ def _compression(patches: list[np.ndarray]) -> float:
     """Scale of the JPEG tables that the image was last compressed with, 0 if there is no trace of any.
 
     An image changes least when it is compressed again as it was before: the error has a dip at that quality (Farid,
-    Exposing digital forgeries from JPEG ghosts, 2009). Blocks are looked for where a file's are: at multiples of 8.
+    Exposing digital forgeries from JPEG ghosts, 2009). It has nothing to do with blocks
+    if it is there as well when they begin elsewhere. Blocks are looked for where a file's are: at multiples of 8.
     """
+    grays = [cv2.cvtColor(patch, cv2.COLOR_RGB2GRAY) for patch in patches]
+    dips = _dips(grays)
+    deepest = int(dips.argmax())
+    elsewhere = _dips([gray[4:-4, 4:-4] for gray in grays])
+    if dips[deepest] < _DIP or dips[deepest] - elsewhere[deepest] < _DIP_OF_BLOCKS:
+        return 0.0
+    return quantisation_scale(_QUALITIES[deepest + 1])
+
+
+def _dips(grays: list[np.ndarray]) -> Float[np.ndarray, "qualities-2"]:
+    """By how much the logarithm of the error of compression is less at a quality than at those beside it."""
     errors = np.zeros(len(_QUALITIES))
-    for patch in patches:
-        gray = cv2.cvtColor(patch, cv2.COLOR_RGB2GRAY)
+    for gray in grays:
         for i, quality in enumerate(_QUALITIES):
             _, data = cv2.imencode(".jpg", gray, [cv2.IMWRITE_JPEG_QUALITY, quality])
             again = np.asarray(cv2.imdecode(data, cv2.IMREAD_GRAYSCALE))
-            errors[i] += np.square(cv2.absdiff(gray, again), dtype=np.float32).mean() / len(patches)
+            errors[i] += np.square(cv2.absdiff(gray, again), dtype=np.float32).mean() / len(grays)
     logs = np.log(errors + 0.05)  # less than rounding to 8 bits does
-    dips = (logs[:-2] + logs[2:]) / 2 - logs[1:-1]
-    deepest = int(dips.argmax())
-    return quantisation_scale(_QUALITIES[deepest + 1]) if dips[deepest] > _DIP else 0.0
+    return (logs[:-2] + logs[2:]) / 2 - logs[1:-1]
 
 
 def _word(value: float, limits: tuple[float, ...], words: tuple[str, ...]) -> str:

@@ -121,12 +121,12 @@ def caption_images(
                 bar.update()
 
             def copy(name: str, record: Record) -> None:
-                file.append(record | {"image": name})
+                file.append(_shortened(others.fill(record | {"image": name})))
                 tally.duplicates += 1
                 bar.update()
 
             def fresh() -> Iterator[Image]:
-                for name, image in in_flight(lambda name: _read(name, by_name[name]), todo, READERS):
+                for name, image in in_flight(lambda name: _read(name, by_name[name]), todo, READERS, ordered=True):
                     if isinstance(image, UserError):
                         fail(name, image)
                     elif image.sha256 in known:
@@ -143,7 +143,8 @@ def caption_images(
                     for name in (image.name, *duplicates):
                         fail(name, caption)
                     continue
-                record = _record(image, others.fill(image, caption), source)
+                record = {"image": image.name, "high": caption.high, "low": caption.low}
+                record = _shortened(others.fill(record | {"source": source, "sha256": image.sha256}))
                 known[image.sha256] = record
                 file.append(record)
                 tally.captioned += 1
@@ -192,11 +193,11 @@ class _Others:
         self._by_name = read_records(file) if file else {}
         self._by_content = {record["sha256"]: record for record in self._by_name.values() if "sha256" in record}
 
-    def fill(self, image: Image, caption: Caption) -> Caption:
-        other = self._by_content.get(image.sha256) or self._by_name.get(image.name)
+    def fill(self, record: Record) -> Record:
+        other = self._by_content.get(record["sha256"]) or self._by_name.get(record["image"])
         if other is None:
-            return caption
-        return Caption(caption.high or other["high"].strip(), caption.low or other["low"].strip())
+            return record
+        return record | {level: record[level] or other[level].strip() for level in ("high", "low")}
 
 
 def _by_name(inputs: Sequence[Input]) -> dict[str, Path]:
@@ -226,13 +227,12 @@ def _read(name: str, path: Path) -> Image:
     return Image(name, data, decode_image(data, path), hashlib.sha256(data).hexdigest())
 
 
-def _record(image: Image, caption: Caption, source: str) -> Record:
-    record: Record = {"image": image.name, "high": first_sentences(caption.high), "low": first_sentences(caption.low)}
-    record |= {"source": source, "sha256": image.sha256}
+def _shortened(record: Record) -> Record:
+    """First sentences for CLIP; what is longer is kept beside them."""
     for level in ("high", "low"):
-        whole = getattr(caption, level)
-        if record[level] != whole:
-            record[f"{level}_whole"] = whole
+        first = first_sentences(record[level])
+        if first != record[level]:
+            record |= {level: first, f"{level}_whole": record[level]}
     return record
 
 
