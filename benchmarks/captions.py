@@ -132,13 +132,15 @@ def correlate(arguments: Arguments) -> tuple[str, dict[str, float]]:
 
     rows = ["| drawn, and measured | crops | rank correlation | 95% interval |", "|---|---|---|---|"]
     for degradation, names in (("whole degradation", ("whole",) * 3), ("nothing else", ("blur", "noise", "JPEG"))):
-        blur, noise, compression = names
-        rows += [
-            row(f"blur, {degradation}", blur, looks("blur"), found("blur")),
-            row(f"noise, {degradation}", noise, looks("noise"), found("noise")),
-            row(f"JPEG, {degradation}, the last step", compression, last_scale, found("compression"), jpeg_last),
-            row(f"JPEG, {degradation}, reduced after it", compression, last_scale, found("compression"), jpeg_first),
-        ]
+        blur, noise, jpeg = names
+        compression = last_scale, found("compression")
+        rows.append(row(f"blur, {degradation}", blur, looks("blur"), found("blur")))
+        rows.append(row(f"noise, {degradation}", noise, looks("noise"), found("noise")))
+        if jpeg == "whole":
+            rows.append(row(f"JPEG, {degradation}, as the last step", jpeg, *compression, jpeg_last))
+            rows.append(row(f"JPEG, {degradation}, resized after it", jpeg, *compression, jpeg_first))
+        else:
+            rows.append(row(f"JPEG, {degradation}", jpeg, *compression))
     rows.append(row("blur, whole degradation, by blur_effect", "whole", looks("blur"), blur_by_skimage))
     if importlib.util.find_spec("pywt"):
         rows.append(row("noise, whole degradation, by estimate_sigma", "whole", looks("noise"), noise_by_skimage))

@@ -7,6 +7,7 @@ import io
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -19,6 +20,9 @@ from xpsr_jax.errors import UserError
 from xpsr_jax.weights.atomic import new_file
 
 _SIDE = 320  # of pictures, in pixels
+_COUNTED = 20_000  # captions whose tokens are counted: of a million it would take half an hour
+
+Item = TypeVar("Item")
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -57,7 +61,7 @@ def write_report(captions: Path, images: Path, output: Path, *, count: int = 200
     records = list(read_records(captions).values())
     if not records:
         raise UserError(f"{captions} holds no captions")
-    chosen = [records[i] for i in np.unique(np.linspace(0, len(records) - 1, min(count, len(records))).astype(int))]
+    chosen = _spread(records, count)
     page = _PAGE.format(
         title=html.escape(captions.name),
         summary="".join(
@@ -79,17 +83,23 @@ def summary(records: Sequence[Record], *, shown: int) -> dict[str, str]:
         facts["of the same content as another"] = str(len(contents) - len(set(contents)))
     for level in ("high", "low"):
         texts = [record[level] for record in records if record[level].strip()]
-        tokens = [count_tokens(text) for text in texts]
+        tokens = [count_tokens(text) for text in _spread(texts, _COUNTED)]
         over = sum(length > MAX_TOKENS for length in tokens)
         shortened = sum(f"{level}_whole" in record for record in records)
         typical = f", {statistics.median(tokens):.0f} tokens in the median" if tokens else ""
+        counted = f" (of {len(tokens)} looked at)" if len(tokens) < len(texts) else ""
         facts[f"{level}-level captions"] = (
             f"{len(texts)} ({len(set(texts))} different){typical}; longer than CLIP's {MAX_TOKENS} tokens: {shortened} "
-            f"kept to their first sentences, {over} still too long"
+            f"kept to their first sentences, {over} still too long{counted}"
         )
     sources = collections.Counter(str(record.get("source", "not named")) for record in records)
     facts["written by"] = "; ".join(f"{source} ({number})" for source, number in sources.most_common())
     return facts
+
+
+def _spread(items: Sequence[Item], count: int) -> list[Item]:
+    """So many of them, evenly spread, from the first to the last."""
+    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).astype(int))]
 
 
 def _figure(record: Record, images: Path) -> str:
