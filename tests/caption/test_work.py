@@ -15,6 +15,7 @@ from xpsr_jax.caption.report import write_report
 from xpsr_jax.caption.sentences import count_tokens, first_sentences
 from xpsr_jax.caption.work import caption_images, find_images
 from xpsr_jax.data.captions import Caption, read_captions, read_records, write_captions
+from xpsr_jax.data.offline_pairs import OfflinePairs
 from xpsr_jax.errors import UserError
 
 LONG = "A cat sits on a red sofa. " + "It looks at the old clock on the wall, which has stopped at five. " * 8
@@ -227,3 +228,24 @@ def test_line_by_line(folder):
     (folder / "b/d.png").unlink()
     _, output = work(folder, [], captioner)
     assert [json.loads(line)["high"] for line in output.read_text().splitlines()] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("dataset", ["", "dataset_0/"])
+def test_into_ready_made_pairs(tmp_path, capsys, dataset):
+    for kind in ("HR", "LR"):
+        paint(tmp_path / "pairs" / dataset / kind / "a" / "b.png", 0 if kind == "HR" else 1)
+    captions = tmp_path / "captions.jsonl"
+    assert main(["measured", str(tmp_path / "pairs"), "--output", str(captions), "--high", "noise"]) == 0
+    write_captions(
+        captions,
+        read_captions(captions)
+        | {f"{dataset}HR/a/b.png": Caption("sharp noise", ""), f"{dataset}LR/a/b.png": Caption("noise", "poor")},
+    )
+    assert main(["pairs", str(captions), "--pairs", str(tmp_path / "pairs")]) == 0
+    assert capsys.readouterr().out.endswith(f"3 texts written to {tmp_path / 'pairs'}\n")
+    [sample] = OfflinePairs(tmp_path / "pairs", missing="empty")
+    assert (sample.caption, sample.lr_caption) == (Caption("sharp noise", ""), Caption("noise", "poor"))
+    for wrong in ("a/b.png", "LR", f"{dataset}LR/c.png", f"{dataset}XR/a/b.png"):
+        write_captions(captions, {wrong: Caption("x", "y")})
+        assert main(["pairs", str(captions), "--pairs", str(tmp_path / "pairs")]) == 1
+        assert f"{wrong} is no image of the pairs" in capsys.readouterr().err

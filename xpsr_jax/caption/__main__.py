@@ -1,4 +1,4 @@
-"""Captions for images: python -m xpsr_jax.caption llava|server|measured|merge|report
+"""Captions for images: python -m xpsr_jax.caption llava|server|measured|merge|report|pairs
 
 Captions are JSON lines {"image", "high", "low", "source", "sha256"}, appended as they come. The same command goes on
 where it was stopped, captions new and changed images, and tries failed ones again.
@@ -18,6 +18,7 @@ from xpsr_jax.caption.captions_file import merge
 from xpsr_jax.caption.in_flight import in_flight
 from xpsr_jax.caption.instructions import Preset, Which, instructions
 from xpsr_jax.caption.measured import describe_quality
+from xpsr_jax.caption.pairs import write_into_pairs
 from xpsr_jax.caption.report import write_report
 from xpsr_jax.caption.work import (
     Captioner,
@@ -131,12 +132,23 @@ class ReportCommand:
     """Images to show, spread evenly over the file."""
 
 
+@dataclass(frozen=True)
+class PairsCommand:
+    """Captions of a folder of ready-made pairs into its text files: dataset_0/highlevel_prompt/a.txt and so on."""
+
+    captions: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    """File of captions, of images such as dataset_0/LR/a.png."""
+    pairs: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder of the pairs."""
+
+
 Command = (
     Annotated[LlavaCommand, tyro.conf.subcommand("llava")]
     | Annotated[ServerCommand, tyro.conf.subcommand("server")]
     | Annotated[MeasuredCommand, tyro.conf.subcommand("measured")]
     | Annotated[MergeCommand, tyro.conf.subcommand("merge")]
     | Annotated[ReportCommand, tyro.conf.subcommand("report")]
+    | Annotated[PairsCommand, tyro.conf.subcommand("pairs")]
 )
 
 
@@ -153,13 +165,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def run(command: LlavaCommand | ServerCommand | MeasuredCommand | MergeCommand | ReportCommand) -> int:
+def run(command: LlavaCommand | ServerCommand | MeasuredCommand | MergeCommand | ReportCommand | PairsCommand) -> int:
     if isinstance(command, MergeCommand):
         count, same, replaced = merge(command.files, command.output)
         print(f"{count} captions in {command.output}; {same} lines were there twice, {replaced} replaced by later ones")
         return 0
     if isinstance(command, ReportCommand):
         print(write_report(command.captions, command.images, command.output, count=command.count))
+        return 0
+    if isinstance(command, PairsCommand):
+        print(f"{write_into_pairs(command.captions, command.pairs)} texts written to {command.pairs}")
         return 0
     shard = parse_shard(command.shard)
     output = shard_file(command.output, shard)
