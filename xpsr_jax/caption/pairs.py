@@ -15,8 +15,8 @@ _FOLDERS = {"HR": (HIGH_HR, LOW_HR), "LR": (HIGH_LR, LOW_LR)}
 def write_into_pairs(captions: Path, root: Path) -> int:
     """Writes captions to the text files that training reads, in the place of what is there; not empty ones.
 
-    Those of `dataset_0/LR/a.png` go to `dataset_0/highlevel_prompt/a.txt` and `dataset_0/lowlevel_prompt_q/a.txt`, those
-    of HR images to the folders whose names end in `_GT`.
+    Those of `dataset_0/LR/a.png` go to `dataset_0/highlevel_prompt/a.txt` and `dataset_0/lowlevel_prompt_q/a.txt`,
+    those of HR images to the folders whose names end in `_GT`.
 
     Returns: how many texts were written.
 
