@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -48,7 +48,7 @@ from xpsr_jax.data.quality import (
 )
 from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.crops import Crop, Image, Scores, cut_crops, enlarge, measure
-from xpsr_jax.inference.compilation import use_compilation_cache
+from xpsr_jax.inference.compilation import use_compilation_cache, use_fast_convolutions
 from xpsr_jax.inference.image_io import check_writable
 from xpsr_jax.weights.atomic import new_file
 
@@ -69,10 +69,12 @@ class Arguments:
     """Folder to write to."""
     degraded: int = 5
     """Degraded crops of each photograph, for the correlations."""
-    crops: int = 6
+    crops: int = 3
     """Crops of each held-out photograph, to restore."""
     steps: int = 4
     """Sampling steps."""
+    only: Literal["correlations", "quality"] | None = None
+    """One of the two parts."""
     calibrate: bool = False
     """Print the table of edges, and nothing else."""
 
@@ -105,14 +107,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: Arguments) -> None:
     use_compilation_cache()
     check_writable(arguments.output)
-    text, correlations = correlate(arguments)
-    print(text)
-    more, scores = compare(arguments)
-    print(more)
-    record = {"correlations": correlations, "scores": scores}
-    for name, content in (("results.md", f"{text}\n{more}"), ("results.json", json.dumps(record, indent=1) + "\n")):
-        with new_file(arguments.output / name) as file:
-            file.write_text(content, encoding="utf-8")
+    parts: dict[str, Callable] = {"correlations": correlate, "quality": compare}
+    for name in parts if arguments.only is None else (arguments.only,):
+        text, numbers = parts[name](arguments)
+        print(text)
+        for suffix, content in ((".md", text), (".json", json.dumps(numbers, indent=1) + "\n")):
+            with new_file(arguments.output / f"{name}{suffix}") as file:
+                file.write_text(content, encoding="utf-8")
 
 
 def correlate(arguments: Arguments) -> tuple[str, dict[str, float]]:
@@ -243,6 +244,7 @@ def compare(arguments: Arguments) -> tuple[str, Scores]:
     """The table of the small model's quality, and all scores."""
     crops = cut_crops(arguments.photos, load_config(arguments.config).images.exclude, count=arguments.crops)
     model = xpsr_jax.load(arguments.model)
+    use_fast_convolutions(model)
     sampling = dataclasses.replace(model.defaults, steps=arguments.steps)
     results = {"bicubic": [enlarge(crop.lr, crop.original.shape) for crop in crops]}
     for name, words in WORDS.items():

@@ -22,7 +22,7 @@ from xpsr_jax.data.captions import Caption, read_captions
 from xpsr_jax.demo import ASSETS, side_by_side
 from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.fidelity import psnr_y
-from xpsr_jax.inference.compilation import use_compilation_cache
+from xpsr_jax.inference.compilation import use_compilation_cache, use_fast_convolutions
 from xpsr_jax.inference.image_io import Picture, read_image, write_picture
 from xpsr_jax.inference.restore import restore
 
@@ -72,6 +72,7 @@ def run(arguments: Arguments) -> None:
         "both wrong": Caption(arguments.high, arguments.low),
     }
     model = xpsr_jax.load(arguments.model)
+    use_fast_convolutions(model)
     sampling = model.defaults
     if arguments.steps is not None:
         sampling = dataclasses.replace(sampling, steps=arguments.steps)
