@@ -22,6 +22,7 @@ import tyro
 from tqdm import tqdm
 
 import xpsr_jax
+from xpsr_jax.caption.measured import describe_quality
 from xpsr_jax.config import Mesh, Sampling
 from xpsr_jax.data.captions import Caption, read_captions
 from xpsr_jax.distributed import Mode, part_of
@@ -71,8 +72,9 @@ class Arguments:
     """Variant of the weight files, such as fp16 for model.fp16.safetensors."""
     captions: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
     """JSON lines with the images' captions. Image paths are relative to this file, or to the input folder."""
-    missing_captions: Literal["error", "empty"] = "error"
-    """What to do about an image without captions: stop before the work begins, or restore it without."""
+    missing_captions: Literal["error", "empty", "measured"] = "error"
+    """What to do about an image without captions: stop before the work begins, restore it without, or write the
+    low-level one from measurements of the image."""
     high_captions: bool = True
     """Whether to use what the captions say of the content (paper, Table 2)."""
     low_captions: bool = True
@@ -191,9 +193,9 @@ def run(arguments: Arguments) -> int:
     )
     inputs = list_inputs(arguments.inputs, exclude=arguments.output)
     outputs = output_paths(inputs, arguments.output, arguments.format)
-    captions = find_captions(inputs, arguments)
     # What others restore is their affair from here on: this process looks at none of it.
-    inputs, outputs, captions = inputs[share::shares], outputs[share::shares], captions[share::shares]
+    inputs, outputs = inputs[share::shares], outputs[share::shares]
+    captions = find_captions(inputs, arguments)
     manifest = Manifest(arguments.output)
     there = [] if arguments.overwrite else outputs_there(inputs, outputs, manifest)
     check_writable(arguments.output)
@@ -374,7 +376,8 @@ def find_captions(inputs: Sequence[Input], arguments: Arguments) -> list[Caption
         caption = next((known[name.as_posix()] for name in (*names, each.name) if name.as_posix() in known), None)
         if caption is None:
             missing.append(each.path)
-            caption = Caption("", "")
+            measured = arguments.missing_captions == "measured"
+            caption = measured_caption(each.path, arguments) if measured else Caption("", "")
         found.append(
             Caption(caption.high if arguments.high_captions else "", caption.low if arguments.low_captions else "")
         )
@@ -382,9 +385,18 @@ def find_captions(inputs: Sequence[Input], arguments: Arguments) -> list[Caption
         where = f"in {arguments.captions}" if arguments.captions else "(no --captions FILE)"
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(
-            f"no captions for {missing[0]}{others} {where}: add them, or --missing-captions empty to restore without"
+            f"no captions for {missing[0]}{others} {where}: add them, or --missing-captions empty to restore without, "
+            "or --missing-captions measured"
         )
     return found
+
+
+def measured_caption(path: Path, arguments: Arguments) -> Caption:
+    """What measurements say of the quality; nothing if the image cannot be read, which is told when it is restored."""
+    try:
+        return Caption("", describe_quality(read_picture(path, max_pixels=round(arguments.max_megapixels * 1e6)).rgb))
+    except UserError:
+        return Caption("", "")
 
 
 if __name__ == "__main__":

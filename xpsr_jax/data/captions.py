@@ -2,14 +2,17 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from xpsr_jax.data.quality import describe
 from xpsr_jax.errors import UserError
 
-__all__ = ["Caption", "describe", "read_captions", "write_captions"]
+__all__ = ["Caption", "describe", "read_captions", "read_records", "write_captions", "write_records"]
+
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -35,23 +38,29 @@ def read_captions(path: str | os.PathLike) -> dict[str, Caption]:
     Raises:
       UserError: the file cannot be read or a line is wrong; names the file and the line.
     """
+    records = read_records(path)
+    return {image: Caption(record["high"].strip(), record["low"].strip()) for image, record in records.items()}
+
+
+def read_records(path: str | os.PathLike) -> dict[str, Record]:
+    """The same lines with all their keys, such as "source" and "sha256". Raises as `read_captions`."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"Cannot read the captions {path}: {error}") from error
-    captions: dict[str, Caption] = {}
+    records: dict[str, Record] = {}
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
-        image, caption = _parse(line, where=f"{path}, line {number}")
-        if image in captions:
-            raise UserError(f"{path}, line {number}: a second caption for {image!r}; remove one of them.")
-        captions[image] = caption
-    return captions
+        record = _parse(line, where=f"{path}, line {number}")
+        if record["image"] in records:
+            raise UserError(f"{path}, line {number}: a second caption for {record['image']!r}; remove one of them.")
+        records[record["image"]] = record
+    return records
 
 
-def _parse(line: str, *, where: str) -> tuple[str, Caption]:
+def _parse(line: str, *, where: str) -> Record:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
@@ -61,7 +70,7 @@ def _parse(line: str, *, where: str) -> tuple[str, Caption]:
     for key in ("image", "high", "low"):
         if not isinstance(record.get(key), str):
             raise UserError(f"{where}: {key!r} must be a text, got {json.dumps(record.get(key))}.")
-    return Path(record["image"]).as_posix(), Caption(record["high"].strip(), record["low"].strip())
+    return record | {"image": Path(record["image"]).as_posix()}
 
 
 def write_captions(path: str | os.PathLike, captions: Mapping[str, Caption], *, source: str | None = None) -> None:
@@ -70,14 +79,23 @@ def write_captions(path: str | os.PathLike, captions: Mapping[str, Caption], *, 
     Args:
       source: names the captioner.
     """
+    further = {"source": source} if source else {}
+    write_records(path, [{"image": i, "high": c.high, "low": c.low} | further for i, c in captions.items()])
+
+
+def write_records(path: str | os.PathLike, records: Iterable[Record]) -> None:
+    """Writes what `read_records` reads. Raises UserError where the system refuses."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
     try:
         with open(partial, "w", encoding="utf-8") as file:
-            for image, caption in captions.items():
-                record = {"image": image, "high": caption.high, "low": caption.low}
-                file.write(json.dumps(record | ({"source": source} if source else {}), ensure_ascii=False) + "\n")
+            file.writelines(line_of(record) for record in records)
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise UserError(f"Cannot write the captions {path}: {error}") from error
+
+
+def line_of(record: Record) -> str:
+    """A record's line, with its end."""
+    return json.dumps(record, ensure_ascii=False) + "\n"

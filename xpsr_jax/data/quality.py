@@ -1,6 +1,7 @@
 """Low-level captions from the degradation that was drawn: what a captioner would say of the degraded image.
 
-`appearance` estimates what remains visible in the LR image; `describe` puts it into words.
+`appearance` estimates what remains visible in the LR image; `describe_appearance` puts it into words. (`measured` in
+xpsr_jax/caption sees the same in the image itself.)
 """
 
 import math
@@ -122,13 +123,19 @@ _VERDICTS = (
 
 
 def describe(drawn: Drawn | None, rng: np.random.Generator | None = None) -> str:
-    """A sentence or two on the quality of an image degraded as `drawn`; None: of a clean image.
+    """A sentence or two on the quality of an image degraded as `drawn`; None: of a clean image. In the words of
+    `describe_appearance`.
+    """
+    return describe_appearance(Appearance() if drawn is None else appearance(drawn), rng)
+
+
+def describe_appearance(seen: Appearance, rng: np.random.Generator | None = None) -> str:
+    """A sentence or two on the quality of an image that looks like this.
 
     Says how blurred it is, how much noise there is and whether it is colored, how strong the compression and the loss
     of resolution are. `rng` chooses among wordings, order and what goes without saying, so that a text encoder learns
     words rather than templates; without it the plain wording is used.
     """
-    seen = Appearance() if drawn is None else appearance(drawn)
     blur = _grade(seen.blur, BLUR_LIMITS)
     noise = _grade(seen.noise, NOISE_LIMITS)
     compression = _grade(seen.compression, COMPRESSION_LIMITS)

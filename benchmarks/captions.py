@@ -1,0 +1,308 @@
+"""How well measured captions tell degradations apart, and what they are worth to the small model.
+
+python -m benchmarks.captions --photos PHOTOS
+
+First, crops of all photographs are degraded: once by the whole degradation (method §9), and once each by nothing but
+the drawn blur, noise and JPEG. Spearman's rank correlation says whether `xpsr_jax.caption.measured` ranks the degraded
+images by what was drawn. Measures of scikit-image are beside it (the one of noise needs PyWavelets).
+
+Then the small model restores crops of held-out photographs (those of benchmarks/tiny_quality.py) with low-level
+captions from the drawn degradation, from measurements, and with none. Differences are paired, with 95% intervals from
+a bootstrap over the crops.
+
+--calibrate prints the table of edges that measured.py has, from the photographs that the small model was trained on.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import tyro
+from scipy.stats import spearmanr
+from skimage.measure import blur_effect
+from tqdm import tqdm
+
+import xpsr_jax
+from benchmarks.tiny_quality import ROOT, restore_all
+from xpsr_jax.caption import measured
+from xpsr_jax.caption.measured import Quality, describe_quality, measure_quality
+from xpsr_jax.config import load_config
+from xpsr_jax.data.captions import Caption
+from xpsr_jax.data.degradation import XPSR, Drawn, apply, draw
+from xpsr_jax.data.image_files import list_images, read_image
+from xpsr_jax.data.jpeg import quantisation_scale, to_uint8
+from xpsr_jax.data.quality import (
+    BLUR_LIMITS,
+    COMPRESSION_LIMITS,
+    NOISE_LIMITS,
+    appearance,
+    describe_appearance,
+)
+from xpsr_jax.errors import UserError
+from xpsr_jax.evaluation.crops import Crop, Image, Scores, cut_crops, enlarge, measure
+from xpsr_jax.inference.compilation import use_compilation_cache, use_fast_convolutions
+from xpsr_jax.inference.image_io import check_writable
+from xpsr_jax.weights.atomic import new_file
+
+SEED = 11
+LIMITS = {"blur": BLUR_LIMITS, "noise": NOISE_LIMITS, "compression": COMPRESSION_LIMITS}
+NONE, DRAWN, MEASURED, FIRST_SENTENCE = "none", "drawn", "measured", "measured, first sentence only"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    photos: Path
+    """Folder with the photographs and captions.jsonl."""
+    model: Path = ROOT / "xpsr_jax" / "assets" / "tiny"
+    """Model folder."""
+    config: str = str(ROOT / "configs" / "tiny.py")
+    """The training configuration that names the photographs it held out."""
+    output: Path = Path("outputs/captions")
+    """Folder to write to."""
+    degraded: int = 5
+    """Degraded crops of each photograph, for the correlations."""
+    crops: int = 3
+    """Crops of each held-out photograph, to restore."""
+    steps: int = 4
+    """Sampling steps."""
+    only: Literal["correlations", "quality"] | None = None
+    """One of the two parts."""
+    calibrate: bool = False
+    """Print the table of edges, and nothing else."""
+
+
+@dataclass(frozen=True)
+class Degraded:
+    """An LR image, what was drawn for it and what was measured on it."""
+
+    lr: Image
+    drawn: Drawn
+    quality: Quality
+
+
+Measure = Callable[[Degraded], float]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
+    try:
+        if arguments.calibrate:
+            calibrate(arguments)
+        else:
+            run(arguments)
+    except UserError as error:
+        print(f"captions.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(arguments: Arguments) -> None:
+    use_compilation_cache()
+    check_writable(arguments.output)
+    parts: dict[str, Callable] = {"correlations": correlate, "quality": compare}
+    for name in parts if arguments.only is None else (arguments.only,):
+        text, numbers = parts[name](arguments)
+        print(text)
+        for suffix, content in ((".md", text), (".json", json.dumps(numbers, indent=1) + "\n")):
+            with new_file(arguments.output / f"{name}{suffix}") as file:
+                file.write_text(content, encoding="utf-8")
+
+
+def correlate(arguments: Arguments) -> tuple[str, dict[str, float]]:
+    """The tables of correlations and of grades, and all numbers."""
+    crops = list(cut(arguments.photos, list_images(arguments.photos), arguments.degraded))
+    begin = time.perf_counter()
+    sets = {name: degrade(crops, keep) for name, keep in ALONE.items()}
+    milliseconds = (time.perf_counter() - begin) * 1e3 / (len(crops) * len(sets))
+
+    numbers: dict[str, float] = {}
+
+    def row(name: str, of: str, drawn: Measure, seen: Measure, chosen: Callable[[Degraded], bool] | None = None) -> str:
+        values = np.array([(drawn(each), seen(each)) for each in sets[of] if chosen is None or chosen(each)])
+        low, high = interval(values, lambda rows: spearmanr(*rows.T)[0])
+        numbers[name] = float(spearmanr(*values.T)[0])
+        return f"| {name} | {len(values)} | {numbers[name]:.2f} | {low:.2f} to {high:.2f} |"
+
+    rows = ["| drawn, and measured | crops | rank correlation | 95% interval |", "|---|---|---|---|"]
+    for degradation, names in (("whole degradation", ("whole",) * 3), ("nothing else", ("blur", "noise", "JPEG"))):
+        blur, noise, jpeg = names
+        compression = last_scale, found("compression")
+        rows.append(row(f"blur, {degradation}", blur, looks("blur"), found("blur")))
+        rows.append(row(f"noise, {degradation}", noise, looks("noise"), found("noise")))
+        if jpeg == "whole":
+            rows.append(row(f"JPEG, {degradation}, as the last step", jpeg, *compression, jpeg_last))
+            rows.append(row(f"JPEG, {degradation}, resized after it", jpeg, *compression, jpeg_first))
+        else:
+            rows.append(row(f"JPEG, {degradation}", jpeg, *compression))
+    rows.append(row("blur, whole degradation, by blur_effect", "whole", looks("blur"), blur_by_skimage))
+    if importlib.util.find_spec("pywt"):
+        rows.append(row("noise, whole degradation, by estimate_sigma", "whole", looks("noise"), noise_by_skimage))
+
+    grades = [
+        "| whole degradation | same grade | at most one off | drawn, measured: none / slight / moderate / heavy |"
+    ]
+    grades.append("|---|---|---|---|")
+    for what, limits in LIMITS.items():
+        pairs = np.array([[grade(measure(e), limits) for measure in (looks(what), found(what))] for e in sets["whole"]])
+        off = np.abs(pairs[:, 0] - pairs[:, 1])
+        counts = ["/".join(str(count) for count in np.bincount(column, minlength=4)) for column in pairs.T]
+        numbers |= {f"{what}, same grade": float((off == 0).mean()), f"{what}, one off": float((off <= 1).mean())}
+        grades.append(f"| {what} | {(off == 0).mean():.0%} | {(off <= 1).mean():.0%} | {', '.join(counts)} |")
+    heading = (
+        f"{len(crops)} crops of {len(list_images(arguments.photos))} photographs, 512 → 128. Degrading and measuring "
+        f"took {milliseconds:.0f} ms a crop."
+    )
+    return "\n\n".join((heading, "\n".join(rows), "\n".join(grades))) + "\n", numbers
+
+
+def looks(what: str) -> Measure:
+    """What training's captions say of the drawn degradation."""
+    return lambda each: getattr(appearance(each.drawn), what)
+
+
+def found(what: str) -> Measure:
+    return lambda each: getattr(each.quality.appearance, what)
+
+
+def last_scale(each: Degraded) -> float:
+    quality = each.drawn.second.jpeg_quality
+    return 0.0 if quality is None else quantisation_scale(quality)
+
+
+def jpeg_last(each: Degraded) -> bool:
+    return each.drawn.jpeg_last
+
+
+def jpeg_first(each: Degraded) -> bool:
+    return not each.drawn.jpeg_last
+
+
+def cut(photos: Path, names: Sequence[str], count: int) -> list[tuple[Image, tuple[int, int]]]:
+    """Crops of 512 pixels at fixed places, each with a seed of its own."""
+    crops = []
+    for i, name in enumerate(names):
+        photo = read_image(photos / name)
+        below, right = (max(0, 512 - side) for side in photo.shape[:2])
+        photo = cv2.copyMakeBorder(photo, 0, below, 0, right, cv2.BORDER_REFLECT_101)
+        for j in range(count):
+            rng = np.random.default_rng((SEED, i, j))
+            top, left = (int(rng.integers(side - 511)) for side in photo.shape[:2])
+            crops.append((photo[top : top + 512, left : left + 512], (i, j)))
+    return crops
+
+
+def _only(drawn: Drawn, *kept: str) -> Drawn:
+    """The draw with only these steps, and without any resize but the last."""
+    gone: dict[str, Any] = {step: None for step in ("blur", "noise", "jpeg_quality") if step not in kept}
+    first, second = (replace(stage, scale=1.0, **gone) for stage in (drawn.first, drawn.second))
+    if "blur" not in kept:
+        drawn = replace(drawn, sinc=None, final_mode="area")
+    return replace(drawn, first=first, second=second)
+
+
+ALONE: dict[str, Callable[[Drawn], Drawn]] = {
+    "whole": lambda drawn: drawn,
+    "blur": lambda drawn: _only(drawn, "blur"),
+    "noise": lambda drawn: _only(drawn, "noise"),
+    "JPEG": lambda drawn: _only(drawn, "jpeg_quality"),
+}
+
+
+def degrade(crops: Sequence[tuple[Image, tuple[int, int]]], keep: Callable[[Drawn], Drawn]) -> list[Degraded]:
+    degraded = []
+    for crop, seed in tqdm(crops, desc="degrading", disable=None):
+        rng = np.random.default_rng((SEED + 1, *seed))
+        drawn = keep(draw(XPSR, rng))
+        lr = to_uint8(apply(crop.astype(np.float32) / 255, drawn, rng).lr)
+        degraded.append(Degraded(lr, drawn, measure_quality(lr)))
+    return degraded
+
+
+def blur_by_skimage(each: Degraded) -> float:
+    return float(blur_effect(cv2.cvtColor(each.lr, cv2.COLOR_RGB2GRAY) / 255, h_size=3))  # better here than 11
+
+
+def noise_by_skimage(each: Degraded) -> float:
+    from skimage.restoration import estimate_sigma
+
+    return float(estimate_sigma(each.lr.astype(float), channel_axis=-1, average_sigmas=True))
+
+
+def grade(value: float, limits: Sequence[float]) -> int:
+    return sum(value >= limit for limit in limits)
+
+
+def compare(arguments: Arguments) -> tuple[str, Scores]:
+    """The table of the small model's quality, and all scores."""
+    crops = cut_crops(arguments.photos, load_config(arguments.config).images.exclude, count=arguments.crops)
+    model = xpsr_jax.load(arguments.model)
+    use_fast_convolutions(model)
+    sampling = dataclasses.replace(model.defaults, steps=arguments.steps)
+    results = {"bicubic": [enlarge(crop.lr, crop.original.shape) for crop in crops]}
+    for name, words in WORDS.items():
+        captions = [Caption(crop.caption.high, words(crop)) for crop in crops]
+        results[name] = restore_all(model, crops, captions, sampling, label=name)
+    scores = measure(crops, results)
+    metrics = ("LPIPS (alex)", "DISTS")
+    lines = [
+        f"{len(crops)} crops of {len({crop.name for crop in crops})} held-out photographs, {arguments.steps} steps. "
+        "Lower is better; below 0, the row is better than no low-level caption.",
+        "",
+        "| low-level caption | " + " | ".join(f"{metric} | against none, × 1000" for metric in metrics) + " |",
+        "|---" * (1 + 2 * len(metrics)) + "|",
+    ]
+    for name, of_row in scores.items():
+        cells = []
+        for metric in metrics:
+            differences = 1e3 * (np.array(of_row[metric]) - np.array(scores[NONE][metric]))
+            low, high = interval(differences, np.mean)
+            against = f"{differences.mean():+.1f} ({low:+.1f} to {high:+.1f})" if name != NONE else ""
+            cells.append(f"{np.mean(of_row[metric]):.4f} | {against}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines.append("\nMeasured against drawn, × 1000: " + "; ".join(between(scores, metric) for metric in metrics))
+    return "\n".join(lines) + "\n", scores
+
+
+WORDS: dict[str, Callable[[Crop], str]] = {
+    NONE: lambda crop: "",
+    DRAWN: lambda crop: crop.caption.low,
+    MEASURED: lambda crop: describe_quality(crop.lr),
+    FIRST_SENTENCE: lambda crop: describe_appearance(measure_quality(crop.lr).appearance),
+}
+
+
+def between(scores: Scores, metric: str) -> str:
+    differences = 1e3 * (np.array(scores[MEASURED][metric]) - np.array(scores[DRAWN][metric]))
+    low, high = interval(differences, np.mean)
+    return f"{metric} {differences.mean():+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def interval(
+    values: np.ndarray, statistic: Callable[[np.ndarray], float], resamples: int = 2000
+) -> tuple[float, float]:
+    """95% of a bootstrap's values of the statistic, resampling rows."""
+    rng = np.random.default_rng(0)
+    found = [statistic(values[rng.integers(len(values), size=len(values))]) for _ in range(resamples)]
+    low, high = np.quantile(found, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def calibrate(arguments: Arguments) -> None:
+    held_out = load_config(arguments.config).images.exclude
+    names = [name for name in list_images(arguments.photos) if name not in held_out]
+    crops = [cv2.resize(crop, (128, 128), interpolation=cv2.INTER_AREA) for crop, _ in cut(arguments.photos, names, 5)]
+    for sigma in measured._BLURS:
+        blurred = [cv2.GaussianBlur(crop, (0, 0), sigma) if sigma else crop for crop in crops]
+        print(f"{sigma}: {np.median([measured._steepness([crop]) for crop in blurred]):.3f}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

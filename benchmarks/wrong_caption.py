@@ -1,0 +1,100 @@
+"""Restores one photograph with right captions and, on purpose, with wrong ones (paper, Fig. 1).
+
+python -m benchmarks.wrong_caption [--photo PHOTO --captions captions.jsonl]
+
+Everything but the captions is the same: model, seed, settings. Writes one picture: a column for each set of captions,
+below each the difference from the first one, enlarged around grey. Prints how far apart the results are.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from PIL import Image
+
+import xpsr_jax
+from benchmarks.tiny_quality import ROOT
+from xpsr_jax.data.captions import Caption, read_captions
+from xpsr_jax.demo import ASSETS, side_by_side
+from xpsr_jax.errors import UserError
+from xpsr_jax.evaluation.fidelity import psnr_y
+from xpsr_jax.inference.compilation import use_compilation_cache, use_fast_convolutions
+from xpsr_jax.inference.image_io import Picture, read_image, write_picture
+from xpsr_jax.inference.restore import restore
+
+AMPLIFICATION = 8
+
+
+@dataclass(frozen=True)
+class Arguments:
+    photo: Path = ASSETS / "demo" / "lr.png"
+    """The degraded photograph."""
+    captions: Path = ASSETS / "demo" / "captions.jsonl"
+    """Its right captions."""
+    high: str = "Two brown spaniel dogs lean out of the window of a weathered wooden house."
+    """A wrong high-level caption."""
+    low: str = "The image is sharp and clear, with little noise and no compression artifacts."
+    """A wrong low-level caption."""
+    model: Path = ASSETS / "tiny"
+    """Model folder."""
+    steps: int | None = None
+    """Sampling steps instead of the model's own."""
+    output: Path = ROOT / "docs" / "images" / "wrong_caption.jpg"
+    """Picture to write, a JPEG."""
+    width: int = 360
+    """Of a column, in pixels."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
+    try:
+        run(arguments)
+    except UserError as error:
+        print(f"wrong_caption.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(arguments: Arguments) -> None:
+    use_compilation_cache()
+    lr, captions = read_image(arguments.photo), read_captions(arguments.captions)
+    if arguments.photo.name not in captions:
+        raise UserError(f"{arguments.captions} has no captions for {arguments.photo.name}")
+    right = captions[arguments.photo.name]
+    sets = {
+        "right captions": right,
+        "wrong content": Caption(arguments.high, right.low),
+        "wrong quality": Caption(right.high, arguments.low),
+        "both wrong": Caption(arguments.high, arguments.low),
+    }
+    model = xpsr_jax.load(arguments.model)
+    use_fast_convolutions(model)
+    sampling = model.defaults
+    if arguments.steps is not None:
+        sampling = dataclasses.replace(sampling, steps=arguments.steps)
+    restored = restore(model, [lr] * len(sets), list(sets.values()), sampling)
+    first = restored[0]
+    columns = {}
+    for (name, caption), image in zip(sets.items(), restored, strict=True):
+        difference = image.astype(np.int16) - first
+        print(
+            f"{name}: high {caption.high!r}, low {caption.low!r}\n"
+            f"  from the first: PSNR-Y {psnr_y(image, first):.1f} dB, {np.abs(difference).mean():.2f} of 255 on average"
+        )
+        enlarged = np.clip(128 + AMPLIFICATION * difference, 0, 255).astype(np.uint8)
+        columns[name] = np.concatenate([_reduced(image, arguments.width), _reduced(enlarged, arguments.width)])
+    write_picture(arguments.output, Picture(side_by_side(columns)), format="jpeg", quality=80)
+    print(f"{arguments.output}; below, the difference from the first, {AMPLIFICATION} times as strong")
+
+
+def _reduced(image: np.ndarray, width: int) -> np.ndarray:
+    height = round(image.shape[0] * width / image.shape[1])
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Captions for images: by LLaVA, by a model behind a server, or from measurements."""

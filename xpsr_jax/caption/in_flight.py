@@ -1,0 +1,69 @@
+"""Many calls at once."""
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+from xpsr_jax.errors import UserError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Stop(UserError):
+    """What is wrong is wrong for every image: the work ends."""
+
+
+def in_flight(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int, *, ordered: bool = False
+) -> Iterator[tuple[Item, Result | UserError]]:
+    """Calls `function` on each item in so many threads: the items and what came of them, as soon as they are done.
+
+    Items are taken when they are wanted, by the caller's thread. An error of one item is its result; `Stop`, and what
+    is no UserError, is raised here. Whoever stops listening does not wait for calls that are under way: the threads are
+    daemons, unlike those of concurrent.futures, and a request may take minutes to time out.
+
+    Args:
+      ordered: results are in the order of the items.
+    """
+    todo: queue.SimpleQueue = queue.SimpleQueue()
+    done: queue.SimpleQueue = queue.SimpleQueue()
+    early: dict[int, tuple[Item, Result | UserError]] = {}
+
+    def work() -> None:
+        while (call := todo.get()) is not None:
+            number, item = call
+            try:
+                done.put((number, item, function(item)))
+            except BaseException as error:
+                done.put((number, item, error))
+
+    def result(wanted: int) -> tuple[Item, Result | UserError]:
+        while wanted not in early:
+            number, item, value = done.get()
+            if isinstance(value, BaseException) and (isinstance(value, Stop) or not isinstance(value, UserError)):
+                raise value
+            early[number if ordered else wanted] = item, value
+        return early.pop(wanted)
+
+    for _ in range(workers):
+        threading.Thread(target=work, daemon=True).start()
+    asked = answered = 0
+    try:
+        for item in items:
+            todo.put((asked, item))
+            asked += 1
+            while asked - answered >= 2 * workers or (asked > answered and not done.empty()):
+                yield result(answered)
+                answered += 1
+        while answered < asked:
+            yield result(answered)
+            answered += 1
+    finally:
+        with contextlib.suppress(queue.Empty):  # what nobody waits for is not begun
+            while True:
+                todo.get_nowait()
+        for _ in range(workers):
+            todo.put(None)

@@ -1,0 +1,45 @@
+"""What a captioner is asked (method §10), and what is made of its answer."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from xpsr_jax.errors import UserError
+
+HIGH = "Please provide a descriptive summary of the content of this image."
+Which = Literal["both", "high", "low"]
+Preset = Literal["paper", "released"]
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """The two questions; an empty one is not asked."""
+
+    high: str = HIGH
+    low: str = ""
+
+
+PRESETS: dict[Preset, Instructions] = {
+    # The paper's words for LLaVA.
+    "paper": Instructions(
+        low=(
+            "Please describe the quality of this image and evaluate it based on factors such as clarity, color, "
+            "noise, and lighting."
+        )
+    ),
+    # What the released code asks of Q-Instruct.
+    "released": Instructions(low="Describe and evaluate the quality of the image."),
+}
+
+
+def instructions(preset: Preset, ask: Which) -> Instructions:
+    """The preset's, without the one that is not asked for."""
+    both = PRESETS[preset]
+    return Instructions("" if ask == "low" else both.high, "" if ask == "high" else both.low)
+
+
+def clean(answer: str) -> str:
+    """One line of text: a caption. Raises UserError if nothing is left."""
+    caption = " ".join(answer.split())
+    if not caption:
+        raise UserError("the model answered nothing")
+    return caption

@@ -1,0 +1,141 @@
+"""Captions by LLaVA, run here with PyTorch (`pip install "xpsr-jax[torch]"`): any LlavaForConditionalGeneration."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from xpsr_jax.caption.in_flight import Stop
+from xpsr_jax.caption.instructions import Instructions, clean
+from xpsr_jax.caption.work import Captioner, Image
+from xpsr_jax.data.captions import Caption
+from xpsr_jax.errors import UserError
+
+DEFAULT_MODEL = "llava-hf/llava-1.5-7b-hf"
+# The released code's, to the blank (method §10).
+RELEASED_TEMPLATE = "<image>\nUSER: {instruction} \nASSISTANT:"
+
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+Template = Literal["released", "model"]
+
+
+@dataclass(frozen=True)
+class Llava:
+    """A model and its processor, loaded.
+
+    Attributes:
+      model: transformers' LlavaForConditionalGeneration.
+      processor: its LlavaProcessor.
+      template: "released": LLaVA 1.5's form as the released code writes it; "model": the processor's chat template.
+      max_new_tokens: of an answer.
+    """
+
+    model: Any
+    processor: Any
+    template: Template = "released"
+    max_new_tokens: int = 200
+
+    def prompt(self, instruction: str) -> str:
+        """What the model continues, with one image token. Raises Stop if the processor has no chat template."""
+        if self.template == "released":
+            return RELEASED_TEMPLATE.format(instruction=instruction)
+        if not self.processor.chat_template:
+            raise Stop("this model has no chat template: use --template released")
+        content = [{"type": "image"}, {"type": "text", "text": instruction}]
+        return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+    def answer(self, images: list[Image], instruction: str) -> list[str]:
+        """Greedy answers, as they come. Raises Stop if the memory does not suffice."""
+        import torch
+
+        inputs = self.processor(
+            images=[image.pixels for image in images],
+            text=[self.prompt(instruction)] * len(images),
+            padding=True,
+            return_tensors="pt",
+        ).to(self.model.device, self.model.dtype)
+        try:
+            with torch.inference_mode():
+                tokens = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
+        except torch.OutOfMemoryError as error:
+            raise Stop(f"{len(images)} images at once need more memory than there is: lower --batch-size") from error
+        return self.processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def load(
+    name: str,
+    *,
+    dtype: Dtype = "auto",
+    device: str = "auto",
+    template: Template = "released",
+    max_new_tokens: int = 200,
+) -> Llava:
+    """Loads a local folder, or a model of the Hugging Face hub by its name.
+
+    Args:
+      dtype: "auto": bfloat16 on an accelerator that computes with it, float16 on another, float32 on a CPU.
+      device: as PyTorch calls it; "auto": a GPU if there is one.
+
+    Raises:
+      UserError: no PyTorch; the model is not there, broken, or no LLaVA.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError('LLaVA runs on PyTorch: pip install "xpsr-jax[torch]"') from error
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, LlavaForConditionalGeneration, LlavaProcessor
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if dtype == "auto":
+        dtype = _best_dtype(torch, device)
+    try:
+        config = AutoConfig.from_pretrained(name)
+        if config.model_type != "llava":
+            raise UserError(
+                f"{name} is a {config.model_type} model, not LLaVA: serve it (vLLM, for instance) and use "
+                "`python -m xpsr_jax.caption server`"
+            )
+        processor = LlavaProcessor.from_pretrained(name)
+        model = LlavaForConditionalGeneration.from_pretrained(name, dtype=getattr(torch, dtype))
+        model.eval().to(torch.device(device))
+    # Of the hub and the files, of configurations, of weights that do not fit, of the device.
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        first_line = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"LLaVA cannot be loaded from {name}: {first_line} Name a local folder with --model, or a model of the "
+            "hub when it can be reached"
+        ) from error
+    processor.tokenizer.padding_side = "left"  # the answer follows the last token
+    return Llava(model, processor, template, max_new_tokens)
+
+
+def _best_dtype(torch: Any, device: str) -> Dtype:
+    if device == "cpu":
+        return "float32"
+    return "float16" if device.startswith("cuda") and not torch.cuda.is_bf16_supported() else "bfloat16"
+
+
+def captioner(llava: Llava, instructions: Instructions, *, batch_size: int) -> Captioner:
+    """Asks of `batch_size` images at once, one instruction after the other."""
+
+    def captions(images: Iterable[Image]) -> Iterator[tuple[Image, Caption | UserError]]:
+        images = iter(images)
+        while batch := list(itertools.islice(images, batch_size)):
+            high, low = (
+                llava.answer(batch, instruction) if instruction else [""] * len(batch)
+                for instruction in (instructions.high, instructions.low)
+            )
+            for image, *answers in zip(batch, high, low, strict=True):
+                yield image, _caption(answers, instructions)
+
+    return captions
+
+
+def _caption(answers: list[str], instructions: Instructions) -> Caption | UserError:
+    asked = instructions.high, instructions.low
+    try:
+        return Caption(*(clean(answer) if text else "" for answer, text in zip(answers, asked, strict=True)))
+    except UserError as error:
+        return error

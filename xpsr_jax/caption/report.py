@@ -1,0 +1,130 @@
+"""One HTML file with pictures and their captions, to look through them by eye."""
+
+import base64
+import collections
+import html
+import io
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image
+
+from xpsr_jax.caption.sentences import count_tokens
+from xpsr_jax.data.captions import Record, read_records
+from xpsr_jax.data.image_files import read_image
+from xpsr_jax.data.tokens import MAX_TOKENS
+from xpsr_jax.errors import UserError
+from xpsr_jax.weights.atomic import new_file
+
+_SIDE = 320  # of pictures, in pixels
+_COUNTED = 20_000  # captions whose tokens are counted: of a million it would take half an hour
+
+Item = TypeVar("Item")
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1200px; padding: 0 1rem; color: #222; }}
+h1 {{ font-size: 1.4rem; }}
+table {{ border-collapse: collapse; margin: 1rem 0; }}
+td {{ padding: .15rem 1.5rem .15rem 0; vertical-align: top; }}
+main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(340px, 1fr)); gap: 1.5rem; }}
+figure {{ margin: 0; border: 1px solid #ddd; border-radius: 6px; padding: 10px; }}
+img {{ display: block; max-width: 100%; max-height: 320px; margin: 0 auto .6rem; }}
+p {{ margin: .3rem 0; }}
+b {{ color: #666; font-weight: 600; }}
+small {{ color: #777; overflow-wrap: anywhere; }}
+.cut {{ color: #777; }}
+.missing {{ color: #a00; }}
+</style>
+<h1>{title}</h1>
+<table>{summary}</table>
+<main>
+{figures}
+</main>
+</html>
+"""
+
+
+def write_report(captions: Path, images: Path, output: Path, *, count: int = 200) -> str:
+    """Writes the page; `count` images, spread evenly over the file, are on it. Returns what to tell.
+
+    Raises:
+      UserError: the captions cannot be read, are none, or the page cannot be written.
+    """
+    records = list(read_records(captions).values())
+    if not records:
+        raise UserError(f"{captions} holds no captions")
+    chosen = _spread(records, count)
+    page = _PAGE.format(
+        title=html.escape(captions.name),
+        summary="".join(
+            f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>"
+            for name, value in summary(records, shown=len(chosen)).items()
+        ),
+        figures="\n".join(_figure(record, images) for record in chosen),
+    )
+    with new_file(output) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return f"{output}: {len(chosen)} of {len(records)} captions"
+
+
+def summary(records: Sequence[Record], *, shown: int) -> dict[str, str]:
+    """What there is to say of all captions together."""
+    contents = [record["sha256"] for record in records if "sha256" in record]
+    facts = {"images": f"{len(records)}, {shown} of them below"}
+    if len(contents) > len(set(contents)):
+        facts["of the same content as another"] = str(len(contents) - len(set(contents)))
+    for level in ("high", "low"):
+        texts = [record[level] for record in records if record[level].strip()]
+        tokens = [count_tokens(text) for text in _spread(texts, _COUNTED)]
+        over = sum(length > MAX_TOKENS for length in tokens)
+        shortened = sum(f"{level}_whole" in record for record in records)
+        typical = f", {statistics.median(tokens):.0f} tokens in the median" if tokens else ""
+        counted = f" (of {len(tokens)} looked at)" if len(tokens) < len(texts) else ""
+        facts[f"{level}-level captions"] = (
+            f"{len(texts)} ({len(set(texts))} different){typical}; longer than CLIP's {MAX_TOKENS} tokens: {shortened} "
+            f"kept to their first sentences, {over} still too long{counted}"
+        )
+    sources = collections.Counter(str(record.get("source", "not named")) for record in records)
+    facts["written by"] = "; ".join(f"{source} ({number})" for source, number in sources.most_common())
+    return facts
+
+
+def _spread(items: Sequence[Item], count: int) -> list[Item]:
+    """So many of them, evenly spread, from the first to the last."""
+    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).astype(int))]
+
+
+def _figure(record: Record, images: Path) -> str:
+    parts = [_picture(images / record["image"])]
+    for level in ("high", "low"):
+        parts.append(f"<p><b>{level}</b> {_text(record, level)}</p>")
+    parts.append(f"<small>{html.escape(record['image'])}</small>")
+    return f"<figure>{''.join(parts)}</figure>"
+
+
+def _picture(file: Path) -> str:
+    try:
+        picture = Image.fromarray(read_image(file))
+    except UserError as error:
+        return f'<p class="missing">{html.escape(str(error))}</p>'
+    picture.thumbnail((_SIDE, _SIDE))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=85)
+    return f'<img alt="" loading="lazy" src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+
+
+def _text(record: Record, level: str) -> str:
+    text = record[level].strip()
+    if not text:
+        return '<span class="missing">none</span>'
+    whole = str(record.get(f"{level}_whole", text))
+    left_out = f' <span class="cut">{html.escape(whole.removeprefix(text).strip())}</span>' if whole != text else ""
+    return html.escape(text) + left_out

@@ -1,0 +1,35 @@
+"""CLIP's text encoder reads 77 tokens: of a longer caption the first sentences are kept."""
+
+import functools
+import re
+from typing import Any
+
+from xpsr_jax.data.tokens import MAX_TOKENS
+from xpsr_jax.weights.model_folder import load_tokenizer
+from xpsr_jax.weights.sources import SHIPPED_TOKENIZER
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+
+
+@functools.cache
+def _tokenizer() -> Any:
+    return load_tokenizer(SHIPPED_TOKENIZER)
+
+
+def count_tokens(text: str) -> int:
+    """CLIP's tokens of a text, beginning and end included. More than 77 are cut."""
+    return len(_tokenizer()(text, verbose=False)["input_ids"])
+
+
+def first_sentences(text: str) -> str:
+    """As many whole sentences, from the first on, as 77 tokens hold. One too long by itself is left as it is."""
+    if count_tokens(text) <= MAX_TOKENS:
+        return text
+    sentences = _SENTENCE_END.split(text)
+    kept = sentences[0]
+    for sentence in sentences[1:]:
+        longer = f"{kept} {sentence}"
+        if count_tokens(longer) > MAX_TOKENS:
+            break
+        kept = longer
+    return kept

@@ -1,0 +1,249 @@
+"""Captions for many images: each content once, on with what is done already, whatever goes wrong counted."""
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from xpsr_jax.caption.captions_file import CaptionsFile
+from xpsr_jax.caption.in_flight import in_flight
+from xpsr_jax.caption.sentences import first_sentences
+from xpsr_jax.data.captions import Caption, Record, read_records
+from xpsr_jax.data.image_files import decode_image, read_bytes
+from xpsr_jax.errors import UserError
+from xpsr_jax.inference.image_io import Input, list_inputs
+from xpsr_jax.weights.atomic import new_file
+
+READERS = min(8, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image file, read.
+
+    Attributes:
+      name: path in the captions file.
+      data: the file's bytes.
+      pixels: upright RGB.
+      sha256: of the bytes.
+    """
+
+    name: str
+    data: bytes
+    pixels: UInt8[np.ndarray, "h w 3"]
+    sha256: str
+
+
+# Takes images as it wants them, and gives each back with its caption or what went wrong, in any order.
+Captioner = Callable[[Iterable[Image]], Iterator[tuple[Image, Caption | UserError]]]
+
+
+@dataclass
+class Tally:
+    """What came of the images.
+
+    Attributes:
+      captioned: have a new caption.
+      known: had one already.
+      duplicates: have the caption of another image of the same content; not asked for again.
+      changed: among those to caption: are no longer what their caption was written for.
+      shortened: among the new captions: longer than CLIP's 77 tokens.
+      failed: why an image has none, by name.
+    """
+
+    captioned: int = 0
+    known: int = 0
+    duplicates: int = 0
+    changed: int = 0
+    shortened: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        parts = [f"{self.captioned} captioned"]
+        parts += [f"{self.known} known"] if self.known else []
+        parts += [f"{self.duplicates} duplicates"] if self.duplicates else []
+        parts += [f"{self.changed} of them changed since"] if self.changed else []
+        parts += [f"{len(self.failed)} failed"] if self.failed else []
+        return ", ".join(parts)
+
+
+def caption_images(
+    inputs: Sequence[Input],
+    captioner: Captioner,
+    output: Path,
+    *,
+    source: str,
+    rest: Path | None = None,
+    on_error: Literal["skip", "stop"] = "skip",
+) -> Tally:
+    """Appends a line to `output` for each image that has none: `{"image", "high", "low", "source", "sha256"}`.
+
+    Of a caption that CLIP would cut the first sentences are kept; the whole is in `high_whole` or `low_whole`. Failed
+    images are named in `NAME.failed.txt` beside the output; when the same work is done again, they are tried again.
+
+    Args:
+      source: who writes these captions.
+      rest: captions from which empty ones are filled, found by content or else by path.
+      on_error: what an image that cannot be read or captioned does: be counted, or end the work.
+
+    Raises:
+      UserError: two inputs have one name; the output is wrong or cannot be written; whatever ends the work.
+    """
+    by_name = _by_name(inputs)
+    tally = Tally()
+    others = _Others(rest)
+    with CaptionsFile(output) as file:
+        if file.repaired:
+            print(f"{output}: the last line was not whole and is removed", file=sys.stderr)
+        changed = _changed(by_name, file.records)
+        if changed:
+            file.remove(changed)
+        tally.changed = len(changed)
+        todo = [name for name in by_name if name not in file.records]
+        tally.known = len(by_name) - len(todo)
+        known = {record["sha256"]: record for record in file.records.values() if "sha256" in record}
+        waiting: dict[str, list[str]] = {}  # names of images with the content of one that is being captioned
+
+        with tqdm(total=len(by_name), initial=tally.known, unit="image", desc="captions", disable=None) as bar:
+
+            def fail(name: str, error: UserError) -> None:
+                if on_error == "stop":
+                    raise error
+                tally.failed[name] = str(error)
+                tqdm.write(f"{name}: {error}", file=sys.stderr)
+                bar.update()
+
+            def copy(name: str, record: Record) -> None:
+                file.append(_shortened(others.fill(record | {"image": name})))
+                tally.duplicates += 1
+                bar.update()
+
+            def fresh() -> Iterator[Image]:
+                for name, image in in_flight(lambda name: _read(name, by_name[name]), todo, READERS, ordered=True):
+                    if isinstance(image, UserError):
+                        fail(name, image)
+                    elif image.sha256 in known:
+                        copy(name, known[image.sha256])
+                    elif image.sha256 in waiting:
+                        waiting[image.sha256].append(name)
+                    else:
+                        waiting[image.sha256] = []
+                        yield image
+
+            for image, caption in captioner(fresh()):
+                duplicates = waiting.pop(image.sha256)
+                if isinstance(caption, UserError):
+                    for name in (image.name, *duplicates):
+                        fail(name, caption)
+                    continue
+                record = {"image": image.name, "high": caption.high, "low": caption.low}
+                record = _shortened(others.fill(record | {"source": source, "sha256": image.sha256}))
+                known[image.sha256] = record
+                file.append(record)
+                tally.captioned += 1
+                tally.shortened += "high_whole" in record or "low_whole" in record
+                bar.update()
+                for name in duplicates:
+                    copy(name, record)
+    _write_failures(output, tally.failed)
+    return tally
+
+
+def find_images(paths: Sequence[Path], *, shard: tuple[int, int] = (0, 1), limit: int | None = None) -> list[Input]:
+    """Image files, folders searched with their subfolders; of all shards, those of number `shard[0]`.
+
+    An image's shard depends on its name alone, so that further images leave the others where they were.
+    """
+    number, count = shard
+    found = list_inputs(paths)
+    if count > 1:
+        found = [each for each in found if _hash(each.name.as_posix().encode(), 8) % count == number]
+    return found[:limit]
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """ "2/16" as (2, 16): from 0/16 to 15/16. Raises UserError."""
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise UserError(f"--shard {text}: expected i/n with i from 0 to n - 1, such as 0/16")
+    return int(number), int(count)
+
+
+def shard_file(output: Path, shard: tuple[int, int]) -> Path:
+    """The output of one shard: captions.00002-of-00016.jsonl."""
+    number, count = shard
+    return output if count == 1 else output.with_name(f"{output.stem}.{number:05}-of-{count:05}{output.suffix}")
+
+
+def failures_file(output: Path) -> Path:
+    return output.with_name(f"{output.stem}.failed.txt")
+
+
+class _Others:
+    """Captions to take what is empty from."""
+
+    def __init__(self, file: Path | None):
+        self._by_name = read_records(file) if file else {}
+        self._by_content = {record["sha256"]: record for record in self._by_name.values() if "sha256" in record}
+
+    def fill(self, record: Record) -> Record:
+        other = self._by_content.get(record["sha256"]) or self._by_name.get(record["image"])
+        if other is None:
+            return record
+        return record | {level: record[level] or other[level].strip() for level in ("high", "low")}
+
+
+def _by_name(inputs: Sequence[Input]) -> dict[str, Path]:
+    by_name: dict[str, Path] = {}
+    for each in inputs:
+        name = each.name.as_posix()
+        if name in by_name:
+            raise UserError(f"{by_name[name]} and {each.path} would both be {name!r}: caption one folder at a time")
+        by_name[name] = each.path
+    return by_name
+
+
+def _changed(by_name: dict[str, Path], records: dict[str, Record]) -> list[str]:
+    """Names of images that are no longer what their captions were written for. Hand-written ones do not say."""
+    names = [name for name in by_name if "sha256" in records.get(name, ())]
+    changed = []
+    with tqdm(total=len(names), unit="image", desc="checking", disable=None) as bar:
+        for name, data in in_flight(lambda name: hashlib.sha256(read_bytes(by_name[name])).hexdigest(), names, READERS):
+            if isinstance(data, str) and data != records[name]["sha256"]:
+                changed.append(name)
+            bar.update()
+    return changed
+
+
+def _read(name: str, path: Path) -> Image:
+    data = read_bytes(path)
+    return Image(name, data, decode_image(data, path), hashlib.sha256(data).hexdigest())
+
+
+def _shortened(record: Record) -> Record:
+    """First sentences for CLIP; what is longer is kept beside them."""
+    for level in ("high", "low"):
+        first = first_sentences(record[level])
+        if first != record[level]:
+            record |= {level: first, f"{level}_whole": record[level]}
+    return record
+
+
+def _write_failures(output: Path, failed: dict[str, str]) -> None:
+    file = failures_file(output)
+    if not failed:
+        file.unlink(missing_ok=True)
+        return
+    with new_file(file) as temporary:
+        temporary.write_text("".join(f"{name}\t{reason}\n" for name, reason in failed.items()), encoding="utf-8")
+
+
+def _hash(data: bytes, length: int) -> int:
+    return int.from_bytes(hashlib.sha256(data).digest()[:length], "big")
