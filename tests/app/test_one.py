@@ -3,11 +3,13 @@
 import json
 import re
 
+import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
 from tests.app.conftest import DEMO, sample
+from xpsr_jax.caption.measured import describe_quality
 
 HIGH, LOW = "An orange in a bowl.", "The picture is blurry."
 
@@ -128,6 +130,15 @@ def test_an_example_comes_with_its_captions_and_a_preset_with_its_settings(serve
     button(page, "Restore").click()
     said(page, 'strength 0.5 begins from the LR image and needs start "lr", not "lr_noised_twice"')
     expect(button(page, "Restore")).to_be_enabled()
+
+
+def test_the_quality_is_measured(server, open_page, photo):
+    page = open_page(server.address)
+    upload(page, photo)
+    button(page, "Measure how it is degraded").click()
+    with Image.open(photo) as image:
+        expected = describe_quality(np.asarray(image.convert("RGB")))
+    expect(page.get_by_label("How it is degraded").first).to_have_value(expected)
 
 
 def test_what_cannot_be_restored_is_said(server, open_page, photo, broken, tmp_path):

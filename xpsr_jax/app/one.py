@@ -15,6 +15,7 @@ from PIL import Image
 from xpsr_jax.app.fields import AT_ONCE, PRIVATE, PROGRESS, WORK, buttons, read_settings, said, settings_fields
 from xpsr_jax.app.sessions import Cancelled, Result, Session, Sessions
 from xpsr_jax.app.studio import Settings, Studio
+from xpsr_jax.caption.measured import describe_quality
 from xpsr_jax.data.captions import Caption, read_captions
 from xpsr_jax.demo import ASSETS
 from xpsr_jax.errors import UserError
@@ -54,6 +55,12 @@ class One:
         session = self.sessions[request.session_hash]
         session.photo, caption = list(self.captions.items())[index]
         return session.photo, caption.high, caption.low
+
+    def measure(self, request: gr.Request) -> str:
+        source = self.sessions[request.session_hash].photo
+        if source is None:
+            raise gr.Error("Drop a photograph first.", print_exception=False)
+        return describe_quality(self.studio.read(source).rgb)
 
     def begin(self, request: gr.Request) -> tuple[gr.Button, gr.Button]:
         session = self.sessions[request.session_hash]
@@ -150,6 +157,7 @@ def build_one(studio: Studio, sessions: Sessions) -> None:
             )
             high = gr.Textbox(label="What is in it", placeholder="A grey cat sleeps on a red sofa.", lines=2)
             low = gr.Textbox(label="How it is degraded", placeholder="The image is blurry, with strong noise.", lines=2)
+            measure = gr.Button("Measure how it is degraded", size="sm")
             with gr.Row():
                 start = gr.Button("Restore", variant="primary", min_width=100)
                 cancel = gr.Button("Cancel", variant="stop", interactive=False, min_width=100)
@@ -172,6 +180,7 @@ def build_one(studio: Studio, sessions: Sessions) -> None:
     photo.upload(one.upload, photo, [photo, high, low], preprocess=False, **PRIVATE)
     photo.clear(one.clear, None, [high, low], **AT_ONCE)
     shelf.click(one.choose, shelf, [photo, high, low], **PRIVATE)
+    measure.click(one.measure, None, low, **PRIVATE)
     begun = start.click(one.begin, None, [start, cancel], **AT_ONCE)
     outputs = [slider, download, gallery]
     done = begun.then(one.restore, [high, low, *settings], outputs, show_progress_on=slider, **WORK)
