@@ -25,7 +25,6 @@ PYIQA_NAMES: dict[MetricName, str] = {
     "clipiqa": "clipiqa",
     "fid": "fid",
 }
-# MANIQA looks at 20 places that it draws.
 _SEED = 123
 _INCEPTION_SIDE = 299
 
@@ -58,7 +57,7 @@ class NoReferenceMetric:
         """Scores of a batch; an image's does not depend on the others."""
         import torch
 
-        # MANIQA draws for a whole batch: each image is given alone, so that its score is always the same.
+        # MANIQA takes 20 crops of an image, in older versions drawn ones: each image is given alone, seeded alike.
         batches = list(images[:, None]) if self.name in ("maniqa", "maniqa_pipal") else [images]
         scores = []
         for batch in batches:
