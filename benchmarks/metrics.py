@@ -105,7 +105,9 @@ def main() -> None:
 
     import torch
 
-    print(f"{len(pairs)} pairs of {arguments.size} x {arguments.size}; jax {jax.__version__}, torch {torch.__version__}")
+    print(
+        f"{len(pairs)} pairs of {arguments.size} x {arguments.size}; jax {jax.__version__}, torch {torch.__version__}"
+    )
     print(f"{'':20}{'images/s':>10}{'CPU s/image':>13}{'median wall':>13}")
     for name, taken in seconds.items():
         wall, cpu = zip(*taken, strict=True)

@@ -74,8 +74,9 @@ def evaluate(arguments: Arguments) -> None:
     metrics = choose_metrics(arguments.metrics, protocol)
     if arguments.batch_size is not None and arguments.batch_size < 1:
         raise UserError(f"--batch-size is at least 1, not {arguments.batch_size}")
-    for folder in {arguments.output, arguments.json and arguments.json.parent} - {None}:
-        check_writable(folder)
+    for folder in (arguments.output, arguments.json and arguments.json.parent):
+        if folder is not None:
+            check_writable(folder)
     methods = name_methods(arguments.restored)
     reference, lr = set_folders(arguments.reference)
     examples = match(methods, reference, arguments.lr or lr, least_side=least_side(metrics, protocol))

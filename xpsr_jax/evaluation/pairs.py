@@ -66,7 +66,8 @@ def match(
         least_side: a shorter one is too small for the metrics.
 
     Raises:
-        UserError: that names all at once: missing, extra, probably misnamed, differently sized, too small, unreadable images.
+        UserError: that names all at once: missing, extra, probably misnamed, differently sized, too small and
+            unreadable images.
     """
     originals, problems = _by_stem(reference)
     sizes: dict[str, tuple[int, int]] = {}
@@ -135,9 +136,8 @@ def _compare_sizes(restored: Mapping[str, Path], sizes: Mapping[str, tuple[int, 
             problems.append(str(error))
             continue
         if (height, width) != sizes[stem]:
-            problems.append(
-                f"size: {restored[stem]} has {width} x {height} pixels, its original {sizes[stem][1]} x {sizes[stem][0]}"
-            )
+            original = f"{sizes[stem][1]} x {sizes[stem][0]}"
+            problems.append(f"size: {restored[stem]} has {width} x {height} pixels, its original {original}")
     return problems
 
 

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
@@ -118,13 +119,12 @@ def _native(names: Sequence[MetricName], protocol: Protocol) -> Callable[[_Loade
             with_border[name] = load_metric("lpips_vgg" if name == "lpips_vgg" else "lpips_alex")
 
     def measure(batch: _Loaded) -> list[np.ndarray]:
-        values = {}
+        values: dict[MetricName, np.ndarray] = {}
         for group, crop in ((cropped, border), (with_border, 0)):
             if group:
-                images = batch.restored, batch.reference
-                if crop:
-                    images = tuple(each[..., crop:-crop, crop:-crop, :] for each in images)
-                values |= dict(zip(group, np.asarray(compare(tuple(group.values()), *images)), strict=True))
+                inner = slice(crop, -crop or None)
+                restored, reference = (jnp.asarray(i[..., inner, inner, :]) for i in (batch.restored, batch.reference))
+                values |= dict(zip(group, np.asarray(compare(tuple(group.values()), restored, reference)), strict=True))
         return [values[name] for name in names]
 
     return measure
