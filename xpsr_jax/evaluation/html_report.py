@@ -16,6 +16,7 @@ from xpsr_jax.inference.image_io import read_image
 
 _CASES = 4  # best and worst ones that are shown
 _SIDE = 512  # pixels of a picture's longer side
+_TEXT_COLUMNS = ("image", "method")
 _TEMPLATE = Path(__file__).with_name("report.html")
 
 
@@ -45,7 +46,7 @@ def _means(result: Result) -> str:
         for method, row in paper.items():
             cells = [_cell(n, row.get(n)) for n in result.metrics]
             rows.append(f"<tr class=paper><th scope=row>{html.escape(method)}, paper</th>{''.join(cells)}</tr>")
-        note = "<p class=note>Rows marked “paper” quote its Table 1, as far as it is known here.</p>"
+        note = "<p class=note>Rows marked “paper” are its Table 1 as a summary quotes it, not checked.</p>"
     return f"<h2>Mean</h2>{_table(['method', *map(title, result.metrics)], rows)}{note}"
 
 
@@ -103,7 +104,7 @@ def _manifest(manifest: Mapping) -> str:
         for key, value in manifest.items()
         if key != "images"
     ]
-    return f"<details><summary>How this was made</summary>{_table(['', ''], rows)}</details>"
+    return f"<details><summary>How this was made</summary>{_table([], rows)}</details>"
 
 
 def _said(value: object) -> str:
@@ -116,13 +117,13 @@ def _said(value: object) -> str:
 
 def _table(header: Sequence[str], rows: Sequence[str], *, sortable: bool = False) -> str:
     heads = [f"<button type=button>{html.escape(text)}</button>" if sortable else html.escape(text) for text in header]
-    first, *others = heads
-    columns = f"<th scope=col class=text>{first}</th>" + "".join(f"<th scope=col>{head}</th>" for head in others)
-    kind = " class=sortable" if sortable else ""
-    return (
-        f"<div class=scroll tabindex=0><table{kind}><thead><tr>{columns}</tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    columns = "".join(
+        f"<th scope=col{' class=text' if text in _TEXT_COLUMNS else ''}>{head}</th>"
+        for text, head in zip(header, heads, strict=True)
     )
+    head = f"<thead><tr>{columns}</tr></thead>" if header else ""
+    kind = " class=sortable" if sortable else ""
+    return f"<div class=scroll tabindex=0><table{kind}>{head}<tbody>{''.join(rows)}</tbody></table></div>"
 
 
 def _cell(name: MetricName, value: float | None, mark: str = "") -> str:

@@ -86,7 +86,7 @@ def markdown(result: Result, manifest: Mapping) -> str:
     parts = [f"# {heading(result)}", _markdown_table(["", *columns], _mean_rows(result))]
     if rows := paper_rows(result):
         cells = [[method, *(digits(n, row.get(n)) for n in result.metrics)] for method, row in rows.items()]
-        parts += ["The paper's Table 1, for comparison:", _markdown_table(["", *columns], cells)]
+        parts += ["The paper's Table 1, as a summary quotes it, not checked:", _markdown_table(["", *columns], cells)]
     per_image = [name for name in result.metrics if name != "fid"]
     for method, scores in result.scores.items():
         cells = [[image, *(digits(n, row[n]) for n in per_image)] for image, row in scores.images.items()]
