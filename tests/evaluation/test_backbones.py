@@ -40,7 +40,7 @@ def test_missing_package_says_what_to_install(monkeypatch):
 def test_a_file_that_is_another_network_is_refused(monkeypatch, tmp_path):
     path = tmp_path / "vgg16.ckpt"
     path.write_bytes(pickle.dumps({"VGG16_0": {"Conv_0": {"kernel": np.zeros((3, 3, 3, 8), np.float32)}}}))
-    monkeypatch.setattr(backbones, "_weights_file", lambda name: path)
+    monkeypatch.setattr(backbones, "weights_file", lambda name: path)
     with pytest.raises(
         UserError, match=r"vgg16.ckpt: expected float32 \(3, 3, 3, 64\) for conv_0.kernel, found float32"
     ):

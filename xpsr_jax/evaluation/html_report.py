@@ -1,0 +1,143 @@
+"""The report as one HTML file that needs nothing else: tables that sort, best and worst cases side by side."""
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from xpsr_jax.evaluation.pairs import Example
+from xpsr_jax.evaluation.protocols import LOWER_IS_BETTER, NATIVE, TITLES, MetricName
+from xpsr_jax.evaluation.tables import Result, best, describe, digits, heading, paper_rows, title
+from xpsr_jax.inference.image_io import read_image
+
+_CASES = 4  # best and worst ones that are shown
+_SIDE = 512  # pixels of a picture's longer side
+_TEXT_COLUMNS = ("image", "method")
+_TEMPLATE = Path(__file__).with_name("report.html")
+
+
+def html_report(result: Result, examples: Sequence[Example], manifest: Mapping) -> str:
+    """Cases are chosen by DISTS if it was measured, else by the first metric that was."""
+    by_image = [name for name in result.metrics if name != "fid"]
+    body = [f"<h1>{html.escape(heading(result))}</h1>", f"<p>{html.escape(describe(result.protocol))}</p>"]
+    body.append(_means(result))
+    if by_image:
+        chosen: MetricName = "dists" if "dists" in by_image else by_image[0]
+        body += [_cases(result, examples, chosen), _per_image(result, by_image)]
+    body += [_manifest(manifest)]
+    page = _TEMPLATE.read_text(encoding="utf-8")
+    return page.replace("{{title}}", html.escape(heading(result))).replace("{{body}}", "\n".join(body))
+
+
+def _means(result: Result) -> str:
+    means = {method: scores.mean for method, scores in result.scores.items()}
+    first = {name: best(name, [mean[name] for mean in means.values()]) for name in result.metrics}
+    rows = []
+    for method, mean in means.items():
+        marks = ["best" if len(means) > 1 and mean[n] == first[n] else "" for n in result.metrics]
+        cells = [_cell(n, mean[n], mark) for n, mark in zip(result.metrics, marks, strict=True)]
+        rows.append(f"<tr><th scope=row>{html.escape(method)}</th>{''.join(cells)}</tr>")
+    note = ""
+    if paper := paper_rows(result):
+        for method, row in paper.items():
+            cells = [_cell(n, row.get(n)) for n in result.metrics]
+            rows.append(f"<tr class=paper><th scope=row>{html.escape(method)}, paper</th>{''.join(cells)}</tr>")
+        note = "<p class=note>Rows marked “paper” are its Table 1 as a summary quotes it, not checked.</p>"
+    return f"<h2>Mean</h2>{_table(['method', *map(title, result.metrics)], rows)}{note}"
+
+
+def _cases(result: Result, examples: Sequence[Example], metric: MetricName) -> str:
+    """By the first method."""
+    method, scores = next(iter(result.scores.items()))
+    ranked = sorted(
+        examples,
+        key=lambda example: scores.images[example.name][metric],
+        reverse=metric not in LOWER_IS_BETTER,
+    )
+    count = min(_CASES, (len(ranked) + 1) // 2)
+    good, bad = ranked[:count], [each for each in reversed(ranked[count:])][:count]
+    order = f"by {TITLES[metric]}" + (f" of {method}" if len(result.scores) > 1 else "")
+    parts = []
+    for name, cases in (("Worst", bad), ("Best", good)):
+        if cases:
+            figures = "".join(_figure(result, example) for example in cases)
+            parts.append(f"<h2>{name} <small>{html.escape(order)}</small></h2>{figures}")
+    return "".join(parts)
+
+
+def _figure(result: Result, example: Example) -> str:
+    pictures = [("input", example.lr)] if example.lr is not None else []
+    pictures += [*zip(result.scores, example.restored, strict=True), ("original", example.reference)]
+    tiles = []
+    for name, path in pictures:
+        said = ""
+        if name in result.scores:
+            row = result.scores[name].images[example.name]
+            said = ", ".join(f"{TITLES[n]} {digits(n, row[n])}" for n in row if n in NATIVE)
+        label = html.escape(name)
+        tiles.append(
+            f'<figure><img src="{_data_uri(path, example.size)}" alt="{label} of {html.escape(example.name)}">'
+            f"<figcaption><b>{label}</b> {html.escape(said)}</figcaption></figure>"
+        )
+    return f"<h3>{html.escape(example.name)}</h3><div class=case>{''.join(tiles)}</div>"
+
+
+def _per_image(result: Result, metrics: Sequence[MetricName]) -> str:
+    several = len(result.scores) > 1
+    rows = []
+    for method, scores in result.scores.items():
+        for image, row in scores.images.items():
+            who = f"<td class=text>{html.escape(method)}</td>" if several else ""
+            cells = "".join(_cell(n, row[n]) for n in metrics)
+            rows.append(f"<tr><th scope=row>{html.escape(image)}</th>{who}{cells}</tr>")
+    header = ["image", *(["method"] if several else []), *map(title, metrics)]
+    return f"<h2>Every image <small>a column's head sorts</small></h2>{_table(header, rows, sortable=True)}"
+
+
+def _manifest(manifest: Mapping) -> str:
+    rows = [
+        f"<tr><th scope=row>{html.escape(str(key))}</th><td class=text>{html.escape(_said(value))}</td></tr>"
+        for key, value in manifest.items()
+        if key != "images"
+    ]
+    return f"<details><summary>How this was made</summary>{_table([], rows)}</details>"
+
+
+def _said(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_said(each)}" for key, each in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    return str(value)
+
+
+def _table(header: Sequence[str], rows: Sequence[str], *, sortable: bool = False) -> str:
+    heads = [f"<button type=button>{html.escape(text)}</button>" if sortable else html.escape(text) for text in header]
+    columns = "".join(
+        f"<th scope=col{' class=text' if text in _TEXT_COLUMNS else ''}>{head}</th>"
+        for text, head in zip(header, heads, strict=True)
+    )
+    head = f"<thead><tr>{columns}</tr></thead>" if header else ""
+    kind = " class=sortable" if sortable else ""
+    return f"<div class=scroll tabindex=0><table{kind}>{head}<tbody>{''.join(rows)}</tbody></table></div>"
+
+
+def _cell(name: MetricName, value: float | None, mark: str = "") -> str:
+    number = "" if value is None else f' data-value="{value:.9g}"'
+    return f'<td{number} class="{mark}">{digits(name, value)}</td>'
+
+
+def _data_uri(path: Path, size: tuple[int, int]) -> str:
+    """As JPEG, no larger than is shown; an input is enlarged to its original's size, pixel by pixel."""
+    image = Image.fromarray(np.ascontiguousarray(read_image(path)))
+    height, width = size
+    scale = min(1.0, _SIDE / max(height, width))
+    shown = (max(1, round(width * scale)), max(1, round(height * scale)))
+    resampling = Image.Resampling.NEAREST if image.width < shown[0] else Image.Resampling.LANCZOS
+    stream = io.BytesIO()
+    image.resize(shown, resampling).save(stream, "JPEG", quality=88, subsampling=0)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -1,0 +1,137 @@
+"""The four measures of a pair of images as functions of batches: jitted, and shared out among all devices.
+
+    xpsr_jax.dists(a, b)    # xpsr_jax.lpips, .psnr and .ssim likewise; imported from here when first used
+
+Images are RGB, 8-bit or float in [0, 1], of shape (b, h, w, 3), or (h, w, 3) for one pair. Values are float32. Weights
+are read once. In a function of one's own that is jitted, pass `Dists.load()` or `Lpips.load()` as an argument instead
+(`perceptual`).
+"""
+
+import functools
+from typing import Any, Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, PartitionSpec
+from jaxtyping import Array, Float, Shaped
+
+from xpsr_jax.evaluation.backbones import SMALLEST_SIDE
+from xpsr_jax.evaluation.perceptual import Dists, Lpips
+from xpsr_jax.evaluation.pixels import Channels, Psnr, Ssim
+
+Images = Shaped[Array, "b h w 3"] | Shaped[np.ndarray, "b h w 3"]
+
+
+class Metric(Protocol):
+    """What all four have: features of an image, which may be kept, and a distance of two images' features."""
+
+    def features(self, images: Float[Array, "b h w 3"], /) -> Any: ...
+
+    def distance(self, a: Any, b: Any, /) -> Float[Array, "b"]: ...
+
+
+def dists(a: Images, b: Images) -> Float[Array, "b"]:
+    """DISTS (Ding et al., 2020) of each pair; 0 for equal images, smaller is better. Symmetric.
+
+    Raises:
+        ValueError: the shapes differ or are not of RGB images.
+        UserError: the weights are not installed (`pip install 'xpsr-jax[metrics]'`).
+    """
+    return _of_pairs(_loaded("dists"), a, b, smallest=1)
+
+
+def lpips(a: Images, b: Images, *, net: Literal["alex", "vgg"] = "alex") -> Float[Array, "b"]:
+    """LPIPS 0.1 (Zhang et al., 2018) of each pair; 0 for equal images, smaller is better. Raises as `dists` does."""
+    metric = _loaded(f"lpips_{net}")
+    return _of_pairs(metric, a, b, smallest=SMALLEST_SIDE["alexnet" if net == "alex" else "vgg16"])
+
+
+def psnr(a: Images, b: Images, *, channels: Channels = "y") -> Float[Array, "b"]:
+    """Peak signal-to-noise ratio of each pair in dB, at most 80. `pixels` has the conventions. Raises ValueError."""
+    return _of_pairs(Psnr(channels), a, b, smallest=1)
+
+
+def ssim(a: Images, b: Images, *, channels: Channels = "y") -> Float[Array, "b"]:
+    """Structural similarity of each pair (Wang et al., 2004); 1 for equal images. Raises ValueError."""
+    return _of_pairs(Ssim(channels), a, b, smallest=11)
+
+
+def load_metric(name: Literal["lpips_alex", "lpips_vgg", "dists"]) -> Lpips | Dists:
+    """A perceptual metric for measuring: on a CPU with kernels transformed for speed. Raises UserError as `dists`."""
+    metric: Lpips | Dists = Dists.load() if name == "dists" else Lpips.load("alex" if name == "lpips_alex" else "vgg")
+    return metric.for_cpu() if jax.default_backend() == "cpu" else metric
+
+
+def compare(
+    metrics: tuple[Metric, ...], restored: Shaped[Array, "k b h w 3"], reference: Shaped[Array, "b h w 3"]
+) -> Float[Array, "m k b"]:
+    """Every metric of k results for each of b references, whose features are computed once.
+
+    The references are shared out among all local devices; b need not be a multiple of their number.
+    """
+    mesh = _mesh()
+    count = reference.shape[0]
+    more = -count % mesh.size
+    if more:
+        reference = jnp.concatenate([reference, jnp.repeat(reference[-1:], more, axis=0)])
+        restored = jnp.concatenate([restored, jnp.repeat(restored[:, -1:], more, axis=1)], axis=1)
+    return _compare(mesh, metrics, restored, reference)[..., :count]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _compare(mesh: jax.sharding.Mesh, metrics: tuple[Metric, ...], restored: Array, reference: Array) -> Array:
+    # Each device works on its own images and none waits for another.
+    per_device = jax.shard_map(
+        _compare_on_one_device,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(None, "data"), PartitionSpec("data")),
+        out_specs=PartitionSpec(None, None, "data"),
+        check_vma=False,
+    )
+    return per_device(metrics, restored, reference)
+
+
+def _compare_on_one_device(metrics: tuple[Metric, ...], restored: Array, reference: Array) -> Array:
+    def of_reference(images: tuple[Array, Array]) -> Array:
+        results, original = images
+        features = [metric.features(as_float(original)[None]) for metric in metrics]
+        return jax.lax.map(
+            lambda result: jnp.stack(
+                [m.distance(m.features(as_float(result)[None]), f)[0] for m, f in zip(metrics, features, strict=True)]
+            ),
+            results,
+        )
+
+    # One image after the other: VGG16's features of one take gigabytes as it is, and no core is idle meanwhile.
+    return jax.lax.map(of_reference, (restored.swapaxes(0, 1), reference)).transpose(2, 1, 0)
+
+
+def as_float(images: Array) -> Array:
+    """8-bit images in [0, 1]; float ones as they are."""
+    return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
+
+
+@functools.cache
+def _loaded(name: Literal["lpips_alex", "lpips_vgg", "dists"]) -> Lpips | Dists:
+    with jax.ensure_compile_time_eval():  # they outlive a function that is being traced
+        return load_metric(name)
+
+
+def _mesh() -> jax.sharding.Mesh:
+    devices = jax.local_devices()
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def _of_pairs(metric: Metric, a: Images, b: Images, *, smallest: int) -> Array:
+    if a.shape != b.shape or a.ndim not in (3, 4) or a.shape[-1] != 3:
+        raise ValueError(f"Two RGB images, or batches, of one shape (b, h, w, 3) are needed, not {a.shape}, {b.shape}.")
+    for images in (a, b):
+        if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(f"An image is 8-bit or float in [0, 1], not {images.dtype}.")
+    height, width = a.shape[-3:-1]
+    if min(height, width) < smallest:
+        raise ValueError(f"{height} x {width} pixels are too few for this metric: it takes {smallest} x {smallest}.")
+    if a.ndim == 3:
+        return _of_pairs(metric, a[None], b[None], smallest=smallest)[0]
+    return compare((metric,), jnp.asarray(a)[None], jnp.asarray(b))[0, 0]

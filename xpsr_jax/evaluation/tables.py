@@ -1,0 +1,115 @@
+"""Scores as tables: for the terminal, as Markdown, and with the paper's rows."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from xpsr_jax.evaluation.protocols import LOWER_IS_BETTER, TITLES, MetricName, Protocol
+from xpsr_jax.evaluation.published import TABLE_1
+from xpsr_jax.evaluation.scoring import Scores
+
+
+@dataclass(frozen=True)
+class Result:
+    """All that a report is made of.
+
+    Attributes:
+        scores: of each method.
+        metrics: in the order of the tables.
+        set_name: one of the paper's sets, if the originals are known to be.
+    """
+
+    scores: Mapping[str, Scores]
+    protocol: Protocol
+    metrics: Sequence[MetricName]
+    set_name: str | None
+
+    @property
+    def count(self) -> int:
+        return len(next(iter(self.scores.values())).images)
+
+
+def title(name: MetricName) -> str:
+    return f"{TITLES[name]} {'↓' if name in LOWER_IS_BETTER else '↑'}"
+
+
+def digits(name: MetricName, value: float | None) -> str:
+    """A score with as many digits as papers give it."""
+    if value is None:
+        return "–"
+    return f"{value:.{2 if name in ('psnr', 'fid', 'musiq', 'niqe') else 4}f}"
+
+
+def best(name: MetricName, values: Sequence[float]) -> float:
+    return min(values) if name in LOWER_IS_BETTER else max(values)
+
+
+def paper_rows(result: Result) -> dict[str, dict[MetricName, float]]:
+    """The paper's Table 1 for this set, in the metrics that were measured; MANIQA only where it is the same one."""
+    rows = {
+        method: {name: value for name, value in row.items() if name in result.metrics}
+        for method, row in TABLE_1.get(result.set_name or "", {}).items()
+    }
+    return {method: row for method, row in rows.items() if row}
+
+
+def print_scores(result: Result, console: Console | None = None) -> None:
+    """The means, the best of several methods in bold, then the paper's rows."""
+    table = Table(title=heading(result), title_justify="left")
+    table.add_column("", overflow="fold")
+    for name in result.metrics:
+        table.add_column(title(name), justify="right")
+    means = {method: scores.mean for method, scores in result.scores.items()}
+    for method, mean in means.items():
+        cells = []
+        for name in result.metrics:
+            first = len(means) > 1 and mean[name] == best(name, [each[name] for each in means.values()])
+            cells.append(f"[bold]{digits(name, mean[name])}[/bold]" if first else digits(name, mean[name]))
+        table.add_row(method, *cells)
+    if rows := paper_rows(result):
+        table.add_section()
+        for method, row in rows.items():
+            table.add_row(f"{method} [dim](paper)[/dim]", *(digits(name, row.get(name)) for name in result.metrics))
+    (console or Console()).print(table)
+
+
+def heading(result: Result) -> str:
+    of_set = f"{result.set_name}, " if result.set_name else ""
+    return f"{of_set}{result.count} images, protocol {result.protocol.name}"
+
+
+def markdown(result: Result, manifest: Mapping) -> str:
+    """The means, the paper's rows, every image's scores and how they were made."""
+    columns = [title(name) for name in result.metrics]
+    parts = [f"# {heading(result)}", _markdown_table(["", *columns], _mean_rows(result))]
+    if rows := paper_rows(result):
+        cells = [[method, *(digits(n, row.get(n)) for n in result.metrics)] for method, row in rows.items()]
+        parts += ["The paper's Table 1, as a summary quotes it, not checked:", _markdown_table(["", *columns], cells)]
+    per_image = [name for name in result.metrics if name != "fid"]
+    for method, scores in result.scores.items():
+        cells = [[image, *(digits(n, row[n]) for n in per_image)] for image, row in scores.images.items()]
+        parts += [f"## {method}", _markdown_table(["image", *(title(n) for n in per_image)], cells)]
+    versions = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
+    return "\n\n".join([*parts, f"Protocol: {describe(result.protocol)} Versions: {versions}.\n"])
+
+
+def describe(protocol: Protocol) -> str:
+    """A protocol in words."""
+    channels = {
+        "y": "luma of BT.601 in its studio range",
+        "y-full": "luma of BT.601 in full range",
+        "rgb": "all three channels",
+    }[protocol.channels]
+    border = f"without {protocol.border} pixels of border" if protocol.border else "on whole images"
+    return f"{protocol.name}: PSNR and SSIM on {channels}, {border}; all other metrics on whole RGB images."
+
+
+def _mean_rows(result: Result) -> list[list[str]]:
+    return [[method, *(digits(n, s.mean[n]) for n in result.metrics)] for method, s in result.scores.items()]
+
+
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
