@@ -45,7 +45,9 @@ class Arguments:
     metrics: tuple[MetricName | Literal["all"], ...] = ()
     """Which (default: those of the protocol that need no PyTorch; all: the protocol's)."""
     set_name: Annotated[Literal["DIV2K-Val", "RealSR", "DRealSR", "none"] | None, tyro.conf.arg(name="set")] = None
-    """Which of the paper's sets it is, for its Table 1 (default: by the folder's name)."""
+    """Which of the paper's sets it is, for the reports' headings (default: by the folder's name)."""
+    beside: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """JSON with scores from elsewhere to stand beside, such as the paper's Table 1: {"SeeSR": {"psnr": 28.1, ...}}."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder for report.html, report.md, scores of each method as JSON, and manifest.json."""
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -77,6 +79,7 @@ def evaluate(arguments: Arguments) -> None:
     for folder in (arguments.output, arguments.json and arguments.json.parent):
         if folder is not None:
             check_writable(folder)
+    others = read_others(arguments.beside) if arguments.beside else {}
     methods = name_methods(arguments.restored)
     reference, lr = set_folders(arguments.reference)
     examples = match(methods, reference, arguments.lr or lr, least_side=least_side(metrics, protocol))
@@ -94,7 +97,7 @@ def evaluate(arguments: Arguments) -> None:
             on_images=bar.update,
         )
     set_name = arguments.set_name or name_of_set(reference)
-    result = Result(scores, protocol, metrics, None if set_name == "none" else set_name)
+    result = Result(scores, protocol, metrics, None if set_name == "none" else set_name, others)
     print_scores(result)
     if arguments.json is not None:
         write_scores(arguments.json, scores)
@@ -113,6 +116,15 @@ def choose_metrics(asked: Sequence[str], protocol: Protocol) -> tuple[MetricName
     if not set(metrics) <= set(NATIVE):
         require_pyiqa()
     return metrics  # type: ignore[return-value]  # "all" is not among them
+
+
+def read_others(file: Path) -> dict[str, dict[MetricName, float]]:
+    """Scores by method and metric. Raises UserError if the file has anything else."""
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        return {str(method): {name: float(value) for name, value in row.items()} for method, row in data.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f'{file} is not JSON like {{"SeeSR": {{"psnr": 28.1, "ssim": 0.79}}}}: {error}') from error
 
 
 def least_side(metrics: Sequence[MetricName], protocol: Protocol) -> int:

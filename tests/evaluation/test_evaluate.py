@@ -48,6 +48,8 @@ def as_pyiqa(decibels):
 def report(folders):
     arguments = ["--restored", str(folders / "good"), str(folders / "bad")]
     arguments += ["--reference", str(folders / "RealSRVal_crop128"), "--output", str(folders / "report")]
+    (folders / "others.json").write_text('{"SeeSR": {"psnr": 25.5, "ssim": 0.75, "musiq": 69.0}}')
+    arguments += ["--beside", str(folders / "others.json")]
     assert evaluate.main([*arguments, "--json", str(folders / "s.json")]) == 0
     return folders / "report"
 
@@ -77,7 +79,7 @@ def test_one_folder_has_one_file_of_exactly_two_keys(folders, capsys):
     restored, original = read(folders / "good" / "a.png"), read(folders / "RealSRVal_crop128" / "test_HR" / "a.png")
     inner = psnr_y(restored[4:-4, 4:-4], original[4:-4, 4:-4])
     assert scores["images"]["a.png"]["psnr"] == pytest.approx(as_pyiqa(inner), abs=2e-5)
-    assert "RealSR, 3 images, protocol seesr" in capsys.readouterr().out
+    assert "RealSR, 3 images, protocol seesr" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_page_needs_nothing_else_and_has_everything(report):
@@ -87,9 +89,9 @@ def test_the_page_needs_nothing_else_and_has_everything(report):
     assert page.count("<img ") == 4 * 3  # input, two methods, original of all three images
     assert "Worst" in page and "Best" in page
     assert 'data-value="' in page and "sortable" in page
-    assert "SeeSR, paper" in page
+    assert "SeeSR, elsewhere" in page
     markdown = (report / "report.md").read_text(encoding="utf-8")
-    assert "| XPSR | 24.19 |" in markdown
+    assert "| SeeSR | 25.50 | 0.7500 | – | – |" in markdown
     assert "| b10.png |" in markdown
 
 
@@ -141,6 +143,12 @@ def test_layouts_and_sets_by_name(tmp_path):
     names = {"RealSR_CenterCrop": "RealSR", "DrealSRVal_crop128": "DRealSR", "DIV2K_V2_val": "DIV2K-Val", "x": None}
     for folder, name in names.items():
         assert name_of_set(tmp_path / folder / "HR") == name
+
+
+def test_scores_from_elsewhere_are_numbers_by_method(tmp_path):
+    (tmp_path / "others.json").write_text('{"SeeSR": [25.5]}')
+    with pytest.raises(UserError, match=r"others\.json is not JSON like"):
+        evaluate.read_others(tmp_path / "others.json")
 
 
 def test_what_cannot_be_is_refused_before_anything_is_read(folders, tmp_path, capsys):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from xpsr_jax.evaluation.pairs import Example
 from xpsr_jax.evaluation.protocols import LOWER_IS_BETTER, NATIVE, TITLES, MetricName
-from xpsr_jax.evaluation.tables import Result, best, describe, digits, heading, paper_rows, title
+from xpsr_jax.evaluation.tables import Result, best, describe, digits, heading, other_rows, title
 from xpsr_jax.inference.image_io import read_image
 
 _CASES = 4  # best and worst ones that are shown
@@ -42,11 +42,11 @@ def _means(result: Result) -> str:
         cells = [_cell(n, mean[n], mark) for n, mark in zip(result.metrics, marks, strict=True)]
         rows.append(f"<tr><th scope=row>{html.escape(method)}</th>{''.join(cells)}</tr>")
     note = ""
-    if paper := paper_rows(result):
-        for method, row in paper.items():
+    if others := other_rows(result):
+        for method, row in others.items():
             cells = [_cell(n, row.get(n)) for n in result.metrics]
-            rows.append(f"<tr class=paper><th scope=row>{html.escape(method)}, paper</th>{''.join(cells)}</tr>")
-        note = "<p class=note>Rows marked “paper” are its Table 1 as a summary quotes it, not checked.</p>"
+            rows.append(f"<tr class=other><th scope=row>{html.escape(method)}, elsewhere</th>{''.join(cells)}</tr>")
+        note = "<p class=note>Rows marked “elsewhere” were not measured here.</p>"
     return f"<h2>Mean</h2>{_table(['method', *map(title, result.metrics)], rows)}{note}"
 
 

@@ -1,13 +1,12 @@
-"""Scores as tables: for the terminal, as Markdown, and with the paper's rows."""
+"""Scores as tables: for the terminal, as Markdown, and with the rows of others."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.table import Table
 
 from xpsr_jax.evaluation.protocols import LOWER_IS_BETTER, TITLES, MetricName, Protocol
-from xpsr_jax.evaluation.published import TABLE_1
 from xpsr_jax.evaluation.scoring import Scores
 
 
@@ -19,12 +18,14 @@ class Result:
         scores: of each method.
         metrics: in the order of the tables.
         set_name: one of the paper's sets, if the originals are known to be.
+        others: scores from elsewhere to stand beside, of each method, such as a paper's table.
     """
 
     scores: Mapping[str, Scores]
     protocol: Protocol
     metrics: Sequence[MetricName]
     set_name: str | None
+    others: Mapping[str, Mapping[MetricName, float]] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -46,17 +47,17 @@ def best(name: MetricName, values: Sequence[float]) -> float:
     return min(values) if name in LOWER_IS_BETTER else max(values)
 
 
-def paper_rows(result: Result) -> dict[str, dict[MetricName, float]]:
-    """The paper's Table 1 for this set, in the metrics that were measured; MANIQA only where it is the same one."""
+def other_rows(result: Result) -> dict[str, dict[MetricName, float]]:
+    """The scores from elsewhere in the metrics that were measured."""
     rows = {
         method: {name: value for name, value in row.items() if name in result.metrics}
-        for method, row in TABLE_1.get(result.set_name or "", {}).items()
+        for method, row in result.others.items()
     }
     return {method: row for method, row in rows.items() if row}
 
 
 def print_scores(result: Result, console: Console | None = None) -> None:
-    """The means, the best of several methods in bold, then the paper's rows."""
+    """The means, the best of several methods in bold, then the others' rows."""
     table = Table(title=heading(result), title_justify="left")
     table.add_column("", overflow="fold")
     for name in result.metrics:
@@ -68,10 +69,10 @@ def print_scores(result: Result, console: Console | None = None) -> None:
             first = len(means) > 1 and mean[name] == best(name, [each[name] for each in means.values()])
             cells.append(f"[bold]{digits(name, mean[name])}[/bold]" if first else digits(name, mean[name]))
         table.add_row(method, *cells)
-    if rows := paper_rows(result):
+    if rows := other_rows(result):
         table.add_section()
         for method, row in rows.items():
-            table.add_row(f"{method} [dim](paper)[/dim]", *(digits(name, row.get(name)) for name in result.metrics))
+            table.add_row(f"{method} [dim](elsewhere)[/dim]", *(digits(name, row.get(name)) for name in result.metrics))
     (console or Console()).print(table)
 
 
@@ -81,12 +82,12 @@ def heading(result: Result) -> str:
 
 
 def markdown(result: Result, manifest: Mapping) -> str:
-    """The means, the paper's rows, every image's scores and how they were made."""
+    """The means, the others' rows, every image's scores and how they were made."""
     columns = [title(name) for name in result.metrics]
     parts = [f"# {heading(result)}", _markdown_table(["", *columns], _mean_rows(result))]
-    if rows := paper_rows(result):
+    if rows := other_rows(result):
         cells = [[method, *(digits(n, row.get(n)) for n in result.metrics)] for method, row in rows.items()]
-        parts += ["The paper's Table 1, as a summary quotes it, not checked:", _markdown_table(["", *columns], cells)]
+        parts += ["Scores from elsewhere, not measured here:", _markdown_table(["", *columns], cells)]
     per_image = [name for name in result.metrics if name != "fid"]
     for method, scores in result.scores.items():
         cells = [[image, *(digits(n, row[n]) for n in per_image)] for image, row in scores.images.items()]
