@@ -5,6 +5,7 @@ Environment variables, not jax.config, and before anything imports jax: so the p
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,19 @@ if hasattr(os, "sched_setaffinity") and (worker := os.environ.get("PYTEST_XDIST_
 def vectors() -> Path:
     """The folder of golden files; its README.md says where each comes from."""
     return ROOT / "tests" / "vectors"
+
+
+@pytest.fixture(scope="module")
+def compiled_quickly() -> Iterator[None]:
+    """Half the time of compilation for hardly more time of execution on small arrays; rounding is larger.
+
+    Also in the processes that these tests start. Of each module: a folder is no package to pytest, and a fixture of
+    that scope would stay until the last of all tests.
+    """
+    import jax
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from tests.inference.tiny_model import tiny_model
@@ -10,6 +11,8 @@ from xpsr_jax import demo
 from xpsr_jax.demo import main, side_by_side
 from xpsr_jax.inference.image_io import read_image
 from xpsr_jax.weights.model_folder import save
+
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 def test_writes_both_pictures_and_says_where(tmp_path, monkeypatch, capsys) -> None:

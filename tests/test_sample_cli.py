@@ -26,6 +26,7 @@ from xpsr_jax.weights.sources import open_source
 
 ROOT = Path(__file__).parents[1]
 RNG = np.random.default_rng(0)
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,5 @@
 """Photographs and one batch for all tests of training."""
 
-from collections.abc import Iterator
-
-import jax
 import numpy as np
 import pytest
 
@@ -14,17 +11,8 @@ from xpsr_jax.training.images import open_images
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled_quickly() -> Iterator[None]:
-    """Half the time of compilation for hardly more time of execution: these steps are long programs on small arrays.
-
-    Also in the processes that these tests start. Of each module: a folder is no package to pytest, and a fixture of
-    that scope would stay until the last of all tests.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        jax.config.update("jax_disable_most_optimizations", True)
-        yield
-        jax.config.update("jax_disable_most_optimizations", False)
+def quickly(compiled_quickly: None) -> None:
+    """These steps are long programs on small arrays."""
 
 
 @pytest.fixture(scope="session")

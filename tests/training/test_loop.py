@@ -180,6 +180,7 @@ def pretended(bad_step, term):
     return make_step
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("term", ["loss", "gradient_norm"])
 def test_what_is_no_number_ends_the_run_and_is_not_saved(term, images, tmp_path, monkeypatch):
     run = tmp_path / "run"

@@ -19,14 +19,13 @@ def checked_size(restorer: Restorer, path: Path, max_pixels: int) -> tuple[int, 
     Raises UserError if the file is no image, or it or the result has more than `max_pixels`.
     """
     size = read_size(path, max_pixels=max_pixels)
-    seen = restorer.network_size(*size)
-    for height, width in (seen, [side * restorer.sampling.upscale for side in size]):
+    for height, width in ([side * restorer.sampling.upscale for side in size], restorer.enlarged_size(*size)):
         if height * width > max_pixels:
             raise UserError(
                 f"{path}: {size[1]} x {size[0]} pixels would be restored at {width} x {height}, which is more than "
                 f"{max_pixels / 1e6:g} million; --max-megapixels allows more"
             )
-    return seen
+    return restorer.network_size(*size)
 
 
 def write_restored(

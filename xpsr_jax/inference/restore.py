@@ -144,6 +144,10 @@ class Restorer:
         """(height, width) at which the networks see an LR image: images of one batch have this in common."""
         return network_size(height, width, **self._size_rule, multiple=self.sampling.size_multiple)
 
+    def enlarged_size(self, height: int, width: int) -> tuple[int, int]:
+        """The part of `network_size` that is the image, not what continues it to one of few sizes."""
+        return enlarged_size(height, width, **self._size_rule)
+
     def is_large(self, network_size: tuple[int, int]) -> bool:
         """Whether an image of this `network_size` is restored in tiles; then it is a batch by itself."""
         cells = network_size[0] // self._factor, network_size[1] // self._factor
@@ -187,7 +191,7 @@ class Restorer:
         restored, finite = restore_one(*inputs, on_steps or (lambda _: None))
         results: list[UInt8[np.ndarray, "h w 3"] | None] = []
         for image, result, is_finite in zip(images, restored, finite, strict=False):
-            height, width = enlarged_size(*image.shape[:2], **self._size_rule)
+            height, width = self.enlarged_size(*image.shape[:2])
             output = to_output_size(result[:height, :width], image.shape, upscale=self.sampling.upscale)
             results.append(output if is_finite else None)
         return results
