@@ -206,6 +206,7 @@ def test_what_is_no_number_ends_the_run_and_is_not_saved(term, images, tmp_path,
     assert [path.name for path in (run / "failed").iterdir()] == ["6"]
 
 
+@pytest.mark.soak
 def test_what_was_logged_after_the_last_checkpoint_is_logged_once(images, tmp_path, monkeypatch):
     run = tmp_path / "run"
     monkeypatch.setattr(loop, "make_step", pretended(8, "loss"))

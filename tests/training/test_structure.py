@@ -79,6 +79,7 @@ def test_what_trains_is_what_the_patterns_say(structure):
     assert "unet.conv_in.kernel" in trained and not any("mid_block" in path for path in trained)
 
 
+@pytest.mark.soak
 def test_from_stable_diffusion(stock):
     """The base is loaded; the ControlNet is the UNet's exact copy, though the frozen UNet is kept in bfloat16."""
     base, arrays = stock
