@@ -14,13 +14,14 @@ from xpsr_jax.data.captions import read_captions, read_records
 
 # The command with a captioner that takes a minute for some images.
 SLOW = """
-import sys, time
+import signal, sys, time
 from xpsr_jax.caption import __main__ as command
 from xpsr_jax.caption.in_flight import in_flight
 from xpsr_jax.data.captions import Caption
 def slow(image):
     time.sleep(0.01 if image.name < "3" else 60)
     return Caption("a", "b")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background has switched off
 command.make_captioner = lambda _: (lambda images: in_flight(slow, images, 2), "slow")
 sys.exit(command.main(sys.argv[1:]))
 """

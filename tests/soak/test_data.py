@@ -164,13 +164,15 @@ def test_prepare_data_killed_at_random_moments(folder, tmp_path, command):
         line = [sys.executable, "-m", "xpsr_jax.prepare_data", command, photos, "--output", tmp_path / output]
         return subprocess.Popen([*map(str, line), *arguments], env=environment(), stderr=subprocess.DEVNULL)
 
+    begin = time.monotonic()
     assert start("whole").wait() == 0
+    seconds = time.monotonic() - begin
     rng, kills = np.random.default_rng(0), 0
     while True:
         process = start("killed")
         try:
-            # Later each time, so that it comes to an end on any machine.
-            code = process.wait(rng.uniform(0.2, 2 + 0.5 * kills))
+            # Twice before it can be done, then later each time, so that it comes to an end on any machine.
+            code = process.wait(seconds * rng.uniform(0.3, 0.6 + 0.1 * max(0, kills - 1)))
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
