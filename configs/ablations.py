@@ -40,18 +40,21 @@ VARIANTS = tuple(_CHANGES)
 
 
 def config(variant: str = "default") -> Config:
+    return ablate(load_config(str(Path(__file__).with_name("xpsr.py"))), variant)
+
+
+def ablate(whole: Config, variant: str) -> Config:
+    """`whole` without the part that `variant` leaves out."""
     changes = _CHANGES[variant]
-    paper = load_config(str(Path(__file__).with_name("xpsr.py")))
     networks = dataclasses.replace(
-        paper.networks,
-        controlnet=dataclasses.replace(paper.networks.controlnet, **changes.get("controlnet", {})),
-        unet=dataclasses.replace(paper.networks.unet, **changes.get("unet", {})),
+        whole.networks,
+        controlnet=dataclasses.replace(whole.networks.controlnet, **changes.get("controlnet", {})),
+        unet=dataclasses.replace(whole.networks.unet, **changes.get("unet", {})),
     )
-    trained = paper.trained if networks.unet.conditional_attention else ((r"controlnet\..*", True),)
     return dataclasses.replace(
-        paper,
-        name="xpsr" if variant == "default" else f"xpsr_{variant}",
+        whole,
+        name=whole.name if variant == "default" else f"{whole.name}_{variant}",
         networks=networks,
-        trained=trained,
-        loss=dataclasses.replace(paper.loss, **changes.get("loss", {})),
+        trained=whole.trained if networks.unet.conditional_attention else ((r"controlnet\..*", True),),
+        loss=dataclasses.replace(whole.loss, **changes.get("loss", {})),
     )

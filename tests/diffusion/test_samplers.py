@@ -22,6 +22,8 @@ from xpsr_jax.diffusion import (
 )
 from xpsr_jax.diffusion.samplers import normal, step_noise
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 STEPS = 4
 
 

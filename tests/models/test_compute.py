@@ -11,6 +11,8 @@ from tests.models.golden import VECTORS, error, read
 from xpsr_jax.models.layers import Compute
 from xpsr_jax.weights.networks import UNET, load_network, parameters, read_config
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 FOLDER = VECTORS / "stock" / "unet_two_levels"
 INPUTS = ("in.latents", "in.timesteps", "in.high")
 

@@ -12,6 +12,8 @@ from xpsr_jax.models.blocks import sites
 from xpsr_jax.models.layers import flatten_tokens
 from xpsr_jax.weights.networks import CONTROLNET, abstract, parameters
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 @pytest.fixture(scope="module")
 def inputs():

@@ -15,6 +15,8 @@ from xpsr_jax.models.unet import UNetConfig
 from xpsr_jax.weights import rules
 from xpsr_jax.weights.networks import CONTROLNET, UNET, Keys, abstract, parameters
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 # As deep as the released networks, so that the keys are the same; no width equals the text's.
 DEEP = UNetConfig(block_out_channels=(4, 8, 16, 16), cross_attention_dim=6, attention_head_dim=2, norm_num_groups=2)
 EMBEDDING = (2, 4, 4, 6)

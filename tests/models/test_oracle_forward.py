@@ -5,6 +5,8 @@ import pytest
 
 from tests.models.golden import assert_close, read, under
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 @pytest.mark.parametrize(
     "case",

@@ -6,6 +6,8 @@ import pytest
 from tests.models.golden import error, read
 from xpsr_jax.models.layers import timestep_embedding
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 WHERE_OURS_DIFFER = {
     # Our up blocks return before the resize, whose size the UNet knows.
     "unet.up_blocks.0": "unet.up_blocks.0.upsamplers.0",

@@ -5,6 +5,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from tests.models.golden import error, read, under
@@ -12,6 +13,8 @@ from xpsr_jax.diffusion import Ddpm, Schedule
 from xpsr_jax.diffusion.guidance import guide
 from xpsr_jax.diffusion.samplers import advance
 from xpsr_jax.inference.tiling import plan_tiles
+
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 def test_the_released_codes_tiled_run(networks, vectors):

@@ -15,6 +15,8 @@ from flax import nnx
 from tests.models.golden import VECTORS, assert_close, error, read, under
 from xpsr_jax.weights.networks import AUTOENCODER, CONTROLNET, TEXT_ENCODER, UNET, load_network, read_config
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 def load(network, name, **changes):
     """A network of tests/vectors/stock with its inputs and outputs."""

@@ -1,0 +1,98 @@
+"""Short equal trainings of XPSR without one of its parts, on the small model: what benchmarks/ablations.py compares.
+
+python -m benchmarks.ablation_trainings --photos PHOTOS --output runs/study [--variants serial high] [--seeds 0]
+
+As the paper begins from Stable Diffusion, each begins from the shipped model's UNet, autoencoder and text encoder,
+frozen and without Conditional Attention; a new ControlNet (a copy of the UNet) and new Conditional Attention are
+trained. Variants of one seed see the same crops, degradations, noise and times in the same order; the photographs are
+those of configs/tiny.py without the ones held out. A training that was interrupted goes on, one that is done is left.
+"""
+
+import dataclasses
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from safetensors.numpy import load_file, save_file
+
+from benchmarks.tiny_quality import ROOT
+from configs import ablations, tiny
+from xpsr_jax.config import Config, Networks, Validation
+from xpsr_jax.errors import UserError
+from xpsr_jax.inference.compilation import use_compilation_cache
+from xpsr_jax.training.loop import train
+from xpsr_jax.weights.atomic import new_folder
+
+# The paper's Table 3 and Table 4; "default" is in both.
+VARIANTS = ("default", "serial", "high", "low", "unconstrained", "pixel", "latent")
+MODEL = ROOT / "xpsr_jax" / "assets" / "tiny"
+UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    photos: Path
+    """Folder with the photographs and captions.jsonl."""
+    output: Path = Path("runs/study")
+    """Folder of the runs."""
+    variants: tuple[str, ...] = VARIANTS
+    """Of configs/ablations.py."""
+    seeds: tuple[int, ...] = (0, 1)
+    """One training of each variant for each."""
+    steps: int = 500
+    """Of each training."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
+    use_compilation_cache()
+    try:
+        for seed in arguments.seeds:
+            for variant in arguments.variants:
+                configured = configure(arguments, variant, seed)
+                if not (configured.run_folder / "model").is_dir() and train(configured) is None:
+                    return 130
+    except UserError as error:
+        print(f"ablation_trainings.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def configure(arguments: Arguments, variant: str, seed: int) -> Config:
+    """The training of one variant; everything but the variant and the seed is the same in all."""
+    own = tiny.config()
+    shared = dataclasses.replace(
+        own,
+        steps=arguments.steps,
+        seed=seed,
+        trained=ablations.config().trained,
+        images=dataclasses.replace(own.images, folder=arguments.photos, missing_exclusions="error"),
+        networks=Networks(
+            base=(plain_diffusion(arguments.output / "base"),), from_scratch=("controlnet",), controlnet=tiny.CONTROLNET
+        ),
+        # Shorter than the small model's own training, so what warms up and what is averaged are shorter too.
+        optimizer=dataclasses.replace(own.optimizer, warmup=50, ema=0.99),
+        validation=Validation(every=0),
+        log_every=25,
+    )
+    name = f"{variant}-{seed}"
+    return dataclasses.replace(ablations.ablate(shared, variant), name=name, run=arguments.output / name)
+
+
+def plain_diffusion(folder: Path) -> Path:
+    """The shipped model without what XPSR adds: no ControlNet, no Conditional Attention."""
+    if not folder.is_dir():
+        with new_folder(folder) as new:
+            for name in ("vae", "text_encoder", "tokenizer", "scheduler", "unet"):
+                shutil.copytree(MODEL / name, new / name)
+            weights = load_file(new / UNET_WEIGHTS)
+            kept = {key: value for key, value in weights.items() if ".pixel_attentions." not in key}
+            save_file(kept, new / UNET_WEIGHTS, metadata={"format": "pt"})
+    return folder
+
+
+if __name__ == "__main__":
+    sys.exit(main())

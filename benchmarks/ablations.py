@@ -1,0 +1,257 @@
+"""The shape of the paper's Tables 2 to 5 on the small model: what each part of XPSR is worth there.
+
+python -m benchmarks.ablations --photos PHOTOS --trained runs/study
+
+Tables 2 and 5 (captions, negative prompt) are settings of the shipped model. Tables 3 and 4 (fusion, Degradation-Free
+Constraint) compare the trainings of benchmarks/ablation_trainings.py, seeds averaged crop by crop. All restore the same
+degraded crops, with the same noise, of photographs that neither they nor the shipped model saw. Each row is compared
+with the first of its table, crop by crop; 95% intervals are from a bootstrap that draws photographs, and then crops of
+each. The paper holds that the first row is the best one; the last column says where these numbers agree.
+
+Writes scores/ROW.json (one for each row, which later runs do not measure again), ablations.md and ablations.png.
+"""
+
+import dataclasses
+import itertools
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+import xpsr_jax
+from benchmarks.ablation_trainings import MODEL
+from benchmarks.tiny_quality import ROOT, restore_all
+from xpsr_jax.config import Sampling, load_config
+from xpsr_jax.data.captions import Caption
+from xpsr_jax.errors import UserError
+from xpsr_jax.evaluation.crops import METRICS, Crop, cut_crops, enlarge, measure
+from xpsr_jax.inference.compilation import use_compilation_cache, use_fast_convolutions
+from xpsr_jax.inference.image_io import check_writable
+from xpsr_jax.weights.atomic import new_file
+
+BICUBIC = "bicubic"
+RESAMPLES = 10_000
+# What a difference is multiplied by in tables and plots, and how it is written there.
+SHOWN = {"PSNR-Y": (1, "PSNR-Y, dB"), "SSIM-Y": (1e3, "SSIM-Y × 1000")} | {
+    metric: (1e3, f"{metric.split()[0]} × 1000") for metric in ("LPIPS (alex)", "DISTS")
+}
+
+Scores = dict[str, Float[np.ndarray, "photos crops"]]
+
+
+def both(caption: Caption) -> Caption:
+    return caption
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table.
+
+    Attributes:
+      name: in the table.
+      variant: of configs/ablations.py, trained; None: the shipped model.
+      captions: what it is given of a crop's captions.
+      sampling: what it sets otherwise than the model.
+    """
+
+    name: str
+    variant: str | None = None
+    captions: Callable[[Caption], Caption] = both
+    sampling: Mapping[str, float | str] = dataclasses.field(default_factory=dict)
+
+
+# The first row of each is XPSR's choice.
+TABLES: dict[str, tuple[Row, ...]] = {
+    "Table 2: captions": (
+        Row("both captions"),
+        Row("high-level alone", captions=lambda caption: Caption(caption.high, "")),
+        Row("low-level alone", captions=lambda caption: Caption("", caption.low)),
+        Row("none", captions=lambda caption: Caption("", "")),
+    ),
+    "Table 3: fusion": (
+        Row("Semantic-Fusion Attention", variant="default"),
+        Row("in series", variant="serial"),
+        Row("high-level stream alone", variant="high"),
+        Row("low-level stream alone", variant="low"),
+    ),
+    "Table 4: Degradation-Free Constraint": (
+        Row("pixels and latents", variant="default"),
+        Row("pixels alone", variant="pixel"),
+        Row("latents alone", variant="latent"),
+        Row("no constraint", variant="unconstrained"),
+    ),
+    "Table 5: negative prompt": (
+        Row("negative words, guidance 0.5", sampling={"guidance_scale": 0.5}),
+        Row("empty words, guidance 0.5", sampling={"guidance_scale": 0.5, "negative_high": ""}),
+        Row("no guidance"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    photos: Path
+    """Folder with the photographs and captions.jsonl."""
+    trained: Path = Path("runs/study")
+    """What benchmarks/ablation_trainings.py wrote."""
+    seeds: tuple[int, ...] = (0, 1)
+    """Of its trainings."""
+    config: str = str(ROOT / "configs" / "tiny.py")
+    """The training configuration that names the photographs it held out."""
+    crops: int = 8
+    """Crops of each photograph."""
+    size: int = 256
+    """Of a crop, in pixels."""
+    output: Path = Path("outputs/ablations")
+    """Folder to write to."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
+    try:
+        run(arguments)
+    except UserError as error:
+        print(f"ablations.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(arguments: Arguments) -> None:
+    use_compilation_cache()
+    check_writable(arguments.output / "scores")
+    crops = cut_crops(
+        arguments.photos, load_config(arguments.config).images.exclude, count=arguments.crops, size=arguments.size
+    )
+    tables = {
+        title: {row.name: [scores_of(arguments, row, seed, crops) for seed in seeds_of(arguments, row)] for row in rows}
+        for title, rows in TABLES.items()
+    }
+    bicubic = stored(arguments, BICUBIC, crops, lambda: [enlarge(crop.lr, crop.original.shape) for crop in crops])
+    text = "\n".join(markdown(title, rows, bicubic) for title, rows in tables.items())
+    with new_file(arguments.output / "ablations.md") as file:
+        file.write_text(text, encoding="utf-8")
+    plot(tables, arguments.output / "ablations.png")
+    print(f"{text}\nwritten to {arguments.output}")
+
+
+def seeds_of(arguments: Arguments, row: Row) -> Sequence[int | None]:
+    return (None,) if row.variant is None else arguments.seeds
+
+
+def scores_of(arguments: Arguments, row: Row, seed: int | None, crops: Sequence[Crop]) -> Scores:
+    """Measured, or read if that was done before."""
+
+    def restored() -> list[np.ndarray]:
+        model = xpsr_jax.load(MODEL if row.variant is None else arguments.trained / name / "model")
+        use_fast_convolutions(model)
+        sampling: Sampling = dataclasses.replace(model.defaults, **row.sampling)
+        return restore_all(model, crops, [row.captions(crop.caption) for crop in crops], sampling, label=name)
+
+    name = row.name if row.variant is None else f"{row.variant}-{seed}"
+    return stored(arguments, name, crops, restored)
+
+
+def stored(arguments: Arguments, name: str, crops: Sequence[Crop], restored: Callable[[], list[np.ndarray]]) -> Scores:
+    """The scores of one row, from its file or, of what `restored` gives, into it."""
+    file = arguments.output / "scores" / f"{name.replace(' ', '_')}.json"
+    names = [crop.name for crop in crops]
+    if not file.exists():
+        record = {"crops": names, "size": arguments.size, **measure(crops, {name: restored()})[name]}
+        with new_file(file) as new:
+            new.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    record = json.loads(file.read_text(encoding="utf-8"))
+    if (record["crops"], record["size"]) != (names, arguments.size):
+        raise UserError(f"{file} is of other crops: name another --output, or remove it")
+    return {metric: np.reshape(record[metric], (-1, arguments.crops)) for metric in METRICS}
+
+
+def differences(row: Sequence[Scores], first: Sequence[Scores], metric: str) -> Float[np.ndarray, "seeds photos crops"]:
+    return np.stack([own[metric] - other[metric] for own, other in zip(row, first, strict=True)])
+
+
+def interval(values: Float[np.ndarray, "photos crops"]) -> tuple[float, float]:
+    """95% of the means of a bootstrap that draws photographs, and then as many crops of each."""
+    rng = np.random.default_rng(0)
+    photos, crops = values.shape
+    drawn = rng.integers(photos, size=(RESAMPLES, photos, 1))
+    means = values[drawn, rng.integers(crops, size=(RESAMPLES, photos, crops))].mean((1, 2))
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def verdict(low: float, high: float, *, higher_is_better: bool) -> str:
+    """Of a row's difference from XPSR's own choice, which in the paper is better."""
+    if low <= 0 <= high:
+        return "="
+    return "✓" if (high < 0) == higher_is_better else "✗"
+
+
+def markdown(title: str, rows: Mapping[str, Sequence[Scores]], bicubic: Scores) -> str:
+    """A table: means of the first row and of bicubic enlargement, differences of the others from the first."""
+    (name, first), *others = rows.items()
+    lines = [f"**{title}**\n", "| | " + " | ".join(f"{metric} ({METRICS[metric]} is better)" for metric in METRICS)]
+    lines[-1] += " | as in the paper |"
+    lines.append("|---" * (len(METRICS) + 2) + "|")
+    for label, scores in (("bicubic", [bicubic]), (name, first)):
+        means = (np.mean([own[metric] for own in scores]) for metric in METRICS)
+        cells = (f"{mean:.{2 if metric == 'PSNR-Y' else 4}f}" for metric, mean in zip(METRICS, means, strict=True))
+        lines.append(f"| {label} | " + " | ".join(cells) + " | |")
+    for label, row in others:
+        cells, verdicts = [], []
+        for metric, better in METRICS.items():
+            values = differences(row, first, metric)
+            low, high = interval(values.mean(0))
+            scale, digits = SHOWN[metric][0], 2 if metric == "PSNR-Y" else 1
+            of_seeds = "; ".join(f"{scale * mean:+.{digits}f}" for mean in values.mean((1, 2)))
+            cells.append(
+                f"{scale * values.mean():+.{digits}f} ({scale * low:+.{digits}f} to {scale * high:+.{digits}f})"
+                + (f" [{of_seeds}]" if len(values) > 1 else "")
+            )
+            verdicts.append(verdict(low, high, higher_is_better=better == "higher"))
+        lines.append(f"| {label} | " + " | ".join(cells) + f" | {' '.join(verdicts)} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(tables: Mapping[str, Mapping[str, Sequence[Scores]]], file: Path) -> None:
+    """A row of panels for each table, a panel for each metric: differences from the table's first row, and intervals.
+
+    Metrics of which less is better are drawn with their axis reversed: right of the line is better than XPSR's choice.
+    """
+    figure = Figure(figsize=(15, 9), layout="constrained")
+    panels = figure.subplots(len(tables), len(METRICS), squeeze=False, sharex="col", sharey="row")
+    for (title, rows), of_table in zip(tables.items(), panels, strict=True):
+        (name, first), *others = rows.items()
+        for panel, metric in zip(of_table, METRICS, strict=True):
+            for place, (_, row) in enumerate(others):
+                draw(panel, place, differences(row, first, metric), SHOWN[metric][0])
+            panel.axvline(0, color="grey", linewidth=1)
+            panel.set_yticks(range(len(others)), labels=[label for label, _ in others])
+            panel.set_ylim(len(others) - 0.5, -0.5)
+        of_table[0].set_title(f"{title}\nagainst {name}", loc="left", fontsize="medium")
+    for panel, (metric, better) in zip(panels[-1], METRICS.items(), strict=True):
+        panel.set_xlabel(f"{SHOWN[metric][1]}; better →")
+        if better == "lower":
+            panel.invert_xaxis()
+    with new_file(file) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def draw(panel: Axes, place: int, values: Float[np.ndarray, "seeds photos crops"], scale: float) -> None:
+    low, high = (scale * edge for edge in interval(values.mean(0)))
+    significant = not low <= 0 <= high
+    panel.plot([low, high], [place, place], color="C0" if significant else "C7", linewidth=2)
+    panel.plot(scale * values.mean(), place, "o", color="C0" if significant else "C7")
+    if len(values) > 1:
+        for mean, offset in zip(values.mean((1, 2)), itertools.cycle((-0.18, 0.18))):
+            panel.plot(scale * mean, place + offset, ".", color="C1")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+import dataclasses
+
+import cv2
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from benchmarks.ablation_trainings import MODEL, UNET_WEIGHTS, VARIANTS, Arguments, configure, plain_diffusion
+from benchmarks.ablations import TABLES, differences, interval, markdown, plot, stored, verdict
+from benchmarks.ablations import Arguments as Measuring
+from xpsr_jax.data.captions import Caption
+from xpsr_jax.errors import UserError
+from xpsr_jax.evaluation.crops import METRICS, Crop, enlarge
+from xpsr_jax.training.structure import make_structure
+
+
+def scores(value):
+    """8 photographs, 8 crops each: noise of 0.01 that all rows share."""
+    noise = np.random.default_rng(0).normal(scale=0.01, size=(8, 8))
+    return dict.fromkeys(METRICS, value + noise)
+
+
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory):
+    return Arguments(photos=tmp_path_factory.mktemp("photos"), output=tmp_path_factory.mktemp("study"))
+
+
+def test_trainings_differ_in_nothing_but_the_variant(trainings):
+    whole = configure(trainings, "default", 0)
+    for variant in VARIANTS[1:]:
+        config = configure(trainings, variant, 0)
+        assert config.run_folder.name == f"{variant}-0"
+        same = dict(name=whole.name, run=whole.run, networks=whole.networks, loss=whole.loss)
+        assert (
+            dataclasses.replace(config, **same) == whole != dataclasses.replace(config, name=whole.name, run=whole.run)
+        )
+    other = configure(trainings, "default", 1)
+    assert dataclasses.replace(other, name=whole.name, run=whole.run, seed=0) == whole
+
+
+def test_the_base_is_the_shipped_model_without_what_xpsr_adds(trainings):
+    base = plain_diffusion(trainings.output / "base")
+    assert not (base / "controlnet").exists()
+    shipped, kept = load_file(MODEL / UNET_WEIGHTS), load_file(base / UNET_WEIGHTS)
+    assert (
+        {key for key in shipped if key not in kept} == {key for key in shipped if ".pixel_attentions." in key} != set()
+    )
+    assert all(np.array_equal(shipped[key], array) for key, array in kept.items())
+    structure = make_structure(configure(trainings, "default", 0))
+    assert {path.split(".")[0] for path in structure.trained} == {"controlnet", "unet"}
+    assert all(".pixel_attentions." in path for path in structure.trained if path.startswith("unet."))
+
+
+def test_a_table_says_where_it_agrees_with_the_paper():
+    rows = {"all": [scores(0.5)], "less": [scores(0.4)], "same": [scores(0.5)]}
+    rows["same"][0] = {name: values[:, ::-1] for name, values in rows["same"][0].items()}
+    first, less, same = markdown("Table", rows, scores(0.3)).splitlines()[-3:]
+    assert first.startswith("| all | 0.50 | 0.50")
+    # All metrics are 0.1 lower: fidelity is worse without, as the paper has it, and distances are better.
+    assert less.startswith("| less | -0.10 (-0.10 to -0.10) | -100.0 (") and less.endswith(" | ✓ ✓ ✗ ✗ |")
+    assert same.endswith(" | = = = = |")
+
+
+def test_seeds_are_averaged_crop_by_crop_and_shown():
+    rows = {"all": [scores(0.5), scores(0.5)], "less": [scores(0.3), scores(0.5)]}
+    assert differences(rows["less"], rows["all"], "DISTS").mean() == pytest.approx(-0.1)
+    assert "-0.10 (-0.10 to -0.10) [-0.20; +0.00]" in markdown("Table", rows, scores(0.3))
+
+
+def test_intervals_know_that_crops_of_one_photograph_are_alike():
+    rng = np.random.default_rng(0)
+    by_photo = np.repeat(rng.normal(size=(8, 1)), 8, axis=1)
+    low, high = interval(by_photo)
+    alone = interval(rng.normal(size=(64, 1)))
+    assert low < by_photo.mean() < high
+    assert high - low > 1.5 * (alone[1] - alone[0])
+
+
+@pytest.mark.parametrize(("low", "high", "expected"), [(-2, -1, "✗"), (1, 2, "✓"), (-1, 1, "="), (0, 1, "=")], ids=str)
+def test_verdicts_of_a_distance(low, high, expected):
+    assert verdict(low, high, higher_is_better=False) == expected
+    opposite = {"✓": "✗", "✗": "✓", "=": "="}[expected]
+    assert verdict(low, high, higher_is_better=True) == opposite
+
+
+def test_what_is_measured_is_not_measured_again(tmp_path):
+    original = cv2.resize(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8), (64, 64))
+    crops = [Crop("a.png", original, cv2.resize(original, (16, 16)), Caption("", ""))]
+    arguments = Measuring(photos=tmp_path, output=tmp_path, crops=1, size=64)
+    (tmp_path / "scores").mkdir()
+    first = stored(arguments, "a row", crops, lambda: [enlarge(crops[0].lr, (64, 64))])
+    again = stored(arguments, "a row", crops, lambda: pytest.fail("restored again"))
+    assert all(np.array_equal(first[metric], again[metric]) for metric in METRICS)
+    with pytest.raises(UserError, match="of other crops"):
+        stored(dataclasses.replace(arguments, size=32), "a row", crops, list)
+
+
+def test_plot(tmp_path):
+    tables = {title: {row.name: [scores(0.5)] for row in rows} for title, rows in TABLES.items()}
+    plot(tables, tmp_path / "ablations.png")
+    assert cv2.imread(str(tmp_path / "ablations.png")).shape == (990, 1650, 3)
