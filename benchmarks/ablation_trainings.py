@@ -11,17 +11,15 @@ those of configs/tiny.py without the ones held out. A training that was interrup
 import dataclasses
 import shutil
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from safetensors.numpy import load_file, save_file
 
+from benchmarks.command_line import command_line
 from benchmarks.tiny_quality import ROOT
 from configs import ablations, tiny
 from xpsr_jax.config import Config, Networks, Validation
-from xpsr_jax.errors import UserError
 from xpsr_jax.inference.compilation import use_compilation_cache
 from xpsr_jax.training.loop import train
 from xpsr_jax.weights.atomic import new_folder
@@ -46,18 +44,13 @@ class Arguments:
     """Of each training."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
+def run(arguments: Arguments) -> int:
     use_compilation_cache()
-    try:
-        for seed in arguments.seeds:
-            for variant in arguments.variants:
-                configured = configure(arguments, variant, seed)
-                if not (configured.run_folder / "model").is_dir() and train(configured) is None:
-                    return 130
-    except UserError as error:
-        print(f"ablation_trainings.py: {error}", file=sys.stderr)
-        return 1
+    for seed in arguments.seeds:
+        for variant in arguments.variants:
+            configured = configure(arguments, variant, seed)
+            if not (configured.run_folder / "model").is_dir() and train(configured) is None:
+                return 130
     return 0
 
 
@@ -95,4 +88,4 @@ def plain_diffusion(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line(run, Arguments, __doc__))

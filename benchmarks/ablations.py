@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import xpsr_jax
 from benchmarks.ablation_trainings import MODEL
+from benchmarks.command_line import command_line
 from benchmarks.tiny_quality import ROOT, restore_all
 from xpsr_jax.config import Sampling, load_config
 from xpsr_jax.data.captions import Caption
@@ -111,16 +111,6 @@ class Arguments:
     """Of a crop, in pixels."""
     output: Path = Path("outputs/ablations")
     """Folder to write to."""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
-    try:
-        run(arguments)
-    except UserError as error:
-        print(f"ablations.py: {error}", file=sys.stderr)
-        return 1
-    return 0
 
 
 def run(arguments: Arguments) -> None:
@@ -254,4 +244,4 @@ def draw(panel: Axes, place: int, values: Float[np.ndarray, "seeds photos crops"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line(run, Arguments, __doc__))

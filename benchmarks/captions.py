@@ -25,12 +25,12 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
-import tyro
 from scipy.stats import spearmanr
 from skimage.measure import blur_effect
 from tqdm import tqdm
 
 import xpsr_jax
+from benchmarks.command_line import command_line
 from benchmarks.tiny_quality import ROOT, restore_all
 from xpsr_jax.caption import measured
 from xpsr_jax.caption.measured import Quality, describe_quality, measure_quality
@@ -46,7 +46,6 @@ from xpsr_jax.data.quality import (
     appearance,
     describe_appearance,
 )
-from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.crops import Crop, Image, Scores, cut_crops, enlarge, measure
 from xpsr_jax.inference.compilation import use_compilation_cache, use_fast_convolutions
 from xpsr_jax.inference.image_io import check_writable
@@ -91,20 +90,10 @@ class Degraded:
 Measure = Callable[[Degraded], float]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
-    try:
-        if arguments.calibrate:
-            calibrate(arguments)
-        else:
-            run(arguments)
-    except UserError as error:
-        print(f"captions.py: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
 def run(arguments: Arguments) -> None:
+    if arguments.calibrate:
+        calibrate(arguments)
+        return
     use_compilation_cache()
     check_writable(arguments.output)
     parts: dict[str, Callable] = {"correlations": correlate, "quality": compare}
@@ -305,4 +294,4 @@ def calibrate(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line(run, Arguments, __doc__))

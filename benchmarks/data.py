@@ -25,6 +25,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
+from benchmarks.command_line import command_line
 from xpsr_jax.data import worker_process
 from xpsr_jax.data.degradation import XPSR, Blur, Drawn, Noise, apply, draw
 from xpsr_jax.data.examples import DataConfig, make_example, random_crop
@@ -146,15 +147,6 @@ def ours(crop: np.ndarray, drawn: Drawn, rng: np.random.Generator) -> tuple[np.n
     return to_uint8(degraded.hr), to_uint8(resize(degraded.lr, crop.shape[:2], "bicubic"))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        run(tyro.cli(Arguments, args=argv, description=__doc__))
-    except UserError as error:
-        print(f"benchmarks/data.py: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
 def run(arguments: Arguments) -> None:
     core = min(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {core})
@@ -232,4 +224,4 @@ def report(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line(run, Arguments, __doc__))

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import xpsr_jax
+from benchmarks.command_line import command_line
 from xpsr_jax.config import Sampling, load_config
 from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.crops import SEED, Crop, cut_crops, enlarge, measure
@@ -71,16 +71,6 @@ class Arguments:
     """Numbers of steps."""
     spacing: tuple[str, ...] = ()
     """Spacings to compare; none: the model's own."""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
-    try:
-        run(arguments)
-    except UserError as error:
-        print(f"samplers.py: {error}", file=sys.stderr)
-        return 1
-    return 0
 
 
 def run(arguments: Arguments) -> None:
@@ -220,4 +210,4 @@ def plot(scores: Scores, file: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line(run, Arguments, __doc__))

@@ -18,13 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 from tqdm import tqdm
 
 import xpsr_jax
+from benchmarks.command_line import command_line
 from xpsr_jax.config import Sampling, load_config
 from xpsr_jax.data.captions import Caption
-from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.crops import METRICS, SEED, Crop, Image, Scores, cut_crops, enlarge, measure
 from xpsr_jax.inference.compilation import use_compilation_cache
 from xpsr_jax.inference.image_io import check_writable, write_png
@@ -54,16 +53,6 @@ class Arguments:
     """Sampling steps instead of the model's own."""
     guidance_scale: float | None = None
     """Guidance scale instead of the model's own."""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
-    try:
-        run(arguments)
-    except UserError as error:
-        print(f"tiny_quality.py: {error}", file=sys.stderr)
-        return 1
-    return 0
 
 
 def run(arguments: Arguments) -> None:
@@ -151,4 +140,4 @@ def write_pictures(folder: Path, crops: Sequence[Crop], results: Mapping[str, Se
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line(run, Arguments, __doc__))

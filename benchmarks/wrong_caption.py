@@ -8,15 +8,14 @@ below each the difference from the first one, enlarged around grey. Prints how f
 
 import dataclasses
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 from PIL import Image
 
 import xpsr_jax
+from benchmarks.command_line import command_line
 from benchmarks.tiny_quality import ROOT
 from xpsr_jax.data.captions import Caption, read_captions
 from xpsr_jax.demo import ASSETS, side_by_side
@@ -47,16 +46,6 @@ class Arguments:
     """Picture to write, a JPEG."""
     width: int = 360
     """Of a column, in pixels."""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
-    try:
-        run(arguments)
-    except UserError as error:
-        print(f"wrong_caption.py: {error}", file=sys.stderr)
-        return 1
-    return 0
 
 
 def run(arguments: Arguments) -> None:
@@ -97,4 +86,4 @@ def _reduced(image: np.ndarray, width: int) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line(run, Arguments, __doc__))
