@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -64,7 +65,7 @@ class Row:
     name: str
     variant: str | None = None
     captions: Callable[[Caption], Caption] = both
-    sampling: Mapping[str, float | str] = dataclasses.field(default_factory=dict)
+    sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 # The first row of each is XPSR's choice.
@@ -190,8 +191,9 @@ def markdown(title: str, rows: Mapping[str, Sequence[Scores]], bicubic: Scores) 
     lines[-1] += " | as in the paper |"
     lines.append("|---" * (len(METRICS) + 2) + "|")
     for label, scores in (("bicubic", [bicubic]), (name, first)):
-        means = (np.mean([own[metric] for own in scores]) for metric in METRICS)
-        cells = (f"{mean:.{2 if metric == 'PSNR-Y' else 4}f}" for metric, mean in zip(METRICS, means, strict=True))
+        means = [np.mean([own[metric] for own in scores]) for metric in METRICS]
+        places = [2 if metric == "PSNR-Y" else 4 for metric in METRICS]
+        cells = [f"{mean:.{place}f}" for mean, place in zip(means, places, strict=True)]
         lines.append(f"| {label} | " + " | ".join(cells) + " | |")
     for label, row in others:
         cells, verdicts = [], []

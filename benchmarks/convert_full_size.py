@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -39,11 +40,11 @@ def make(folder: Path) -> None:
         shutil.copyfile(VECTORS / f"{name}_config_full.json", folder / name / "config.json")
         rng = np.random.default_rng(0)
 
-        def random(shape: tuple[int, ...], rng: np.random.Generator = rng) -> np.ndarray:
-            return 0.02 * rng.standard_normal(shape, np.float32)
+        def random(shape: tuple[int, ...], rng: np.random.Generator) -> Callable[[], np.ndarray]:
+            return lambda: 0.02 * rng.standard_normal(shape, np.float32)
 
         tensors = {
-            key: Tensor(key, tuple(shape), np.dtype(np.float32), lambda shape=tuple(shape): random(shape))
+            key: Tensor(key, tuple(shape), np.dtype(np.float32), random(tuple(shape), rng))
             for key, shape in keys[name].items()
         }
         write_folder(tensors, folder / name, "diffusion_pytorch_model", where=folder)

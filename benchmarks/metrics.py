@@ -72,7 +72,7 @@ def theirs() -> Measure:
 
 def read_pairs(photos: Path, size: int, count: int) -> list[Pair]:
     """Crops of photographs' middles, each with what bicubic makes of a quarter of its size."""
-    pairs = []
+    pairs: list[Pair] = []
     for each in list_inputs([photos]):
         image = read_image(each.path)
         if min(image.shape[:2]) < size or len(pairs) == count:
@@ -110,8 +110,10 @@ def main() -> None:
     )
     print(f"{'':20}{'images/s':>10}{'CPU s/image':>13}{'median wall':>13}")
     for name, taken in seconds.items():
-        wall, cpu = zip(*taken, strict=True)
-        print(f"{name:20}{len(wall) / sum(wall):>10.2f}{sum(cpu) / len(cpu):>13.2f}{statistics.median(wall):>13.2f}")
+        walls, cpus = zip(*taken, strict=True)
+        print(
+            f"{name:20}{len(walls) / sum(walls):>10.2f}{sum(cpus) / len(cpus):>13.2f}{statistics.median(walls):>13.2f}"
+        )
     a, b = (np.array(taken) for taken in seconds.values())
     ratio, pairwise = a.sum(axis=0) / b.sum(axis=0), np.median(a / b, axis=0)
     print(f"ours: {ratio[0]:.2f} x by the clock (median of pairs {pairwise[0]:.2f}), {ratio[1]:.2f} x by CPU seconds")

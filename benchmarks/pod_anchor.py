@@ -59,13 +59,14 @@ def main(topology: str, gradient: bool, samples: int, options: dict[str, Any]) -
 
     program = jax.jit(loss_gradient if gradient else forward)
     compiled = program.lower(parameters, *inputs).compile(compiler_options=options)
-    cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    cost, memory, text = compiled.cost_analysis(), compiled.memory_analysis(), compiled.as_text()
+    assert cost is not None and memory is not None and text is not None
     found = {
         "seconds": cost["optimal_seconds"],
         "flops": cost["flops"],
         "moved": cost["bytes accessed"],
         "temporaries": memory.temp_size_in_bytes,
-        "loops": len(re.findall(r" while\(", compiled.as_text())),
+        "loops": len(re.findall(r" while\(", text)),
     }
     print(json.dumps(found))
 

@@ -19,15 +19,14 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import tyro
 from flax import nnx
 
+from benchmarks.command_line import command_line
 from xpsr_jax import sharding
 from xpsr_jax.config import Mesh
 from xpsr_jax.errors import UserError
@@ -53,22 +52,17 @@ class Arguments:
     """What the anchor is compiled with: nothing, or the flags that we give the compiler too."""
 
 
-def main(argv: Sequence[str]) -> int:
-    arguments = tyro.cli(Arguments, args=argv, description=__doc__, prog="benchmarks/pod_estimates.py")
+def run(arguments: Arguments) -> None:
     print("| program | network | ms | TFLOP | GB moved | GiB temporaries | loops | ours / its ms |\n|" + "---|" * 8)
-    try:
-        jax.config.update("jax_platforms", "cpu")
-        for name in arguments.program:
-            topology, gradient = PROGRAMS[name]
-            ours = measure_ours(topology, gradient=gradient, remat=arguments.remat)
-            show(name, "ours", ours, ours)
-            for flags in arguments.flags if arguments.anchor else ():
+    jax.config.update("jax_platforms", "cpu")
+    for name in arguments.program:
+        topology, gradient = PROGRAMS[name]
+        ours = measure_ours(topology, gradient=gradient, remat=arguments.remat)
+        show(name, "ours", ours, ours)
+        if arguments.anchor is not None:
+            for flags in arguments.flags:
                 theirs = measure_anchor(arguments.anchor, topology, gradient=gradient, ours=flags == "ours")
                 show(name, f"diffusers, flags: {flags}", theirs, ours)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
 
 
 def measure_ours(topology: str, *, gradient: bool, remat: bool) -> dict[str, float]:
@@ -137,4 +131,4 @@ def show(program: str, network: str, found: dict[str, float], ours: dict[str, fl
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(command_line(run, Arguments, __doc__))

@@ -66,10 +66,10 @@ def restore_once(folder: Path) -> None:
     use_compilation_cache()
     compiling = 0.0
 
-    def on_duration(event: str, seconds: float, **_: object) -> None:
+    def on_duration(event: str, duration_secs: float, **_: object) -> None:
         nonlocal compiling
         if event.startswith("/jax/core/compile/"):
-            compiling += seconds
+            compiling += duration_secs
 
     jax.monitoring.register_event_duration_secs_listener(on_duration)
     with timed("load"):

@@ -23,6 +23,7 @@ from tqdm import tqdm
 import xpsr_jax
 from benchmarks.command_line import command_line
 from xpsr_jax.config import Sampling, load_config
+from xpsr_jax.diffusion.schedule import Spacing
 from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.crops import SEED, Crop, cut_crops, enlarge, measure
 from xpsr_jax.inference.compilation import use_compilation_cache
@@ -69,7 +70,7 @@ class Arguments:
     """Which of them."""
     steps: tuple[int, ...] = (5, 10, 20, 50)
     """Numbers of steps."""
-    spacing: tuple[str, ...] = ()
+    spacing: tuple[Spacing, ...] = ()
     """Spacings to compare; none: the model's own."""
 
 
@@ -105,7 +106,7 @@ def run(arguments: Arguments) -> None:
 
 
 def settings(
-    defaults: Sampling, samplers: Sequence[str], steps: Sequence[int], spacings: Sequence[str]
+    defaults: Sampling, samplers: Sequence[str], steps: Sequence[int], spacings: Sequence[Spacing]
 ) -> dict[str, Sampling]:
     """What is compared, by its name in the table: "UniPC, 10 steps"."""
     if unknown := set(samplers) - SAMPLERS.keys():
@@ -197,12 +198,12 @@ def plot(scores: Scores, file: Path) -> None:
     panels = figure.subplots(1, 3)
     for panel, metric in zip(panels, ("LPIPS (alex)", "DISTS", SECONDS), strict=True):
         for sampler, points in lines.items():
-            steps = [count for count, _ in points]
-            panel.plot(steps, [metrics[metric] for _, metrics in points], marker="o", label=sampler)
+            ticks = [count for count, _ in points]
+            panel.plot(ticks, [metrics[metric] for _, metrics in points], marker="o", label=sampler)
         if metric in scores[BICUBIC]:
             panel.axhline(scores[BICUBIC][metric], color="grey", linestyle="--", label=BICUBIC)
         panel.set(xlabel="steps", xscale="log", title=metric)
-        panel.set_xticks(steps, labels=map(str, steps), minor=False)
+        panel.set_xticks(ticks, labels=map(str, ticks), minor=False)
         panel.minorticks_off()
     panels[0].legend(fontsize="small")
     with new_file(file) as temporary:

@@ -96,10 +96,10 @@ def stock() -> dict[str, Callable[[], Any]]:
 
 def xpsr(name: str) -> dict[str, Callable[[], Any]]:
     """(c), (c') or (d). Image features are computed beforehand for all: the released code does so too."""
-    latents, high, low = random(1, 64, 64, 4), random(2, 77, 768), random(1, 77, 768)
+    latents, high, low = (jnp.asarray(random(*shape)) for shape in ((1, 64, 64, 4), (2, 77, 768), (1, 77, 768)))
     image, t = random(1, 512, 512, 3), jnp.full(1, 500)
     compute = Compute(attention="plain" if name == "c" else "auto")
-    networks = (
+    networks: tuple[Any, Any] = (
         filled(abstract(lambda rngs: UNet(UNetConfig(), rngs=rngs, compute=compute))),
         filled(abstract(lambda rngs: ControlNet(ControlNetConfig(), rngs=rngs, compute=compute))),
     )
