@@ -27,6 +27,7 @@ from matplotlib.figure import Figure
 
 import xpsr_jax
 from benchmarks.ablation_trainings import MODEL
+from benchmarks.bootstrap import interval_of_mean
 from benchmarks.command_line import command_line
 from benchmarks.tiny_quality import ROOT, restore_all
 from xpsr_jax.config import Sampling, load_config
@@ -38,7 +39,6 @@ from xpsr_jax.inference.image_io import check_writable
 from xpsr_jax.weights.atomic import new_file
 
 BICUBIC = "bicubic"
-RESAMPLES = 10_000
 # What a difference is multiplied by in tables and plots, and how it is written there.
 SHOWN = {"PSNR-Y": (1, "PSNR-Y, dB"), "SSIM-Y": (1e3, "SSIM-Y × 1000")} | {
     metric: (1e3, f"{metric.split()[0]} × 1000") for metric in ("LPIPS (alex)", "DISTS")
@@ -167,16 +167,6 @@ def differences(row: Sequence[Scores], first: Sequence[Scores], metric: str) -> 
     return np.stack([own[metric] - other[metric] for own, other in zip(row, first, strict=True)])
 
 
-def interval(values: Float[np.ndarray, "photos crops"]) -> tuple[float, float]:
-    """95% of the means of a bootstrap that draws photographs, and then as many crops of each."""
-    rng = np.random.default_rng(0)
-    photos, crops = values.shape
-    drawn = rng.integers(photos, size=(RESAMPLES, photos, 1))
-    means = values[drawn, rng.integers(crops, size=(RESAMPLES, photos, crops))].mean((1, 2))
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(low), float(high)
-
-
 def verdict(low: float, high: float, *, higher_is_better: bool) -> str:
     """Of a row's difference from XPSR's own choice, which in the paper is better."""
     if low <= 0 <= high:
@@ -199,7 +189,7 @@ def markdown(title: str, rows: Mapping[str, Sequence[Scores]], bicubic: Scores) 
         cells, verdicts = [], []
         for metric, better in METRICS.items():
             values = differences(row, first, metric)
-            low, high = interval(values.mean(0))
+            low, high = interval_of_mean(values.mean(0))
             scale, digits = SHOWN[metric][0], 2 if metric == "PSNR-Y" else 1
             of_seeds = "; ".join(f"{scale * mean:+.{digits}f}" for mean in values.mean((1, 2)))
             cells.append(
@@ -236,7 +226,7 @@ def plot(tables: Mapping[str, Mapping[str, Sequence[Scores]]], file: Path) -> No
 
 
 def draw(panel: Axes, place: int, values: Float[np.ndarray, "seeds photos crops"], scale: float) -> None:
-    low, high = (scale * edge for edge in interval(values.mean(0)))
+    low, high = (scale * edge for edge in interval_of_mean(values.mean(0)))
     significant = not low <= 0 <= high
     panel.plot([low, high], [place, place], color="C0" if significant else "C7", linewidth=2)
     panel.plot(scale * values.mean(), place, "o", color="C0" if significant else "C7")

@@ -8,7 +8,7 @@ images by what was drawn. Measures of scikit-image are beside it (the one of noi
 
 Then the small model restores crops of held-out photographs (those of benchmarks/tiny_quality.py) with low-level
 captions from the drawn degradation, from measurements, and with none. Differences are paired, with 95% intervals from
-a bootstrap over the crops.
+a bootstrap over the photographs and the crops of each.
 
 --calibrate prints the table of edges that measured.py has, from the photographs that the small model was trained on.
 """
@@ -30,6 +30,7 @@ from skimage.measure import blur_effect
 from tqdm import tqdm
 
 import xpsr_jax
+from benchmarks.bootstrap import interval, interval_of_mean
 from benchmarks.command_line import command_line
 from benchmarks.tiny_quality import ROOT, restore_all
 from xpsr_jax.caption import measured
@@ -68,8 +69,10 @@ class Arguments:
     """Folder to write to."""
     degraded: int = 5
     """Degraded crops of each photograph, for the correlations."""
-    crops: int = 3
+    crops: int = 8
     """Crops of each held-out photograph, to restore."""
+    size: int = 256
+    """Of those, in pixels."""
     steps: int = 4
     """Sampling steps."""
     only: Literal["correlations", "quality"] | None = None
@@ -231,7 +234,8 @@ def grade(value: float, limits: Sequence[float]) -> int:
 
 def compare(arguments: Arguments) -> tuple[str, Scores]:
     """The table of the small model's quality, and all scores."""
-    crops = cut_crops(arguments.photos, load_config(arguments.config).images.exclude, count=arguments.crops)
+    held_out = load_config(arguments.config).images.exclude
+    crops = cut_crops(arguments.photos, held_out, count=arguments.crops, size=arguments.size)
     model = xpsr_jax.load(arguments.model)
     use_fast_convolutions(model)
     sampling = dataclasses.replace(model.defaults, steps=arguments.steps)
@@ -251,12 +255,11 @@ def compare(arguments: Arguments) -> tuple[str, Scores]:
     for name, of_row in scores.items():
         cells = []
         for metric in metrics:
-            differences = 1e3 * (np.array(of_row[metric]) - np.array(scores[NONE][metric]))
-            low, high = interval(differences, np.mean)
-            against = f"{differences.mean():+.1f} ({low:+.1f} to {high:+.1f})" if name != NONE else ""
+            against = between(scores, name, NONE, metric, arguments.crops) if name != NONE else ""
             cells.append(f"{np.mean(of_row[metric]):.4f} | {against}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines.append("\nMeasured against drawn, × 1000: " + "; ".join(between(scores, metric) for metric in metrics))
+    measured_drawn = (f"{metric} {between(scores, MEASURED, DRAWN, metric, arguments.crops)}" for metric in metrics)
+    lines.append("\nMeasured against drawn, × 1000: " + "; ".join(measured_drawn))
     return "\n".join(lines) + "\n", scores
 
 
@@ -268,20 +271,11 @@ WORDS: dict[str, Callable[[Crop], str]] = {
 }
 
 
-def between(scores: Scores, metric: str) -> str:
-    differences = 1e3 * (np.array(scores[MEASURED][metric]) - np.array(scores[DRAWN][metric]))
-    low, high = interval(differences, np.mean)
-    return f"{metric} {differences.mean():+.1f} ({low:+.1f} to {high:+.1f})"
-
-
-def interval(
-    values: np.ndarray, statistic: Callable[[np.ndarray], float], resamples: int = 2000
-) -> tuple[float, float]:
-    """95% of a bootstrap's values of the statistic, resampling rows."""
-    rng = np.random.default_rng(0)
-    found = [statistic(values[rng.integers(len(values), size=len(values))]) for _ in range(resamples)]
-    low, high = np.quantile(found, (0.025, 0.975))
-    return float(low), float(high)
+def between(scores: Scores, name: str, other: str, metric: str, crops: int) -> str:
+    """The mean difference of two rows and its interval, × 1000."""
+    differences = 1e3 * (np.array(scores[name][metric]) - np.array(scores[other][metric]))
+    low, high = interval_of_mean(differences.reshape(-1, crops))
+    return f"{differences.mean():+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def calibrate(arguments: Arguments) -> None:

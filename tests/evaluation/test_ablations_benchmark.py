@@ -6,8 +6,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from benchmarks.ablation_trainings import MODEL, UNET_WEIGHTS, VARIANTS, Arguments, configure, plain_diffusion
-from benchmarks.ablations import TABLES, differences, interval, markdown, plot, stored, verdict
+from benchmarks.ablations import TABLES, differences, markdown, plot, stored, verdict
 from benchmarks.ablations import Arguments as Measuring
+from benchmarks.bootstrap import interval, interval_of_mean
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.crops import METRICS, Crop, enlarge
@@ -70,8 +71,8 @@ def test_seeds_are_averaged_crop_by_crop_and_shown():
 def test_intervals_know_that_crops_of_one_photograph_are_alike():
     rng = np.random.default_rng(0)
     by_photo = np.repeat(rng.normal(size=(8, 1)), 8, axis=1)
-    low, high = interval(by_photo)
-    alone = interval(rng.normal(size=(64, 1)))
+    low, high = interval_of_mean(by_photo)
+    alone = interval(by_photo.ravel(), np.mean)
     assert low < by_photo.mean() < high
     assert high - low > 1.5 * (alone[1] - alone[0])
 
