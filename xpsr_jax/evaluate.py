@@ -22,7 +22,7 @@ from xpsr_jax.evaluation.backbones import SMALLEST_SIDE
 from xpsr_jax.evaluation.html_report import html_report
 from xpsr_jax.evaluation.pairs import Example, match, name_methods, name_of_set, set_folders
 from xpsr_jax.evaluation.perceptual import weight_files
-from xpsr_jax.evaluation.protocols import NATIVE, PROTOCOLS, MetricName, Protocol
+from xpsr_jax.evaluation.protocols import METRIC_NAMES, NATIVE, PROTOCOLS, MetricName, Protocol
 from xpsr_jax.evaluation.scoring import Scores, default_batch_size, score
 from xpsr_jax.evaluation.tables import Result, describe, markdown, print_scores
 from xpsr_jax.evaluation.with_pyiqa import require_pyiqa
@@ -122,9 +122,12 @@ def read_others(file: Path) -> dict[str, dict[MetricName, float]]:
     """Scores by method and metric. Raises UserError if the file has anything else."""
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-        return {str(method): {name: float(value) for name, value in row.items()} for method, row in data.items()}
+        others = {str(method): {name: float(value) for name, value in row.items()} for method, row in data.items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise UserError(f'{file} is not JSON like {{"SeeSR": {{"psnr": 28.1, "ssim": 0.79}}}}: {error}') from error
+    if unknown := sorted({name for row in others.values() for name in row} - set(METRIC_NAMES)):
+        raise UserError(f"{file}: no metric {', '.join(unknown)}; there are {', '.join(METRIC_NAMES)}")
+    return others
 
 
 def least_side(metrics: Sequence[MetricName], protocol: Protocol) -> int:

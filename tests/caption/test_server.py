@@ -15,7 +15,7 @@ from xpsr_jax.caption import server
 from xpsr_jax.caption.__main__ import main
 from xpsr_jax.caption.in_flight import Stop
 from xpsr_jax.caption.instructions import HIGH, PRESETS, instructions
-from xpsr_jax.caption.server import Server, captioner, served_model
+from xpsr_jax.caption.server import Server, captioner, served_model, wait_until_up
 from xpsr_jax.caption.work import Image
 from xpsr_jax.data.captions import Caption, read_captions
 from xpsr_jax.data.image_files import decode_image
@@ -33,6 +33,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):
+        if self.server.starting:
+            return self.server.starting.pop(0)(self)
         self.answer(200, {"data": [{"id": name} for name in self.server.models]})
 
     def do_POST(self):
@@ -91,6 +93,7 @@ def api(monkeypatch):
     served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     served.daemon_threads = True
     served.lock, served.asked, served.faults, served.models = threading.Lock(), [], [], ["llava"]
+    served.starting = []
     served.over = threading.Event()
     served.busy = served.busiest = served.delay = 0
     served.answer = ANSWER
@@ -171,6 +174,7 @@ def test_what_one_image_cannot_have(api):
         ({"choices": [{"message": {"content": " \n"}}]}, "the model answered nothing"),
         ({"choices": []}, "answered without a text"),
         (["?"], "answered without a text"),
+        ({"choices": [{"message": {"content": [{"text": "A cat."}]}}]}, "answered without a text"),
     ):
         api.answer = answer
         [(_, empty)] = caption(api, [image()])
@@ -188,6 +192,26 @@ def test_what_is_wrong_for_all_ends_the_work(api):
     api.server_close()
     with pytest.raises(UserError, match="no answer"):
         served_model(api.url)
+
+
+def test_a_server_that_is_starting_is_waited_for(api, monkeypatch, capsys):
+    monkeypatch.setattr(server, "_POLL", 0.01)
+    api.starting = [status(503)] * 2
+    wait_until_up(api.url, seconds=10)
+    assert api.starting == [] and "does not answer yet (503); waiting for 10 s at most" in capsys.readouterr().err
+    assert served_model(api.url) == "llava"
+    api.shutdown()
+    api.server_close()
+    begin = time.monotonic()
+    wait_until_up(api.url, seconds=0.05)
+    assert 0.03 < time.monotonic() - begin < 2
+    assert "Connection refused" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--requests", "--limit", "--max-new-tokens"])
+def test_numbers_that_make_no_sense(tmp_path, capsys, option):
+    assert main(["server", str(tmp_path), "--output", str(tmp_path / "captions.jsonl"), option, "0"]) == 1
+    assert capsys.readouterr().err == f"caption: {option} must be at least 1, not 0\n"
 
 
 def test_many_in_flight(api):

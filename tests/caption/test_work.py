@@ -91,8 +91,19 @@ def test_failures_are_counted_named_and_tried_again(folder):
     assert tally.captioned == 2 and tally.failed.keys() == {"broken.png", "a.png", "b/d.png"}
     lines = (folder.parent / "captions.failed.txt").read_text().splitlines()
     assert "a.png\tno idea" in lines and len(lines) == 3
+
+    def stopped(images):
+        next(images)
+        raise Stop("the server is down")
+        yield
+
+    (folder.parent / "captions.failed.txt").unlink()
+    with pytest.raises(Stop, match="is down"):
+        work(folder, [], stopped)
+    assert not (folder.parent / "captions.failed.txt").exists()
     with pytest.raises(UserError, match=r"Cannot read the image .*broken\.png"):
         work(folder, [], on_error="stop")
+    assert (folder.parent / "captions.failed.txt").read_text().startswith("broken.png\tCannot read the image")
     (folder / "broken.png").unlink()
     tally, _ = work(folder, [])
     assert not tally.failed and not (folder.parent / "captions.failed.txt").exists()
@@ -116,19 +127,22 @@ def test_empty_captions_are_filled_from_another_file(folder):
 def test_first_sentences_are_kept(folder):
     tally, output = work(folder, [], lambda images: ((image, Caption(LONG, "short")) for image in images))
     record = read_records(output)["a.png"]
-    assert tally.shortened == 3
+    assert (tally.shortened, tally.cut) == (3, 0)
     assert count_tokens(LONG) > 77 >= count_tokens(record["high"]) > 60
     assert record["high_whole"] == LONG and LONG.startswith(record["high"]) and record["high"].endswith("five.")
     assert "low_whole" not in record
     endless = "very " * 100
     assert first_sentences(f"{endless}. End.") == f"{endless}."
+    output.unlink()
+    tally, _ = work(folder, [], lambda images: ((image, Caption(f"{endless}. End.", endless)) for image in images))
+    assert (tally.shortened, tally.cut) == (3, 6)
 
 
 def test_what_was_not_written_to_the_end_is_removed(folder):
     _, output = work(folder, [])
     whole = output.read_bytes()
     lines = whole.splitlines(keepends=True)
-    for ending in (lines[3][:20], b'{"image": "\xc3'):
+    for ending in (lines[3][:20], b'{"image": "\xc3', b'{"image": "a {sign}'):
         output.write_bytes(b"".join(lines[:3]) + ending)
         with CaptionsFile(output) as file:
             assert file.repaired and len(file.records) == 3

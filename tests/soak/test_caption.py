@@ -48,7 +48,9 @@ def test_interrupted_and_killed_work_goes_on(tmp_path, number, code):
     output = tmp_path / "captions.jsonl"
     command = [sys.executable, "-c", SLOW, "measured", tmp_path / "photos", "--output", output]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
     while process.poll() is None and (not output.exists() or output.read_bytes().count(b"\n") < 3):
+        assert time.monotonic() < until, "three captions took more than a minute"
         time.sleep(0.02)
     begin = time.monotonic()
     process.send_signal(number)

@@ -94,8 +94,10 @@ class ServerCommand(Asked):
     """In flight at once."""
     timeout: float = 120.0
     """Seconds to wait for an answer."""
-    retries: int = 6
-    """Of a request, while the server is busy, silent or broken."""
+    retries: int = 10
+    """Of a request, while the server is busy, silent or broken: at once, after 1, 2, 4 ... and then every 60 s."""
+    wait: float = 600.0
+    """Seconds to wait, before the first request, for a server that is starting."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,16 @@ Command = (
     | Annotated[ReportCommand, tyro.conf.subcommand("report")]
     | Annotated[PairsCommand, tyro.conf.subcommand("pairs")]
 )
+_LEAST = {
+    "limit": 1,
+    "workers": 1,
+    "batch_size": 1,
+    "max_new_tokens": 1,
+    "requests": 1,
+    "retries": 0,
+    "timeout": 0.1,
+    "wait": 0,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -176,6 +188,9 @@ def run(command: LlavaCommand | ServerCommand | MeasuredCommand | MergeCommand |
     if isinstance(command, PairsCommand):
         print(f"{write_into_pairs(command.captions, command.pairs)} texts written to {command.pairs}")
         return 0
+    for name, least in _LEAST.items():
+        if (value := getattr(command, name, None)) is not None and not value >= least:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
     shard = parse_shard(command.shard)
     output = shard_file(command.output, shard)
     inputs = find_images(command.images, shard=shard, limit=command.limit)
@@ -206,6 +221,7 @@ def make_captioner(command: LlavaCommand | ServerCommand | MeasuredCommand) -> t
         name = f"{command.model}, {command.instructions} instructions"
         return llava.captioner(model, asked, batch_size=command.batch_size), name
     key = server.api_key()
+    server.wait_until_up(command.url, seconds=command.wait, key=key)
     served = command.model or server.served_model(command.url, key=key)
     settings = server.Server(
         command.url,
@@ -223,6 +239,8 @@ def say(tally: Tally, output: Path) -> None:
     print(f"{output}: {tally}")
     if tally.shortened:
         print(f"{tally.shortened} captions were longer than CLIP's 77 tokens: their first sentences are kept")
+    if tally.cut:
+        print(f"{tally.cut} captions begin with a sentence that is longer than that: CLIP will not read its end")
     if tally.failed:
         print(f"{failures_file(output)} says what failed and why; the same command tries again")
 

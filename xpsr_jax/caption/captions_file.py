@@ -1,6 +1,7 @@
 """The file that captions are appended to, one whole line at a time, and files put together."""
 
 import fcntl
+import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -76,11 +77,13 @@ class CaptionsFile:
         rest = data[data.rfind(b"\n") + 1 :]
         if not rest.strip():
             return False
-        if rest.rstrip().endswith(b"}"):
-            os.write(self._file, b"\n")
-            return False
-        os.ftruncate(self._file, size - len(rest))
-        return True
+        try:
+            json.loads(rest)
+        except ValueError:
+            os.ftruncate(self._file, size - len(rest))
+            return True
+        os.write(self._file, b"\n")
+        return False
 
 
 def merge(files: Sequence[Path], output: Path) -> tuple[int, int, int]:

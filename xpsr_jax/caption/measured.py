@@ -80,8 +80,10 @@ def measure_quality(image: UInt8[np.ndarray, "h w 3"]) -> Quality:
         gray_noise=not colored,
         compression=_compression(patches),
     )
-    scale = min(1.0, _PATCH / max(image.shape[:2]))
-    small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image
+    height, width = image.shape[:2]
+    scale = min(1.0, _PATCH / max(height, width))
+    size = max(1, round(scale * width)), max(1, round(scale * height))
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA) if scale < 1 else image
     lightness, a, b = cv2.split(cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB))
     return Quality(seen, float(lightness.mean()), float(lightness.std()), float(np.hypot(a, b).mean()))
 

@@ -5,6 +5,8 @@ import io
 import json
 import logging
 import os
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +25,12 @@ logging.getLogger("urllib3").setLevel(logging.ERROR)
 
 # Statuses of a server that is busy, starting or restarting.
 _RETRIED = (408, 425, 429, 500, 502, 503, 504)
+_STARTING = (502, 503, 504)
+# Seconds between two looks at a server that is starting.
+_POLL = 1.0
 # Of a wrong address, key or model.
 _HOPELESS = (401, 403, 404, 405)
-# Seconds of the first wait.
+# Seconds of the second wait; the first retry comes at once.
 BACKOFF = 0.5
 # The server must be down when so many images fail, one after the other.
 _FAILURES_IN_A_ROW = 20
@@ -43,8 +48,8 @@ class Server:
       model: its name there.
       requests: in flight at once.
       timeout: seconds to wait for an answer.
-      retries: of a request that failed; the waits between them double from half a second up to a minute, or are as long
-        as the server asks for (Retry-After).
+      retries: of a request that failed: at once, after 1, 2, 4 ... 32 and then every 60 seconds, or when the server
+        asks for it (Retry-After). Ten of them outlast a restart of four minutes.
       max_tokens: of an answer.
       key: of the API; "" for none.
     """
@@ -53,7 +58,7 @@ class Server:
     model: str
     requests: int = 64
     timeout: float = 120.0
-    retries: int = 6
+    retries: int = 10
     max_tokens: int = 200
     key: str = ""
 
@@ -79,6 +84,28 @@ def captioner(server: Server, instructions: Instructions) -> Captioner:
             yield image, result
 
     return captions
+
+
+def wait_until_up(url: str, *, seconds: float, key: str = "") -> None:
+    """Waits while nothing answers there, or only that it is starting; a large model takes minutes to load.
+
+    Returns when the server answers, whatever it says, or the time is over: the next request then says what is wrong.
+    """
+    pool, until, told = _pool(Server(url, "", timeout=10.0, key=key)), time.monotonic() + seconds, False
+    trouble: int | Exception
+    while True:
+        try:
+            trouble = pool.request("GET", _address(url, "/models"), retries=False).status
+            if trouble not in _STARTING:
+                return
+        except urllib3.exceptions.HTTPError as error:
+            trouble = error
+        if time.monotonic() + _POLL > until:
+            return
+        if not told:
+            print(f"{url} does not answer yet ({trouble}); waiting for {seconds:.0f} s at most", file=sys.stderr)
+            told = True
+        time.sleep(_POLL)
 
 
 def served_model(url: str, *, key: str = "", timeout: float = 30.0) -> str:
@@ -125,9 +152,9 @@ def _asker(server: Server) -> Callable[[str, str], str]:
         answer = _request(pool, server, "POST", "/chat/completions", body)
         try:
             text = answer["choices"][0]["message"]["content"]
-        except (KeyError, IndexError, TypeError) as error:
+            return clean(text or "")
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise _Trouble(f"{server.url} answered without a text: {json.dumps(answer)[:200]}") from error
-        return clean(text or "")
 
     return ask
 
@@ -140,7 +167,7 @@ def _pool(server: Server) -> urllib3.PoolManager:
 
 def _request(pool: urllib3.PoolManager, server: Server, method: str, path: str, body: Any = None) -> Any:
     """The server's JSON answer, asked for again while it is busy, silent or sends what is no JSON."""
-    address = server.url.rstrip("/") + path
+    address = _address(server.url, path)
     retries = urllib3.Retry(
         total=server.retries,
         status_forcelist=_RETRIED,
@@ -167,6 +194,10 @@ def _request(pool: urllib3.PoolManager, server: Server, method: str, path: str, 
     if response.status in _HOPELESS:
         raise Stop(message)
     raise _Trouble(message) if response.status in _RETRIED else UserError(message)
+
+
+def _address(url: str, path: str) -> str:
+    return url.rstrip("/") + path
 
 
 def _said(response: urllib3.BaseHTTPResponse) -> str:

@@ -1,5 +1,6 @@
 """Captions for many images: each content once, on with what is done already, whatever goes wrong counted."""
 
+import contextlib
 import hashlib
 import os
 import sys
@@ -14,9 +15,10 @@ from tqdm import tqdm
 
 from xpsr_jax.caption.captions_file import CaptionsFile
 from xpsr_jax.caption.in_flight import in_flight
-from xpsr_jax.caption.sentences import first_sentences
+from xpsr_jax.caption.sentences import count_tokens, first_sentences
 from xpsr_jax.data.captions import Caption, Record, read_records
 from xpsr_jax.data.image_files import decode_image, read_bytes
+from xpsr_jax.data.tokens import MAX_TOKENS
 from xpsr_jax.errors import UserError
 from xpsr_jax.inference.image_io import Input, list_inputs
 from xpsr_jax.weights.atomic import new_file
@@ -54,7 +56,8 @@ class Tally:
       known: had one already.
       duplicates: have the caption of another image of the same content; not asked for again.
       changed: among those to caption: are no longer what their caption was written for.
-      shortened: among the new captions: longer than CLIP's 77 tokens.
+      shortened: new captions that were longer than CLIP's 77 tokens and are kept to their first sentences.
+      cut: new captions that are longer all the same, their first sentence alone being so: CLIP cuts them.
       failed: why an image has none, by name.
     """
 
@@ -63,6 +66,7 @@ class Tally:
     duplicates: int = 0
     changed: int = 0
     shortened: int = 0
+    cut: int = 0
     failed: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -99,7 +103,7 @@ def caption_images(
     by_name = _by_name(inputs)
     tally = Tally()
     others = _Others(rest)
-    with CaptionsFile(output) as file:
+    with _failures_written(output, tally.failed), CaptionsFile(output) as file:
         if file.repaired:
             print(f"{output}: the last line was not whole and is removed", file=sys.stderr)
         changed = _changed(by_name, file.records)
@@ -114,9 +118,9 @@ def caption_images(
         with tqdm(total=len(by_name), initial=tally.known, unit="image", desc="captions", disable=None) as bar:
 
             def fail(name: str, error: UserError) -> None:
+                tally.failed[name] = str(error)
                 if on_error == "stop":
                     raise error
-                tally.failed[name] = str(error)
                 tqdm.write(f"{name}: {error}", file=sys.stderr)
                 bar.update()
 
@@ -148,11 +152,11 @@ def caption_images(
                 known[image.sha256] = record
                 file.append(record)
                 tally.captioned += 1
-                tally.shortened += "high_whole" in record or "low_whole" in record
+                tally.shortened += sum(f"{level}_whole" in record for level in ("high", "low"))
+                tally.cut += sum(count_tokens(record[level]) > MAX_TOKENS for level in ("high", "low"))
                 bar.update()
                 for name in duplicates:
                     copy(name, record)
-    _write_failures(output, tally.failed)
     return tally
 
 
@@ -236,13 +240,21 @@ def _shortened(record: Record) -> Record:
     return record
 
 
-def _write_failures(output: Path, failed: dict[str, str]) -> None:
+@contextlib.contextmanager
+def _failures_written(output: Path, failed: dict[str, str]) -> Iterator[None]:
+    """Names what failed, also when the work ends early; what failed before stays named until it is tried again."""
     file = failures_file(output)
-    if not failed:
-        file.unlink(missing_ok=True)
-        return
-    with new_file(file) as temporary:
-        temporary.write_text("".join(f"{name}\t{reason}\n" for name, reason in failed.items()), encoding="utf-8")
+    finished = False
+    try:
+        yield
+        finished = True
+    finally:
+        if failed:
+            with new_file(file) as temporary:
+                lines = (f"{name}\t{reason}\n" for name, reason in failed.items())
+                temporary.write_text("".join(lines), encoding="utf-8")
+        elif finished:
+            file.unlink(missing_ok=True)
 
 
 def _hash(data: bytes, length: int) -> int:

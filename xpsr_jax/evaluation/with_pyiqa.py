@@ -4,7 +4,6 @@ pyiqa is for non-commercial use only: it is under CC BY-NC-SA 4.0 and NTU S-Lab'
 it. It downloads each metric's weights when the metric is first used. Compared with pyiqa 0.1.16.
 """
 
-import importlib.metadata
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -39,10 +38,6 @@ def require_pyiqa() -> ModuleType:
             "non-commercial use only), or leave them out with --metrics"
         ) from error
     return pyiqa
-
-
-def pyiqa_version() -> str:
-    return importlib.metadata.version("pyiqa")
 
 
 class NoReferenceMetric:
