@@ -4,8 +4,10 @@ python -m benchmarks.ablation_trainings --photos PHOTOS --output runs/study [--v
 
 As the paper begins from Stable Diffusion, each begins from the shipped model's UNet, autoencoder and text encoder,
 frozen and without Conditional Attention; a new ControlNet (a copy of the UNet) and new Conditional Attention are
-trained. Variants of one seed see the same crops, degradations, noise and times in the same order; the photographs are
-those of configs/tiny.py without the ones held out. A training that was interrupted goes on, one that is done is left.
+trained. Unlike Stable Diffusion, that UNet was trained together with the whole XPSR, which may favour the variants that
+are like it. Variants of one seed see the same crops, degradations, noise and times in the same order; the photographs
+are those of configs/tiny.py without the ones held out. A training that was interrupted goes on; one that is done is
+checked to be of the same settings.
 """
 
 import dataclasses
@@ -48,8 +50,7 @@ def run(arguments: Arguments) -> int:
     use_compilation_cache()
     for seed in arguments.seeds:
         for variant in arguments.variants:
-            configured = configure(arguments, variant, seed)
-            if not (configured.run_folder / "model").is_dir() and train(configured) is None:
+            if train(configure(arguments, variant, seed)) is None:
                 return 130
     return 0
 

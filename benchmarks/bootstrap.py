@@ -12,15 +12,21 @@ def interval(rows: np.ndarray, statistic: Callable[[np.ndarray], float], resampl
     return middle(np.array([statistic(rows[rng.integers(len(rows), size=len(rows))]) for _ in range(resamples)]))
 
 
-def interval_of_mean(values: Float[np.ndarray, "photos crops"], resamples: int = 10_000) -> tuple[float, float]:
-    """Of the mean over crops, several of each photograph: each draw is of photographs, and then of crops of each.
+def interval_of_mean(
+    values: Float[np.ndarray, "trainings photos crops"], resamples: int = 10_000
+) -> tuple[float, float]:
+    """Of the mean: each draw is of trainings, of photographs for all of them, and then of crops of each photograph.
 
-    Crops of one photograph are alike. To draw from all crops as if they were not would give too narrow an interval.
+    Crops of one photograph are alike, and so is what one training restores. To draw from all numbers as if they were
+    not would give too narrow an interval. Of 8 photographs it is a little narrow all the same: in simulations 95%
+    intervals held the truth in 89% of cases where photographs differ more than crops do, in 96% where crops do.
     """
     rng = np.random.default_rng(0)
-    photos, crops = values.shape
-    drawn = rng.integers(photos, size=(resamples, photos, 1))
-    return middle(values[drawn, rng.integers(crops, size=(resamples, photos, crops))].mean((1, 2)))
+    trainings, photos, crops = values.shape
+    training = rng.integers(trainings, size=(resamples, trainings, 1, 1))
+    photo = rng.integers(photos, size=(resamples, 1, photos, 1))
+    crop = rng.integers(crops, size=(resamples, 1, photos, crops))
+    return middle(values[training, photo, crop].mean((1, 2, 3)))
 
 
 def middle(found: np.ndarray) -> tuple[float, float]:

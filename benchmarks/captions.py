@@ -274,7 +274,7 @@ WORDS: dict[str, Callable[[Crop], str]] = {
 def between(scores: Scores, name: str, other: str, metric: str, crops: int) -> str:
     """The mean difference of two rows and its interval, × 1000."""
     differences = 1e3 * (np.array(scores[name][metric]) - np.array(scores[other][metric]))
-    low, high = interval_of_mean(differences.reshape(-1, crops))
+    low, high = interval_of_mean(differences.reshape(1, -1, crops))
     return f"{differences.mean():+.1f} ({low:+.1f} to {high:+.1f})"
 
 

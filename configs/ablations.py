@@ -3,10 +3,10 @@
     python train.py --config configs/ablations.py:serial --networks.base STABLE_DIFFUSION --images.folder PHOTOS
 
 Table 3 of the paper compares ways to fuse the two captions; `serial`, `high` and `low` are its alternatives to
-Semantic-Fusion Attention. The paper also trains variants for its Tables 4 and 6. What those two hold was not known to
-whoever wrote this file, so the others are the switches that the method has: the Degradation-Free Constraint by pixels,
-by latents or not at all, its weight λ, and Conditional Attention. Its Tables 2 and 5 are flags of sample.py, not
-trainings. Every other field is that of configs/xpsr.py.
+Semantic-Fusion Attention. The paper also trains variants for its Tables 4, on the Degradation-Free Constraint, and 6.
+Their rows were not known to whoever wrote this file, so the others are the switches that the method has: the constraint
+by pixels, by latents or not at all, its weight λ, and Conditional Attention. Its Tables 2 and 5 are flags of sample.py,
+not trainings. Every other field is that of configs/xpsr.py. benchmarks/ablation_trainings.py trains some of them small.
 
     default                    XPSR itself
     serial                     the low-level caption after the high-level one, one stream

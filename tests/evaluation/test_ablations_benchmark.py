@@ -65,12 +65,13 @@ def test_a_table_says_where_it_agrees_with_the_paper():
 def test_seeds_are_averaged_crop_by_crop_and_shown():
     rows = {"all": [scores(0.5), scores(0.5)], "less": [scores(0.3), scores(0.5)]}
     assert differences(rows["less"], rows["all"], "DISTS").mean() == pytest.approx(-0.1)
-    assert "-0.10 (-0.10 to -0.10) [-0.20; +0.00]" in markdown("Table", rows, scores(0.3))
+    text = markdown("Table", rows, scores(0.3))
+    assert "-0.10 (-0.20 to +0.00) [-0.20; +0.00]" in text and text.endswith(" | = = = = |\n")  # no seed alone decides
 
 
 def test_intervals_know_that_crops_of_one_photograph_are_alike():
     rng = np.random.default_rng(0)
-    by_photo = np.repeat(rng.normal(size=(8, 1)), 8, axis=1)
+    by_photo = np.repeat(rng.normal(size=(1, 8, 1)), 8, axis=2)
     low, high = interval_of_mean(by_photo)
     alone = interval(by_photo.ravel(), np.mean)
     assert low < by_photo.mean() < high
@@ -89,11 +90,12 @@ def test_what_is_measured_is_not_measured_again(tmp_path):
     crops = [Crop("a.png", original, cv2.resize(original, (16, 16)), Caption("", ""))]
     arguments = Measuring(photos=tmp_path, output=tmp_path, crops=1, size=64)
     (tmp_path / "scores").mkdir()
-    first = stored(arguments, "a row", crops, lambda: [enlarge(crops[0].lr, (64, 64))])
-    again = stored(arguments, "a row", crops, lambda: pytest.fail("restored again"))
+    first = stored(arguments, "a row", crops, ["a model"], lambda: [enlarge(crops[0].lr, (64, 64))])
+    again = stored(arguments, "a row", crops, ["a model"], lambda: pytest.fail("restored again"))
     assert all(np.array_equal(first[metric], again[metric]) for metric in METRICS)
-    with pytest.raises(UserError, match="of other crops"):
-        stored(dataclasses.replace(arguments, size=32), "a row", crops, list)
+    for other, made_of in ((crops, ["trained anew"]), ([dataclasses.replace(crops[0], lr=original)], ["a model"])):
+        with pytest.raises(UserError, match="of other crops, captions, settings or weights"):
+            stored(arguments, "a row", other, made_of, list)
 
 
 def test_plot(tmp_path):
