@@ -16,6 +16,8 @@ def test_places_of_tiles():
     assert plan_tiles(4, 16, size=8, overlap=2).shape == (4, 16)
     assert plan_tiles(4, 17, size=8, overlap=2).starts == tuple((0, x) for x in (0, 2, 4, 6, 8, 10, 12, 13))
     assert plan_tiles(500, 500, size=0, overlap=2).shape == (500, 500)
+    assert len(plan_tiles(16, 4800, size=96, overlap=16).starts) == 599  # twice the picture's cells, not sixteen times
+    assert plan_tiles(1, 90, size=8, overlap=2).starts == tuple((0, x) for x in range(90))
 
 
 @pytest.mark.parametrize(("length", "size", "border"), [(40, 16, 4), (41, 16, 4), (17, 16, 4), (300, 64, 12)])

@@ -57,13 +57,13 @@ def plan_tiles(height: int, width: int, *, size: int, overlap: int) -> Tiles:
     """Square tiles for a picture of more than `size`² cells, otherwise one tile that is the picture.
 
     A tile's side is `size`, or the picture's shorter side if that is less. Along each axis a tile begins `overlap`
-    cells before the last one's end; the last is moved back so that it ends where the picture does. `size` 0: always one
-    tile.
+    cells before the last one's end, or half its side if that is less: a thin picture would have a tile for each cell.
+    The last tile is moved back so that it ends where the picture does. `size` 0: always one tile.
     """
     if not size or height * width <= size * size:
         return Tiles((height, width), (height, width), ((0, 0),))
     side = min(size, height, width)
-    rows, columns = (_starts(length, side, side - min(overlap, side - 1)) for length in (height, width))
+    rows, columns = (_starts(length, side, side - min(overlap, side // 2)) for length in (height, width))
     return Tiles((height, width), (side, side), tuple(itertools.product(rows, columns)))
 
 
