@@ -5,9 +5,9 @@ python -m benchmarks.ablations --photos PHOTOS --trained runs/study
 Tables 2 and 5 (captions, negative prompt) are settings of the shipped model. Tables 3 and 4 (fusion, Degradation-Free
 Constraint) compare the trainings of benchmarks/ablation_trainings.py. All restore the same degraded crops, with the
 same noise, of photographs that neither they nor the shipped model saw. Each row is compared with the first of its
-table, crop by crop and seed by seed; 95% intervals are from a bootstrap that draws seeds, photographs and crops of each.
-XPSR's own choice is the first row. That it is the best one is what the paper argues for; its tables were not at hand.
-The last column says where these numbers agree.
+table, crop by crop and seed by seed; 95% intervals are from a bootstrap that draws seeds, photographs and crops of
+each. XPSR's own choice is the first row. That it is the best one is what the paper argues for; its tables were not at
+hand. The last column says where these numbers agree.
 
 Writes scores/ROW.json (one for each row, which later runs do not measure again), ablations.md and ablations.png.
 """

@@ -148,6 +148,7 @@ def test_no_seam_on_photographs():
     at, near = np.mean(seams, axis=0)
     print("mean:", at, near)
     assert 0.98 < near < 1.02
+    assert 0.95 < at < 1.07  # measured 1.044; single lines elsewhere are off by 4 to 13 %
 
 
 def test_eight_devices_and_any_batch(folders):
