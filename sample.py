@@ -29,10 +29,9 @@ from xpsr_jax.distributed import Mode, part_of
 from xpsr_jax.errors import UserError
 from xpsr_jax.inference.compare import write_comparison
 from xpsr_jax.inference.compilation import use_compilation_cache, use_fast_convolutions, use_tpu_flags
-from xpsr_jax.inference.files import checked_size, write_restored
+from xpsr_jax.inference.files import checked_size, last_change, not_written, output_paths, write_restored
 from xpsr_jax.inference.image_io import (
     MAX_PIXELS,
-    SUFFIX_OF,
     Format,
     Input,
     Picture,
@@ -146,11 +145,14 @@ class Arguments:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of weights and computation."""
     on_error: Literal["stop", "skip"] = "stop"
-    """What to do about an image that cannot be read or restored. Skipped ones are reported, and the exit code is 1."""
+    """What to do about an image that cannot be read, restored or written. Skipped ones are reported, and the exit code
+    is 1."""
     overwrite: bool = False
-    """Make images anew that the output folder already has."""
+    """Make images anew that the output folder already has: of other settings, of an input or a model that has changed
+    since, or from elsewhere. Those that the same command would make again stay, so that it too can be stopped."""
     compare: Annotated[Path | None, tyro.conf.arg(metavar="FILE.html", help_behavior_hint="(default: none)")] = None
-    """Also write a web page, in one file, that shows each image before and after under a slider."""
+    """Also write a web page, in one file, that shows each image before and after under a slider. Of N processes, each
+    writes one of its share: FILE-0-of-N.html."""
 
     distributed: Mode = "auto"
     """Whether the same command runs in other processes, each of which restores its share. auto: if JAX finds a cluster,
@@ -197,10 +199,12 @@ def run(arguments: Arguments) -> int:
     inputs, outputs = inputs[share::shares], outputs[share::shares]
     captions = find_captions(inputs, arguments)
     manifest = Manifest(arguments.output)
-    there = [] if arguments.overwrite else outputs_there(inputs, outputs, manifest)
+    there = outputs_there(inputs, outputs, manifest, arguments.overwrite)
     check_writable(arguments.output)
-    if arguments.compare:
-        check_writable(arguments.compare.parent)
+    page = arguments.compare
+    if page:
+        page = page.with_stem(f"{page.stem}-{share}-of-{shares}") if shares > 1 else page
+        check_writable(page.parent)
 
     folders = arguments.model or (TINY_MODEL,)
     model = xpsr_jax.load(*folders, dtype=jnp.dtype(arguments.dtype), variant=arguments.variant)
@@ -212,6 +216,11 @@ def run(arguments: Arguments) -> int:
         print("This is the model that ships with the package: it is small and knows 42 photographs.")
     sampling = chosen_sampling(model.defaults, arguments)
     settings = [used_settings(sampling, caption, arguments) for caption in captions]
+    if arguments.overwrite:
+        # The settings name the model's folder. Since then there may be another model in it.
+        model_changed = last_change(folders)
+        there = [i for i in there if outputs[i].stat().st_mtime > model_changed]
+        there = [i for i in there if not manifest.differences(outputs[i], settings[i])]
     for i in there:
         if changed := manifest.differences(outputs[i], settings[i]):
             raise UserError(
@@ -224,22 +233,21 @@ def run(arguments: Arguments) -> int:
     mesh = make_mesh(Mesh(data=-1, fsdp=1), devices) if len(devices) > 1 else None
     restorer = Restorer(model, sampling, batch_size=arguments.batch_size, mesh=mesh)
 
-    failed = 0
+    failed: set[int] = set()
 
-    def fail(message: str) -> None:
-        nonlocal failed
+    def fail(i: int, message: str) -> None:
         if arguments.on_error == "stop":
             raise UserError(message)
-        failed += 1
+        failed.add(i)
         tqdm.write(f"sample.py: {message}", file=sys.stderr)
 
     max_pixels = round(arguments.max_megapixels * 1e6)
     sizes = {}
     for i in sorted(set(range(len(inputs))) - set(there)):
         try:
-            sizes[i] = checked_size(restorer, inputs[i].path, max_pixels)
+            sizes[i] = checked_size(restorer, inputs[i].path, max_pixels, arguments.format)
         except UserError as error:
-            fail(str(error))
+            fail(i, str(error))
     planned = list(sizes)
     with tqdm(total=len(planned) * restorer.steps, unit="step", disable=True if share else None) as bar:
         for batch in restorer.plan(list(sizes.values())):
@@ -248,7 +256,7 @@ def run(arguments: Arguments) -> int:
                 try:
                     pictures[i] = read_picture(inputs[i].path, max_pixels=max_pixels)
                 except UserError as error:
-                    fail(str(error))
+                    fail(i, str(error))
                     bar.update(restorer.steps)
             if not pictures:
                 continue
@@ -262,8 +270,12 @@ def run(arguments: Arguments) -> int:
             )
             seconds = (time.perf_counter() - begin) / len(pictures)
             results = dict(zip(pictures, restored, strict=True))
+            wrong: dict[int, str] = {}
             for i, rgb in results.items():
-                if rgb is not None:
+                if rgb is None:
+                    wrong[i] = not_a_number(str(inputs[i].path))
+                    continue
+                try:
                     write_restored(
                         outputs[i],
                         pictures[i],
@@ -275,16 +287,19 @@ def run(arguments: Arguments) -> int:
                             manifest.add, outputs[i], source=inputs[i].path, settings=settings[i], seconds=seconds
                         ),
                     )
-            for i in (i for i, rgb in results.items() if rgb is None):
-                fail(not_a_number(str(inputs[i].path)))
-    if arguments.compare:
+                except UserError as error:
+                    wrong[i] = not_written(inputs[i].path, error, arguments.format)
+            # Now that the rest of the batch is written.
+            for i, message in wrong.items():
+                fail(i, message)
+    skipped = f"; {len(failed)} skipped" if failed else ""
+    print(f"{len(inputs) - len(failed)} of {len(inputs)} images restored to {arguments.output}{skipped}")
+    if page:
         read = functools.partial(read_picture, max_pixels=max_pixels)
-        shown = [(each, output) for each, output in zip(inputs, outputs, strict=True) if output.exists()]
-        compared = ((str(each.name), read(each.path), read(output)) for each, output in shown)
-        write_comparison(arguments.compare, compared)
-        print(f"{len(shown)} images before and after: {arguments.compare}")
-    skipped = f"; {failed} skipped" if failed else ""
-    print(f"{len(inputs) - failed} of {len(inputs)} images restored to {arguments.output}{skipped}")
+        # What failed may have a result from before.
+        shown = [i for i, output in enumerate(outputs) if i not in failed and output.exists()]
+        write_comparison(page, ((str(inputs[i].name), read(inputs[i].path), read(outputs[i])) for i in shown))
+        print(f"{len(shown)} images before and after: {page}")
     return 1 if failed else 0
 
 
@@ -334,34 +349,19 @@ def chosen_sampling(defaults: Sampling, arguments: Arguments) -> Sampling:
     )
 
 
-def output_paths(inputs: Sequence[Input], folder: Path, format: Format) -> list[Path]:
-    """Where each input's result goes: under its name, with the format's ending. Raises if two would go to one place."""
-    outputs = [folder / each.name.with_suffix(SUFFIX_OF[format]) for each in inputs]
-    taken: dict[Path, Path] = {}
-    for each, output in zip(inputs, outputs, strict=True):
-        if output in taken:
-            raise UserError(
-                f"{taken[output]} and {each.path} would both become {output}: restore them into different folders"
-            )
-        taken[output] = each.path
-    sources = {each.path.resolve() for each in inputs}
-    for output in outputs:
-        if output.resolve() in sources:
-            raise UserError(f"{output} is an input and would be overwritten: choose another --output")
-    return outputs
-
-
-def outputs_there(inputs: Sequence[Input], outputs: Sequence[Path], manifest: Manifest) -> list[int]:
-    """Which outputs are there already, made of these inputs. Raises if one is there that was not."""
+def outputs_there(inputs: Sequence[Input], outputs: Sequence[Path], manifest: Manifest, overwrite: bool) -> list[int]:
+    """Which outputs are there already, made of these inputs. Raises if one was not, and is not to be overwritten."""
     existing = [i for i, output in enumerate(outputs) if output.exists()]
-    foreign = [outputs[i] for i in existing if not manifest.wrote(outputs[i], inputs[i].path)]
-    if foreign:
-        others = f", as do {len(foreign) - 1} others" if len(foreign) > 1 else ""
+    reasons = {i: manifest.why_foreign(outputs[i], inputs[i].path) for i in existing}
+    foreign = [(outputs[i], reason) for i, reason in reasons.items() if reason]
+    if foreign and not overwrite:
+        output, reason = foreign[0]
+        others = f"; {len(foreign) - 1} others likewise" if len(foreign) > 1 else ""
         raise UserError(
-            f"{foreign[0]} exists already{others}, and was not made of this input: choose another --output, "
+            f"{output} exists already, and was not made of this input ({reason}){others}: choose another --output, "
             "or --overwrite"
         )
-    return existing
+    return [i for i in existing if not reasons[i]]
 
 
 def find_captions(inputs: Sequence[Input], arguments: Arguments) -> list[Caption]:

@@ -72,7 +72,7 @@ class Studio:
             UserError: the file is no image, it or the result is too large, or a setting cannot be used.
         """
         restorer = self._restorer(settings.sampling)
-        size = checked_size(restorer, source, self._max_pixels)
+        size = checked_size(restorer, source, self._max_pixels, settings.format)
         picture = self.read(source)
         done = 0
 

@@ -59,7 +59,8 @@ def write_comparison(
     )
     head, foot = page.split("$pictures")
     check_writable(file.parent)
-    with new_file(file) as partial, partial.open("w", encoding="utf-8") as opened:
+    # A name of a file need not be UTF-8.
+    with new_file(file) as partial, partial.open("w", encoding="utf-8", errors="replace") as opened:
         opened.write(head)
         for name, before, after in pictures:
             opened.write(_figure(name, before, after))

@@ -1,25 +1,55 @@
 """From an image file to a restored one: what comes before and after the networks."""
 
 import dataclasses
-from collections.abc import Callable
+import errno
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
 from xpsr_jax.errors import UserError
-from xpsr_jax.inference.image_io import Format, Picture, read_size, write_picture
+from xpsr_jax.inference.image_io import SUFFIX_OF, Format, Input, Picture, read_size, write_picture
 from xpsr_jax.inference.restore import Restorer
 from xpsr_jax.inference.sizes import to_output_size
 
+# The most pixels along a side that a format can hold.
+_LONGEST_SIDE: dict[Format, int] = {"jpeg": 65500, "webp": 16383}
+# Errors of the system that the next file would meet as well.
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
-def checked_size(restorer: Restorer, path: Path, max_pixels: int) -> tuple[int, int]:
+
+def output_paths(inputs: Sequence[Input], folder: Path, format: Format) -> list[Path]:
+    """Where each input's result goes: under its name, with the format's ending. Raises if two would go to one place."""
+    outputs = [folder / each.name.with_suffix(SUFFIX_OF[format]) for each in inputs]
+    taken: dict[Path, Path] = {}
+    for each, output in zip(inputs, outputs, strict=True):
+        if output in taken:
+            raise UserError(
+                f"{taken[output]} and {each.path} would both become {output}: restore them into different folders"
+            )
+        taken[output] = each.path
+    sources = {each.path.resolve() for each in inputs}
+    for output in outputs:
+        if output.resolve() in sources:
+            raise UserError(f"{output} is an input and would be overwritten: choose another --output")
+    return outputs
+
+
+def checked_size(restorer: Restorer, path: Path, max_pixels: int, format: Format = "png") -> tuple[int, int]:
     """(height, width) at which the networks see an image, from the file's header alone.
 
-    Raises UserError if the file is no image, or it or the result has more than `max_pixels`.
+    Raises UserError if the file is no image, or it or the result has more than `max_pixels`, or the result's format
+    cannot hold it.
     """
     size = read_size(path, max_pixels=max_pixels)
-    for height, width in ([side * restorer.sampling.upscale for side in size], restorer.enlarged_size(*size)):
+    result = [side * restorer.sampling.upscale for side in size]
+    if format in _LONGEST_SIDE and max(result) > _LONGEST_SIDE[format]:
+        raise UserError(
+            f"{path}: would be restored at {result[1]} x {result[0]}, and {format} holds at most "
+            f"{_LONGEST_SIDE[format]} pixels along a side; --format png holds more"
+        )
+    for height, width in (result, restorer.enlarged_size(*size)):
         if height * width > max_pixels:
             raise UserError(
                 f"{path}: {size[1]} x {size[0]} pixels would be restored at {width} x {height}, which is more than "
@@ -48,3 +78,22 @@ def write_restored(
         alpha = to_output_size(alpha, alpha.shape, upscale=upscale)
     restored = dataclasses.replace(picture, rgb=rgb, alpha=alpha)
     write_picture(path, restored, format=format, quality=quality, when_complete=when_complete)
+
+
+def not_written(source: Path, error: UserError, format: Format) -> str:
+    """What to say of an image whose result `write_restored` could not write.
+
+    Raises the error again if it is none of this image's: a full disk refuses the next one too.
+    """
+    reason = error.__cause__.errno if isinstance(error.__cause__, OSError) else None
+    if reason in _NO_ROOM:
+        raise error
+    # What no error of the system stands behind, the format refused.
+    advice = "; --format png may hold it" if reason is None and format != "png" else ""
+    return f"{source}: {error}{advice}"
+
+
+def last_change(paths: Sequence[Path]) -> float:
+    """When these files and folders, or anything in them, changed last. Their own dates may be older."""
+    files = (each for path in paths for each in (path, *path.rglob("*")))
+    return max(file.stat().st_ctime for file in files if file.exists())

@@ -24,7 +24,8 @@ class Manifest:
         self._folder = folder
         self._lines: dict[str, dict[str, Any]] = {}
         file = folder / NAME
-        for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        # Bytes: a line that was cut off may end within a character, and texts may hold other ends of lines.
+        for line in file.read_bytes().split(b"\n") if file.exists() else ():
             try:
                 entry = json.loads(line)
                 self._lines[entry["output"]] = entry
@@ -32,19 +33,24 @@ class Manifest:
                 # Of a process that was killed in the middle of it.
                 continue
 
-    def wrote(self, output: Path, source: Path) -> bool:
-        """Whether the output is there and was made of the input as it is now, with whatever settings."""
+    def why_foreign(self, output: Path, source: Path) -> str | None:
+        """Why the output is not what was made of the input as it is now; None if it is, with whatever settings."""
         entry = self._lines.get(self._name(output))
-        return (
-            entry is not None
-            and output.is_file()
-            and entry.get("input_sha256") == sha256(source)
-            and entry.get("output_sha256") == sha256(output)
-        )
+        if entry is None:
+            return f"{NAME} has no line for it"
+        try:
+            if entry.get("output_sha256") != sha256(output):
+                return f"it is not the file that {NAME} tells of"
+            if entry.get("input_sha256") != sha256(source):
+                before = entry.get("input")
+                return f"{source} has changed since" if before == str(source) else f"it was made of {before}"
+        except OSError as error:
+            return f"the two cannot be compared: {error}"
+        return None
 
     def differences(self, output: Path, settings: Mapping[str, Any]) -> list[str]:
         """How the settings by which the output was made differ from these, a text for each."""
-        before, now = self._lines[self._name(output)]["settings"], _as_json(settings)
+        before, now = self._lines[self._name(output)].get("settings", {}), _as_json(settings)
         names = [name for name in now | before if before.get(name) != now.get(name)]
         return [f"{name}: was {before.get(name)!r}, is {now.get(name)!r}" for name in names]
 
@@ -71,7 +77,8 @@ class Manifest:
                 # After a line that was cut off, another begins.
                 if file.tell() and not _ends_with_newline(file):
                     file.write(b"\n")
-                file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+                # In ASCII, which also holds names of files that are not UTF-8.
+                file.write(json.dumps(entry).encode() + b"\n")
         except OSError as error:
             raise UserError(f"{self._folder / NAME}: cannot be written: {error.strerror or error}") from error
 
