@@ -212,6 +212,16 @@ def test_patterns(tmp_path):
     assert [str(each.name) for each in list_inputs([tmp_path / "a" / "img?.png"])] == ["img2.png"]
 
 
+def test_patterns_go_through_links_but_not_round(tmp_path):
+    write_png(tmp_path / "photos" / "a.png", RGB)
+    (tmp_path / "photos" / "round").symlink_to("../photos")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "linked").symlink_to("../photos")
+    for pattern in ("photos/**/*.png", "photos/*"):
+        assert [str(each.name) for each in list_inputs([tmp_path / pattern])] == ["a.png"]
+    assert [str(each.name) for each in list_inputs([tmp_path / "elsewhere" / "*" / "a.png"])] == ["linked/a.png"]
+
+
 def test_patterns_pass_over_the_output(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a/1.png", "2.png", "out/a/1.png", "out/2.png", "outside/3.png"):

@@ -251,12 +251,18 @@ def _inputs_matching(pattern: Path, exclude: Path | None) -> list[Input]:
     # One that ends as in *.jpg finds no results of another ending, and those of the same would be inputs right now.
     if glob.has_magic(pattern.suffix or "*"):
         _check_apart(pattern, root, exclude)
-    matches = sorted(map(Path, glob.glob(str(pattern), recursive=True)), key=natural_order)
+    found = sorted(map(Path, glob.glob(str(pattern), recursive=True)), key=natural_order)
+    # glob goes round in circles, 40 times, where a link leads back to a folder around it.
+    matches = [match for match in found if not any(map(_leads_back, (match, *match.parents)))]
     if exclude is not None and root.resolve() in (excluded := exclude.resolve()).parents:
         matches = [match for match in matches if not (match.parent.resolve() / match.name).is_relative_to(excluded)]
     if not matches:
         raise UserError(f"{pattern}: no such file or folder")
     return [Input(each.path, each.path.relative_to(root)) for each in list_inputs(matches, exclude=exclude)]
+
+
+def _leads_back(path: Path) -> bool:
+    return path.is_symlink() and path.parent.resolve().is_relative_to(path.resolve())
 
 
 def _check_apart(path: Path, folder: Path, exclude: Path | None) -> None:
