@@ -36,6 +36,7 @@ from xpsr_jax.inference.image_io import (
     Input,
     Picture,
     check_writable,
+    limit_from_millions,
     list_inputs,
     read_picture,
 )
@@ -137,7 +138,7 @@ class Arguments:
     quality: int = 95
     """Of JPEG and WebP, 1 to 100."""
     max_megapixels: float = MAX_PIXELS / 1e6
-    """Larger images are refused, and those that would be larger when restored."""
+    """Larger images are refused, and those that would be larger when restored. inf: none."""
     seed: int = 0
     """The same image, seed and settings give the same result, whatever else is restored with it."""
     batch_size: int = 1
@@ -187,6 +188,7 @@ def run(arguments: Arguments) -> int:
         raise UserError(f"--batch-size must be at least 1, not {arguments.batch_size}")
     if not 1 <= arguments.quality <= 100:
         raise UserError(f"--quality must be between 1 and 100, not {arguments.quality}")
+    max_pixels = limit_from_millions("--max-megapixels", arguments.max_megapixels)
     share, shares = part_of(
         arguments.distributed,
         coordinator=arguments.coordinator,
@@ -241,7 +243,6 @@ def run(arguments: Arguments) -> int:
         failed.add(i)
         tqdm.write(f"sample.py: {message}", file=sys.stderr)
 
-    max_pixels = round(arguments.max_megapixels * 1e6)
     sizes = {}
     for i in sorted(set(range(len(inputs))) - set(there)):
         try:
@@ -371,8 +372,9 @@ def find_captions(inputs: Sequence[Input], arguments: Arguments) -> list[Caption
     found = []
     missing = []
     for each in inputs:
-        absolute = each.path.resolve()
-        names = [absolute.relative_to(base)] if absolute.is_relative_to(base) else []
+        # A link goes by its own name first.
+        places = (each.path.absolute(), each.path.resolve())
+        names = [place.relative_to(base) for place in places if place.is_relative_to(base)]
         caption = next((known[name.as_posix()] for name in (*names, each.name) if name.as_posix() in known), None)
         if caption is None:
             missing.append(each.path)
@@ -393,8 +395,9 @@ def find_captions(inputs: Sequence[Input], arguments: Arguments) -> list[Caption
 
 def measured_caption(path: Path, arguments: Arguments) -> Caption:
     """What measurements say of the quality; nothing if the image cannot be read, which is told when it is restored."""
+    max_pixels = limit_from_millions("--max-megapixels", arguments.max_megapixels)
     try:
-        return Caption("", describe_quality(read_picture(path, max_pixels=round(arguments.max_megapixels * 1e6)).rgb))
+        return Caption("", describe_quality(read_picture(path, max_pixels=max_pixels).rgb))
     except UserError:
         return Caption("", "")
 

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -143,6 +144,13 @@ def test_captions_are_found_and_switched_off(photos):
     moved = photos.parent / "elsewhere.jsonl"
     moved.write_text((photos / "captions.jsonl").read_text())
     assert len(sample.find_captions(inputs, sample.Arguments((), Path(), captions=moved))) == 2
+    # A link has its own, or else those of the image.
+    (photos / "link.png").symlink_to("b.png")
+    link = sample.list_inputs([photos / "link.png"])
+    assert [c.high for c in sample.find_captions(link, sample.Arguments((), Path(), **given))] == ["a house"]
+    with (photos / "captions.jsonl").open("a") as file:
+        file.write("\n" + json.dumps({"image": "link.png", "high": "a hut", "low": "noisy"}))
+    assert [c.high for c in sample.find_captions(link, sample.Arguments((), Path(), **given))] == ["a hut"]
 
 
 def test_no_such_input(capsys, tmp_path):
@@ -183,6 +191,7 @@ def test_an_output_that_exists_or_is_an_input(capsys, photos, tmp_path):
     assert (tmp_path / "out" / "a" / "c.png").read_text() == "mine"
     line = one_line(capsys, [photos / "b.png", "--output", photos, "--missing-captions", "empty", "--overwrite"])
     assert "is an input and would be overwritten" in line
+    assert "results would lie among the inputs" in one_line(capsys, [photos, "--output", photos])
 
 
 def test_stopped_work_goes_on(capsys, photos, tmp_path, monkeypatch, model_folder):
@@ -239,6 +248,15 @@ def test_pictures_that_would_be_too_large(capsys, photos, tmp_path, model_folder
     argv = [photos / "thin.png", "--output", tmp_path / "out", "--missing-captions", "empty", "--model", model_folder]
     error = one_line(capsys, [*argv, "--max-megapixels", 0.5])
     assert "thin.png: 1 x 900 pixels would be restored at 32 x 28800, which is more than 0.5 million" in error
+
+
+def test_limits_that_are_none(capsys, photos, tmp_path):
+    """Found out before a model is loaded: there is none."""
+    argv = [photos, "--output", tmp_path / "out", "--model", tmp_path / "nowhere", "--missing-captions", "measured"]
+    for value in ("nan", "0", "-1"):
+        assert "--max-megapixels must be above 0" in one_line(capsys, [*argv, "--max-megapixels", value])
+    assert "nowhere" in one_line(capsys, [*argv, "--max-megapixels", "inf"])
+    assert sample.measured_caption(photos / "b.png", sample.Arguments((), Path(), max_megapixels=math.inf)).low
 
 
 def test_unwritable_output(capsys, photos, tmp_path):

@@ -1,5 +1,7 @@
+import math
 import os
 import stat
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from xpsr_jax.inference.image_io import (
     SUFFIX_OF,
     Picture,
     check_writable,
+    limit_from_millions,
     list_inputs,
     read_image,
     read_picture,
@@ -49,6 +52,22 @@ def test_exif_orientation_is_applied(tmp_path):
     assert read_size(tmp_path / "a.png") == (9, 6)
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.mpo", "a.webp", "a.tif"])
+def test_the_header_says_the_size_of_the_upright_picture(tmp_path, name):
+    for orientation in range(1, 10):  # 9 means nothing
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(RGB).save(tmp_path / name, exif=exif)
+        expected = (9, 6) if 5 <= orientation <= 8 else (6, 9)
+        assert read_size(tmp_path / name) == expected == read_picture(tmp_path / name).rgb.shape[:2], orientation
+
+
+def test_the_orientation_of_a_tiff_may_be_in_its_xmp(tmp_path):
+    Image.fromarray(RGB).save(tmp_path / "a.tif", tiffinfo={700: b'<x tiff:Orientation="6"/>'})
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), np.rot90(RGB, -1))
+    assert read_size(tmp_path / "a.tif") == (9, 6)
+
+
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_16_bit_grey(tmp_path, suffix):
     values = np.array([[0, 128, 129, 32768, 65535]], np.uint16)
@@ -61,6 +80,31 @@ def test_16_bit_colour(tmp_path):
 
     cv2.imwrite(str(tmp_path / "a.png"), np.full((2, 2, 3), (0, 32768, 65535), np.uint16))  # BGR
     np.testing.assert_array_equal(read_image(tmp_path / "a.png")[0, 0], [255, 128, 0])
+
+
+def test_16_bit_grey_as_8_bit_grey(tmp_path):
+    """Its profile is applied, its transparent value is transparent, and no other that rounds to the same."""
+    grey = np.random.default_rng(4).integers(0, 255, (6, 9), np.uint8)
+    grey[0, 0] = 55  # of a linear profile: 188 in sRGB is 0.503 of the light, and 128 is 55 / 255 = 0.216
+    for name, pixels, scale in [("8.png", grey, 1), ("16.png", np.uint16(grey) * 257, 257)]:
+        Image.fromarray(pixels).save(tmp_path / name, icc_profile=linear_grey_profile(), transparency=55 * scale)
+    expected, picture = read_picture(tmp_path / "8.png"), read_picture(tmp_path / "16.png")
+    np.testing.assert_array_equal(picture.rgb, expected.rgb)
+    np.testing.assert_array_equal(picture.alpha, np.where(grey == 55, 0, 255))
+    np.testing.assert_array_equal(picture.alpha, expected.alpha)
+    assert abs(int(picture.rgb[0, 0, 0]) - 128) <= 1 and picture.icc_profile is None
+    Image.fromarray(np.array([[300, 301]], np.uint16)).save(tmp_path / "near.png", transparency=300)
+    assert read_picture(tmp_path / "near.png").alpha.tolist() == [[0, 255]]
+
+
+def linear_grey_profile() -> bytes:
+    """The ICC profile, version 2, of grey values that are in proportion to light."""
+    white = b"XYZ " + struct.pack(">4x3i", 63190, 65536, 54061)  # D50, in 65536ths
+    curve = b"curv" + struct.pack(">4xI", 0)  # no points: linear
+    tags = struct.pack(">I4sII4sII", 2, b"wtpt", 156, len(white), b"kTRC", 156 + len(white), len(curve))
+    body = tags + white + curve
+    header = struct.pack(">I4x4s4s4s4s12x4s28x", 128 + len(body), b"\2\x10\0\0", b"mntr", b"GRAY", b"XYZ ", b"acsp")
+    return header + struct.pack(">3i48x", 63190, 65536, 54061) + body
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
@@ -117,6 +161,15 @@ def test_a_file_that_is_too_large_is_refused(tmp_path):
         read_image(tmp_path / "bomb.tif")
 
 
+def test_limits_in_millions():
+    assert [limit_from_millions("--limit", value) for value in (0.5, 64, 1e-9)] == [500_000, 64_000_000, 1]
+    for none in (math.inf, 1e305):
+        assert limit_from_millions("--limit", none) > 10**15
+    for value in (0, -1, math.nan, -math.inf):
+        with pytest.raises(UserError, match=f"--limit must be above 0, not {value}"):
+            limit_from_millions("--limit", value)
+
+
 def test_inputs_are_listed_in_natural_order(tmp_path):
     for name in ("img10.png", "img2.JPG", "sub/img1.png", "notes.txt", ".hidden.png", ".cache/a.png", "out/img2.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -125,6 +178,14 @@ def test_inputs_are_listed_in_natural_order(tmp_path):
     assert names == ["img2.JPG", "img10.png", "sub/img1.png"]
     both = list_inputs([tmp_path / "img10.png", tmp_path], exclude=tmp_path / "out")  # a file named twice is one input
     assert [str(each.name) for each in both] == ["img10.png", "img2.JPG", "sub/img1.png"]
+
+
+def test_a_link_is_an_input_of_its_own(tmp_path):
+    write_png(tmp_path / "a.png", RGB)
+    (tmp_path / "b.png").symlink_to("a.png")
+    assert [each.name.name for each in list_inputs([tmp_path])] == ["a.png", "b.png"]
+    again = [tmp_path / "a.png", tmp_path / "." / "a.png", tmp_path / ".." / tmp_path.name / "a.png"]
+    assert len(list_inputs(again)) == 1
 
 
 @pytest.mark.parametrize(("name", "reason"), [("nothing", "no image in this folder"), ("nowhere", "no such file")])
@@ -146,7 +207,43 @@ def test_patterns(tmp_path):
         "a/img10.png",
         "b/c/img1.png",
     ]
-    assert [str(each.name) for each in list_inputs([tmp_path / "b*"])] == ["c/img1.png"]  # a folder
+    assert [str(each.name) for each in found] == ["a/img2.png", "a/img10.png", "b/c/img1.png"]
+    assert [str(each.name) for each in list_inputs([tmp_path / "b*"])] == ["b/c/img1.png"]  # a folder
+    assert [str(each.name) for each in list_inputs([tmp_path / "a" / "img?.png"])] == ["img2.png"]
+
+
+def test_patterns_go_through_links_but_not_round(tmp_path):
+    write_png(tmp_path / "photos" / "a.png", RGB)
+    (tmp_path / "photos" / "round").symlink_to("../photos")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "linked").symlink_to("../photos")
+    for pattern in ("photos/**/*.png", "photos/*"):
+        assert [str(each.name) for each in list_inputs([tmp_path / pattern])] == ["a.png"]
+    assert [str(each.name) for each in list_inputs([tmp_path / "elsewhere" / "*" / "a.png"])] == ["linked/a.png"]
+
+
+def test_patterns_pass_over_the_output(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/1.png", "2.png", "out/a/1.png", "out/2.png", "outside/3.png"):
+        write_png(tmp_path / name, RGB)
+    for pattern in ("**/*.png", tmp_path / "**" / "*.png", "*"):
+        names = [str(each.name) for each in list_inputs([Path(pattern)], exclude=tmp_path / "out")]
+        assert sorted(names) == ["2.png", "a/1.png", "outside/3.png"]
+    with pytest.raises(UserError, match="no such file"):
+        list_inputs([Path("out*/a/*.png")], exclude=tmp_path / "out")
+    # An output folder around the inputs is none among them.
+    assert [str(each.name) for each in list_inputs([Path("a/*.png")], exclude=tmp_path)] == ["1.png"]
+
+
+@pytest.mark.parametrize("path", ["photos", "photos/*", "photos/**", "photos/*.j*"])
+def test_the_output_must_not_be_where_inputs_are_looked_for(tmp_path, path):
+    """Else what was made of the first run's inputs would be inputs of the second."""
+    write_png(tmp_path / "photos" / "a.jpg", RGB)
+    with pytest.raises(UserError, match=r"photos.*: its results would lie among the inputs.*such as .*photos/restored"):
+        list_inputs([tmp_path / path], exclude=tmp_path / "photos")
+    # Neither of these would find a.png.
+    for fine in ("photos/*.jpg", "photos/a.jpg"):
+        assert len(list_inputs([tmp_path / fine], exclude=tmp_path / "photos")) == 1
 
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -154,15 +251,23 @@ ALPHA = np.random.default_rng(2).integers(0, 256, (6, 9), np.uint8)
 
 
 def picture_with_everything():
+    return Picture(RGB, ALPHA, PROFILE, camera_exif())
+
+
+def camera_exif(orientation: int | None = None) -> bytes:
     exif = Image.Exif()
     exif[0x010F] = "A camera"
-    return Picture(RGB, ALPHA, PROFILE, exif.tobytes())
+    if orientation:
+        exif[0x0112] = orientation
+    exif.get_ifd(0x8769)[0x829A] = 0.01  # exposure, in seconds
+    exif.get_ifd(0x8825)[2] = (47.0, 22.0, 1.5)  # latitude
+    return exif.tobytes()
 
 
 def tags(picture):
     exif = Image.Exif()
     exif.load(picture.exif)
-    return dict(exif)
+    return [exif[0x010F], dict(exif.get_ifd(0x8769)), dict(exif.get_ifd(0x8825))]
 
 
 @pytest.mark.parametrize("format", ["png", "webp", "tiff", "jpeg"])
@@ -177,9 +282,23 @@ def test_files_keep_transparency_profile_and_exif(tmp_path, format):
     else:
         np.testing.assert_array_equal(back.alpha, ALPHA)
     assert back.icc_profile == PROFILE
-    assert tags(back) == {0x010F: "A camera"}
+    assert tags(back) == tags(picture_with_everything())
     write_picture(tmp_path / "again.png", back)
-    assert tags(read_picture(tmp_path / "again.png")) == {0x010F: "A camera"}
+    assert tags(read_picture(tmp_path / "again.png")) == tags(picture_with_everything())
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+def test_damaged_exif_is_left_out(tmp_path, name):
+    """The picture is turned all the same, if that much can be read."""
+    data = camera_exif(6)
+    for damaged, size in [
+        (data.replace(b"\0\2\0\5\0\0\0\3", b"\0\2\0\2\0\0\0\3"), (9, 6)),  # the latitude is said to be a text
+        (data.replace(b"MM\0*", b"MM\0!"), (6, 9)),
+    ]:
+        assert damaged != data
+        Image.fromarray(RGB).save(tmp_path / name, exif=damaged)
+        picture = read_picture(tmp_path / name)
+        assert picture.exif is None and picture.rgb.shape == (*size, 3) and read_size(tmp_path / name) == size
 
 
 def test_profiles_of_other_kinds_of_pictures_are_applied(tmp_path):
@@ -240,9 +359,10 @@ def make(mode: str, size: tuple[int, int]) -> Image.Image:
 
 
 def test_mutated_files_are_read_or_refused(tmp_path):
-    """2,400 of them; whatever is in a file, the error is one line."""
+    """2,400 of them; whatever is in a file, the error is one line, and what is read can be written, EXIF and all."""
     rng = np.random.default_rng(3)
-    file = tmp_path / "mutated"
+    file, folder = tmp_path / "mutated", tmp_path / "written"
+    folder.mkdir()
     originals = []
     for format, mode in [
         ("png", "RGB"),
@@ -252,9 +372,13 @@ def test_mutated_files_are_read_or_refused(tmp_path):
         ("webp", "RGBA"),
         ("gif", "P"),
     ]:
-        make(mode, (9, 6)).save(file, format=format.upper(), icc_profile=PROFILE)
+        options = {"exif": camera_exif(6)} if format != "gif" else {}
+        if format == "tiff":
+            options["compression"] = "raw"
+        make(mode, (9, 6)).save(file, format=format.upper(), icc_profile=PROFILE, **options)
         originals.append(file.read_bytes())
     refused = 0
+    formats = list(SUFFIX_OF)
     for i in range(2400):
         data = bytearray(originals[i % len(originals)])
         for _ in range(rng.integers(1, 6)):
@@ -263,11 +387,19 @@ def test_mutated_files_are_read_or_refused(tmp_path):
             del data[rng.integers(len(data)) :]
         file.write_bytes(data)
         try:
-            size = read_size(file)
-            assert read_picture(file).rgb.shape == (*size, 3)
+            size, picture = read_size(file), read_picture(file)
         except UserError as error:
             refused += 1
             assert str(error).startswith(f"{file}: ") and "\n" not in str(error)
+            continue
+        assert picture.rgb.shape == (*size, 3)
+        try:
+            write_picture(folder / "a", picture, format=formats[i // len(originals) % len(formats)])
+            assert os.listdir(folder) == ["a"]
+            os.unlink(folder / "a")
+        except UserError as error:
+            assert "cannot be written" in str(error) and max(size) > 16383  # which is too wide for a WebP
+            assert os.listdir(folder) == []
     assert 200 < refused < 2200
 
 

@@ -23,6 +23,7 @@ import xpsr_jax
 from xpsr_jax.app.studio import Studio
 from xpsr_jax.errors import UserError
 from xpsr_jax.inference.compilation import use_compilation_cache, use_fast_convolutions, use_tpu_flags
+from xpsr_jax.inference.image_io import limit_from_millions
 
 TINY_MODEL = Path(xpsr_jax.__file__).parent / "assets" / "tiny"
 
@@ -77,7 +78,9 @@ def run(arguments: Arguments) -> None:
     """Serves the page until it is interrupted. Raises UserError."""
     if find_spec("gradio") is None:
         raise UserError('the page needs gradio: pip install "xpsr-jax[app]"')
-    for name in ("max_upload_megabytes", "max_megapixels", "max_files", "max_queue"):
+    max_upload = limit_from_millions("--max-upload-megabytes", arguments.max_upload_megabytes)
+    max_pixels = limit_from_millions("--max-megapixels", arguments.max_megapixels)
+    for name in ("max_files", "max_queue"):
         if getattr(arguments, name) <= 0:
             raise UserError(f"--{name.replace('_', '-')} must be above 0, not {getattr(arguments, name)}")
     check_address(arguments.host, arguments.port)
@@ -94,11 +97,9 @@ def run(arguments: Arguments) -> None:
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         from xpsr_jax.app.page import build_page, launch
 
-        studio = Studio(model, max_pixels=round(arguments.max_megapixels * 1e6))
+        studio = Studio(model, max_pixels=max_pixels)
         page = build_page(studio, Path(folder), max_files=arguments.max_files, max_queue=arguments.max_queue)
-        address = launch(
-            page, arguments.host, arguments.port, max_file_size=round(arguments.max_upload_megabytes * 1e6)
-        )
+        address = launch(page, arguments.host, arguments.port, max_file_size=max_upload)
         print(f"The page: {address} (Ctrl-C ends it)", flush=True)
         page.block_thread()
 

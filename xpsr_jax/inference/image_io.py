@@ -3,8 +3,11 @@
 import contextlib
 import glob
 import io
+import itertools
+import math
 import os
 import re
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from xpsr_jax.errors import UserError
 
@@ -31,6 +34,7 @@ Format = Literal["png", "jpeg", "webp", "tiff"]
 SUFFIX_OF: dict[Format, str] = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
 
 _ORIENTATION = 0x0112
+_ON_ITS_SIDE = (5, 6, 7, 8)
 # TIFF's tags of sizes, strips, tiles, compression, samples and profile, which its EXIF has among the others.
 _STORAGE = (
     *(254, 255, 256, 257, 258, 259, 262, 266, 273, _ORIENTATION, 277, 278, 279, 284, 317, 320),
@@ -47,8 +51,8 @@ class Input:
 
     Attributes:
         path: where it is.
-        name: its path below the folder it was found in, or its file name if it was named outright. Outputs are named
-            after it.
+        name: its path below the folder it was found in, for a pattern below the part without wildcards, or its file
+            name if it was named outright. Outputs are named after it.
     """
 
     path: Path
@@ -75,38 +79,43 @@ class Picture:
 def list_inputs(paths: Sequence[Path], *, exclude: Path | None = None) -> list[Input]:
     """The image files that `paths` name, folders searched with their subfolders, in natural order (2 before 10).
 
-    What is no file or folder may be a pattern: "photos/**/*.jpg".
+    What is no file or folder may be a pattern: "photos/**/*.jpg". A file named twice is one input; a link to a file is
+    an input of its own.
 
     Args:
         exclude: a folder to pass over: the output folder, which may lie within an input folder.
 
     Raises:
-        UserError: a path does not exist, a folder holds no image, or there is no path at all.
+        UserError: a path does not exist, a folder holds no image, there is no path at all, or what is put into
+            `exclude` would be found the next time.
     """
     if not paths:
         raise UserError("no input: name at least one image or folder")
-    found: dict[Path, Input] = {}
+    found: dict[str, Input] = {}
     for path in paths:
         if path.is_dir():
-            inputs = [Input(file, file.relative_to(path)) for file in _images_below(path, exclude)]
-            if not inputs:
-                raise UserError(f"{path}: no image in this folder (looked for {', '.join(sorted(SUFFIXES))})")
+            inputs = _inputs_below(path, exclude)
         elif path.exists():
             inputs = [Input(path, Path(path.name))]
-        elif matches := sorted(map(Path, glob.glob(str(path), recursive=True)), key=natural_order):
-            inputs = list_inputs(matches, exclude=exclude)
         else:
-            raise UserError(f"{path}: no such file or folder")
+            inputs = _inputs_matching(path, exclude)
         for each in inputs:
-            found.setdefault(each.path.resolve(), each)
+            found.setdefault(os.path.abspath(each.path), each)
     return list(found.values())
+
+
+def limit_from_millions(option: str, millions: float) -> int:
+    """The number that an option such as --max-megapixels stands for; inf: no limit. Raises UserError unless above 0."""
+    if not millions > 0:  # NaN is not
+        raise UserError(f"{option} must be above 0, not {millions}")
+    return sys.maxsize if math.isinf(millions * 1e6) else max(1, round(millions * 1e6))
 
 
 def read_picture(path: Path, *, max_pixels: int | None = None) -> Picture:
     """Reads an image file, of an animation the first picture.
 
     Grey, palette and 16-bit pictures become 8-bit RGB. So do CMYK ones, and grey ones with a colour profile, by way of
-    that profile, which then no longer holds.
+    that profile, which then no longer holds. EXIF that is damaged is left out.
 
     Raises:
       UserError: it cannot be read, is no image, is damaged, has more than `max_pixels` or floating-point pixels.
@@ -115,10 +124,13 @@ def read_picture(path: Path, *, max_pixels: int | None = None) -> Picture:
         if image.mode == "F":
             raise UserError(f"{path}: floating-point pixels are not supported; save it with 8 or 16 bits")
         profile, exif = image.info.get("icc_profile"), _exif(image)
-        image = ImageOps.exif_transpose(image)
+        if _orientation(image) != 1:
+            # Which would write EXIF into a copy of `info`, and so fail where it is damaged.
+            for key in ("exif", "Raw profile type exif"):
+                image.info.pop(key, None)
+            image = ImageOps.exif_transpose(image)
         if image.mode in _SIXTEEN_BIT_MODES:
-            grey = np.round(np.clip(np.asarray(image, np.float32), 0, 65535) / 257).astype(np.uint8)
-            return Picture(np.repeat(grey[..., None], 3, axis=-1), exif=exif)
+            image = _to_8_bits(image)
         alpha = None
         if image.has_transparency_data:
             alpha = np.array(image.convert("RGBA").getchannel("A"))
@@ -139,8 +151,10 @@ def read_size(path: Path, *, max_pixels: int | None = None) -> tuple[int, int]:
     Raises UserError if it cannot be read, is no image, or has more than `max_pixels`.
     """
     with _opened(path, max_pixels=max_pixels) as image:
+        # Of a TIFF Pillow gives the upright size, unless it is XMP that says how to turn it.
+        upright = isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_ORIENTATION) in _ON_ITS_SIDE
+        turned = not upright and _orientation(image) in _ON_ITS_SIDE
         width, height = image.size
-        turned = image.getexif().get(_ORIENTATION, 1) >= 5
         return (width, height) if turned else (height, width)
 
 
@@ -172,7 +186,8 @@ def write_picture(
     if format == "jpeg":
         options["subsampling"] = 0
     if format == "tiff":
-        options["compression"] = "tiff_deflate"
+        # Of EXIF, Pillow writes what is in directories of its own, exposure and place, into uncompressed files only.
+        options["compression"] = "raw" if picture.exif else "tiff_deflate"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".part", dir=path.parent)
@@ -214,7 +229,8 @@ def natural_order(path: Path) -> list[tuple[int, int | str]]:
     ]
 
 
-def _images_below(folder: Path, exclude: Path | None) -> list[Path]:
+def _inputs_below(folder: Path, exclude: Path | None) -> list[Input]:
+    _check_apart(folder, folder, exclude)
     excluded = exclude.resolve() if exclude is not None else None
     files = []
     for root, folders, names in os.walk(folder):
@@ -224,7 +240,37 @@ def _images_below(folder: Path, exclude: Path | None) -> list[Path]:
         files += [
             Path(root) / name for name in names if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
         ]
-    return sorted(files, key=natural_order)
+    if not files:
+        raise UserError(f"{folder}: no image in this folder (looked for {', '.join(sorted(SUFFIXES))})")
+    return [Input(file, file.relative_to(folder)) for file in sorted(files, key=natural_order)]
+
+
+def _inputs_matching(pattern: Path, exclude: Path | None) -> list[Input]:
+    """What a pattern finds, files and what is below folders, named by the path below the part without wildcards."""
+    root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
+    # One that ends as in *.jpg finds no results of another ending, and those of the same would be inputs right now.
+    if glob.has_magic(pattern.suffix or "*"):
+        _check_apart(pattern, root, exclude)
+    found = sorted(map(Path, glob.glob(str(pattern), recursive=True)), key=natural_order)
+    # glob goes round in circles, 40 times, where a link leads back to a folder around it.
+    matches = [match for match in found if not any(map(_leads_back, (match, *match.parents)))]
+    if exclude is not None and root.resolve() in (excluded := exclude.resolve()).parents:
+        matches = [match for match in matches if not (match.parent.resolve() / match.name).is_relative_to(excluded)]
+    if not matches:
+        raise UserError(f"{pattern}: no such file or folder")
+    return [Input(each.path, each.path.relative_to(root)) for each in list_inputs(matches, exclude=exclude)]
+
+
+def _leads_back(path: Path) -> bool:
+    return path.is_symlink() and path.parent.resolve().is_relative_to(path.resolve())
+
+
+def _check_apart(path: Path, folder: Path, exclude: Path | None) -> None:
+    if exclude is not None and folder.resolve() == exclude.resolve():
+        raise UserError(
+            f"{path}: its results would lie among the inputs and be taken for such the next time: choose another "
+            f"--output, such as {folder / 'restored'}"
+        )
 
 
 @contextlib.contextmanager
@@ -262,12 +308,32 @@ def _umask() -> int:
 
 
 def _exif(image: Image.Image) -> bytes | None:
-    """What a file says of how the picture was made, without how it is stored or has to be turned."""
+    """What a file says of how the picture was made, without how it is stored or has to be turned; None if damaged."""
     exif = Image.Exif()
-    exif.load(image.getexif().tobytes())
-    for tag in _STORAGE:
-        exif.pop(tag, None)
-    return exif.tobytes() if len(exif) else None
+    try:
+        exif.load(image.getexif().tobytes())
+        for tag in _STORAGE:
+            exif.pop(tag, None)
+        return exif.tobytes() if len(exif) else None
+    except Exception:  # as decoders do: struct.error, KeyError, TypeError, ...
+        return None
+
+
+def _orientation(image: Image.Image) -> int:
+    """By the EXIF standard, 1 to 8, and 1 is upright. Other numbers mean nothing, nor does EXIF that is damaged."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # as in _exif
+        return 1
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """A grey picture of 16 bits, with the transparency that a PNG gives to one of its values."""
+    values = np.clip(np.asarray(image, np.float32), 0, 65535)
+    grey = Image.fromarray(np.round(values / 257).astype(np.uint8))
+    if "transparency" in image.info:
+        grey.putalpha(Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)))
+    return grey
 
 
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:

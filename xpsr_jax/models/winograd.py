@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-# Features from which on the sixteen products outweigh the transforms (docs/sampling.md).
+# Features from which on the sixteen products outweigh the transforms (docs/speed.md).
 FEATURES = 256
 # Tiles that are transformed at once; their sixteen matrices stay in cache, and memory flat in the picture's size.
 TILES = 512
