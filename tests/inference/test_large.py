@@ -13,6 +13,8 @@ from xpsr_jax.errors import UserError
 from xpsr_jax.inference.restore import Restorer
 from xpsr_jax.inference.sizes import network_size
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 RNG = np.random.default_rng(0)
 IMAGES = [RNG.integers(0, 256, (8, 16, 3), np.uint8) for _ in range(2)]  # 8 x 16 cells
 CAPTIONS = [Caption("a red house", "noisy"), Caption("two dogs", "blurry and dark")]

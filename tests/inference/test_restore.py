@@ -19,6 +19,8 @@ from xpsr_jax.inference.plan import plan_batches
 from xpsr_jax.inference.prompts import tokenize
 from xpsr_jax.inference.restore import Restorer, restore
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 RNG = np.random.default_rng(0)
 IMAGES = [RNG.integers(0, 256, (8, 8, 3), np.uint8) for _ in range(3)]
 CAPTIONS = [Caption("a red house", "noisy"), Caption("two dogs", "blurry and dark"), Caption("", "")]
