@@ -6,10 +6,18 @@ import numpy as np
 from jaxtyping import Float
 
 
-def interval(rows: np.ndarray, statistic: Callable[[np.ndarray], float], resamples: int = 2000) -> tuple[float, float]:
-    """Of a statistic of rows that have nothing to do with each other; each draw is of as many rows."""
+def interval(
+    rows: np.ndarray, photos: np.ndarray, statistic: Callable[[np.ndarray], float], resamples: int = 2000
+) -> tuple[float, float]:
+    """Of a statistic of rows, several of each photograph: each draw is of photographs, and then of rows of each."""
     rng = np.random.default_rng(0)
-    return middle(np.array([statistic(rows[rng.integers(len(rows), size=len(rows))]) for _ in range(resamples)]))
+    of_photo = [np.flatnonzero(photos == photo) for photo in np.unique(photos)]
+
+    def draw() -> np.ndarray:
+        drawn = (of_photo[i] for i in rng.integers(len(of_photo), size=len(of_photo)))
+        return rows[np.concatenate([each[rng.integers(len(each), size=len(each))] for each in drawn])]
+
+    return middle(np.array([statistic(draw()) for _ in range(resamples)]))
 
 
 def interval_of_mean(

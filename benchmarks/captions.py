@@ -83,9 +83,10 @@ class Arguments:
 
 @dataclass(frozen=True)
 class Degraded:
-    """An LR image, what was drawn for it and what was measured on it."""
+    """An LR image, which photograph it is of, what was drawn for it and what was measured on it."""
 
     lr: Image
+    photo: int
     drawn: Drawn
     quality: Quality
 
@@ -118,8 +119,10 @@ def correlate(arguments: Arguments) -> tuple[str, dict[str, float]]:
     numbers: dict[str, float] = {}
 
     def row(name: str, of: str, drawn: Measure, seen: Measure, chosen: Callable[[Degraded], bool] | None = None) -> str:
-        values = np.array([(drawn(each), seen(each)) for each in sets[of] if chosen is None or chosen(each)])
-        low, high = interval(values, lambda rows: spearmanr(*rows.T)[0])
+        used = [each for each in sets[of] if chosen is None or chosen(each)]
+        values = np.array([(drawn(each), seen(each)) for each in used])
+        photos = np.array([each.photo for each in used])
+        low, high = interval(values, photos, lambda rows: spearmanr(*rows.T)[0])
         numbers[name] = float(spearmanr(*values.T)[0])
         return f"| {name} | {len(values)} | {numbers[name]:.2f} | {low:.2f} to {high:.2f} |"
 
@@ -214,7 +217,7 @@ def degrade(crops: Sequence[tuple[Image, tuple[int, int]]], keep: Callable[[Draw
         rng = np.random.default_rng((SEED + 1, *seed))
         drawn = keep(draw(XPSR, rng))
         lr = to_uint8(apply(crop.astype(np.float32) / 255, drawn, rng).lr)
-        degraded.append(Degraded(lr, drawn, measure_quality(lr)))
+        degraded.append(Degraded(lr, seed[0], drawn, measure_quality(lr)))
     return degraded
 
 

@@ -73,7 +73,8 @@ def test_intervals_know_that_crops_of_one_photograph_are_alike():
     rng = np.random.default_rng(0)
     by_photo = np.repeat(rng.normal(size=(1, 8, 1)), 8, axis=2)
     low, high = interval_of_mean(by_photo)
-    alone = interval(by_photo.ravel(), np.mean)
+    alone = interval(by_photo.ravel(), np.arange(64), np.mean)
+    assert interval(by_photo.ravel(), np.repeat(np.arange(8), 8), np.mean) == pytest.approx((low, high), abs=0.1)
     assert low < by_photo.mean() < high
     assert high - low > 1.5 * (alone[1] - alone[0])
 
