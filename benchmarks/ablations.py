@@ -224,10 +224,11 @@ def markdown(title: str, rows: Mapping[str, Sequence[Scores]], bicubic: Scores) 
 def plot(tables: Mapping[str, Mapping[str, Sequence[Scores]]], file: Path) -> None:
     """A row of panels for each table, a panel for each metric: differences from the table's first row, and intervals.
 
-    Metrics of which less is better are drawn with their axis reversed: right of the line is better than XPSR's choice.
+    Intervals without 0 are blue, others grey; orange are the seeds. Metrics of which less is better are drawn with
+    their axis reversed: right of the line is better than XPSR's choice.
     """
     figure = Figure(figsize=(15, 9), layout="constrained")
-    panels = figure.subplots(len(tables), len(METRICS), squeeze=False, sharex="col", sharey="row")
+    panels = figure.subplots(len(tables), len(METRICS), squeeze=False, sharey="row")
     for (title, rows), of_table in zip(tables.items(), panels, strict=True):
         (name, first), *others = rows.items()
         for panel, metric in zip(of_table, METRICS, strict=True):
@@ -237,10 +238,11 @@ def plot(tables: Mapping[str, Mapping[str, Sequence[Scores]]], file: Path) -> No
             panel.set_yticks(range(len(others)), labels=[label for label, _ in others])
             panel.set_ylim(len(others) - 0.5, -0.5)
         of_table[0].set_title(f"{title}\nagainst {name}", loc="left", fontsize="medium")
-    for panel, (metric, better) in zip(panels[-1], METRICS.items(), strict=True):
-        panel.set_xlabel(f"{SHOWN[metric][1]}; better →")
+    for column, (metric, better) in zip(panels.T, METRICS.items(), strict=True):
+        column[-1].set_xlabel(f"{SHOWN[metric][1]}; better →")
         if better == "lower":
-            panel.invert_xaxis()
+            for panel in column:
+                panel.invert_xaxis()
     with new_file(file) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 
