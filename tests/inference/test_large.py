@@ -6,12 +6,14 @@ import jax
 import numpy as np
 import pytest
 
+from tests.inference.plainly import restored_plainly
 from tests.inference.tiny_model import SAMPLING, tiny_model
 from xpsr_jax.config import PAPER, RELEASED, Sampling
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.errors import UserError
 from xpsr_jax.inference.restore import Restorer
 from xpsr_jax.inference.sizes import network_size
+from xpsr_jax.inference.tiling import plan_tiles
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -45,6 +47,11 @@ def test_one_tile_is_what_no_tiles_are(model, monkeypatch):
     steps = []
     assert most(restorer(IMAGES[:1], CAPTIONS[:1], seed=3, on_steps=steps.append), expected) <= 1  # measured 1
     assert steps == [1, 1]
+
+
+def test_tiles_equal_the_method_written_plainly(model, tiled):
+    expected = restored_plainly(model, IMAGES[0], CAPTIONS[0], plan_tiles(8, 16, size=8, overlap=2))
+    assert most([tiled[0]], [expected]) <= 1  # measured 0
 
 
 def test_tiles_are_not_the_whole(model, tiled):

@@ -5,18 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from PIL import Image
 
 from tests.compilations import compilations
+from tests.inference.plainly import restored_plainly
 from tests.inference.tiny_model import SAMPLING, tiny_model
 from tests.models.golden import error
 from xpsr_jax.data.captions import Caption
-from xpsr_jax.diffusion import Ddpm, start_latents
 from xpsr_jax.errors import UserError
-from xpsr_jax.inference.color import adain, to_uint8
-from xpsr_jax.inference.image_keys import content_digest, image_key
 from xpsr_jax.inference.plan import plan_batches
-from xpsr_jax.inference.prompts import tokenize
 from xpsr_jax.inference.restore import Restorer, restore
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -46,39 +42,7 @@ def changed(a, b):
 
 
 def test_equals_the_method_written_plainly(model, one_by_one):
-    """One image through method §7 step by step, text embedded anew at every step, halves one after the other."""
-    image, caption = IMAGES[0], CAPTIONS[0]
-    pixels = np.asarray(Image.fromarray(image).resize((32, 32), Image.BICUBIC))[None].astype(np.float32) / 255
-    high, negative, low = (
-        tokenize(model.tokenizer, [text]) for text in (caption.high, SAMPLING.negative_high, caption.low)
-    )
-    keys = jax.random.split(image_key(np.zeros(2, np.uint32), content_digest(image)), 4)
-    posterior, first, second = (jax.random.normal(key, (8, 8, 4))[None] for key in keys[:3])
-
-    @nnx.jit
-    def predict(networks, latents, timestep, high):
-        unet, controlnet, text_encoder = networks
-        c_high, c_low, timesteps = text_encoder(high), text_encoder(low), jnp.full(1, timestep)
-        control = controlnet(latents, timesteps, c_high, c_low, controlnet.encode_image(pixels))
-        return unet(latents, timesteps, c_high, control.residuals, control.mid)
-
-    mean, log_variance = nnx.jit(lambda autoencoder: autoencoder.moments(2 * jnp.asarray(pixels) - 1))(
-        model.autoencoder
-    )
-    lr_latents = model.autoencoder.config.scaling_factor * (mean + jnp.exp(log_variance / 2) * posterior)
-    sampler = Ddpm(model.schedule)
-    table = sampler.table(2)
-    level = table.signal[0], table.sigma[0]
-    state = sampler.init(start_latents("lr", lr_latents, first, second, first_level=level, second_level=level))
-    for i in range(2):
-        row = jax.tree.map(lambda column: column[i], table)  # noqa: B023
-        networks = model.unet, model.controlnet, model.text_encoder
-        eps, eps_negative = (predict(networks, state.latents, row.timestep, tokens) for tokens in (high, negative))
-        step_noise = jax.random.normal(jax.random.fold_in(keys[3], i), (8, 8, 4))[None]
-        state = sampler.step(state, row, eps + 1.5 * (eps - eps_negative), step_noise)
-    decoded = nnx.jit(lambda autoencoder, latents: autoencoder.decode(latents))(model.autoencoder, state.latents)
-    rounded = jnp.round(jnp.clip(decoded / 2 + 0.5, 0, 1) * 255) / 255
-    expected = np.asarray(to_uint8(adain(rounded, pixels))[0])
+    expected = restored_plainly(model, IMAGES[0], CAPTIONS[0])
     assert most([one_by_one[0]], [expected]) <= 1  # measured 0
     assert expected.std() > 5
 

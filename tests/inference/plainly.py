@@ -1,0 +1,63 @@
+"""Method §7 written down plainly: text embedded anew at every step, halves and tiles one after the other."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from PIL import Image
+
+from tests.inference.tiny_model import SAMPLING
+from xpsr_jax.data.captions import Caption
+from xpsr_jax.diffusion import Ddpm, start_latents
+from xpsr_jax.inference.color import adain, to_uint8
+from xpsr_jax.inference.image_keys import content_digest, image_key
+from xpsr_jax.inference.prompts import tokenize
+from xpsr_jax.inference.tiling import Tiles
+from xpsr_jax.weights.model_folder import Model
+
+FACTOR = 4  # pixels of a latent cell
+
+
+def restored_plainly(model: Model, image: np.ndarray, caption: Caption, tiles: Tiles | None = None) -> np.ndarray:
+    """One image by SAMPLING, four times as large, of 8 bits."""
+    height, width = (4 * side for side in image.shape[:2])
+    pixels = np.asarray(Image.fromarray(image).resize((width, height), Image.BICUBIC))[None].astype(np.float32) / 255
+    shape = height // FACTOR, width // FACTOR, 4
+    tiles = tiles or Tiles(shape[:2], shape[:2], ((0, 0),))
+    crops = [crop[None] for crop in tiles.cut(pixels[0], scale=FACTOR)]
+    high, negative, low = (
+        tokenize(model.tokenizer, [text]) for text in (caption.high, SAMPLING.negative_high, caption.low)
+    )
+    keys = jax.random.split(image_key(np.zeros(2, np.uint32), content_digest(image)), 4)
+    posterior, first, second = (jax.random.normal(key, shape)[None] for key in keys[:3])
+
+    @nnx.jit
+    def predict(networks, latents, pixels, timestep, high):
+        unet, controlnet, text_encoder = networks
+        c_high, c_low, timesteps = text_encoder(high), text_encoder(low), jnp.full(1, timestep)
+        control = controlnet(latents, timesteps, c_high, c_low, controlnet.encode_image(pixels))
+        return unet(latents, timesteps, c_high, control.residuals, control.mid)
+
+    def predicted(latents, timestep, tokens):
+        networks = model.unet, model.controlnet, model.text_encoder
+        parts = zip(tiles.cut(np.asarray(latents[0])), crops, strict=True)
+        return tiles.blend(
+            [np.asarray(predict(networks, part[None], crop, timestep, tokens)[0]) for part, crop in parts]
+        )
+
+    mean, log_variance = nnx.jit(lambda autoencoder: autoencoder.moments(2 * jnp.asarray(pixels) - 1))(
+        model.autoencoder
+    )
+    lr_latents = model.autoencoder.config.scaling_factor * (mean + jnp.exp(log_variance / 2) * posterior)
+    sampler = Ddpm(model.schedule)
+    table = sampler.table(SAMPLING.steps)
+    level = table.signal[0], table.sigma[0]
+    state = sampler.init(start_latents("lr", lr_latents, first, second, first_level=level, second_level=level))
+    for i in range(SAMPLING.steps):
+        row = jax.tree.map(lambda column: column[i], table)  # noqa: B023
+        eps, eps_negative = (predicted(state.latents, row.timestep, tokens)[None] for tokens in (high, negative))
+        step_noise = jax.random.normal(jax.random.fold_in(keys[3], i), shape)[None]
+        state = sampler.step(state, row, eps + SAMPLING.guidance_scale * (eps - eps_negative), step_noise)
+    decoded = nnx.jit(lambda autoencoder, latents: autoencoder.decode(latents))(model.autoencoder, state.latents)
+    rounded = jnp.round(jnp.clip(decoded / 2 + 0.5, 0, 1) * 255) / 255
+    return np.asarray(to_uint8(adain(rounded, pixels))[0])
