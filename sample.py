@@ -218,17 +218,17 @@ def run(arguments: Arguments) -> int:
         print("This is the model that ships with the package: it is small and knows 42 photographs.")
     sampling = chosen_sampling(model.defaults, arguments)
     settings = [used_settings(sampling, caption, arguments) for caption in captions]
+    changed = {i: found for i in there if (found := manifest.differences(outputs[i], settings[i]))}
     if arguments.overwrite:
         # The settings name the model's folder. Since then there may be another model in it.
         model_changed = last_change(folders)
-        there = [i for i in there if outputs[i].stat().st_mtime > model_changed]
-        there = [i for i in there if not manifest.differences(outputs[i], settings[i])]
-    for i in there:
-        if changed := manifest.differences(outputs[i], settings[i]):
-            raise UserError(
-                f"{outputs[i]} exists already, made with other settings ({'; '.join(changed)}): choose another "
-                "--output, or --overwrite"
-            )
+        there = [i for i in there if i not in changed and outputs[i].stat().st_mtime > model_changed]
+    elif changed:
+        i, found = next(iter(changed.items()))
+        raise UserError(
+            f"{outputs[i]} exists already, made with other settings ({'; '.join(found)}): choose another "
+            "--output, or --overwrite"
+        )
     if there:
         print(f"{len(there)} of {len(inputs)} images were restored before.")
     devices = jax.local_devices()

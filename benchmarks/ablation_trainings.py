@@ -19,7 +19,7 @@ from pathlib import Path
 from safetensors.numpy import load_file, save_file
 
 from benchmarks.command_line import command_line
-from benchmarks.tiny_quality import ROOT
+from benchmarks.tiny_quality import MODEL
 from configs import ablations, tiny
 from xpsr_jax.config import Config, Networks, Validation
 from xpsr_jax.inference.compilation import use_compilation_cache
@@ -28,7 +28,6 @@ from xpsr_jax.weights.atomic import new_folder
 
 # The paper's Table 3 and Table 4; "default" is in both.
 VARIANTS = ("default", "serial", "high", "low", "unconstrained", "pixel", "latent")
-MODEL = ROOT / "xpsr_jax" / "assets" / "tiny"
 UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 

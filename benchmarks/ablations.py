@@ -28,22 +28,25 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import xpsr_jax
-from benchmarks.ablation_trainings import MODEL
 from benchmarks.bootstrap import interval_of_mean
 from benchmarks.command_line import command_line
-from benchmarks.tiny_quality import ROOT, restore_all
+from benchmarks.tiny_quality import CONFIG, MODEL, restore_all
 from xpsr_jax.config import Sampling, load_config
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.crops import METRICS, Crop, cut_crops, enlarge, measure
 from xpsr_jax.inference.compilation import use_compilation_cache, use_fast_convolutions
 from xpsr_jax.inference.image_io import check_writable
+from xpsr_jax.inference.manifest import sha256
 from xpsr_jax.weights.atomic import new_file
 
 BICUBIC = "bicubic"
-# What a difference is multiplied by in tables and plots, and how it is written there.
-SHOWN = {"PSNR-Y": (1, "PSNR-Y, dB"), "SSIM-Y": (1e3, "SSIM-Y × 1000")} | {
-    metric: (1e3, f"{metric.split()[0]} × 1000") for metric in ("LPIPS (alex)", "DISTS")
+# What a difference is multiplied by in tables and plots, and how it is called in plots.
+SHOWN = {
+    "PSNR-Y": (1, "PSNR-Y, dB"),
+    "SSIM-Y": (1e3, "SSIM-Y × 1000"),
+    "LPIPS (alex)": (1e3, "LPIPS × 1000"),
+    "DISTS": (1e3, "DISTS × 1000"),
 }
 
 Scores = dict[str, Float[np.ndarray, "photos crops"]]
@@ -106,7 +109,7 @@ class Arguments:
     """What benchmarks/ablation_trainings.py wrote."""
     seeds: tuple[int, ...] = (0, 1)
     """Of its trainings."""
-    config: str = str(ROOT / "configs" / "tiny.py")
+    config: str = CONFIG
     """The training configuration that names the photographs it held out."""
     crops: int = 8
     """Crops of each photograph."""
@@ -154,17 +157,17 @@ def scores_of(arguments: Arguments, row: Row, seed: int | None, crops: Sequence[
         name = f"{row.variant}-{seed}"
         folder = arguments.trained / name / "model"
     captions = [row.captions(crop.caption) for crop in crops]
-    made_of = [hash_of(folder), dict(row.sampling), [dataclasses.asdict(caption) for caption in captions]]
-    return stored(arguments, name, crops, made_of, restored)
+    given = [hashes(folder), dict(row.sampling), [dataclasses.asdict(caption) for caption in captions]]
+    return stored(arguments, name, crops, given, restored)
 
 
 def stored(
-    arguments: Arguments, name: str, crops: Sequence[Crop], made_of: Any, restored: Callable[[], list[np.ndarray]]
+    arguments: Arguments, name: str, crops: Sequence[Crop], given: Any, restored: Callable[[], list[np.ndarray]]
 ) -> Scores:
-    """The scores of one row: from its file if that was `made_of` the same, or of what `restored` gives, into it."""
+    """The scores of one row: from its file if that is of the same crops and `given`, or of `restored()`, into it."""
     file = arguments.output / "scores" / f"{name.replace(' ', '_')}.json"
     pixels = hashlib.sha256(b"".join(image.tobytes() for crop in crops for image in (crop.original, crop.lr)))
-    made_of = {"crops": [crop.name for crop in crops], "pixels": pixels.hexdigest(), "of": made_of}
+    made_of = {"crops": [crop.name for crop in crops], "pixels": pixels.hexdigest(), "of": given}
     if not file.exists():
         record = {"made_of": made_of, **measure(crops, {name: restored()})[name]}
         with new_file(file) as new:
@@ -175,12 +178,12 @@ def stored(
     return {metric: np.reshape(record[metric], (-1, arguments.crops)) for metric in METRICS}
 
 
-def hash_of(folder: Path) -> str:
-    """Of all files of a model."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    if not files:
+def hashes(folder: Path) -> dict[str, str]:
+    """Of each file of a model."""
+    found = {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    if not found:
         raise UserError(f"{folder}: no such model; make it with: python -m benchmarks.ablation_trainings")
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+    return found
 
 
 def differences(row: Sequence[Scores], first: Sequence[Scores], metric: str) -> Float[np.ndarray, "seeds photos crops"]:

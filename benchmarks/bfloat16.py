@@ -12,10 +12,10 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 import xpsr_jax
-from benchmarks.tiny_quality import ROOT, restore_all
+from benchmarks.command_line import command_line
+from benchmarks.tiny_quality import CONFIG, MODEL, restore_all
 from xpsr_jax.config import load_config
 from xpsr_jax.evaluation.crops import cut_crops, measure
 from xpsr_jax.inference.compilation import use_compilation_cache
@@ -25,16 +25,15 @@ from xpsr_jax.inference.compilation import use_compilation_cache
 class Arguments:
     photos: Path
     """Folder with the photographs and captions.jsonl."""
-    model: Path = ROOT / "xpsr_jax" / "assets" / "tiny"
+    model: Path = MODEL
     """Model folder."""
-    config: str = str(ROOT / "configs" / "tiny.py")
+    config: str = CONFIG
     """The training configuration that names the photographs it held out."""
     crops: int = 1
     """Crops of each photograph."""
 
 
-def main() -> int:
-    arguments = tyro.cli(Arguments, description=__doc__)
+def run(arguments: Arguments) -> None:
     use_compilation_cache()
     crops = cut_crops(arguments.photos, load_config(arguments.config).images.exclude, count=arguments.crops)
     results = {}
@@ -46,8 +45,7 @@ def main() -> int:
     print(f"{len(crops)} crops: {np.abs(apart).mean():.2f} grey levels apart on average, {psnr:.1f} dB")
     for dtype, scores in measure(crops, results).items():
         print(f"{dtype:9s} " + ", ".join(f"{metric} {np.mean(values):.4f}" for metric, values in scores.items()))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line(run, Arguments, __doc__))

@@ -32,7 +32,7 @@ from tqdm import tqdm
 import xpsr_jax
 from benchmarks.bootstrap import interval, interval_of_mean
 from benchmarks.command_line import command_line
-from benchmarks.tiny_quality import ROOT, restore_all
+from benchmarks.tiny_quality import CONFIG, MODEL, restore_all
 from xpsr_jax.caption import measured
 from xpsr_jax.caption.measured import Quality, describe_quality, measure_quality
 from xpsr_jax.config import load_config
@@ -61,9 +61,9 @@ NONE, DRAWN, MEASURED, FIRST_SENTENCE = "none", "drawn", "measured", "measured, 
 class Arguments:
     photos: Path
     """Folder with the photographs and captions.jsonl."""
-    model: Path = ROOT / "xpsr_jax" / "assets" / "tiny"
+    model: Path = MODEL
     """Model folder."""
-    config: str = str(ROOT / "configs" / "tiny.py")
+    config: str = CONFIG
     """The training configuration that names the photographs it held out."""
     output: Path = Path("outputs/captions")
     """Folder to write to."""

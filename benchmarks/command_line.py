@@ -1,4 +1,4 @@
-"""What every benchmark's command has: arguments by tyro, one line on standard error for what its user can mend."""
+"""What the benchmarks' commands share: arguments by tyro, one line on standard error for what its user can mend."""
 
 import sys
 from collections.abc import Callable

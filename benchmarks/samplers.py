@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 import xpsr_jax
 from benchmarks.command_line import command_line
+from benchmarks.tiny_quality import CONFIG, MODEL
 from xpsr_jax.config import Sampling, load_config
 from xpsr_jax.diffusion.schedule import Spacing
 from xpsr_jax.errors import UserError
@@ -32,7 +33,6 @@ from xpsr_jax.inference.restore import Restorer, not_a_number
 from xpsr_jax.weights.atomic import new_file
 from xpsr_jax.weights.model_folder import Model
 
-ROOT = Path(__file__).parents[1]
 SAMPLERS: dict[str, dict[str, Any]] = {
     "DDPM": {"sampler": "ddpm"},
     "DDIM": {"sampler": "ddim"},
@@ -56,9 +56,9 @@ Scores = dict[str, dict[str, float]]
 class Arguments:
     photos: Path
     """Folder with the photographs and captions.jsonl."""
-    model: Path = ROOT / "xpsr_jax" / "assets" / "tiny"
+    model: Path = MODEL
     """Model folder."""
-    config: str = str(ROOT / "configs" / "tiny.py")
+    config: str = CONFIG
     """The training configuration that names the photographs it held out."""
     output: Path = Path("outputs/samplers")
     """Folder to write to."""

@@ -32,6 +32,8 @@ from xpsr_jax.weights.atomic import new_file
 from xpsr_jax.weights.model_folder import Model
 
 ROOT = Path(__file__).parents[1]
+# The small model, and the configuration that says which photographs it never saw.
+MODEL, CONFIG = ROOT / "xpsr_jax" / "assets" / "tiny", str(ROOT / "configs" / "tiny.py")
 BICUBIC, OURS = "bicubic", "ours"
 
 
@@ -39,9 +41,9 @@ BICUBIC, OURS = "bicubic", "ours"
 class Arguments:
     photos: Path
     """Folder with the photographs and captions.jsonl."""
-    model: Path = ROOT / "xpsr_jax" / "assets" / "tiny"
+    model: Path = MODEL
     """Model folder."""
-    config: str = str(ROOT / "configs" / "tiny.py")
+    config: str = CONFIG
     """The training configuration that names the photographs it held out."""
     output: Path = Path("outputs/tiny_quality")
     """Folder to write to."""

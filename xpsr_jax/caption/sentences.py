@@ -16,8 +16,12 @@ def _tokenizer() -> Any:
     return load_tokenizer(SHIPPED_TOKENIZER)
 
 
+@functools.lru_cache(maxsize=64)
 def count_tokens(text: str) -> int:
-    """CLIP's tokens of a text, beginning and end included. More than 77 are cut."""
+    """CLIP's tokens of a text, beginning and end included. More than 77 are cut.
+
+    Kept for the last few texts: what was shortened is soon counted again.
+    """
     return len(_tokenizer()(text, verbose=False)["input_ids"])
 
 

@@ -36,7 +36,7 @@ def output_paths(inputs: Sequence[Input], folder: Path, format: Format) -> list[
     return outputs
 
 
-def checked_size(restorer: Restorer, path: Path, max_pixels: int, format: Format = "png") -> tuple[int, int]:
+def checked_size(restorer: Restorer, path: Path, max_pixels: int, format: Format) -> tuple[int, int]:
     """(height, width) at which the networks see an image, from the file's header alone.
 
     Raises UserError if the file is no image, or it or the result has more than `max_pixels`, or the result's format
