@@ -34,7 +34,7 @@ from benchmarks.tiny_quality import CONFIG, MODEL, restore_all
 from xpsr_jax.config import Sampling, load_config
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.errors import UserError
-from xpsr_jax.evaluation.crops import METRICS, Crop, cut_crops, enlarge, measure
+from xpsr_jax.evaluation.crops import METRICS, Crop, cut_crops, enlarge, measure_crops
 from xpsr_jax.inference.compilation import use_compilation_cache, use_fast_convolutions
 from xpsr_jax.inference.image_io import check_writable
 from xpsr_jax.inference.manifest import sha256
@@ -169,7 +169,7 @@ def stored(
     pixels = hashlib.sha256(b"".join(image.tobytes() for crop in crops for image in (crop.original, crop.lr)))
     made_of = {"crops": [crop.name for crop in crops], "pixels": pixels.hexdigest(), "of": given}
     if not file.exists():
-        record = {"made_of": made_of, **measure(crops, {name: restored()})[name]}
+        record = {"made_of": made_of, **measure_crops(crops, {name: restored()})[name]}
         with new_file(file) as new:
             new.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     record = json.loads(file.read_text(encoding="utf-8"))

@@ -17,7 +17,7 @@ import xpsr_jax
 from benchmarks.command_line import command_line
 from benchmarks.tiny_quality import CONFIG, MODEL, restore_all
 from xpsr_jax.config import load_config
-from xpsr_jax.evaluation.crops import cut_crops, measure
+from xpsr_jax.evaluation.crops import cut_crops, measure_crops
 from xpsr_jax.inference.compilation import use_compilation_cache
 
 
@@ -43,7 +43,7 @@ def run(arguments: Arguments) -> None:
     apart = np.stack(results["float32"]).astype(np.float64) - np.stack(results["bfloat16"])
     psnr = np.mean(10 * np.log10(255**2 / np.mean(apart**2, axis=(1, 2, 3))))
     print(f"{len(crops)} crops: {np.abs(apart).mean():.2f} grey levels apart on average, {psnr:.1f} dB")
-    for dtype, scores in measure(crops, results).items():
+    for dtype, scores in measure_crops(crops, results).items():
         print(f"{dtype:9s} " + ", ".join(f"{metric} {np.mean(values):.4f}" for metric, values in scores.items()))
 
 

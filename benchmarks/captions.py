@@ -47,7 +47,7 @@ from xpsr_jax.data.quality import (
     appearance,
     describe_appearance,
 )
-from xpsr_jax.evaluation.crops import Crop, Image, Scores, cut_crops, enlarge, measure
+from xpsr_jax.evaluation.crops import Crop, CropScores, RgbImage, cut_crops, enlarge, measure_crops
 from xpsr_jax.inference.compilation import use_compilation_cache, use_fast_convolutions
 from xpsr_jax.inference.image_io import check_writable
 from xpsr_jax.weights.atomic import new_file
@@ -85,7 +85,7 @@ class Arguments:
 class Degraded:
     """An LR image, which photograph it is of, what was drawn for it and what was measured on it."""
 
-    lr: Image
+    lr: RgbImage
     photo: int
     drawn: Drawn
     quality: Quality
@@ -180,7 +180,7 @@ def jpeg_first(each: Degraded) -> bool:
     return not each.drawn.jpeg_last
 
 
-def cut(photos: Path, names: Sequence[str], count: int) -> list[tuple[Image, tuple[int, int]]]:
+def cut(photos: Path, names: Sequence[str], count: int) -> list[tuple[RgbImage, tuple[int, int]]]:
     """Crops of 512 pixels at fixed places, each with a seed of its own."""
     crops = []
     for i, name in enumerate(names):
@@ -211,7 +211,7 @@ ALONE: dict[str, Callable[[Drawn], Drawn]] = {
 }
 
 
-def degrade(crops: Sequence[tuple[Image, tuple[int, int]]], keep: Callable[[Drawn], Drawn]) -> list[Degraded]:
+def degrade(crops: Sequence[tuple[RgbImage, tuple[int, int]]], keep: Callable[[Drawn], Drawn]) -> list[Degraded]:
     degraded = []
     for crop, seed in tqdm(crops, desc="degrading", disable=None):
         rng = np.random.default_rng((SEED + 1, *seed))
@@ -235,7 +235,7 @@ def grade(value: float, limits: Sequence[float]) -> int:
     return sum(value >= limit for limit in limits)
 
 
-def compare(arguments: Arguments) -> tuple[str, Scores]:
+def compare(arguments: Arguments) -> tuple[str, CropScores]:
     """The table of the small model's quality, and all scores."""
     held_out = load_config(arguments.config).images.exclude
     crops = cut_crops(arguments.photos, held_out, count=arguments.crops, size=arguments.size)
@@ -246,7 +246,7 @@ def compare(arguments: Arguments) -> tuple[str, Scores]:
     for name, words in WORDS.items():
         captions = [Caption(crop.caption.high, words(crop)) for crop in crops]
         results[name] = restore_all(model, crops, captions, sampling, label=name)
-    scores = measure(crops, results)
+    scores = measure_crops(crops, results)
     metrics = ("LPIPS (alex)", "DISTS")
     lines = [
         f"{len(crops)} crops of {len({crop.name for crop in crops})} held-out photographs, {arguments.steps} steps. "
@@ -274,7 +274,7 @@ WORDS: dict[str, Callable[[Crop], str]] = {
 }
 
 
-def between(scores: Scores, name: str, other: str, metric: str, crops: int) -> str:
+def between(scores: CropScores, name: str, other: str, metric: str, crops: int) -> str:
     """The mean difference of two rows and its interval, × 1000."""
     differences = 1e3 * (np.array(scores[name][metric]) - np.array(scores[other][metric]))
     low, high = interval_of_mean(differences.reshape(1, -1, crops))

@@ -21,7 +21,7 @@ REPLICATED_BYTES = 2**18
 
 
 def main(topology: str, gradient: bool, samples: int, options: dict[str, Any]) -> None:
-    from diffusers import FlaxUNet2DConditionModel
+    from diffusers import FlaxUNet2DConditionModel  # type: ignore[attr-defined, unused-ignore]
     from jax.experimental import topologies
 
     jax.config.update("jax_platforms", "cpu")

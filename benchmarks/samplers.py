@@ -26,7 +26,7 @@ from benchmarks.tiny_quality import CONFIG, MODEL
 from xpsr_jax.config import Sampling, load_config
 from xpsr_jax.diffusion.schedule import Spacing
 from xpsr_jax.errors import UserError
-from xpsr_jax.evaluation.crops import SEED, Crop, cut_crops, enlarge, measure
+from xpsr_jax.evaluation.crops import CROP_SEED, Crop, cut_crops, enlarge, measure_crops
 from xpsr_jax.inference.compilation import use_compilation_cache
 from xpsr_jax.inference.image_io import check_writable
 from xpsr_jax.inference.restore import Restorer, not_a_number
@@ -95,7 +95,7 @@ def run(arguments: Arguments) -> None:
     scores = means(rows)
     photographs = len({crop.name for crop in crops})
     heading = (
-        f"{len(crops)} crops of {photographs} photographs, full degradation, 128 → 512, seed {SEED}; "
+        f"{len(crops)} crops of {photographs} photographs, full degradation, 128 → 512, seed {CROP_SEED}; "
         f"guidance {defaults.guidance_scale} ({defaults.guidance_form}), start {defaults.start}. Means over the crops."
     )
     table = f"{heading}\n\n{markdown(scores)}"
@@ -139,7 +139,7 @@ def measure_crop(index: int, crop: Crop, restorers: Mapping[str, Restorer]) -> l
         if restored is None:
             raise UserError(not_a_number(f"{crop.name} ({name})"))
         results[name] = restored
-    scores = measure([crop], {name: [image] for name, image in results.items()})
+    scores = measure_crops([crop], {name: [image] for name, image in results.items()})
     return [
         {"crop": str(index), "image": crop.name, "method": name}
         | {metric: repr(values[0]) for metric, values in scores[name].items()}

@@ -79,7 +79,7 @@ def stock() -> dict[str, Callable[[], Any]]:
     from diffusers import UNet2DConditionModel
 
     latents, text = random(2, 64, 64, 4), random(2, 77, 768)
-    network = UNet2DConditionModel(sample_size=64, cross_attention_dim=768).eval()
+    network = UNet2DConditionModel(sample_size=64, cross_attention_dim=768).eval()  # type: ignore[attr-defined, unused-ignore]
     inputs = torch.from_numpy(latents).permute(0, 3, 1, 2), torch.tensor(500), torch.from_numpy(text)
 
     def theirs() -> Any:

@@ -24,7 +24,7 @@ import xpsr_jax
 from benchmarks.command_line import command_line
 from xpsr_jax.config import Sampling, load_config
 from xpsr_jax.data.captions import Caption
-from xpsr_jax.evaluation.crops import METRICS, SEED, Crop, Image, Scores, cut_crops, enlarge, measure
+from xpsr_jax.evaluation.crops import CROP_SEED, METRICS, Crop, CropScores, RgbImage, cut_crops, enlarge, measure_crops
 from xpsr_jax.inference.compilation import use_compilation_cache
 from xpsr_jax.inference.image_io import check_writable, write_png
 from xpsr_jax.inference.restore import restore
@@ -69,16 +69,16 @@ def run(arguments: Arguments) -> None:
     if arguments.guidance_scale is not None:
         sampling = dataclasses.replace(sampling, guidance_scale=arguments.guidance_scale)
 
-    results: dict[str, list[Image]] = {BICUBIC: [enlarge(crop.lr, crop.original.shape) for crop in crops]}
+    results: dict[str, list[RgbImage]] = {BICUBIC: [enlarge(crop.lr, crop.original.shape) for crop in crops]}
     for name, (settings, captions) in variants(sampling, [crop.caption for crop in crops]).items():
         if name == OURS or not arguments.quick:
             results[name] = restore_all(model, crops, captions, settings, label=name)
     write_pictures(arguments.output, crops, results)
 
-    scores = measure(crops, results)
+    scores = measure_crops(crops, results)
     heading = (
         f"{len(crops)} crops of {len({crop.name for crop in crops})} photographs, full degradation, 128 → 512, "
-        f"seed {SEED}; {sampling.steps} steps, guidance {sampling.guidance_scale} ({sampling.guidance_form}). "
+        f"seed {CROP_SEED}; {sampling.steps} steps, guidance {sampling.guidance_scale} ({sampling.guidance_form}). "
         "Reference: the plain crop (not sharpened). Mean ± standard error over the crops."
     )
     table = f"{heading}\n\n{markdown(scores)}"
@@ -109,12 +109,12 @@ def variants(sampling: Sampling, captions: Sequence[Caption]) -> dict[str, tuple
 
 def restore_all(
     model: Model, crops: Sequence[Crop], captions: Sequence[Caption], sampling: Sampling, *, label: str
-) -> list[Image]:
+) -> list[RgbImage]:
     pairs = tqdm(zip(crops, captions, strict=True), total=len(crops), desc=label, disable=None)
     return [restore(model, [crop.lr], [caption], sampling, names=[crop.name])[0] for crop, caption in pairs]
 
 
-def markdown(scores: Scores) -> str:
+def markdown(scores: CropScores) -> str:
     """The table: mean ± standard error, and against bicubic the difference (PSNR) or the ratio (the rest)."""
     lines = ["| | " + " | ".join(f"{metric} ({better} is better)" for metric, better in METRICS.items()) + " |"]
     lines.append("|---|" + "---|" * len(METRICS))
@@ -130,7 +130,7 @@ def markdown(scores: Scores) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_pictures(folder: Path, crops: Sequence[Crop], results: Mapping[str, Sequence[Image]]) -> None:
+def write_pictures(folder: Path, crops: Sequence[Crop], results: Mapping[str, Sequence[RgbImage]]) -> None:
     """One PNG a photograph; a row a crop: the LR image enlarged, restored, original."""
     for name in dict.fromkeys(crop.name for crop in crops):
         rows = [

@@ -20,11 +20,11 @@ import xpsr_jax
 from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.backbones import SMALLEST_SIDE
 from xpsr_jax.evaluation.html_report import html_report
-from xpsr_jax.evaluation.pairs import Example, match, name_methods, name_of_set, set_folders
+from xpsr_jax.evaluation.matching import Comparison, match_images, name_methods, name_of_set, set_folders
 from xpsr_jax.evaluation.perceptual import weight_files
 from xpsr_jax.evaluation.protocols import METRIC_NAMES, NATIVE, PROTOCOLS, MetricName, Protocol
-from xpsr_jax.evaluation.scoring import Scores, default_batch_size, score
-from xpsr_jax.evaluation.tables import Result, describe, markdown, print_scores
+from xpsr_jax.evaluation.scoring import MethodScores, default_batch_size, score
+from xpsr_jax.evaluation.tables import Evaluation, describe_protocol, markdown, print_scores
 from xpsr_jax.evaluation.with_pyiqa import require_pyiqa
 from xpsr_jax.inference.compilation import use_compilation_cache
 from xpsr_jax.inference.image_io import check_writable
@@ -82,14 +82,14 @@ def evaluate(arguments: Arguments) -> None:
     others = read_others(arguments.beside) if arguments.beside else {}
     methods = name_methods(arguments.restored)
     reference, lr = set_folders(arguments.reference)
-    examples = match(methods, reference, arguments.lr or lr, least_side=least_side(metrics, protocol))
-    if "fid" in metrics and len(examples) < 2:
+    comparisons = match_images(methods, reference, arguments.lr or lr, least_side=least_side(metrics, protocol))
+    if "fid" in metrics and len(comparisons) < 2:
         raise UserError("FID takes at least two images; leave it out with --metrics")
 
     use_compilation_cache()
-    with tqdm(total=len(examples), desc="measuring", unit="image", disable=None) as bar:
+    with tqdm(total=len(comparisons), desc="measuring", unit="image", disable=None) as bar:
         scores = score(
-            examples,
+            comparisons,
             list(methods),
             protocol,
             metrics,
@@ -97,12 +97,12 @@ def evaluate(arguments: Arguments) -> None:
             on_images=bar.update,
         )
     set_name = arguments.set_name or name_of_set(reference)
-    result = Result(scores, protocol, metrics, None if set_name == "none" else set_name, others)
+    result = Evaluation(scores, protocol, metrics, None if set_name == "none" else set_name, others)
     print_scores(result)
     if arguments.json is not None:
         write_scores(arguments.json, scores)
     if arguments.output is not None:
-        write_report(arguments.output, result, examples, manifest_of(arguments, result, examples))
+        write_report(arguments.output, result, comparisons, manifest_of(arguments, result, comparisons))
         print(f"report: {arguments.output / 'report.html'}")
 
 
@@ -137,27 +137,29 @@ def least_side(metrics: Sequence[MetricName], protocol: Protocol) -> int:
     return max(least.get(name, 1) for name in metrics)
 
 
-def write_scores(file: Path, scores: Mapping[str, Scores]) -> None:
+def write_scores(file: Path, scores: Mapping[str, MethodScores]) -> None:
     """One method's to `file`, several ones' to a file each beside it."""
     for method, of_method in scores.items():
         name = f"{file.stem}-{method.replace('/', '-')}{file.suffix or '.json'}"
         _write(file if len(scores) == 1 else file.with_name(name), _as_text(of_method.as_json()))
 
 
-def write_report(folder: Path, result: Result, examples: Sequence[Example], manifest: Mapping[str, Any]) -> None:
+def write_report(
+    folder: Path, result: Evaluation, comparisons: Sequence[Comparison], manifest: Mapping[str, Any]
+) -> None:
     write_scores(folder / "scores.json", result.scores)
     _write(folder / "manifest.json", _as_text(manifest))
     _write(folder / "report.md", markdown(result, manifest))
-    _write(folder / "report.html", html_report(result, examples, manifest))
+    _write(folder / "report.html", html_report(result, comparisons, manifest))
 
 
-def manifest_of(arguments: Arguments, result: Result, examples: Sequence[Example]) -> dict[str, Any]:
+def manifest_of(arguments: Arguments, result: Evaluation, comparisons: Sequence[Comparison]) -> dict[str, Any]:
     """What it takes to measure the same again, and to see whether it was the same."""
     packages = ["jax", "jaxlib", "numpy", "pillow"]
     packages += [] if set(result.metrics) <= set(NATIVE) else ["pyiqa", "torch"]
     folders = {method: str(folder) for method, folder in zip(result.scores, arguments.restored, strict=True)}
     return {
-        "protocol": describe(result.protocol),
+        "protocol": describe_protocol(result.protocol),
         "metrics": list(result.metrics),
         "set": result.set_name,
         "restored": folders,
@@ -167,9 +169,9 @@ def manifest_of(arguments: Arguments, result: Result, examples: Sequence[Example
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "weights_sha256": {path.name: sha256(path) for path in weight_files(result.metrics)},
         "images": {
-            example.name: {"reference": sha256(example.reference)}
-            | {method: sha256(path) for method, path in zip(folders, example.restored, strict=True)}
-            for example in examples
+            comparison.name: {"reference": sha256(comparison.reference)}
+            | {method: sha256(path) for method, path in zip(folders, comparison.restored, strict=True)}
+            for comparison in comparisons
         },
     }
 

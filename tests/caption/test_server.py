@@ -13,10 +13,10 @@ from PIL import Image as PillowImage
 
 from xpsr_jax.caption import server
 from xpsr_jax.caption.__main__ import main
+from xpsr_jax.caption.captioning import LoadedImage
 from xpsr_jax.caption.in_flight import Stop
 from xpsr_jax.caption.instructions import HIGH, PRESETS, instructions
-from xpsr_jax.caption.server import Server, captioner, served_model, wait_until_up
-from xpsr_jax.caption.work import Image
+from xpsr_jax.caption.server import Server, served_model, server_captioner, wait_until_up
 from xpsr_jax.data.captions import Caption, read_captions
 from xpsr_jax.data.image_files import decode_image
 from xpsr_jax.errors import UserError
@@ -112,12 +112,12 @@ def image(seed=0, kind="PNG", orientation=None):
         exif[0x0112] = orientation
     PillowImage.fromarray(pixels).save(buffer, kind, exif=exif)
     data = buffer.getvalue()
-    return Image(f"{seed}.{kind.lower()}", data, decode_image(data, "it"), str(seed))
+    return LoadedImage(f"{seed}.{kind.lower()}", data, decode_image(data, "it"), str(seed))
 
 
 def caption(api, images, ask="high", **settings):
     settings = {"requests": 4, "timeout": 10, "retries": 3} | settings
-    return list(captioner(Server(api.url, "llava", **settings), instructions("paper", ask))(images))
+    return list(server_captioner(Server(api.url, "llava", **settings), instructions("paper", ask))(images))
 
 
 def test_what_is_asked(api):

@@ -10,7 +10,7 @@ import pytest
 from xpsr_jax import evaluate
 from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.fidelity import psnr_y, ssim_y
-from xpsr_jax.evaluation.pairs import match, name_of_set, set_folders
+from xpsr_jax.evaluation.matching import match_images, name_of_set, set_folders
 
 NAMES = ("a", "b10", "b9")
 
@@ -156,7 +156,7 @@ def test_scores_from_elsewhere_are_numbers_by_method(tmp_path):
 
 def test_what_cannot_be_is_refused_before_anything_is_read(folders, tmp_path, capsys):
     with pytest.raises(UserError, match="no such folder"):
-        match({"x": tmp_path / "none"}, folders / "good")
+        match_images({"x": tmp_path / "none"}, folders / "good")
     arguments = ["--reference", str(folders / "good")]
     assert evaluate.main([*arguments, "--restored", str(folders / "bad"), str(folders / "bad")]) == 1
     assert evaluate.main([*arguments, "--restored", str(folders / "bad"), "--batch-size", "0"]) == 1

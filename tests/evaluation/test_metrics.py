@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import xpsr_jax
-from xpsr_jax.evaluation.backbones import use_winograd
+from xpsr_jax.evaluation.backbones import transform_kernels
 from xpsr_jax.evaluation.fidelity import psnr_y, ssim_y
 from xpsr_jax.evaluation.metrics import compare
 from xpsr_jax.evaluation.pixels import Psnr, Ssim
@@ -78,7 +78,7 @@ def test_images_are_shared_out_among_devices(photo_pairs):
 def test_kernels_that_gain_are_transformed():
     """Above, DISTS and LPIPS (vgg) are computed with them."""
     kernels = {f"conv_{i}.kernel": jnp.zeros((3, 3, c, d)) for i, (c, d) in enumerate([(64, 128), (128, 256)])}
-    transformed = use_winograd(kernels | {"conv_2.kernel": jnp.zeros((5, 5, 64, 256))})
+    transformed = transform_kernels(kernels | {"conv_2.kernel": jnp.zeros((5, 5, 64, 256))})
     assert {name: array.shape for name, array in transformed.items()} == {
         "conv_0.kernel": (3, 3, 64, 128),
         "conv_1.winograd": (16, 128, 256),

@@ -8,7 +8,7 @@ from benchmarks.tiny_quality import BICUBIC, OURS, markdown, variants
 from xpsr_jax.config import PAPER
 from xpsr_jax.data.captions import Caption, write_captions
 from xpsr_jax.errors import UserError
-from xpsr_jax.evaluation.crops import METRICS, cut_crops, enlarge, measure
+from xpsr_jax.evaluation.crops import METRICS, cut_crops, enlarge, measure_crops
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_variants_leave_out_one_thing_each():
 
 def test_originals_score_best(crops):
     originals = [crop.original for crop in crops]
-    scores = measure(crops, {BICUBIC: [enlarge(crop.lr, (64, 64)) for crop in crops], OURS: originals})
+    scores = measure_crops(crops, {BICUBIC: [enlarge(crop.lr, (64, 64)) for crop in crops], OURS: originals})
     assert scores[OURS]["SSIM-Y"] == [1.0] * 4
     for metric, better in METRICS.items():
         sign = 1 if better == "higher" else -1

@@ -19,9 +19,9 @@ from transformers import (
 
 from xpsr_jax.caption import llava
 from xpsr_jax.caption.__main__ import main
+from xpsr_jax.caption.captioning import LoadedImage
 from xpsr_jax.caption.in_flight import Stop
 from xpsr_jax.caption.instructions import HIGH, PRESETS, instructions
-from xpsr_jax.caption.work import Image
 from xpsr_jax.data.captions import Caption, read_captions
 from xpsr_jax.errors import UserError
 
@@ -82,12 +82,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def small(folder):
-    return llava.load(str(folder), device="cpu", max_new_tokens=12)
+    return llava.load_llava(str(folder), device="cpu", max_new_tokens=12)
 
 
 def picture(height, width):
     pixels = RNG.integers(0, 256, (height, width, 3), np.uint8)
-    return Image(f"{height}x{width}.png", b"", pixels, f"{height} {width}")
+    return LoadedImage(f"{height}x{width}.png", b"", pixels, f"{height} {width}")
 
 
 PICTURES = [picture(40, 60), picture(28, 28), picture(90, 30)]
@@ -131,12 +131,12 @@ def test_answers_of_a_batch_are_those_of_greedy_decoding_one_by_one(small):
 
 def test_captions_come_in_batches(small):
     asked = instructions("paper", "both")
-    results = list(llava.captioner(small, asked, batch_size=2)(iter(PICTURES)))
+    results = list(llava.llava_captioner(small, asked, batch_size=2)(iter(PICTURES)))
     assert [image.name for image, _ in results] == [image.name for image in PICTURES]
     for image, caption in results:
         answers = [small.answer([image], text)[0] for text in (asked.high, asked.low)]
         assert caption == Caption(*(" ".join(answer.split()) for answer in answers))
-    [(_, low)] = llava.captioner(small, instructions("released", "low"), batch_size=2)(PICTURES[:1])
+    [(_, low)] = llava.llava_captioner(small, instructions("released", "low"), batch_size=2)(PICTURES[:1])
     assert isinstance(low, Caption) and low.high == "" and low.low
 
 
@@ -152,23 +152,23 @@ def test_the_command(folder, tmp_path, capsys):
 
 
 def test_half_precision(folder):
-    half = llava.load(str(folder), device="cpu", dtype="bfloat16", max_new_tokens=3)
+    half = llava.load_llava(str(folder), device="cpu", dtype="bfloat16", max_new_tokens=3)
     assert half.model.dtype == torch.bfloat16 and len(half.answer(PICTURES, HIGH)) == 3
 
 
 def test_what_cannot_be_loaded(folder, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"LLaVA cannot be loaded from .*nowhere.*Name a local folder with --model"):
-        llava.load(str(tmp_path / "nowhere"))
+        llava.load_llava(str(tmp_path / "nowhere"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"LLaVA cannot be loaded from nobody/nothing: .*Name a local folder"):
-        llava.load("nobody/nothing")
+        llava.load_llava("nobody/nothing")
     LlamaConfig().save_pretrained(tmp_path / "llama")
     with pytest.raises(UserError, match="is a llama model, not LLaVA: serve it"):
-        llava.load(str(tmp_path / "llama"))
+        llava.load_llava(str(tmp_path / "llama"))
     (tmp_path / "broken").mkdir()
     for file in folder.iterdir():
         (tmp_path / "broken" / file.name).write_bytes(
             file.read_bytes()[: 4096 if file.suffix == ".safetensors" else None]
         )
     with pytest.raises(UserError, match=r"LLaVA cannot be loaded from .*broken"):
-        llava.load(str(tmp_path / "broken"), device="cpu")
+        llava.load_llava(str(tmp_path / "broken"), device="cpu")

@@ -14,15 +14,10 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from xpsr_jax.caption import llava, server
-from xpsr_jax.caption.captions_file import merge
-from xpsr_jax.caption.in_flight import in_flight
-from xpsr_jax.caption.instructions import Preset, Which, instructions
-from xpsr_jax.caption.measured import describe_quality
-from xpsr_jax.caption.pairs import write_into_pairs
-from xpsr_jax.caption.report import write_report
-from xpsr_jax.caption.work import (
+from xpsr_jax.caption.caption_page import write_caption_page
+from xpsr_jax.caption.captioning import (
     Captioner,
-    Image,
+    LoadedImage,
     Tally,
     caption_images,
     failures_file,
@@ -30,6 +25,11 @@ from xpsr_jax.caption.work import (
     parse_shard,
     shard_file,
 )
+from xpsr_jax.caption.captions_file import merge_captions
+from xpsr_jax.caption.in_flight import in_flight
+from xpsr_jax.caption.instructions import Preset, Which, instructions
+from xpsr_jax.caption.measured import describe_quality
+from xpsr_jax.caption.pair_texts import write_into_pairs
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.errors import UserError
 
@@ -37,7 +37,7 @@ File = Annotated[Path, tyro.conf.arg(metavar="FILE")]
 
 
 @dataclass(frozen=True)
-class Images:
+class ImagesToCaption:
     """What the work is about."""
 
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES...")]
@@ -55,7 +55,7 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Asked(Images):
+class AskedModel(ImagesToCaption):
     """Of a model that is asked."""
 
     instructions: Preset = "paper"
@@ -67,7 +67,7 @@ class Asked(Images):
 
 
 @dataclass(frozen=True)
-class LlavaCommand(Asked):
+class LlavaCommand(AskedModel):
     """LLaVA in this process, with PyTorch: pip install "xpsr-jax[torch]"."""
 
     model: str = llava.DEFAULT_MODEL
@@ -83,7 +83,7 @@ class LlavaCommand(Asked):
 
 
 @dataclass(frozen=True)
-class ServerCommand(Asked):
+class ServerCommand(AskedModel):
     """A model behind an OpenAI-compatible server: vLLM, SGLang, Ollama. The variable OPENAI_API_KEY is its key."""
 
     url: str = "http://localhost:8000/v1"
@@ -101,7 +101,7 @@ class ServerCommand(Asked):
 
 
 @dataclass(frozen=True)
-class MeasuredCommand(Images):
+class MeasuredCommand(ImagesToCaption):
     """Low-level captions from measurements, without a model; high-level ones from --high or --rest, or empty."""
 
     high: str = ""
@@ -144,7 +144,7 @@ class PairsCommand:
     """Folder of the pairs."""
 
 
-Command = (
+CaptionCommand = (
     Annotated[LlavaCommand, tyro.conf.subcommand("llava")]
     | Annotated[ServerCommand, tyro.conf.subcommand("server")]
     | Annotated[MeasuredCommand, tyro.conf.subcommand("measured")]
@@ -166,9 +166,9 @@ _LEAST = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, 1 if an image failed or all did, 130 if interrupted."""
-    command: Any = tyro.cli(Command, args=argv, description=__doc__, prog="python -m xpsr_jax.caption")
+    command: Any = tyro.cli(CaptionCommand, args=argv, description=__doc__, prog="python -m xpsr_jax.caption")
     try:
-        return run(command)
+        return run_command(command)
     except UserError as error:
         print(f"caption: {error}", file=sys.stderr)
         return 1
@@ -177,13 +177,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def run(command: LlavaCommand | ServerCommand | MeasuredCommand | MergeCommand | ReportCommand | PairsCommand) -> int:
+def run_command(
+    command: LlavaCommand | ServerCommand | MeasuredCommand | MergeCommand | ReportCommand | PairsCommand,
+) -> int:
     if isinstance(command, MergeCommand):
-        count, same, replaced = merge(command.files, command.output)
+        count, same, replaced = merge_captions(command.files, command.output)
         print(f"{count} captions in {command.output}; {same} lines were there twice, {replaced} replaced by later ones")
         return 0
     if isinstance(command, ReportCommand):
-        print(write_report(command.captions, command.images, command.output, count=command.count))
+        print(write_caption_page(command.captions, command.images, command.output, count=command.count))
         return 0
     if isinstance(command, PairsCommand):
         print(f"{write_into_pairs(command.captions, command.pairs)} texts written to {command.pairs}")
@@ -196,7 +198,7 @@ def run(command: LlavaCommand | ServerCommand | MeasuredCommand | MergeCommand |
     inputs = find_images(command.images, shard=shard, limit=command.limit)
     captioner, source = make_captioner(command)
     tally = caption_images(inputs, captioner, output, source=source, rest=command.rest, on_error=command.on_error)
-    say(tally, output)
+    print_tally(tally, output)
     return 1 if tally.failed else 0
 
 
@@ -205,13 +207,13 @@ def make_captioner(command: LlavaCommand | ServerCommand | MeasuredCommand) -> t
     if isinstance(command, MeasuredCommand):
         high, workers = command.high.strip(), command.workers
 
-        def measure(image: Image) -> Caption:
+        def measure(image: LoadedImage) -> Caption:
             return Caption(high, describe_quality(image.pixels))
 
         return lambda images: in_flight(measure, images, workers, ordered=True), "measured"
     asked = instructions(command.instructions, command.ask)
     if isinstance(command, LlavaCommand):
-        model = llava.load(
+        model = llava.load_llava(
             command.model,
             dtype=command.dtype,
             device=command.device,
@@ -219,7 +221,7 @@ def make_captioner(command: LlavaCommand | ServerCommand | MeasuredCommand) -> t
             max_new_tokens=command.max_new_tokens,
         )
         name = f"{command.model}, {command.instructions} instructions"
-        return llava.captioner(model, asked, batch_size=command.batch_size), name
+        return llava.llava_captioner(model, asked, batch_size=command.batch_size), name
     key = server.api_key()
     server.wait_until_up(command.url, seconds=command.wait, key=key)
     served = command.model or server.served_model(command.url, key=key)
@@ -232,10 +234,10 @@ def make_captioner(command: LlavaCommand | ServerCommand | MeasuredCommand) -> t
         max_tokens=command.max_new_tokens,
         key=key,
     )
-    return server.captioner(settings, asked), f"{served}, {command.instructions} instructions"
+    return server.server_captioner(settings, asked), f"{served}, {command.instructions} instructions"
 
 
-def say(tally: Tally, output: Path) -> None:
+def print_tally(tally: Tally, output: Path) -> None:
     print(f"{output}: {tally}")
     if tally.shortened:
         print(f"{tally.shortened} captions were longer than CLIP's 77 tokens: their first sentences are kept")

@@ -86,7 +86,7 @@ class CaptionsFile:
         return False
 
 
-def merge(files: Sequence[Path], output: Path) -> tuple[int, int, int]:
+def merge_captions(files: Sequence[Path], output: Path) -> tuple[int, int, int]:
     """Puts files together into a new one. For an image that several have, the last file's line stands.
 
     Returns: how many captions there are, how many lines were the same in several files, how many gave way to another.

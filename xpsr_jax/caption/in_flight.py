@@ -8,8 +8,8 @@ from typing import TypeVar
 
 from xpsr_jax.errors import UserError
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 class Stop(UserError):
@@ -17,8 +17,8 @@ class Stop(UserError):
 
 
 def in_flight(
-    function: Callable[[Item], Result], items: Iterable[Item], workers: int, *, ordered: bool = False
-) -> Iterator[tuple[Item, Result | UserError]]:
+    function: Callable[[_Item], _Result], items: Iterable[_Item], workers: int, *, ordered: bool = False
+) -> Iterator[tuple[_Item, _Result | UserError]]:
     """Calls `function` on each item in so many threads: the items and what came of them, as soon as they are done.
 
     Items are taken when they are wanted, by the caller's thread. An error of one item is its result; `Stop`, and what
@@ -30,7 +30,7 @@ def in_flight(
     """
     todo: queue.SimpleQueue = queue.SimpleQueue()
     done: queue.SimpleQueue = queue.SimpleQueue()
-    early: dict[int, tuple[Item, Result | UserError]] = {}
+    early: dict[int, tuple[_Item, _Result | UserError]] = {}
 
     def work() -> None:
         while (call := todo.get()) is not None:
@@ -40,7 +40,7 @@ def in_flight(
             except BaseException as error:
                 done.put((number, item, error))
 
-    def result(wanted: int) -> tuple[Item, Result | UserError]:
+    def result(wanted: int) -> tuple[_Item, _Result | UserError]:
         while wanted not in early:
             number, item, value = done.get()
             if isinstance(value, BaseException) and (isinstance(value, Stop) or not isinstance(value, UserError)):

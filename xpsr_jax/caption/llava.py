@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from xpsr_jax.caption.captioning import Captioner, LoadedImage
 from xpsr_jax.caption.in_flight import Stop
 from xpsr_jax.caption.instructions import Instructions, clean
-from xpsr_jax.caption.work import Captioner, Image
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.errors import UserError
 
@@ -44,7 +44,7 @@ class Llava:
         content = [{"type": "image"}, {"type": "text", "text": instruction}]
         return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
-    def answer(self, images: list[Image], instruction: str) -> list[str]:
+    def answer(self, images: list[LoadedImage], instruction: str) -> list[str]:
         """Greedy answers, as they come. Raises Stop if the memory does not suffice."""
         import torch
 
@@ -62,7 +62,7 @@ class Llava:
         return self.processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def load(
+def load_llava(
     name: str,
     *,
     dtype: Dtype = "auto",
@@ -117,10 +117,10 @@ def _best_dtype(torch: Any, device: str) -> Dtype:
     return "float16" if device.startswith("cuda") and not torch.cuda.is_bf16_supported() else "bfloat16"
 
 
-def captioner(llava: Llava, instructions: Instructions, *, batch_size: int) -> Captioner:
+def llava_captioner(llava: Llava, instructions: Instructions, *, batch_size: int) -> Captioner:
     """Asks of `batch_size` images at once, one instruction after the other."""
 
-    def captions(images: Iterable[Image]) -> Iterator[tuple[Image, Caption | UserError]]:
+    def captions(images: Iterable[LoadedImage]) -> Iterator[tuple[LoadedImage, Caption | UserError]]:
         images = iter(images)
         while batch := list(itertools.islice(images, batch_size)):
             high, low = (

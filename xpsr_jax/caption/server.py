@@ -14,9 +14,9 @@ from typing import Any
 import urllib3
 from PIL import Image as PillowImage
 
+from xpsr_jax.caption.captioning import Captioner, LoadedImage
 from xpsr_jax.caption.in_flight import Stop, in_flight
 from xpsr_jax.caption.instructions import Instructions, clean
-from xpsr_jax.caption.work import Captioner, Image
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.errors import UserError
 
@@ -67,15 +67,15 @@ class _Trouble(UserError):
     """The server failed, not the image."""
 
 
-def captioner(server: Server, instructions: Instructions) -> Captioner:
+def server_captioner(server: Server, instructions: Instructions) -> Captioner:
     """Sends each image with each instruction; greedy answers."""
     ask = _asker(server)
 
-    def caption(image: Image) -> Caption:
+    def caption(image: LoadedImage) -> Caption:
         url = data_url(image)
         return Caption(*(ask(url, text) if text else "" for text in (instructions.high, instructions.low)))
 
-    def captions(images: Iterable[Image]) -> Iterator[tuple[Image, Caption | UserError]]:
+    def captions(images: Iterable[LoadedImage]) -> Iterator[tuple[LoadedImage, Caption | UserError]]:
         failures = 0
         for image, result in in_flight(caption, images, server.requests):
             failures = failures + 1 if isinstance(result, _Trouble) else 0
@@ -123,7 +123,7 @@ def served_model(url: str, *, key: str = "", timeout: float = 30.0) -> str:
     return names[0]
 
 
-def data_url(image: Image) -> str:
+def data_url(image: LoadedImage) -> str:
     """The image within the request, never compressed anew: that would be seen in the low-level caption."""
     kind = next((kind for beginning, kind in _FORMATS.items() if image.data.startswith(beginning)), None)
     if kind is not None:

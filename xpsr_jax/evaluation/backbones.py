@@ -19,7 +19,7 @@ from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.numpy_pickle import read_numpy_pickle
 from xpsr_jax.models import winograd
 
-Weights = dict[str, Array]
+BackboneWeights = dict[str, Array]
 BackboneName = Literal["alexnet", "vgg16"]
 
 # Output channels of every convolution, grouped into the stages between two poolings.
@@ -35,7 +35,7 @@ ALEXNET_LAYERS = (
 SMALLEST_SIDE: dict[BackboneName, int] = {"alexnet": 31, "vgg16": 16}  # below it the last feature map is empty
 
 
-def alexnet_features(weights: Weights, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b _ _ _"], ...]:
+def alexnet_features(weights: BackboneWeights, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b _ _ _"], ...]:
     """The five rectified feature maps of AlexNet, finest first. The caller normalises `images`."""
     features, x = [], images
     for i, (_, _, stride, padding, pooled) in enumerate(ALEXNET_LAYERS):
@@ -60,7 +60,7 @@ def max_pool(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b _ _ c"]:
 
 
 def vgg16_features(
-    weights: Weights,
+    weights: BackboneWeights,
     images: Float[Array, "b h w 3"],
     *,
     pool: Callable[[Float[Array, "b h w c"]], Float[Array, "b _ _ c"]] = lambda x: max_pool(x, 2),
@@ -80,7 +80,7 @@ def vgg16_features(
     return tuple(features)
 
 
-def _conv_relu(weights: Weights, layer: int, x: Array, *, stride: int, padding: int) -> Array:
+def _conv_relu(weights: BackboneWeights, layer: int, x: Array, *, stride: int, padding: int) -> Array:
     bias = weights[f"conv_{layer}.bias"]
     if (transformed := weights.get(f"conv_{layer}.winograd")) is not None:
         return jax.nn.relu(winograd.winograd_conv(x, transformed) + bias)
@@ -96,7 +96,7 @@ def _conv_relu(weights: Weights, layer: int, x: Array, *, stride: int, padding: 
     return jax.nn.relu(x + bias)
 
 
-def use_winograd(weights: Weights) -> Weights:
+def transform_kernels(weights: BackboneWeights) -> BackboneWeights:
     """The same network with the kernels transformed that gain by Winograd's algorithm on a CPU (docs/evaluation.md).
 
     For measuring: values differ by float32's rounding, and gradients take longer.
@@ -113,7 +113,7 @@ def use_winograd(weights: Weights) -> Weights:
     return {name: array for name, array in weights.items() if not gains(array)} | transformed
 
 
-def load_backbone(name: BackboneName) -> Weights:
+def load_backbone(name: BackboneName) -> BackboneWeights:
     """The weights of one network: `conv_<i>.kernel` (HWIO) and `conv_<i>.bias`, float32.
 
     Raises:

@@ -19,11 +19,11 @@ from xpsr_jax.evaluation.fidelity import psnr_y, ssim_y
 from xpsr_jax.evaluation.perceptual import Dists, Lpips
 from xpsr_jax.inference.image_io import read_image
 
-SEED = 2024
+CROP_SEED = 2024
 METRICS = {"PSNR-Y": "higher", "SSIM-Y": "higher", "LPIPS (alex)": "lower", "DISTS": "lower"}
 
-Image = UInt8[np.ndarray, "h w 3"]
-Scores = dict[str, dict[str, list[float]]]  # method -> metric -> a number for each crop
+RgbImage = UInt8[np.ndarray, "h w 3"]
+CropScores = dict[str, dict[str, list[float]]]  # method -> metric -> a number for each crop
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Crop:
     """One example: what it is cut from, the clean crop, its degraded version and that one's captions."""
 
     name: str
-    original: Image
-    lr: Image
+    original: RgbImage
+    lr: RgbImage
     caption: Caption
 
 
@@ -51,7 +51,7 @@ def cut_crops(photos: Path, names: Sequence[str], *, count: int, size: int = 512
         below, right = (max(0, size - side) for side in photo.shape[:2])
         photo = cv2.copyMakeBorder(photo, 0, below, 0, right, cv2.BORDER_REFLECT_101)
         for j in range(count):
-            rng = np.random.default_rng((SEED, i, j))
+            rng = np.random.default_rng((CROP_SEED, i, j))
             top, left = (int(rng.integers(side - size + 1)) for side in photo.shape[:2])
             original = np.ascontiguousarray(photo[top : top + size, left : left + size])
             degraded = degrade(original.astype(np.float32) / 255, XPSR, rng)
@@ -60,14 +60,14 @@ def cut_crops(photos: Path, names: Sequence[str], *, count: int, size: int = 512
     return crops
 
 
-def enlarge(lr: Image, shape: tuple[int, ...]) -> Image:
+def enlarge(lr: RgbImage, shape: tuple[int, ...]) -> RgbImage:
     return cv2.resize(lr, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)
 
 
-def measure(crops: Sequence[Crop], results: Mapping[str, Sequence[Image]]) -> Scores:
+def measure_crops(crops: Sequence[Crop], results: Mapping[str, Sequence[RgbImage]]) -> CropScores:
     """Every metric of every method on every crop."""
     lpips, dists = comparison(Lpips.load("alex")), comparison(Dists.load())
-    scores: Scores = {method: {metric: [] for metric in METRICS} for method in results}
+    scores: CropScores = {method: {metric: [] for metric in METRICS} for method in results}
     for i, crop in enumerate(tqdm(crops, desc="measuring", disable=None)):
         images = [images[i] for images in results.values()]
         values = np.array(
@@ -84,7 +84,7 @@ def measure(crops: Sequence[Crop], results: Mapping[str, Sequence[Image]]) -> Sc
     return scores
 
 
-def comparison(metric: Lpips | Dists) -> Callable[[list[Image], Image], np.ndarray]:
+def comparison(metric: Lpips | Dists) -> Callable[[list[RgbImage], RgbImage], np.ndarray]:
     """The distance of several images to one reference, whose features are computed once."""
 
     @jax.jit
@@ -92,7 +92,7 @@ def comparison(metric: Lpips | Dists) -> Callable[[list[Image], Image], np.ndarr
         # One after the other: VGG16's features of one image take gigabytes as it is.
         return jax.lax.map(lambda image: metric(image[None], reference[None])[0], images)
 
-    def of_8_bits(images: list[Image], reference: Image) -> np.ndarray:
+    def of_8_bits(images: list[RgbImage], reference: RgbImage) -> np.ndarray:
         return np.asarray(compare(metric, jnp.asarray(np.stack(images)) / 255, jnp.asarray(reference) / 255))
 
     return of_8_bits

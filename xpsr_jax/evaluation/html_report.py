@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from xpsr_jax.evaluation.pairs import Example
+from xpsr_jax.evaluation.matching import Comparison
 from xpsr_jax.evaluation.protocols import LOWER_IS_BETTER, NATIVE, TITLES, MetricName
-from xpsr_jax.evaluation.tables import Result, best, describe, digits, heading, other_rows, title
+from xpsr_jax.evaluation.tables import Evaluation, best, describe_protocol, digits, heading, other_rows, title
 from xpsr_jax.inference.image_io import read_image
 
 _CASES = 4  # best and worst ones that are shown
@@ -20,20 +20,20 @@ _TEXT_COLUMNS = ("image", "method")
 _TEMPLATE = Path(__file__).with_name("report.html")
 
 
-def html_report(result: Result, examples: Sequence[Example], manifest: Mapping) -> str:
+def html_report(result: Evaluation, comparisons: Sequence[Comparison], manifest: Mapping) -> str:
     """Cases are chosen by DISTS if it was measured, else by the first metric that was."""
     by_image = [name for name in result.metrics if name != "fid"]
-    body = [f"<h1>{html.escape(heading(result))}</h1>", f"<p>{html.escape(describe(result.protocol))}</p>"]
+    body = [f"<h1>{html.escape(heading(result))}</h1>", f"<p>{html.escape(describe_protocol(result.protocol))}</p>"]
     body.append(_means(result))
     if by_image:
         chosen: MetricName = "dists" if "dists" in by_image else by_image[0]
-        body += [_cases(result, examples, chosen), _per_image(result, by_image)]
+        body += [_cases(result, comparisons, chosen), _per_image(result, by_image)]
     body += [_manifest(manifest)]
     page = _TEMPLATE.read_text(encoding="utf-8")
     return page.replace("{{title}}", html.escape(heading(result))).replace("{{body}}", "\n".join(body))
 
 
-def _means(result: Result) -> str:
+def _means(result: Evaluation) -> str:
     means = {method: scores.mean for method, scores in result.scores.items()}
     first = {name: best(name, [mean[name] for mean in means.values()]) for name in result.metrics}
     rows = []
@@ -50,12 +50,12 @@ def _means(result: Result) -> str:
     return f"<h2>Mean</h2>{_table(['method', *map(title, result.metrics)], rows)}{note}"
 
 
-def _cases(result: Result, examples: Sequence[Example], metric: MetricName) -> str:
+def _cases(result: Evaluation, comparisons: Sequence[Comparison], metric: MetricName) -> str:
     """By the first method."""
     method, scores = next(iter(result.scores.items()))
     ranked = sorted(
-        examples,
-        key=lambda example: scores.images[example.name][metric],
+        comparisons,
+        key=lambda comparison: scores.images[comparison.name][metric],
         reverse=metric not in LOWER_IS_BETTER,
     )
     count = min(_CASES, (len(ranked) + 1) // 2)
@@ -64,29 +64,29 @@ def _cases(result: Result, examples: Sequence[Example], metric: MetricName) -> s
     parts = []
     for name, cases in (("Worst", bad), ("Best", good)):
         if cases:
-            figures = "".join(_figure(result, example) for example in cases)
+            figures = "".join(_figure(result, comparison) for comparison in cases)
             parts.append(f"<h2>{name} <small>{html.escape(order)}</small></h2>{figures}")
     return "".join(parts)
 
 
-def _figure(result: Result, example: Example) -> str:
-    pictures = [("input", example.lr)] if example.lr is not None else []
-    pictures += [*zip(result.scores, example.restored, strict=True), ("original", example.reference)]
+def _figure(result: Evaluation, comparison: Comparison) -> str:
+    pictures = [("input", comparison.lr)] if comparison.lr is not None else []
+    pictures += [*zip(result.scores, comparison.restored, strict=True), ("original", comparison.reference)]
     tiles = []
     for name, path in pictures:
         said = ""
         if name in result.scores:
-            row = result.scores[name].images[example.name]
+            row = result.scores[name].images[comparison.name]
             said = ", ".join(f"{TITLES[n]} {digits(n, row[n])}" for n in row if n in NATIVE)
         label = html.escape(name)
         tiles.append(
-            f'<figure><img src="{_data_uri(path, example.size)}" alt="{label} of {html.escape(example.name)}">'
+            f'<figure><img src="{_data_uri(path, comparison.size)}" alt="{label} of {html.escape(comparison.name)}">'
             f"<figcaption><b>{label}</b> {html.escape(said)}</figcaption></figure>"
         )
-    return f"<h3>{html.escape(example.name)}</h3><div class=case>{''.join(tiles)}</div>"
+    return f"<h3>{html.escape(comparison.name)}</h3><div class=case>{''.join(tiles)}</div>"
 
 
-def _per_image(result: Result, metrics: Sequence[MetricName]) -> str:
+def _per_image(result: Evaluation, metrics: Sequence[MetricName]) -> str:
     several = len(result.scores) > 1
     rows = []
     for method, scores in result.scores.items():

@@ -20,7 +20,7 @@ from xpsr_jax.evaluation.backbones import SMALLEST_SIDE
 from xpsr_jax.evaluation.perceptual import Dists, Lpips
 from xpsr_jax.evaluation.pixels import Channels, Psnr, Ssim
 
-Images = Shaped[Array, "b h w 3"] | Shaped[np.ndarray, "b h w 3"]
+RgbBatch = Shaped[Array, "b h w 3"] | Shaped[np.ndarray, "b h w 3"]
 
 
 class Metric(Protocol):
@@ -31,7 +31,7 @@ class Metric(Protocol):
     def distance(self, a: Any, b: Any, /) -> Float[Array, "b"]: ...
 
 
-def dists(a: Images, b: Images) -> Float[Array, "b"]:
+def dists(a: RgbBatch, b: RgbBatch) -> Float[Array, "b"]:
     """DISTS (Ding et al., 2020) of each pair; 0 for equal images, smaller is better. Symmetric.
 
     Raises:
@@ -41,18 +41,18 @@ def dists(a: Images, b: Images) -> Float[Array, "b"]:
     return _of_pairs(_loaded("dists"), a, b, smallest=1)
 
 
-def lpips(a: Images, b: Images, *, net: Literal["alex", "vgg"] = "alex") -> Float[Array, "b"]:
+def lpips(a: RgbBatch, b: RgbBatch, *, net: Literal["alex", "vgg"] = "alex") -> Float[Array, "b"]:
     """LPIPS 0.1 (Zhang et al., 2018) of each pair; 0 for equal images, smaller is better. Raises as `dists` does."""
     metric = _loaded(f"lpips_{net}")
     return _of_pairs(metric, a, b, smallest=SMALLEST_SIDE["alexnet" if net == "alex" else "vgg16"])
 
 
-def psnr(a: Images, b: Images, *, channels: Channels = "y") -> Float[Array, "b"]:
+def psnr(a: RgbBatch, b: RgbBatch, *, channels: Channels = "y") -> Float[Array, "b"]:
     """Peak signal-to-noise ratio of each pair in dB, at most 80. `pixels` has the conventions. Raises ValueError."""
     return _of_pairs(Psnr(channels), a, b, smallest=1)
 
 
-def ssim(a: Images, b: Images, *, channels: Channels = "y") -> Float[Array, "b"]:
+def ssim(a: RgbBatch, b: RgbBatch, *, channels: Channels = "y") -> Float[Array, "b"]:
     """Structural similarity of each pair (Wang et al., 2004); 1 for equal images. Raises ValueError."""
     return _of_pairs(Ssim(channels), a, b, smallest=11)
 
@@ -123,7 +123,7 @@ def _mesh() -> jax.sharding.Mesh:
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
-def _of_pairs(metric: Metric, a: Images, b: Images, *, smallest: int) -> Array:
+def _of_pairs(metric: Metric, a: RgbBatch, b: RgbBatch, *, smallest: int) -> Array:
     if a.shape != b.shape or a.ndim not in (3, 4) or a.shape[-1] != 3:
         raise ValueError(f"Two RGB images, or batches, of one shape (b, h, w, 3) are needed, not {a.shape}, {b.shape}.")
     for images in (a, b):

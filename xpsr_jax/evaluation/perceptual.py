@@ -19,10 +19,10 @@ from safetensors.flax import load_file
 from xpsr_jax.evaluation.backbones import (
     SMALLEST_SIDE,
     BackboneName,
-    Weights,
+    BackboneWeights,
     alexnet_features,
     load_backbone,
-    use_winograd,
+    transform_kernels,
     vgg16_features,
     weights_file,
 )
@@ -45,8 +45,8 @@ class Lpips:
     """
 
     net: Literal["alex", "vgg"] = field(metadata={"static": True})
-    backbone: Weights
-    heads: Weights
+    backbone: BackboneWeights
+    heads: BackboneWeights
 
     @classmethod
     def load(cls, net: Literal["alex", "vgg"] = "alex") -> Self:
@@ -56,8 +56,8 @@ class Lpips:
         return cls(net, load_backbone(_BACKBONE_OF[net]), load_file(_ASSETS / f"lpips_{net}.safetensors"))
 
     def for_cpu(self) -> Self:
-        """The same for measuring on a CPU (`backbones.use_winograd`)."""
-        return dataclasses.replace(self, backbone=use_winograd(self.backbone))
+        """The same for measuring on a CPU (`backbones.transform_kernels`)."""
+        return dataclasses.replace(self, backbone=transform_kernels(self.backbone))
 
     def __call__(self, a: Float[Array, "b h w 3"], b: Float[Array, "b h w 3"]) -> Float[Array, "b"]:
         """The distance of each pair of images, RGB in [0, 1].
@@ -105,7 +105,7 @@ class Dists:
         beta: weight of the structure (covariance) term.
     """
 
-    backbone: Weights
+    backbone: BackboneWeights
     alpha: Float[Array, "1475"]
     beta: Float[Array, "1475"]
 
@@ -115,8 +115,8 @@ class Dists:
         return cls(load_backbone("vgg16"), **load_file(_ASSETS / "dists.safetensors"))
 
     def for_cpu(self) -> Self:
-        """The same for measuring on a CPU (`backbones.use_winograd`)."""
-        return dataclasses.replace(self, backbone=use_winograd(self.backbone))
+        """The same for measuring on a CPU (`backbones.transform_kernels`)."""
+        return dataclasses.replace(self, backbone=transform_kernels(self.backbone))
 
     def __call__(self, a: Float[Array, "b h w 3"], b: Float[Array, "b h w 3"]) -> Float[Array, "b"]:
         """The distance of each pair of images, RGB in [0, 1].

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from xpsr_jax.evaluation.frechet import FeatureStatistics, frechet_distance
+from xpsr_jax.evaluation.matching import Comparison
 from xpsr_jax.evaluation.metrics import Metric, compare, load_metric
-from xpsr_jax.evaluation.pairs import Example
 from xpsr_jax.evaluation.pixels import Psnr, Ssim
 from xpsr_jax.evaluation.protocols import NATIVE, MetricName, Protocol
 from xpsr_jax.evaluation.with_pyiqa import InceptionFeatures, NoReferenceMetric
@@ -21,7 +21,7 @@ _READERS = 4
 
 
 @dataclass(frozen=True)
-class Scores:
+class MethodScores:
     """Of one method.
 
     Attributes:
@@ -44,20 +44,20 @@ class Scores:
 
 @dataclass(frozen=True)
 class _Loaded:
-    examples: Sequence[Example]
+    comparisons: Sequence[Comparison]
     reference: UInt8[np.ndarray, "b h w 3"]
     restored: UInt8[np.ndarray, "k b h w 3"]
 
 
 def score(
-    examples: Sequence[Example],
+    comparisons: Sequence[Comparison],
     methods: Sequence[str],
     protocol: Protocol,
     metrics: Sequence[MetricName],
     *,
     batch_size: int,
     on_images: Callable[[int], object] = lambda count: None,
-) -> dict[str, Scores]:
+) -> dict[str, MethodScores]:
     """Every metric of every method on every image.
 
     Args:
@@ -75,26 +75,26 @@ def score(
 
     rows: list[dict[str, dict[MetricName, float]]] = [{} for _ in methods]
     statistics: list[FeatureStatistics | None] = [None] * (len(methods) + 1)
-    for batch in _batches(examples, batch_size):
+    for batch in _batches(comparisons, batch_size):
         values = dict(zip(native, measure_native(batch), strict=True))
         for name, judge in judges.items():
             values[name] = np.stack([judge(images) for images in batch.restored])
         for k in range(len(methods)):
-            for i, example in enumerate(batch.examples):
-                rows[k][example.name] = {name: float(values[name][k][i]) for name in metrics if name != "fid"}
+            for i, comparison in enumerate(batch.comparisons):
+                rows[k][comparison.name] = {name: float(values[name][k][i]) for name in metrics if name != "fid"}
         if inception is not None:
             for k, images in enumerate([*batch.restored, batch.reference]):
                 new, old = FeatureStatistics.of(inception(list(images))), statistics[k]
                 statistics[k] = new if old is None else old.merge(new)
-        on_images(len(batch.examples))
+        on_images(len(batch.comparisons))
 
-    order = [example.name for example in examples]  # batches were of one size each
+    order = [comparison.name for comparison in comparisons]  # batches were of one size each
     results = {}
     for method, row, of_method in zip(methods, rows, statistics, strict=False):
         sets: dict[MetricName, float] = {}
         if of_method is not None and statistics[-1] is not None:
             sets["fid"] = frechet_distance(of_method, statistics[-1])
-        results[method] = Scores({name: row[name] for name in order}, sets)
+        results[method] = MethodScores({name: row[name] for name in order}, sets)
     return results
 
 
@@ -130,11 +130,11 @@ def _native(names: Sequence[MetricName], protocol: Protocol) -> Callable[[_Loade
     return measure
 
 
-def _batches(examples: Sequence[Example], batch_size: int) -> Iterator[_Loaded]:
+def _batches(comparisons: Sequence[Comparison], batch_size: int) -> Iterator[_Loaded]:
     """Of one size each; while one is measured, the next is read."""
-    by_size: dict[tuple[int, int], list[Example]] = {}
-    for example in examples:
-        by_size.setdefault(example.size, []).append(example)
+    by_size: dict[tuple[int, int], list[Comparison]] = {}
+    for comparison in comparisons:
+        by_size.setdefault(comparison.size, []).append(comparison)
     pieces = [group[i : i + batch_size] for group in by_size.values() for i in range(0, len(group), batch_size)]
     with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(_READERS) as readers:
         pending = ahead.submit(_load, pieces[0], readers)
@@ -145,9 +145,9 @@ def _batches(examples: Sequence[Example], batch_size: int) -> Iterator[_Loaded]:
             yield batch
 
 
-def _load(examples: Sequence[Example], readers: ThreadPoolExecutor) -> _Loaded:
-    paths = [example.reference for example in examples]
-    paths += [example.restored[k] for k in range(len(examples[0].restored)) for example in examples]
+def _load(comparisons: Sequence[Comparison], readers: ThreadPoolExecutor) -> _Loaded:
+    paths = [comparison.reference for comparison in comparisons]
+    paths += [comparison.restored[k] for k in range(len(comparisons[0].restored)) for comparison in comparisons]
     images = np.stack(list(readers.map(read_image, paths)))
-    images = images.reshape(-1, len(examples), *images.shape[1:])
-    return _Loaded(examples, images[0], images[1:])
+    images = images.reshape(-1, len(comparisons), *images.shape[1:])
+    return _Loaded(comparisons, images[0], images[1:])

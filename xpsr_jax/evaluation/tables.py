@@ -7,11 +7,11 @@ from rich.console import Console
 from rich.table import Table
 
 from xpsr_jax.evaluation.protocols import LOWER_IS_BETTER, TITLES, MetricName, Protocol
-from xpsr_jax.evaluation.scoring import Scores
+from xpsr_jax.evaluation.scoring import MethodScores
 
 
 @dataclass(frozen=True)
-class Result:
+class Evaluation:
     """All that a report is made of.
 
     Attributes:
@@ -21,7 +21,7 @@ class Result:
         others: scores from elsewhere to stand beside, of each method, such as a paper's table.
     """
 
-    scores: Mapping[str, Scores]
+    scores: Mapping[str, MethodScores]
     protocol: Protocol
     metrics: Sequence[MetricName]
     set_name: str | None
@@ -47,7 +47,7 @@ def best(name: MetricName, values: Sequence[float]) -> float:
     return min(values) if name in LOWER_IS_BETTER else max(values)
 
 
-def other_rows(result: Result) -> dict[str, dict[MetricName, float]]:
+def other_rows(result: Evaluation) -> dict[str, dict[MetricName, float]]:
     """The scores from elsewhere in the metrics that were measured."""
     rows = {
         method: {name: value for name, value in row.items() if name in result.metrics}
@@ -56,7 +56,7 @@ def other_rows(result: Result) -> dict[str, dict[MetricName, float]]:
     return {method: row for method, row in rows.items() if row}
 
 
-def print_scores(result: Result, console: Console | None = None) -> None:
+def print_scores(result: Evaluation, console: Console | None = None) -> None:
     """The means, the best of several methods in bold, then the others' rows."""
     table = Table(title=heading(result), title_justify="left")
     table.add_column("", overflow="fold")
@@ -76,12 +76,12 @@ def print_scores(result: Result, console: Console | None = None) -> None:
     (console or Console()).print(table)
 
 
-def heading(result: Result) -> str:
+def heading(result: Evaluation) -> str:
     of_set = f"{result.set_name}, " if result.set_name else ""
     return f"{of_set}{result.count} images, protocol {result.protocol.name}"
 
 
-def markdown(result: Result, manifest: Mapping) -> str:
+def markdown(result: Evaluation, manifest: Mapping) -> str:
     """The means, the others' rows, every image's scores and how they were made."""
     columns = [title(name) for name in result.metrics]
     parts = [f"# {heading(result)}", _markdown_table(["", *columns], _mean_rows(result))]
@@ -93,10 +93,10 @@ def markdown(result: Result, manifest: Mapping) -> str:
         cells = [[image, *(digits(n, row[n]) for n in per_image)] for image, row in scores.images.items()]
         parts += [f"## {method}", _markdown_table(["image", *(title(n) for n in per_image)], cells)]
     versions = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
-    return "\n\n".join([*parts, f"Protocol: {describe(result.protocol)} Versions: {versions}.\n"])
+    return "\n\n".join([*parts, f"Protocol: {describe_protocol(result.protocol)} Versions: {versions}.\n"])
 
 
-def describe(protocol: Protocol) -> str:
+def describe_protocol(protocol: Protocol) -> str:
     """A protocol in words."""
     channels = {
         "y": "luma of BT.601 in its studio range",
@@ -107,7 +107,7 @@ def describe(protocol: Protocol) -> str:
     return f"{protocol.name}: PSNR and SSIM on {channels}, {border}; all other metrics on whole RGB images."
 
 
-def _mean_rows(result: Result) -> list[list[str]]:
+def _mean_rows(result: Evaluation) -> list[list[str]]:
     return [[method, *(digits(n, s.mean[n]) for n in result.metrics)] for method, s in result.scores.items()]
 
 

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image as PillowImage
 
 from xpsr_jax.caption.__main__ import main
-from xpsr_jax.caption.captions_file import CaptionsFile, merge
+from xpsr_jax.caption.caption_page import write_caption_page
+from xpsr_jax.caption.captioning import caption_images, find_images
+from xpsr_jax.caption.captions_file import CaptionsFile, merge_captions
 from xpsr_jax.caption.in_flight import Stop, in_flight
-from xpsr_jax.caption.report import write_report
 from xpsr_jax.caption.sentences import count_tokens, first_sentences
-from xpsr_jax.caption.work import caption_images, find_images
 from xpsr_jax.data.captions import Caption, read_captions, read_records, write_captions
 from xpsr_jax.data.offline_pairs import OfflinePairs
 from xpsr_jax.errors import UserError
@@ -176,7 +176,7 @@ def test_shards_are_merged(folder, tmp_path, capsys):
     assert main(["measured", str(folder), "--output", str(output)]) == 0
     assert capsys.readouterr().out == f"{output}: 0 captioned, 24 known\n"
     write_captions(shards[0], {"a.png": Caption("newer", "")})
-    assert merge([output, shards[0]], output) == (24, 0, 1)
+    assert merge_captions([output, shards[0]], output) == (24, 0, 1)
     assert read_captions(output)["a.png"].high == "newer"
     for wrong in ("3/3", "1", "-1/2", "a/b"):
         assert main(["measured", str(folder), "--output", str(output), f"--shard={wrong}"]) == 1
@@ -198,14 +198,14 @@ def test_the_report(folder, tmp_path):
     _, output = work(folder, [], captioner)
     (folder / "e.png").unlink()
     page = tmp_path / "report.html"
-    assert write_report(output, folder, page) == f"{page}: 5 of 5 captions"
+    assert write_caption_page(output, folder, page) == f"{page}: 5 of 5 captions"
     html = page.read_text()
     assert html.count("data:image/jpeg;base64,") == 4 and "Cannot read the image" in html
     assert "<low>" not in html and "a &lt;low&gt; one" in html and "&lt;b&gt;.png" in html
     assert "of the same content as another</td><td>2<" in html
     assert "4 (1 different)" in html and "4 kept to their first sentences, 0 still too long" in html
     assert '<span class="missing">none</span>' in html and "http" not in html
-    write_report(output, folder, page, count=2)
+    write_caption_page(output, folder, page, count=2)
     assert page.read_text().count("<figure>") == 2
 
 

@@ -27,7 +27,7 @@ READERS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
-class Image:
+class LoadedImage:
     """An image file, read.
 
     Attributes:
@@ -44,7 +44,7 @@ class Image:
 
 
 # Takes images as it wants them, and gives each back with its caption or what went wrong, in any order.
-Captioner = Callable[[Iterable[Image]], Iterator[tuple[Image, Caption | UserError]]]
+Captioner = Callable[[Iterable[LoadedImage]], Iterator[tuple[LoadedImage, Caption | UserError]]]
 
 
 @dataclass
@@ -129,7 +129,7 @@ def caption_images(
                 tally.duplicates += 1
                 bar.update()
 
-            def fresh() -> Iterator[Image]:
+            def fresh() -> Iterator[LoadedImage]:
                 for name, image in in_flight(lambda name: _read(name, by_name[name]), todo, READERS, ordered=True):
                     if isinstance(image, UserError):
                         fail(name, image)
@@ -226,9 +226,9 @@ def _changed(by_name: dict[str, Path], records: dict[str, Record]) -> list[str]:
     return changed
 
 
-def _read(name: str, path: Path) -> Image:
+def _read(name: str, path: Path) -> LoadedImage:
     data = read_bytes(path)
-    return Image(name, data, decode_image(data, path), hashlib.sha256(data).hexdigest())
+    return LoadedImage(name, data, decode_image(data, path), hashlib.sha256(data).hexdigest())
 
 
 def _shortened(record: Record) -> Record:

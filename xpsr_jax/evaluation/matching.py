@@ -18,7 +18,7 @@ _GUESSES = 50_000
 
 
 @dataclass(frozen=True)
-class Example:
+class Comparison:
     """One original with what was made of it.
 
     Attributes:
@@ -56,9 +56,9 @@ def name_of_set(folder: Path) -> str | None:
     return None
 
 
-def match(
+def match_images(
     restored: Mapping[str, Path], reference: Path, lr: Path | None = None, *, least_side: int = 1
-) -> list[Example]:
+) -> list[Comparison]:
     """Every original with its restored images, in natural order.
 
     Args:
@@ -91,7 +91,7 @@ def match(
         raise UserError(f"nothing was measured, for {len(problems)} images do not fit:\n  " + "\n  ".join(problems))
     inputs = _by_stem(lr)[0] if lr is not None else {}
     return [
-        Example(
+        Comparison(
             path.relative_to(reference).as_posix(),
             path,
             tuple(files[method][stem] for method in restored),

@@ -22,7 +22,7 @@ from xpsr_jax.weights.atomic import new_file
 _SIDE = 320  # of pictures, in pixels
 _COUNTED = 20_000  # captions whose tokens are counted: of a million it would take half an hour
 
-Item = TypeVar("Item")
+_Item = TypeVar("_Item")
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -52,7 +52,7 @@ small {{ color: #777; overflow-wrap: anywhere; }}
 """
 
 
-def write_report(captions: Path, images: Path, output: Path, *, count: int = 200) -> str:
+def write_caption_page(captions: Path, images: Path, output: Path, *, count: int = 200) -> str:
     """Writes the page; `count` images, spread evenly over the file, are on it. Returns what to tell.
 
     Raises:
@@ -97,7 +97,7 @@ def summary(records: Sequence[Record], *, shown: int) -> dict[str, str]:
     return facts
 
 
-def _spread(items: Sequence[Item], count: int) -> list[Item]:
+def _spread(items: Sequence[_Item], count: int) -> list[_Item]:
     """So many of them, evenly spread, from the first to the last."""
     return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).astype(int))]
 
