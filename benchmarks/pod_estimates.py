@@ -31,8 +31,8 @@ from xpsr_jax import sharding
 from xpsr_jax.config import Mesh
 from xpsr_jax.errors import UserError
 from xpsr_jax.models.attention import TPU_KERNEL
+from xpsr_jax.models.configs import UNetConfig
 from xpsr_jax.models.layers import Compute
-from xpsr_jax.models.unet import UNetConfig
 from xpsr_jax.pods import chips, compiling
 from xpsr_jax.weights.networks import UNET, abstract, parameters
 

@@ -36,9 +36,10 @@ from jax import Array
 from xpsr_jax.diffusion.guidance import guide
 from xpsr_jax.inference.compilation import use_compilation_cache
 from xpsr_jax.models.blocks import Text
-from xpsr_jax.models.controlnet import ControlNet, ControlNetConfig, ImageFeatures
+from xpsr_jax.models.configs import ControlNetConfig, UNetConfig
+from xpsr_jax.models.controlnet import ControlNet, ImageFeatures
 from xpsr_jax.models.layers import Compute
-from xpsr_jax.models.unet import UNet, UNetConfig
+from xpsr_jax.models.unet import UNet
 from xpsr_jax.models.winograd import use_winograd
 
 RNG = np.random.default_rng(0)

@@ -21,10 +21,11 @@ from benchmarks.step import project, shared, whole
 from xpsr_jax import sharding
 from xpsr_jax.config import Mesh
 from xpsr_jax.errors import UserError
-from xpsr_jax.models.attention import TPU_KERNEL, Kernel
-from xpsr_jax.models.controlnet import ControlNet, ControlNetConfig
+from xpsr_jax.models.attention import TPU_KERNEL
+from xpsr_jax.models.configs import ControlNetConfig, Kernel, UNetConfig
+from xpsr_jax.models.controlnet import ControlNet
 from xpsr_jax.models.layers import Compute
-from xpsr_jax.models.unet import UNet, UNetConfig
+from xpsr_jax.models.unet import UNet
 from xpsr_jax.pods import chips, compiling, report
 
 TOPOLOGY = "v5e:2x2"

@@ -17,10 +17,7 @@ from pathlib import Path
 
 from xpsr_jax.config import PAPER, Config, Images, Mesh, Networks, Precision, Validation, load_config
 from xpsr_jax.diffusion.schedule import Schedule
-from xpsr_jax.models.autoencoder import AutoencoderConfig
-from xpsr_jax.models.controlnet import ControlNetConfig
-from xpsr_jax.models.text_encoder import TextEncoderConfig
-from xpsr_jax.models.unet import UNetConfig
+from xpsr_jax.models.configs import AutoencoderConfig, ControlNetConfig, TextEncoderConfig, UNetConfig
 
 VARIANTS = ("default", "tiny")
 

@@ -11,11 +11,7 @@ from typing import Literal
 from xpsr_jax.data.examples import DataConfig
 from xpsr_jax.diffusion.schedule import Schedule, Spacing
 from xpsr_jax.errors import UserError
-from xpsr_jax.models.attention import Kernel
-from xpsr_jax.models.autoencoder import AutoencoderConfig
-from xpsr_jax.models.controlnet import ControlNetConfig
-from xpsr_jax.models.text_encoder import TextEncoderConfig
-from xpsr_jax.models.unet import UNetConfig
+from xpsr_jax.models.configs import AutoencoderConfig, ControlNetConfig, Kernel, TextEncoderConfig, UNetConfig
 
 # Samplers that can visit Karras' noise levels.
 _KARRAS = ("dpm_solver", "unipc", "euler")

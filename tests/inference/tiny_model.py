@@ -11,10 +11,11 @@ from transformers import CLIPTokenizer
 import xpsr_jax
 from xpsr_jax.config import Sampling
 from xpsr_jax.diffusion import Schedule
-from xpsr_jax.models.autoencoder import Autoencoder, AutoencoderConfig
-from xpsr_jax.models.controlnet import ControlNet, ControlNetConfig
-from xpsr_jax.models.text_encoder import TextEncoder, TextEncoderConfig
-from xpsr_jax.models.unet import UNet, UNetConfig
+from xpsr_jax.models.autoencoder import Autoencoder
+from xpsr_jax.models.configs import AutoencoderConfig, ControlNetConfig, TextEncoderConfig, UNetConfig
+from xpsr_jax.models.controlnet import ControlNet
+from xpsr_jax.models.text_encoder import TextEncoder
+from xpsr_jax.models.unet import UNet
 from xpsr_jax.weights.model_folder import Model
 
 SAMPLING = Sampling(steps=2, guidance_scale=1.5, process_size=32)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from xpsr_jax.models.autoencoder import AutoencoderConfig, initialise_near_linear
+from xpsr_jax.models.autoencoder import initialise_near_linear
+from xpsr_jax.models.configs import AutoencoderConfig
 from xpsr_jax.weights.networks import AUTOENCODER, abstract, parameters
 
 TINY = AutoencoderConfig(

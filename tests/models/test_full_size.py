@@ -5,8 +5,7 @@ import math
 
 import pytest
 
-from xpsr_jax.models.controlnet import ControlNetConfig
-from xpsr_jax.models.unet import UNetConfig
+from xpsr_jax.models.configs import ControlNetConfig, UNetConfig
 from xpsr_jax.weights import rules
 from xpsr_jax.weights.networks import CONTROLNET, UNET, abstract, parameters
 

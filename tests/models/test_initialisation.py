@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from xpsr_jax.models.controlnet import ControlNetConfig, initialise_from_unet
-from xpsr_jax.models.unet import UNetConfig
+from xpsr_jax.models.configs import ControlNetConfig, UNetConfig
+from xpsr_jax.models.controlnet import initialise_from_unet
 from xpsr_jax.weights import rules
 from xpsr_jax.weights.networks import CONTROLNET, UNET, Keys, abstract, parameters
 

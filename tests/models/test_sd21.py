@@ -14,9 +14,8 @@ from flax import nnx
 import xpsr_jax
 from tests.models.golden import VECTORS, assert_close, read, under
 from xpsr_jax.config import load_config
-from xpsr_jax.models.controlnet import ControlNetConfig
+from xpsr_jax.models.configs import ControlNetConfig, UNetConfig
 from xpsr_jax.models.transformer import Transformer
-from xpsr_jax.models.unet import UNetConfig
 from xpsr_jax.weights import rules
 from xpsr_jax.weights.model_folder import load_schedule
 from xpsr_jax.weights.networks import AUTOENCODER, CONTROLNET, TEXT_ENCODER, UNET, abstract, parameters, read_config

@@ -12,8 +12,7 @@ from tests.training import tiny
 from xpsr_jax import sharding
 from xpsr_jax.config import Images, Mesh, load_config
 from xpsr_jax.data.pipeline import make_pipeline
-from xpsr_jax.models.controlnet import ControlNetConfig
-from xpsr_jax.models.unet import UNetConfig
+from xpsr_jax.models.configs import ControlNetConfig, UNetConfig
 from xpsr_jax.training.export import load_tokenizer
 from xpsr_jax.training.images import open_images
 from xpsr_jax.training.state import abstract_state, make_optimizer

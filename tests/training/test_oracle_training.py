@@ -15,8 +15,7 @@ import pytest
 from tests.models.golden import error, read, under
 from xpsr_jax import sharding
 from xpsr_jax.config import Mesh, Networks, Precision, load_config
-from xpsr_jax.models.autoencoder import AutoencoderConfig
-from xpsr_jax.models.text_encoder import TextEncoderConfig
+from xpsr_jax.models.configs import AutoencoderConfig, TextEncoderConfig
 from xpsr_jax.training.losses import diffusion_loss
 from xpsr_jax.training.parameters import initial_parameters
 from xpsr_jax.training.state import abstract_state, initial_state, make_optimizer

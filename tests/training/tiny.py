@@ -15,10 +15,7 @@ from xpsr_jax import sharding
 from xpsr_jax.config import Config, Images, Loss, Mesh, Networks, Optimizer, Precision, Sampling, Validation
 from xpsr_jax.data.captions import Caption, write_captions
 from xpsr_jax.data.examples import DataConfig
-from xpsr_jax.models.autoencoder import AutoencoderConfig
-from xpsr_jax.models.controlnet import ControlNetConfig
-from xpsr_jax.models.text_encoder import TextEncoderConfig
-from xpsr_jax.models.unet import UNetConfig
+from xpsr_jax.models.configs import AutoencoderConfig, ControlNetConfig, TextEncoderConfig, UNetConfig
 from xpsr_jax.training.state import abstract_state, initial_state, make_optimizer
 from xpsr_jax.training.step import make_step
 from xpsr_jax.training.structure import make_structure

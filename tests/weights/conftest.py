@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 import xpsr_jax
-from xpsr_jax.models.autoencoder import AutoencoderConfig
-from xpsr_jax.models.text_encoder import TextEncoderConfig
+from xpsr_jax.models.configs import AutoencoderConfig, TextEncoderConfig
 from xpsr_jax.weights.networks import AUTOENCODER, TEXT_ENCODER, Network, abstract, parameters
 from xpsr_jax.weights.rules import torch_key, torch_shape
 from xpsr_jax.weights.tensors import Tensor

@@ -6,8 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from xpsr_jax.models.autoencoder import AutoencoderConfig
-from xpsr_jax.models.text_encoder import TextEncoderConfig
+from xpsr_jax.models.configs import AutoencoderConfig, TextEncoderConfig
 from xpsr_jax.weights import rules
 from xpsr_jax.weights.networks import AUTOENCODER, CONTROLNET, TEXT_ENCODER, UNET, abstract, parameters
 from xpsr_jax.weights.tensors import Tensor, WeightsError

@@ -9,9 +9,7 @@ from safetensors.numpy import load_file, save_file
 from tests.weights.conftest import random_tensors
 from tests.weights.ldm import single_file
 from xpsr_jax.errors import UserError
-from xpsr_jax.models.autoencoder import AutoencoderConfig
-from xpsr_jax.models.text_encoder import TextEncoderConfig
-from xpsr_jax.models.unet import UNetConfig
+from xpsr_jax.models.configs import AutoencoderConfig, TextEncoderConfig, UNetConfig
 from xpsr_jax.weights.convert import convert
 from xpsr_jax.weights.networks import AUTOENCODER, TEXT_ENCODER, UNET
 from xpsr_jax.weights.single_file import read_single_file

@@ -1,15 +1,12 @@
 """Softmax attention: one function, several kernels, equal up to rounding."""
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from xpsr_jax.models.configs import Kernel
 from xpsr_jax.models.flash import flash_attention
 from xpsr_jax.models.two_pass import scores, two_pass_attention
-
-Kernel = Literal["auto", "plain", "chunked", "two_pass", "flash", "cudnn"]
 
 # Queries per chunk; 128 to 1024 are about equally fast.
 CHUNK = 256

@@ -1,9 +1,6 @@
 """The variational autoencoder of Stable Diffusion (diffusers' AutoencoderKL; method §1, §2)."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,55 +8,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from xpsr_jax.models.blocks import Downsample, ResnetBlock, Upsample, run
-from xpsr_jax.models.config_json import read_config, write_config
+from xpsr_jax.models.configs import AutoencoderConfig
 from xpsr_jax.models.layers import Compute, conv, flatten_tokens, group_norm
 from xpsr_jax.models.transformer import Attention
 
 _EPSILON = 1e-6
-_FIXED: dict[str, tuple[Any, ...]] = {
-    "act_fn": ("silu",),
-    "force_upcast": (True, False),
-    "latents_mean": (None,),
-    "latents_std": (None,),
-    "mid_block_add_attention": (True,),
-    "shift_factor": (None,),
-    "use_post_quant_conv": (True,),
-    "use_quant_conv": (True,),
-}
-
-
-@dataclass(frozen=True)
-class AutoencoderConfig:
-    """Fields of diffusers' AutoencoderKL config.json, with Stable Diffusion 1.5's values.
-
-    Attributes:
-      scaling_factor: the diffusion sees latents times this, so that their variance is about 1.
-    """
-
-    in_channels: int = 3
-    out_channels: int = 3
-    latent_channels: int = 4
-    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
-    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",) * 4
-    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",) * 4
-    layers_per_block: int = 2
-    norm_num_groups: int = 32
-    sample_size: int = 512
-    scaling_factor: float = 0.18215
-
-    def __post_init__(self) -> None:
-        if set(self.down_block_types) != {"DownEncoderBlock2D"} or set(self.up_block_types) != {"UpDecoderBlock2D"}:
-            raise ValueError("supported blocks: DownEncoderBlock2D and UpDecoderBlock2D")
-        if not len(self.down_block_types) == len(self.up_block_types) == len(self.block_out_channels):
-            raise ValueError("down_block_types, up_block_types and block_out_channels must have one entry a level")
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "AutoencoderConfig":
-        """Raises ValueError naming every value that is not supported."""
-        return read_config(cls, data, _FIXED)
-
-    def to_json(self) -> dict[str, Any]:
-        return write_config(self, "AutoencoderKL", _FIXED)
 
 
 class _MidBlock(nnx.Module):

@@ -9,10 +9,9 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from xpsr_jax.models.configs import Fusion
 from xpsr_jax.models.layers import Compute, aligned, conv, flatten_tokens, group_norm, linear, nearest_resize
 from xpsr_jax.models.transformer import Context, Transformer
-
-Fusion = Literal["sfa", "serial", "high", "low"]
 
 
 @dataclass(frozen=True)

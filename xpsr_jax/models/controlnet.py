@@ -1,107 +1,18 @@
 """XPSR's ControlNet: Semantic-Fusion Attention, image encoder and Degradation-Free Constraint heads (method §3)."""
 
 import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from xpsr_jax.models.blocks import Fusion, Text, TextEmbedding, sites
-from xpsr_jax.models.config_json import per_level, read_config, write_config
+from xpsr_jax.models.blocks import Text, TextEmbedding, sites
+from xpsr_jax.models.configs import ControlNetConfig
 from xpsr_jax.models.layers import Compute, conv, timestep_embedding
 from xpsr_jax.models.rrdb import ResidualInResidualDenseBlock
-from xpsr_jax.models.unet import FIXED, UNet, UNetConfig, encoder, encoder_channels
-
-_FIXED: dict[str, tuple[Any, ...]] = {
-    **FIXED,
-    "controlnet_conditioning_channel_order": ("rgb",),
-    "global_pool_conditions": (False,),
-}
-# Fields of the UNet's configuration that the ControlNet's has too.
-_SHARED = (
-    "in_channels",
-    "block_out_channels",
-    "layers_per_block",
-    "down_block_types",
-    "cross_attention_dim",
-    "attention_head_dim",
-    "num_attention_heads",
-    "transformer_layers_per_block",
-    "norm_num_groups",
-    "norm_eps",
-    "flip_sin_to_cos",
-    "freq_shift",
-    "downsample_padding",
-    "use_linear_projection",
-    "upcast_attention",
-)
-
-
-@dataclass(frozen=True)
-class ControlNetConfig:
-    """Fields of diffusers' ControlNetModel config.json and of the released XPSR one, with its values.
-
-    Attributes:
-      attention_head_dim, upcast_attention: as in `UNetConfig`.
-      conditioning_embedding_out_channels: widths of the image encoder; each after the first halves the image.
-      return_rgbs: has the pixel heads of the Degradation-Free Constraint.
-      use_latent_pred: has its latent heads.
-      use_rrdb: two RRDBs in the image encoder.
-      fusion: of the captions (paper, Table 3): "sfa" in parallel; "serial" one after the other; "high", "low" one
-        alone.
-    """
-
-    in_channels: int = 4
-    conditioning_channels: int = 3
-    block_out_channels: tuple[int, ...] = UNetConfig.block_out_channels
-    layers_per_block: int = 2
-    down_block_types: tuple[str, ...] = UNetConfig.down_block_types
-    cross_attention_dim: int = 768
-    attention_head_dim: int | tuple[int, ...] = 8
-    num_attention_heads: int | tuple[int, ...] | None = None
-    transformer_layers_per_block: int = 1
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-5
-    flip_sin_to_cos: bool = True
-    freq_shift: float = 0
-    downsample_padding: int = 1
-    use_linear_projection: bool = False
-    upcast_attention: bool | None = False
-    conditioning_embedding_out_channels: tuple[int, ...] = (16, 32, 96, 256)
-    return_rgbs: bool = True
-    use_latent_pred: bool = True
-    use_rrdb: bool = False
-    fusion: Fusion = "sfa"
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "ControlNetConfig":
-        """Raises ValueError naming every value that is not supported."""
-        data = dict(data)
-        if not data.pop("use_lowlevel_prompt", True):
-            data.setdefault("fusion", "high")
-        return read_config(cls, data, _FIXED)
-
-    def to_json(self) -> dict[str, Any]:
-        return write_config(self, "ControlNetModel", _FIXED) | {"use_lowlevel_prompt": self.fusion != "high"}
-
-    @classmethod
-    def like_unet(cls, unet: UNetConfig, **fields: Any) -> "ControlNetConfig":
-        """The configuration whose encoder is the UNet's; `fields` are the ControlNet's own."""
-        return cls(**{name: getattr(unet, name) for name in _SHARED} | fields)
-
-    @property
-    def heads(self) -> tuple[int, ...]:
-        """Attention heads of each level."""
-        return per_level(self.num_attention_heads or self.attention_head_dim, len(self.block_out_channels))
-
-    @property
-    def feature_channels(self) -> list[int]:
-        """Channels of the encoder's features, which are also those of the residuals."""
-        return encoder_channels(self.block_out_channels, self.layers_per_block)
+from xpsr_jax.models.unet import UNet, encoder
 
 
 class ImageFeatures(NamedTuple):

@@ -13,7 +13,7 @@ from jax.nn import initializers
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from xpsr_jax.models.attention import Kernel
+from xpsr_jax.models.configs import Kernel
 from xpsr_jax.models.winograd import Conv
 
 

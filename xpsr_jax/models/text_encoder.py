@@ -1,75 +1,13 @@
 """The CLIP text encoder of Stable Diffusion (transformers' CLIPTextModel; method §1)."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from xpsr_jax.models.attention import attention
-from xpsr_jax.models.config_json import read_config, write_config
+from xpsr_jax.models.configs import TextEncoderConfig
 from xpsr_jax.models.layers import Compute, layer_norm, linear
-
-_FIXED: dict[str, tuple[Any, ...]] = {
-    "attention_dropout": (0.0, 0),
-    "dropout": (0.0, 0),
-    "model_type": ("clip_text_model",),
-}
-# Bookkeeping of transformers, and what only CLIP's training or its pooled output uses.
-_IGNORED = frozenset(
-    (
-        "architectures",
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "dtype",
-        "torch_dtype",
-        "initializer_factor",
-        "initializer_range",
-        "projection_dim",
-        "transformers_version",
-        "return_dict",
-        "output_hidden_states",
-        "output_attentions",
-        "id2label",
-        "label2id",
-        "problem_type",
-        "chunk_size_feed_forward",
-        "is_encoder_decoder",
-        "tie_word_embeddings",
-    )
-)
-
-
-@dataclass(frozen=True)
-class TextEncoderConfig:
-    """Fields of transformers' CLIPTextConfig, with the values of Stable Diffusion 1.5's ViT-L/14."""
-
-    vocab_size: int = 49408
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    max_position_embeddings: int = 77
-    hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"
-    layer_norm_eps: float = 1e-5
-
-    def __post_init__(self) -> None:
-        if self.hidden_act not in ("quick_gelu", "gelu"):
-            raise ValueError(f"unsupported hidden_act {self.hidden_act!r}; supported: quick_gelu, gelu")
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "TextEncoderConfig":
-        """Raises ValueError naming every value that is not supported."""
-        return read_config(cls, data, _FIXED, _IGNORED)
-
-    def to_json(self) -> dict[str, Any]:
-        config = write_config(self, "", _FIXED)
-        del config["_class_name"]
-        return config | {"architectures": ["CLIPTextModel"]}
 
 
 class _Embeddings(nnx.Module):

@@ -1,8 +1,6 @@
 """The denoising UNet of Stable Diffusion with XPSR's Conditional Attention (method §2, §4)."""
 
 import functools
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -12,7 +10,6 @@ from jaxtyping import Array, Float, Int
 
 from xpsr_jax.models.blocks import (
     DownBlock,
-    Fusion,
     MidBlock,
     ResnetBlock,
     Text,
@@ -21,115 +18,13 @@ from xpsr_jax.models.blocks import (
     UpBlock,
     sites,
 )
-from xpsr_jax.models.config_json import per_level, read_config, write_config
+from xpsr_jax.models.configs import EncoderConfig, Fusion, UNetConfig
 from xpsr_jax.models.layers import Compute, aligned, conv, group_norm, timestep_embedding
 from xpsr_jax.models.transformer import Transformer
 
-# What UNets and ControlNets of diffusers may vary and these do not.
-FIXED: dict[str, tuple[Any, ...]] = {
-    "act_fn": ("silu",),
-    "addition_embed_type": (None,),
-    "addition_embed_type_num_heads": (64,),
-    "addition_time_embed_dim": (None,),
-    "class_embed_type": (None,),
-    "dropout": (0.0,),
-    "encoder_hid_dim": (None,),
-    "encoder_hid_dim_type": (None,),
-    "mid_block_scale_factor": (1,),
-    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
-    "num_class_embeds": (None,),
-    "only_cross_attention": (False,),
-    "projection_class_embeddings_input_dim": (None,),
-    "resnet_time_scale_shift": ("default",),
-}
-_FIXED: dict[str, tuple[Any, ...]] = {
-    **FIXED,
-    "attention_type": ("default",),
-    "center_input_sample": (False,),
-    "class_embeddings_concat": (False,),
-    "conv_in_kernel": (3,),
-    "conv_out_kernel": (3,),
-    "cross_attention_norm": (None,),
-    "down_use_lowlevel_prompt": (False,),
-    "dual_cross_attention": (False,),
-    "mid_block_only_cross_attention": (None,),
-    "mid_use_lowlevel_prompt": (False,),
-    "resnet_out_scale_factor": (1.0,),
-    "resnet_skip_time_act": (False,),
-    "reverse_transformer_layers_per_block": (None,),
-    "time_cond_proj_dim": (None,),
-    "time_embedding_act_fn": (None,),
-    "time_embedding_dim": (None,),
-    "time_embedding_type": ("positional",),
-    "timestep_post_act": (None,),
-}
-DOWN_TYPES = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D")
-
-
-@dataclass(frozen=True)
-class UNetConfig:
-    """Fields of diffusers' UNet2DConditionModel config.json, with Stable Diffusion 1.5's values.
-
-    Attributes:
-      attention_head_dim: the *number* of heads, one for all levels or one a level (diffusers' name is a known
-        misnomer), unless `num_attention_heads` is given.
-      upcast_attention: scores and softmax in float32. It has no effect, because here they are so in any case; None is
-        False, as some of Stable Diffusion 2's files have it.
-      conditional_attention: False is the stock UNet.
-    """
-
-    in_channels: int = 4
-    out_channels: int = 4
-    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    layers_per_block: int = 2
-    down_block_types: tuple[str, ...] = DOWN_TYPES
-    up_block_types: tuple[str, ...] = ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
-    cross_attention_dim: int = 768
-    attention_head_dim: int | tuple[int, ...] = 8
-    num_attention_heads: int | tuple[int, ...] | None = None
-    transformer_layers_per_block: int = 1
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-5
-    flip_sin_to_cos: bool = True
-    freq_shift: float = 0
-    downsample_padding: int = 1
-    use_linear_projection: bool = False
-    upcast_attention: bool | None = False
-    sample_size: int | None = 64
-    conditional_attention: bool = True
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "UNetConfig":
-        """Raises ValueError naming every value that is not supported."""
-        fixed = _FIXED | {
-            "up_use_lowlevel_prompt": ([False] * len(data.get("block_out_channels", cls.block_out_channels)),)
-        }
-        return read_config(cls, data, fixed)
-
-    def to_json(self) -> dict[str, Any]:
-        fixed = _FIXED | {"up_use_lowlevel_prompt": ([False] * len(self.block_out_channels),)}
-        if not self.conditional_attention:
-            fixed = {key: value for key, value in fixed.items() if "lowlevel" not in key}
-        return write_config(self, "UNet2DConditionModel", fixed)
-
-    @property
-    def heads(self) -> tuple[int, ...]:
-        """Attention heads of each level."""
-        return per_level(self.num_attention_heads or self.attention_head_dim, len(self.block_out_channels))
-
-    @property
-    def feature_channels(self) -> list[int]:
-        """Channels of the encoder's features, which the decoder takes up last first."""
-        return encoder_channels(self.block_out_channels, self.layers_per_block)
-
-
-def encoder_channels(widths: tuple[int, ...], layers_per_block: int) -> list[int]:
-    """Channels of an encoder's features: after conv_in, after every layer and after every downsample."""
-    return [widths[0], *(c for i, c in enumerate(widths) for _ in range(layers_per_block + (i < len(widths) - 1)))]
-
 
 def encoder(
-    config: Any, *, fusion: Fusion, compute: Compute, rngs: nnx.Rngs
+    config: EncoderConfig, *, fusion: Fusion, compute: Compute, rngs: nnx.Rngs
 ) -> tuple[nnx.Conv, TimeEmbedding, nnx.List, MidBlock]:
     """The submodules that the UNet and the ControlNet share: conv_in, time_embedding, down_blocks, mid_block."""
     widths, heads = config.block_out_channels, config.heads
@@ -168,7 +63,7 @@ def encoder(
     )
 
 
-def layer_makers(config: Any, *, compute: Compute, rngs: nnx.Rngs) -> tuple[Any, Any]:
+def layer_makers(config: EncoderConfig, *, compute: Compute, rngs: nnx.Rngs) -> tuple[Any, Any]:
     """Makers of layers with the config's settings.
 
     Of a resnet (in, out) and of a transformer (features, heads=, context_features=).

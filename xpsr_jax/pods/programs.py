@@ -16,7 +16,7 @@ from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.perceptual import load_distance
 from xpsr_jax.inference import restore
 from xpsr_jax.inference.plan import first_step, full_table, make_sampler
-from xpsr_jax.models.attention import Kernel
+from xpsr_jax.models.configs import Kernel
 from xpsr_jax.models.layers import Compute
 from xpsr_jax.training.state import abstract_state, make_optimizer
 from xpsr_jax.training.step import make_step

@@ -18,7 +18,7 @@ from xpsr_jax.config import PAPER, Sampling
 from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.errors import UserError
 from xpsr_jax.models.autoencoder import Autoencoder
-from xpsr_jax.models.blocks import Fusion
+from xpsr_jax.models.configs import Fusion
 from xpsr_jax.models.controlnet import ControlNet
 from xpsr_jax.models.layers import Compute
 from xpsr_jax.models.text_encoder import TextEncoder

@@ -12,11 +12,12 @@ from flax import nnx
 
 from xpsr_jax import sharding
 from xpsr_jax.errors import UserError
-from xpsr_jax.models.autoencoder import Autoencoder, AutoencoderConfig
-from xpsr_jax.models.controlnet import ControlNet, ControlNetConfig
+from xpsr_jax.models.autoencoder import Autoencoder
+from xpsr_jax.models.configs import AutoencoderConfig, ControlNetConfig, TextEncoderConfig, UNetConfig
+from xpsr_jax.models.controlnet import ControlNet
 from xpsr_jax.models.layers import Compute
-from xpsr_jax.models.text_encoder import TextEncoder, TextEncoderConfig
-from xpsr_jax.models.unet import UNet, UNetConfig
+from xpsr_jax.models.text_encoder import TextEncoder
+from xpsr_jax.models.unet import UNet
 from xpsr_jax.weights import orbax_files, rules
 from xpsr_jax.weights.folders import read_folder
 from xpsr_jax.weights.tensors import Tensor, WeightsError, read_finite

@@ -1,0 +1,332 @@
+"""Settings of the networks: what a config.json of diffusers or transformers says of them, and how they compute.
+
+Nothing here imports JAX: command lines read these settings before they know whether anything will be computed.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from xpsr_jax.models.config_json import per_level, read_config, write_config
+
+Kernel = Literal["auto", "plain", "chunked", "two_pass", "flash", "cudnn"]
+"""A way to compute attention, see `attention.attention`."""
+
+Fusion = Literal["sfa", "serial", "high", "low"]
+"""How a network attends to the two captions, see `ControlNetConfig`."""
+
+# What UNets and ControlNets of diffusers may vary and these do not, with the values that are accepted.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "act_fn": ("silu",),
+    "addition_embed_type": (None,),
+    "addition_embed_type_num_heads": (64,),
+    "addition_time_embed_dim": (None,),
+    "class_embed_type": (None,),
+    "dropout": (0.0,),
+    "encoder_hid_dim": (None,),
+    "encoder_hid_dim_type": (None,),
+    "mid_block_scale_factor": (1,),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+    "num_class_embeds": (None,),
+    "only_cross_attention": (False,),
+    "projection_class_embeddings_input_dim": (None,),
+    "resnet_time_scale_shift": ("default",),
+}
+_FIXED_UNET: dict[str, tuple[Any, ...]] = {
+    **_FIXED,
+    "attention_type": ("default",),
+    "center_input_sample": (False,),
+    "class_embeddings_concat": (False,),
+    "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,),
+    "cross_attention_norm": (None,),
+    "down_use_lowlevel_prompt": (False,),
+    "dual_cross_attention": (False,),
+    "mid_block_only_cross_attention": (None,),
+    "mid_use_lowlevel_prompt": (False,),
+    "resnet_out_scale_factor": (1.0,),
+    "resnet_skip_time_act": (False,),
+    "reverse_transformer_layers_per_block": (None,),
+    "time_cond_proj_dim": (None,),
+    "time_embedding_act_fn": (None,),
+    "time_embedding_dim": (None,),
+    "time_embedding_type": ("positional",),
+    "timestep_post_act": (None,),
+}
+_FIXED_CONTROLNET: dict[str, tuple[Any, ...]] = {
+    **_FIXED,
+    "controlnet_conditioning_channel_order": ("rgb",),
+    "global_pool_conditions": (False,),
+}
+_FIXED_AUTOENCODER: dict[str, tuple[Any, ...]] = {
+    "act_fn": ("silu",),
+    "force_upcast": (True, False),
+    "latents_mean": (None,),
+    "latents_std": (None,),
+    "mid_block_add_attention": (True,),
+    "shift_factor": (None,),
+    "use_post_quant_conv": (True,),
+    "use_quant_conv": (True,),
+}
+_FIXED_TEXT_ENCODER: dict[str, tuple[Any, ...]] = {
+    "attention_dropout": (0.0, 0),
+    "dropout": (0.0, 0),
+    "model_type": ("clip_text_model",),
+}
+# Bookkeeping of transformers, and what only CLIP's training or its pooled output uses.
+_IGNORED_TEXT_ENCODER = frozenset(
+    (
+        "architectures",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "dtype",
+        "torch_dtype",
+        "initializer_factor",
+        "initializer_range",
+        "projection_dim",
+        "transformers_version",
+        "return_dict",
+        "output_hidden_states",
+        "output_attentions",
+        "id2label",
+        "label2id",
+        "problem_type",
+        "chunk_size_feed_forward",
+        "is_encoder_decoder",
+        "tie_word_embeddings",
+    )
+)
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """What the configurations of a UNet and of a ControlNet have in common: the encoder, which is built alike in both.
+
+    The values are Stable Diffusion 1.5's.
+
+    Attributes:
+      in_channels: of the latents.
+      block_out_channels: widths, one a level; each level after the first works at half the size of the one before.
+      layers_per_block: resnets a level.
+      down_block_types: one a level: "CrossAttnDownBlock2D" attends to the captions, "DownBlock2D" does not.
+      cross_attention_dim: width of the text embeddings.
+      attention_head_dim: the *number* of heads, one for all levels or one a level (diffusers' name is a known
+        misnomer), unless `num_attention_heads` is given.
+      num_attention_heads: the same under its right name, which some files have.
+      transformer_layers_per_block: transformer layers at each attention site.
+      norm_num_groups, norm_eps: of the group norms.
+      flip_sin_to_cos, freq_shift: of the timesteps' sinusoidal embedding, see `layers.timestep_embedding`.
+      downsample_padding: of the strided convolutions, in pixels on each side.
+      use_linear_projection: linear layers, not 1x1 convolutions, lead into and out of the transformers.
+      upcast_attention: scores and softmax in float32. It has no effect, because here they are so in any case; None is
+        False, as some of Stable Diffusion 2's files have it.
+    """
+
+    in_channels: int = 4
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int = 2
+    down_block_types: tuple[str, ...] = (
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "DownBlock2D",
+    )
+    cross_attention_dim: int = 768
+    attention_head_dim: int | tuple[int, ...] = 8
+    num_attention_heads: int | tuple[int, ...] | None = None
+    transformer_layers_per_block: int = 1
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    flip_sin_to_cos: bool = True
+    freq_shift: float = 0
+    downsample_padding: int = 1
+    use_linear_projection: bool = False
+    upcast_attention: bool | None = False
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Attention heads of each level."""
+        return per_level(self.num_attention_heads or self.attention_head_dim, len(self.block_out_channels))
+
+    @property
+    def feature_channels(self) -> list[int]:
+        """Channels of the encoder's features: after conv_in, after every layer and after every downsample.
+
+        They are those of the ControlNet's residuals; the UNet's decoder takes them up last first.
+        """
+        widths = self.block_out_channels
+        last = len(widths) - 1
+        return [widths[0], *(c for i, c in enumerate(widths) for _ in range(self.layers_per_block + (i < last)))]
+
+
+@dataclass(frozen=True)
+class UNetConfig(EncoderConfig):
+    """Fields of diffusers' UNet2DConditionModel config.json, with Stable Diffusion 1.5's values.
+
+    Attributes:
+      out_channels: of the prediction.
+      up_block_types: of the decoder, from the coarsest level on: "CrossAttnUpBlock2D" or "UpBlock2D".
+      sample_size: side of the latents in training; nothing depends on it.
+      conditional_attention: False is the stock UNet.
+    """
+
+    out_channels: int = 4
+    up_block_types: tuple[str, ...] = ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
+    sample_size: int | None = 64
+    conditional_attention: bool = True
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "UNetConfig":
+        """The configuration that a config.json describes.
+
+        Raises:
+          ValueError: naming every value that is not supported.
+        """
+        fixed = _FIXED_UNET | {
+            "up_use_lowlevel_prompt": ([False] * len(data.get("block_out_channels", cls.block_out_channels)),)
+        }
+        return read_config(cls, data, fixed)
+
+    def to_json(self) -> dict[str, Any]:
+        """The config.json from which diffusers, the released code and `from_json` make this network again."""
+        fixed = _FIXED_UNET | {"up_use_lowlevel_prompt": ([False] * len(self.block_out_channels),)}
+        if not self.conditional_attention:
+            fixed = {key: value for key, value in fixed.items() if "lowlevel" not in key}
+        return write_config(self, "UNet2DConditionModel", fixed)
+
+
+@dataclass(frozen=True)
+class ControlNetConfig(EncoderConfig):
+    """Fields of diffusers' ControlNetModel config.json and of the released XPSR one, with its values.
+
+    Attributes:
+      conditioning_channels: of the image.
+      conditioning_embedding_out_channels: widths of the image encoder; each after the first halves the image.
+      return_rgbs: has the pixel heads of the Degradation-Free Constraint.
+      use_latent_pred: has its latent heads.
+      use_rrdb: two RRDBs in the image encoder.
+      fusion: of the captions (paper, Table 3): "sfa" in parallel; "serial" one after the other; "high", "low" one
+        alone.
+    """
+
+    conditioning_channels: int = 3
+    conditioning_embedding_out_channels: tuple[int, ...] = (16, 32, 96, 256)
+    return_rgbs: bool = True
+    use_latent_pred: bool = True
+    use_rrdb: bool = False
+    fusion: Fusion = "sfa"
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "ControlNetConfig":
+        """The configuration that a config.json describes.
+
+        Raises:
+          ValueError: naming every value that is not supported.
+        """
+        data = dict(data)
+        if not data.pop("use_lowlevel_prompt", True):
+            data.setdefault("fusion", "high")
+        return read_config(cls, data, _FIXED_CONTROLNET)
+
+    def to_json(self) -> dict[str, Any]:
+        """The config.json from which diffusers, the released code and `from_json` make this network again."""
+        fields = write_config(self, "ControlNetModel", _FIXED_CONTROLNET)
+        return fields | {"use_lowlevel_prompt": self.fusion != "high"}
+
+    @classmethod
+    def like_unet(cls, unet: UNetConfig, **fields: Any) -> "ControlNetConfig":
+        """The configuration whose encoder is the UNet's; `fields` are the ControlNet's own."""
+        shared = {field.name: getattr(unet, field.name) for field in dataclasses.fields(EncoderConfig)}
+        return cls(**shared | fields)
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Fields of diffusers' AutoencoderKL config.json, with Stable Diffusion 1.5's values.
+
+    Attributes:
+      in_channels, out_channels: of images.
+      latent_channels: of latents.
+      block_out_channels: widths, one a level; each level after the first works at half the size of the one before.
+      down_block_types, up_block_types: one a level; only the ones that stand here are supported.
+      layers_per_block: resnets a level of the encoder; the decoder has one more.
+      norm_num_groups: of the group norms.
+      sample_size: side of the images in training, in pixels; nothing depends on it.
+      scaling_factor: the diffusion sees latents times this, so that their variance is about 1.
+    """
+
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 4
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",) * 4
+    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",) * 4
+    layers_per_block: int = 2
+    norm_num_groups: int = 32
+    sample_size: int = 512
+    scaling_factor: float = 0.18215
+
+    def __post_init__(self) -> None:
+        if set(self.down_block_types) != {"DownEncoderBlock2D"} or set(self.up_block_types) != {"UpDecoderBlock2D"}:
+            raise ValueError("supported blocks: DownEncoderBlock2D and UpDecoderBlock2D")
+        if not len(self.down_block_types) == len(self.up_block_types) == len(self.block_out_channels):
+            raise ValueError("down_block_types, up_block_types and block_out_channels must have one entry a level")
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "AutoencoderConfig":
+        """The configuration that a config.json describes.
+
+        Raises:
+          ValueError: naming every value that is not supported.
+        """
+        return read_config(cls, data, _FIXED_AUTOENCODER)
+
+    def to_json(self) -> dict[str, Any]:
+        """The config.json from which diffusers and `from_json` make this network again."""
+        return write_config(self, "AutoencoderKL", _FIXED_AUTOENCODER)
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """Fields of transformers' CLIPTextConfig, with the values of Stable Diffusion 1.5's ViT-L/14.
+
+    Attributes:
+      vocab_size: token ids.
+      hidden_size: width of the embeddings.
+      intermediate_size: width within the feed-forward layers.
+      num_hidden_layers: transformer layers.
+      num_attention_heads: of each.
+      max_position_embeddings: tokens at most.
+      hidden_act: of the feed-forward layers.
+      layer_norm_eps: of the layer norms.
+    """
+
+    vocab_size: int = 49408
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    max_position_embeddings: int = 77
+    hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.hidden_act not in ("quick_gelu", "gelu"):
+            raise ValueError(f"unsupported hidden_act {self.hidden_act!r}; supported: quick_gelu, gelu")
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "TextEncoderConfig":
+        """The configuration that a config.json describes.
+
+        Raises:
+          ValueError: naming every value that is not supported.
+        """
+        return read_config(cls, data, _FIXED_TEXT_ENCODER, _IGNORED_TEXT_ENCODER)
+
+    def to_json(self) -> dict[str, Any]:
+        """The config.json from which transformers and `from_json` make this network again."""
+        config = write_config(self, "", _FIXED_TEXT_ENCODER)
+        del config["_class_name"]
+        return config | {"architectures": ["CLIPTextModel"]}
