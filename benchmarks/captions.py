@@ -37,7 +37,8 @@ from xpsr_jax.caption import measured
 from xpsr_jax.caption.measured import Quality, describe_quality, measure_quality
 from xpsr_jax.config import load_config
 from xpsr_jax.data.captions import Caption
-from xpsr_jax.data.degradation import XPSR, Drawn, apply, draw
+from xpsr_jax.data.config import XPSR
+from xpsr_jax.data.degradation import Drawn, apply, draw
 from xpsr_jax.data.image_files import list_images, read_image
 from xpsr_jax.data.jpeg import quantisation_scale, to_uint8
 from xpsr_jax.data.quality import (

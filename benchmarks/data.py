@@ -27,8 +27,9 @@ from tqdm import tqdm
 
 from benchmarks.command_line import command_line
 from xpsr_jax.data import worker_process
-from xpsr_jax.data.degradation import XPSR, Blur, Drawn, Noise, apply, draw
-from xpsr_jax.data.examples import DataConfig, make_example, random_crop
+from xpsr_jax.data.config import XPSR, DataConfig
+from xpsr_jax.data.degradation import Blur, Drawn, Noise, apply, draw
+from xpsr_jax.data.examples import make_example, random_crop
 from xpsr_jax.data.image_files import list_images, read_image
 from xpsr_jax.data.jpeg import CHROMA_TABLE, LUMA_TABLE, to_uint8
 from xpsr_jax.data.kernels import SHARPENING_WINDOW

@@ -24,7 +24,7 @@ import numpy as np
 import xpsr_jax
 from xpsr_jax.config import Sampling
 from xpsr_jax.data.captions import Caption
-from xpsr_jax.diffusion import Schedule
+from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.inference.compilation import use_compilation_cache, use_fast_convolutions
 from xpsr_jax.inference.restore import Restorer
 from xpsr_jax.weights import model_folder

@@ -15,7 +15,7 @@ import dataclasses
 from pathlib import Path
 
 from xpsr_jax.config import Config, Images, Loss, Mesh, Networks, Optimizer, Precision, Sampling, Validation
-from xpsr_jax.data.examples import DataConfig
+from xpsr_jax.data.config import DataConfig
 from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.models.configs import AutoencoderConfig, ControlNetConfig, TextEncoderConfig, UNetConfig
 

@@ -9,8 +9,7 @@ depth, and captions.jsonl. configs/xpsr_released.py differs in fields that are e
 from pathlib import Path
 
 from xpsr_jax.config import PAPER, Config, Images, Loss, Mesh, Networks, Optimizer, Precision, Validation
-from xpsr_jax.data.degradation import XPSR
-from xpsr_jax.data.examples import DataConfig
+from xpsr_jax.data.config import XPSR, DataConfig
 
 VARIANTS = ("default",)
 

@@ -8,13 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from xpsr_jax.data.examples import DataConfig
+from xpsr_jax.data.config import DataConfig
+from xpsr_jax.diffusion.choices import KARRAS, GuidanceForm, SamplerName, Start
 from xpsr_jax.diffusion.schedule import Schedule, Spacing
 from xpsr_jax.errors import UserError
 from xpsr_jax.models.configs import AutoencoderConfig, ControlNetConfig, Kernel, TextEncoderConfig, UNetConfig
-
-# Samplers that can visit Karras' noise levels.
-_KARRAS = ("dpm_solver", "unipc", "euler")
 
 
 @dataclass(frozen=True)
@@ -61,19 +59,19 @@ class Sampling:
       vae_tile_size: as `tile_size`, for the autoencoder; a border that is computed twice is part of it.
     """
 
-    sampler: Literal["ddpm", "ddim", "dpm_solver", "unipc", "euler", "euler_ancestral"] = "ddpm"
+    sampler: SamplerName = "ddpm"
     steps: int = 50
     spacing: Spacing | None = None
     karras: bool = False
     eta: float = 0.0
     strength: float = 1.0
     guidance_scale: float = 5.5
-    guidance_form: Literal["paper", "released"] = "paper"
+    guidance_form: GuidanceForm = "paper"
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     conditioning_scale: float = 1.0
     conditioning_interval: tuple[float, float] = (0.0, 1.0)
-    start: Literal["lr", "noise", "lr_noised_twice"] = "lr"
+    start: Start = "lr"
     added_noise_level: int = 800
     positive_words: str = ""
     negative_high: str = "blurry, dotted, noise, unclear, low-res, over-smoothed"
@@ -116,8 +114,8 @@ class Sampling:
             )
         if self.eta and self.sampler != "ddim":
             raise UserError(f'eta is a setting of the sampler "ddim", not of "{self.sampler}"')
-        if self.karras and self.sampler not in _KARRAS:
-            raise UserError(f'karras is a setting of the samplers {", ".join(_KARRAS)}, not of "{self.sampler}"')
+        if self.karras and self.sampler not in KARRAS:
+            raise UserError(f'karras is a setting of the samplers {", ".join(KARRAS)}, not of "{self.sampler}"')
 
 
 PAPER = Sampling()

@@ -14,8 +14,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from xpsr_jax.data.degradation import MILD, XPSR
-from xpsr_jax.data.examples import DataConfig
+from xpsr_jax.data.config import MILD, XPSR, DataConfig
 from xpsr_jax.data.sources import StoredSource, open_source
 from xpsr_jax.data.stored_records import import_tfds
 from xpsr_jax.errors import UserError

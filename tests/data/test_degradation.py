@@ -6,19 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import kstest, uniform
 
-from xpsr_jax.data.degradation import (
-    BICUBIC,
-    MILD,
-    SHAPES,
-    XPSR,
-    Blur,
-    Drawn,
-    Noise,
-    Stage,
-    apply,
-    degrade,
-    draw,
-)
+from xpsr_jax.data.config import BICUBIC, MILD, XPSR
+from xpsr_jax.data.degradation import SHAPES, Blur, Drawn, Noise, Stage, apply, degrade, draw
 from xpsr_jax.data.jpeg import jpeg
 from xpsr_jax.data.kernels import filter_image, sharpen
 from xpsr_jax.data.resize import rescale, resize

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from xpsr_jax.data.captions import Caption
-from xpsr_jax.data.degradation import BICUBIC
-from xpsr_jax.data.examples import DataConfig, make_example, random_crop, tokenize
+from xpsr_jax.data.config import BICUBIC, DataConfig
+from xpsr_jax.data.examples import make_example, random_crop, tokenize
 from xpsr_jax.data.jpeg import to_uint8
 from xpsr_jax.data.kernels import sharpen
 from xpsr_jax.data.pipeline import make_pipeline

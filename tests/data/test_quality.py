@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from xpsr_jax.data.degradation import XPSR, Blur, Drawn, Noise, Stage, apply, draw
+from xpsr_jax.data.config import XPSR
+from xpsr_jax.data.degradation import Blur, Drawn, Noise, Stage, apply, draw
 from xpsr_jax.data.kernels import sharpen
 from xpsr_jax.data.quality import appearance, describe
 

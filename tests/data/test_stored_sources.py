@@ -11,7 +11,8 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from xpsr_jax.data.captions import Caption, write_captions
-from xpsr_jax.data.examples import DataConfig, make_example, make_pair
+from xpsr_jax.data.config import DataConfig
+from xpsr_jax.data.examples import make_example, make_pair
 from xpsr_jax.data.image_files import read_image
 from xpsr_jax.data.image_folder import ImageFolder
 from xpsr_jax.data.offline_pairs import OfflinePairs

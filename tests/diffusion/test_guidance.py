@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from xpsr_jax.diffusion import guide, is_guided
+from xpsr_jax.diffusion.guidance import guide, is_guided
 
 POSITIVE, NEGATIVE = jnp.full((1, 1, 1, 2), 3.0), jnp.full((1, 1, 1, 2), 1.0)
 

@@ -8,19 +8,15 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 import xpsr_jax
-from xpsr_jax.diffusion import (
-    Ddim,
-    Ddpm,
-    DpmSolver,
-    Euler,
-    Schedule,
-    UniPc,
-    advance,
-    guide,
-    sample,
-    start_latents,
-)
-from xpsr_jax.diffusion.samplers import normal, step_noise
+from xpsr_jax.diffusion.ddim import Ddim
+from xpsr_jax.diffusion.ddpm import Ddpm
+from xpsr_jax.diffusion.dpm_solver import DpmSolver
+from xpsr_jax.diffusion.euler import Euler
+from xpsr_jax.diffusion.guidance import guide
+from xpsr_jax.diffusion.process import alphas_cumprod, levels_at
+from xpsr_jax.diffusion.samplers import advance, normal, sample, start_latents, step_noise
+from xpsr_jax.diffusion.schedule import Schedule
+from xpsr_jax.diffusion.unipc import UniPc
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -76,7 +72,7 @@ def run(vectors, stored, schedule, tmp_path_factory):
 
 
 def start_of(stored, schedule, case):
-    levels = {"first_level": schedule.levels(751), "second_level": schedule.levels(800)}
+    levels = {"first_level": levels_at(schedule, 751), "second_level": levels_at(schedule, 800)}
     if case == "noise":
         return start_latents("noise", None, stored["noise.in.init_latents"], None, **levels)
     lr_latents = 0.18215 * stored["lr.in.vae_latent_unscaled"]
@@ -106,7 +102,7 @@ def test_trajectories_equal_the_released_pipelines(run, stored, schedule, case):
 
 def test_lr_start_is_noised_once(stored, schedule):
     lr_latents, noise = 0.18215 * stored["lr.in.vae_latent_unscaled"], stored["lr.in.init_noise"]
-    alpha = schedule.alphas_cumprod[751]
+    alpha = alphas_cumprod(schedule)[751]
     table = Ddpm(schedule).table(STEPS)
     level = table.signal[0], table.sigma[0]
     once = start_latents("lr", lr_latents, noise, None, first_level=level, second_level=level)
@@ -120,7 +116,7 @@ def test_a_perfect_network_recovers_the_image_exactly(sampler):
     x0 = jnp.asarray(np.random.default_rng(0).standard_normal((2, 4, 4, 4)), jnp.float32)
 
     def denoise(latents, timestep):
-        alpha = jnp.asarray(schedule.alphas_cumprod)[timestep.astype(int)]
+        alpha = jnp.asarray(alphas_cumprod(schedule))[timestep.astype(int)]
         return (latents - jnp.sqrt(alpha) * x0) / jnp.sqrt(1 - alpha)
 
     keys = jax.random.split(jax.random.key(0), 2)

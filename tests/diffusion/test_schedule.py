@@ -5,7 +5,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from xpsr_jax.diffusion import Schedule
+from xpsr_jax.diffusion.process import (
+    add_noise,
+    alphas_cumprod,
+    clean_estimate,
+    levels_at,
+    noise_estimate,
+    prediction_target,
+    velocity,
+    visited_timesteps,
+)
+from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.errors import UserError
 
 # What Stable Diffusion 1.5's scheduler_config.json says.
@@ -30,28 +40,29 @@ def stored(vectors):
 
 
 def test_alphas_equal_the_released_code_bit_for_bit(stored):
-    np.testing.assert_array_equal(Schedule.from_json(SD15).alphas_cumprod, stored["alphas_cumprod"])
+    np.testing.assert_array_equal(alphas_cumprod(Schedule.from_json(SD15)), stored["alphas_cumprod"])
 
 
 @pytest.mark.parametrize("steps", [20, 50])
 def test_timesteps_equal_the_released_code(stored, steps):
-    timesteps = Schedule.from_json(SD15).timesteps(steps)
+    timesteps = visited_timesteps(Schedule.from_json(SD15), steps)
     assert timesteps.dtype == np.int32
     np.testing.assert_array_equal(timesteps, stored[f"timesteps_{steps}"])
 
 
 def test_timesteps_of_other_spacings():
     trailing = Schedule(timestep_spacing="trailing")
-    np.testing.assert_array_equal(trailing.timesteps(4), [999, 749, 499, 249])
-    np.testing.assert_array_equal(trailing.timesteps(3), [999, 666, 332])  # 1000, 666.7, 333.3 rounded, less one
-    np.testing.assert_array_equal(Schedule(timestep_spacing="linspace").timesteps(4), [999, 666, 333, 0])
-    np.testing.assert_array_equal(Schedule(steps_offset=0).timesteps(4), [750, 500, 250, 0])
-    assert len(Schedule(steps_offset=0).timesteps(1000)) == 1000
+    np.testing.assert_array_equal(visited_timesteps(trailing, 4), [999, 749, 499, 249])
+    # 1000, 666.7, 333.3 rounded, less one
+    np.testing.assert_array_equal(visited_timesteps(trailing, 3), [999, 666, 332])
+    np.testing.assert_array_equal(visited_timesteps(Schedule(timestep_spacing="linspace"), 4), [999, 666, 333, 0])
+    np.testing.assert_array_equal(visited_timesteps(Schedule(steps_offset=0), 4), [750, 500, 250, 0])
+    assert len(visited_timesteps(Schedule(steps_offset=0), 1000)) == 1000
 
 
 def test_linear_betas():
     schedule = Schedule(beta_start=0.1, beta_end=0.3, beta_schedule="linear", num_train_timesteps=3)
-    np.testing.assert_allclose(schedule.alphas_cumprod, [0.9, 0.9 * 0.8, 0.9 * 0.8 * 0.7], rtol=1e-6)
+    np.testing.assert_allclose(alphas_cumprod(schedule), [0.9, 0.9 * 0.8, 0.9 * 0.8 * 0.7], rtol=1e-6)
 
 
 def test_json_round_trip_and_defaults():
@@ -110,15 +121,15 @@ def test_an_unknown_class_must_state_its_spacing():
 def test_rescaled_to_no_signal_at_the_end(vectors):
     expected = load_file(vectors / "samplers.safetensors")["zero_snr.alphas_cumprod"]
     schedule = Schedule.from_json(SD15 | {"rescale_betas_zero_snr": True})
-    assert schedule.alphas_cumprod[-1] == 0
-    np.testing.assert_allclose(schedule.alphas_cumprod, expected, rtol=2e-5)  # measured 4e-6, where it is 4e-4
+    assert alphas_cumprod(schedule)[-1] == 0
+    np.testing.assert_allclose(alphas_cumprod(schedule), expected, rtol=2e-5)  # measured 4e-6, where it is 4e-4
     assert Schedule.from_json(schedule.to_json()) == schedule
 
 
 @pytest.mark.parametrize("steps", [0, 1000, 1001])
 def test_impossible_numbers_of_steps(steps):
     with pytest.raises(UserError, match="steps"):
-        Schedule().timesteps(steps)
+        visited_timesteps(Schedule(), steps)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
@@ -127,19 +138,19 @@ def test_target_inverts(prediction_type):
     rng = np.random.default_rng(0)
     x0, noise = jnp.asarray(rng.standard_normal((2, 3, 3, 4, 4)), jnp.float32)
     timesteps = jnp.array([800, 0, 500])
-    noisy = schedule.add_noise(x0, noise, timesteps)
-    target = schedule.target(x0, noise, timesteps)
+    noisy = add_noise(schedule, x0, noise, timesteps)
+    target = prediction_target(schedule, x0, noise, timesteps)
     # measured: 1.1e-6 and 5.1e-6 (noise from "sample" at t = 0, where sqrt(1 - ab) is 0.03)
-    levels = schedule.levels(timesteps)
-    np.testing.assert_allclose(schedule.x0(target, noisy, *levels), x0, atol=5e-6)
-    np.testing.assert_allclose(schedule.noise(target, noisy, *levels), noise, atol=2e-5)
+    levels = levels_at(schedule, timesteps)
+    np.testing.assert_allclose(clean_estimate(schedule, target, noisy, *levels), x0, atol=5e-6)
+    np.testing.assert_allclose(noise_estimate(schedule, target, noisy, *levels), noise, atol=2e-5)
 
 
 def test_velocity_is_the_derivative_of_the_noising_by_its_angle():
     schedule = Schedule()
     x0, noise = jnp.asarray(np.random.default_rng(1).standard_normal((2, 1, 2, 2, 4)), jnp.float32)
-    alpha = np.float64(schedule.alphas_cumprod[500])
+    alpha = np.float64(alphas_cumprod(schedule)[500])
     angle, small = np.arccos(np.sqrt(alpha)), 1e-6
     noised = [np.cos(a) * np.float64(x0) + np.sin(a) * np.float64(noise) for a in (angle - small, angle + small)]
     expected = (noised[1] - noised[0]) / (2 * small)
-    np.testing.assert_allclose(schedule.velocity(x0, noise, jnp.array([500])), expected, atol=1e-6)  # measured 2e-7
+    np.testing.assert_allclose(velocity(schedule, x0, noise, jnp.array([500])), expected, atol=1e-6)  # measured 2e-7

@@ -10,8 +10,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from xpsr_jax.diffusion import Ddim, Ddpm, DpmSolver, Euler, Schedule, UniPc
+from xpsr_jax.diffusion.ddim import Ddim
+from xpsr_jax.diffusion.ddpm import Ddpm
+from xpsr_jax.diffusion.dpm_solver import DpmSolver
+from xpsr_jax.diffusion.euler import Euler
 from xpsr_jax.diffusion.samplers import advance
+from xpsr_jax.diffusion.schedule import Schedule
+from xpsr_jax.diffusion.unipc import UniPc
 from xpsr_jax.errors import UserError
 
 STEPS = (1, 2, 5, 16)

@@ -8,7 +8,8 @@ from PIL import Image
 
 from tests.inference.tiny_model import SAMPLING
 from xpsr_jax.data.captions import Caption
-from xpsr_jax.diffusion import Ddpm, start_latents
+from xpsr_jax.diffusion.ddpm import Ddpm
+from xpsr_jax.diffusion.samplers import start_latents
 from xpsr_jax.inference.color import adain, to_uint8
 from xpsr_jax.inference.image_keys import content_digest, image_key
 from xpsr_jax.inference.prompts import tokenize

@@ -3,9 +3,15 @@ import dataclasses
 import pytest
 
 from xpsr_jax.config import PAPER, RELEASED, Sampling
-from xpsr_jax.diffusion import Ddim, Ddpm, DpmSolver, Euler, Schedule, UniPc
+from xpsr_jax.diffusion.ddim import Ddim
+from xpsr_jax.diffusion.ddpm import Ddpm
+from xpsr_jax.diffusion.dpm_solver import DpmSolver
+from xpsr_jax.diffusion.euler import Euler
+from xpsr_jax.diffusion.making import make_sampler
+from xpsr_jax.diffusion.schedule import Schedule
+from xpsr_jax.diffusion.unipc import UniPc
 from xpsr_jax.errors import UserError
-from xpsr_jax.inference.plan import Run, first_step, make_sampler, plan_runs
+from xpsr_jax.inference.plan import Run, first_step, plan_runs
 
 SCHEDULE = Schedule()
 

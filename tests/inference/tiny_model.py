@@ -10,7 +10,7 @@ from transformers import CLIPTokenizer
 
 import xpsr_jax
 from xpsr_jax.config import Sampling
-from xpsr_jax.diffusion import Schedule
+from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.models.autoencoder import Autoencoder
 from xpsr_jax.models.configs import AutoencoderConfig, ControlNetConfig, TextEncoderConfig, UNetConfig
 from xpsr_jax.models.controlnet import ControlNet

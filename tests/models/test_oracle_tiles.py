@@ -9,9 +9,10 @@ import pytest
 from flax import nnx
 
 from tests.models.golden import error, read, under
-from xpsr_jax.diffusion import Ddpm, Schedule
+from xpsr_jax.diffusion.ddpm import Ddpm
 from xpsr_jax.diffusion.guidance import guide
 from xpsr_jax.diffusion.samplers import advance
+from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.inference.tiling import plan_tiles
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")

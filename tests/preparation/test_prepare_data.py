@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from xpsr_jax.data.captions import Caption, read_captions, write_captions
-from xpsr_jax.data.examples import DataConfig
+from xpsr_jax.data.config import DataConfig
 from xpsr_jax.data.image_files import read_image
 from xpsr_jax.data.image_folder import ImageFolder
 from xpsr_jax.data.sources import open_source

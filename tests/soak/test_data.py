@@ -18,7 +18,7 @@ from PIL import Image
 
 from xpsr_jax.config import Networks
 from xpsr_jax.data.captions import Caption
-from xpsr_jax.data.examples import DataConfig
+from xpsr_jax.data.config import DataConfig
 from xpsr_jax.data.image_folder import ImageFolder
 from xpsr_jax.data.pipeline import Batches, make_pipeline
 from xpsr_jax.errors import UserError

@@ -9,7 +9,8 @@ import pytest
 
 from tests.training import tiny
 from xpsr_jax.config import Mesh
-from xpsr_jax.data.examples import DataConfig, make_example
+from xpsr_jax.data.config import DataConfig
+from xpsr_jax.data.examples import make_example
 from xpsr_jax.evaluation.perceptual import Lpips
 from xpsr_jax.training import resume
 from xpsr_jax.training.checkpoint_source import open_checkpoint

@@ -9,6 +9,7 @@ import pytest
 
 from xpsr_jax.config import Loss
 from xpsr_jax.diffusion.ddpm import Ddpm
+from xpsr_jax.diffusion.process import alphas_cumprod
 from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.models.controlnet import ControlNetOutput, ImageFeatures
 from xpsr_jax.training.losses import (
@@ -102,7 +103,7 @@ def test_decoder_loss_is_of_what_the_sampler_makes_and_trains_the_decoder_alone(
 
     def loss_of(decoder, diffusion):
         def unet(latents, timesteps, high, residuals, mid):
-            signal = jnp.sqrt(jnp.asarray(schedule.alphas_cumprod)[timesteps])[:, None, None, None]
+            signal = jnp.sqrt(jnp.asarray(alphas_cumprod(schedule))[timesteps])[:, None, None, None]
             return (latents - signal * diffusion * mid) / jnp.sqrt(1 - signal**2)
 
         networks = SimpleNamespace(

@@ -14,7 +14,7 @@ import numpy as np
 from xpsr_jax import sharding
 from xpsr_jax.config import Config, Images, Loss, Mesh, Networks, Optimizer, Precision, Sampling, Validation
 from xpsr_jax.data.captions import Caption, write_captions
-from xpsr_jax.data.examples import DataConfig
+from xpsr_jax.data.config import DataConfig
 from xpsr_jax.models.configs import AutoencoderConfig, ControlNetConfig, TextEncoderConfig, UNetConfig
 from xpsr_jax.training.state import abstract_state, initial_state, make_optimizer
 from xpsr_jax.training.step import make_step

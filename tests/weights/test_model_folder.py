@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 import xpsr_jax
 from tests.weights.conftest import TINY_AUTOENCODER, random_tensors, write_network
 from xpsr_jax.config import PAPER, RELEASED, Sampling
+from xpsr_jax.diffusion.process import visited_timesteps
 from xpsr_jax.errors import UserError
 from xpsr_jax.models.layers import Compute
 from xpsr_jax.weights.folders import read_folder
@@ -122,7 +123,7 @@ def test_a_whole_model_merged_by_component(model, base, released):
     file = load_file(base / WEIGHTS["text_encoder"])
     embedding = model.text_encoder.embeddings.token_embedding.embedding[...]
     np.testing.assert_array_equal(embedding, file["text_model.embeddings.token_embedding.weight"])
-    assert model.schedule.timesteps(4).tolist() == [751, 501, 251, 1]
+    assert visited_timesteps(model.schedule, 4).tolist() == [751, 501, 251, 1]
     assert (model.defaults, model.note) == (PAPER, "")
     ids = model.tokenizer("a photo of a cat", padding="max_length", max_length=77)["input_ids"]
     assert ids[:7] == [49406, 320, 1125, 539, 320, 2368, 49407] and len(ids) == 77

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from xpsr_jax.data.captions import Caption, read_captions, write_captions
-from xpsr_jax.data.degradation import DegradationConfig, degrade
+from xpsr_jax.data.config import DegradationConfig
+from xpsr_jax.data.degradation import degrade
 from xpsr_jax.data.image_files import read_image
 from xpsr_jax.data.jpeg import to_uint8
 from xpsr_jax.data.quality import describe

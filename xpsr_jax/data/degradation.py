@@ -13,126 +13,13 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from jaxtyping import Float
 
+from xpsr_jax.data.config import BlurConfig, DegradationConfig, GaussianShape, Range, ResizeMode, StageConfig
 from xpsr_jax.data.jpeg import jpeg
-from xpsr_jax.data.kernels import GaussianShape, filter_image, gaussian_kernel, sharpen, sinc_kernel
+from xpsr_jax.data.kernels import filter_image, gaussian_kernel, sharpen, sinc_kernel
 from xpsr_jax.data.noise import add_gaussian_noise, add_poisson_noise
-from xpsr_jax.data.resize import ResizeMode, rescale, resize
+from xpsr_jax.data.resize import rescale, resize
 
-KERNEL_SIZES = (7, 9, 11, 13, 15, 17, 19, 21)
 SHAPES: tuple[GaussianShape, ...] = get_args(GaussianShape)
-Range = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class BlurConfig:
-    """How a blur kernel is drawn.
-
-    Attributes:
-      probability: of blurring at all.
-      sizes: kernel widths in pixels, all equally likely.
-      sinc_probability: of a sinc kernel instead of a Gaussian-like one; its cutoff is uniform from pi/3 (width under
-        13) or pi/5 to pi.
-      shape_weights: of iso, aniso, generalized_iso, generalized_aniso, plateau_iso, plateau_aniso.
-      sigma: of the Gaussians in pixels, uniform.
-      generalized_beta, plateau_beta: exponents; half the time uniform below 1 and half above.
-    """
-
-    probability: float = 1.0
-    sizes: tuple[int, ...] = KERNEL_SIZES
-    sinc_probability: float = 0.1
-    shape_weights: tuple[float, float, float, float, float, float] = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
-    sigma: Range = (0.2, 3.0)
-    generalized_beta: Range = (0.5, 4.0)
-    plateau_beta: Range = (1.0, 2.0)
-
-
-@dataclass(frozen=True)
-class StageConfig:
-    """How one round of blur, resize, noise and compression is drawn.
-
-    Attributes:
-      resize_probabilities: of enlarging, shrinking and keeping the size.
-      scale: smallest and largest scale; uniform between 1 and the one or the other.
-      resize_modes: all equally likely.
-      noise_probability: of adding noise at all.
-      gaussian_probability: of Gaussian noise where there is noise; else Poisson noise.
-      gaussian_sigma: standard deviation, in 255ths.
-      poisson_scale: what the image's own Poisson noise is multiplied by.
-      gray_probability: of noise that is the same in all three channels.
-      jpeg_probability, jpeg_quality: of JPEG compression at all, and its quality.
-    """
-
-    blur: BlurConfig = BlurConfig()
-    resize_probabilities: tuple[float, float, float] = (0.2, 0.7, 0.1)
-    scale: Range = (0.15, 1.5)
-    resize_modes: tuple[ResizeMode, ...] = ("area", "bilinear", "bicubic")
-    noise_probability: float = 1.0
-    gaussian_probability: float = 0.5
-    gaussian_sigma: Range = (1.0, 30.0)
-    poisson_scale: Range = (0.05, 3.0)
-    gray_probability: float = 0.4
-    jpeg_probability: float = 1.0
-    jpeg_quality: Range = (30.0, 95.0)
-
-
-@dataclass(frozen=True)
-class DegradationConfig:
-    """The whole degradation; the defaults are XPSR's training set (method §9).
-
-    Attributes:
-      upscale: HR size over LR size.
-      sharpen: unsharp-mask the HR image first. The sharpened image is both what is degraded and the target.
-      first, second: the two rounds. The second one's scale is relative to the LR size.
-      sinc_probability, sinc_sizes: of the last sinc filter, and its widths; the cutoff is uniform from pi/3 to pi.
-      final_modes: of the resize to the LR size.
-      jpeg_last_probability: of compressing after that resize and the sinc filter, not before.
-    """
-
-    upscale: int = 4
-    sharpen: bool = True
-    first: StageConfig = StageConfig()
-    second: StageConfig = StageConfig(
-        blur=BlurConfig(probability=0.8, sigma=(0.2, 1.5)),
-        resize_probabilities=(0.3, 0.4, 0.3),
-        scale=(0.3, 1.2),
-        gaussian_sigma=(1.0, 25.0),
-        poisson_scale=(0.05, 2.5),
-    )
-    sinc_probability: float = 0.8
-    sinc_sizes: tuple[int, ...] = KERNEL_SIZES
-    final_modes: tuple[ResizeMode, ...] = ("area", "bilinear", "bicubic")
-    jpeg_last_probability: float = 0.5
-
-
-XPSR = DegradationConfig()
-
-MILD = DegradationConfig(
-    sharpen=False,
-    first=StageConfig(
-        scale=(0.3, 1.5), gaussian_sigma=(1.0, 15.0), poisson_scale=(0.05, 2.0), jpeg_quality=(60.0, 95.0)
-    ),
-    second=StageConfig(
-        blur=BlurConfig(probability=0.5, sigma=(0.2, 1.5)),
-        resize_probabilities=(0.3, 0.4, 0.3),
-        scale=(0.6, 1.2),
-        gaussian_sigma=(1.0, 12.0),
-        poisson_scale=(0.05, 1.0),
-        jpeg_quality=(60.0, 100.0),
-    ),
-)
-"""The milder pipeline that lies beside the released code; its training never applies it (method §9, last paragraph)."""
-
-_UNTOUCHED = StageConfig(
-    blur=BlurConfig(probability=0.0),
-    resize_probabilities=(0.0, 0.0, 1.0),
-    resize_modes=("bicubic",),
-    noise_probability=0.0,
-    jpeg_probability=0.0,
-)
-BICUBIC = DegradationConfig(
-    sharpen=False, first=_UNTOUCHED, second=_UNTOUCHED, sinc_probability=0.0, final_modes=("bicubic",)
-)
-"""No degradation but the (not antialiased) bicubic reduction to the LR size."""
 
 
 @dataclass(frozen=True)

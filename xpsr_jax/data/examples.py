@@ -1,16 +1,15 @@
 """What a training example is: crop, flip, degrade, caption, tokenise (method §6, §9)."""
 
 import dataclasses
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from xpsr_jax.data.captions import Caption
-from xpsr_jax.data.degradation import XPSR, DegradationConfig, Drawn, degrade
+from xpsr_jax.data.config import DataConfig
+from xpsr_jax.data.degradation import Drawn, degrade
 from xpsr_jax.data.embeddings import TextEmbeddings
 from xpsr_jax.data.jpeg import to_uint8
 from xpsr_jax.data.quality import describe
@@ -28,56 +27,6 @@ class Tokenizer(Protocol):
     pad_token_id: Any
 
     def __call__(self, text: str, **options: Any) -> Any: ...
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """What a training example is.
-
-    Attributes:
-      crop_size: side of the square HR crop in pixels.
-      crop_scale: the photograph is resized by a uniform factor from this range before the crop, not to less than the
-        crop. Ready-made pairs are not.
-      flip_probability: of mirroring left to right. Ready-made pairs are not.
-      degrade: False gives batches of `hr`, `key` and `index` only, `hr` as it is in the photograph: enough for an
-        autoencoder.
-      degradation: how LR images are made; of ready-made pairs the LR image is the stored one.
-      clean_input_probability: of `lr` being the HR image itself, with a low-level caption of its good quality (method
-        §6).
-      caption_dropout: of replacing both captions by "".
-      high_dropout, low_dropout: of replacing the one by "".
-      high_caption_from: the caption of the HR image or of its degraded version; where there is only one, that one.
-      low_caption_from: "drawn" describes the degradation that was drawn; "file", and "drawn" for a ready-made pair,
-        takes the caption of the degraded image (for want of it, of the photograph).
-      negative_target_probability: of a target that stays degraded (`lr`), with a high-level caption of
-        `negative_words`, alone or after the real one. It gives the negative prompt something to mean. No dropout and no
-        clean input then.
-      negative_words: those words.
-      embeddings: folder of text embeddings that `prepare_data embeddings` made: batches then hold `high_embedding` and
-        `low_embedding`, and the text encoder has no part in training. Every caption must be in it, so
-        `low_caption_from` must be "file", and there are no negative targets. None: batches hold tokens.
-      workers: processes that make batches; 0: threads of this process do.
-      threads: of this process that make batches, without workers.
-      prefetch: batches kept ready.
-    """
-
-    crop_size: int = 512
-    crop_scale: tuple[float, float] = (1.0, 1.0)
-    flip_probability: float = 0.5
-    degrade: bool = True
-    degradation: DegradationConfig = XPSR
-    clean_input_probability: float = 0.1
-    caption_dropout: float = 0.0
-    high_dropout: float = 0.0
-    low_dropout: float = 0.0
-    high_caption_from: Literal["hr", "lr"] = "hr"
-    low_caption_from: Literal["drawn", "file"] = "drawn"
-    negative_target_probability: float = 0.0
-    negative_words: tuple[str, ...] = ("blurry", "dotted", "noise", "unclear", "low-res", "over-smoothed")
-    embeddings: Path | None = None
-    workers: int = 0
-    threads: int = 2
-    prefetch: int = 4
 
 
 class Pair(NamedTuple):

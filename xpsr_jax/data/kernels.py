@@ -6,14 +6,13 @@ faster.
 """
 
 import functools
-from typing import Literal
 
 import cv2
 import numpy as np
 from jaxtyping import Float
 from scipy.special import j1
 
-GaussianShape = Literal["iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso"]
+from xpsr_jax.data.config import GaussianShape
 
 SHARPENING_WINDOW = 51  # pixels; OpenCV gives this window a Gaussian of sigma 8.0
 

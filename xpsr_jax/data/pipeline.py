@@ -10,8 +10,9 @@ import grain
 from absl import flags
 
 from xpsr_jax.data import worker_process
+from xpsr_jax.data.config import DataConfig
 from xpsr_jax.data.embeddings import TextEmbeddings
-from xpsr_jax.data.examples import DataConfig, Example, Tokenizer, make_example
+from xpsr_jax.data.examples import Example, Tokenizer, make_example
 from xpsr_jax.data.record import Sample
 from xpsr_jax.data.sources import Source
 from xpsr_jax.errors import UserError

@@ -6,13 +6,12 @@ therefore here.
 """
 
 import math
-from typing import Literal
 
 import cv2
 import numpy as np
 from jaxtyping import Float
 
-ResizeMode = Literal["area", "bilinear", "bicubic"]
+from xpsr_jax.data.config import ResizeMode
 
 _OPENCV = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 

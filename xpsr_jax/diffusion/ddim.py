@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xpsr_jax.diffusion.ddpm import clipped, visited
+from xpsr_jax.diffusion.process import Latents, alphas_cumprod, clean_estimate, noise_estimate
 from xpsr_jax.diffusion.samplers import SamplerState, Table, make_table
-from xpsr_jax.diffusion.schedule import Latents, Schedule
+from xpsr_jax.diffusion.schedule import Schedule
 
 
 class DdimWeights(NamedTuple):
@@ -37,7 +38,7 @@ class Ddim:
 
     def table(self, steps: int, first: int = 0) -> Table:
         timesteps, alpha = visited(self.schedule, steps)
-        alphas = self.schedule.alphas_cumprod.astype(np.float64)
+        alphas = alphas_cumprod(self.schedule).astype(np.float64)
         following = timesteps - self.schedule.num_train_timesteps // steps
         end = 1.0 if self.schedule.set_alpha_to_one else alphas[0]
         next_alpha = np.where(following >= 0, alphas[np.maximum(following, 0)], end)
@@ -54,6 +55,7 @@ class Ddim:
 
     def step(self, state: SamplerState, row: Table, prediction: Latents, noise: Latents) -> SamplerState:
         inputs = prediction, state.latents, row.signal, row.sigma
-        x0, direction = clipped(self.schedule, self.schedule.x0(*inputs)), self.schedule.noise(*inputs)
+        x0 = clipped(self.schedule, clean_estimate(self.schedule, *inputs))
+        direction = noise_estimate(self.schedule, *inputs)
         latents = row.weights.x0 * x0 + row.weights.direction * direction
         return SamplerState(latents + row.weights.noise * noise if self.eta > 0 else latents)

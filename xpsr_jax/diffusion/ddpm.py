@@ -5,8 +5,9 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
+from xpsr_jax.diffusion.process import Latents, alphas_cumprod, clean_estimate, visited_timesteps
 from xpsr_jax.diffusion.samplers import SamplerState, Table, Weights, make_table
-from xpsr_jax.diffusion.schedule import Latents, Schedule
+from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.errors import UserError
 
 
@@ -38,7 +39,7 @@ class Ddpm:
         return SamplerState(latents)
 
     def step(self, state: SamplerState, row: Table, prediction: Latents, noise: Latents) -> SamplerState:
-        x0 = clipped(self.schedule, self.schedule.x0(prediction, state.latents, row.signal, row.sigma))
+        x0 = clipped(self.schedule, clean_estimate(self.schedule, prediction, state.latents, row.signal, row.sigma))
         weights = row.weights
         return SamplerState(weights.x0 * x0 + weights.latents * state.latents + weights.noise * noise)
 
@@ -48,8 +49,8 @@ def visited(schedule: Schedule, steps: int) -> tuple[np.ndarray, np.ndarray]:
 
     Raises UserError if the network predicts the noise where there is nothing else, which says nothing of the image.
     """
-    timesteps = schedule.timesteps(steps)
-    alpha = schedule.alphas_cumprod.astype(np.float64)[timesteps]
+    timesteps = visited_timesteps(schedule, steps)
+    alpha = alphas_cumprod(schedule).astype(np.float64)[timesteps]
     if alpha[0] == 0 and schedule.prediction_type == "epsilon":
         raise UserError(
             "a schedule rescaled to zero terminal SNR begins with pure noise, and a network that predicts the noise "

@@ -7,8 +7,9 @@ import numpy as np
 from jaxtyping import Float
 
 from xpsr_jax.diffusion.noise_levels import Levels, solver_levels
+from xpsr_jax.diffusion.process import Latents, clean_estimate
 from xpsr_jax.diffusion.samplers import SamplerState, Table, make_table
-from xpsr_jax.diffusion.schedule import Latents, Schedule
+from xpsr_jax.diffusion.schedule import Schedule
 
 
 class SecondOrder(NamedTuple):
@@ -44,7 +45,7 @@ class DpmSolver:
 
     def step(self, state: SamplerState, row: Table, prediction: Latents, noise: Latents) -> SamplerState:
         (previous,) = state.memory
-        x0 = self.schedule.x0(prediction, state.latents, row.signal, row.sigma)
+        x0 = clean_estimate(self.schedule, prediction, state.latents, row.signal, row.sigma)
         return SamplerState(row.weights(state.latents, x0, previous), (x0,))
 
 

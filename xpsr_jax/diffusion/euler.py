@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 
 from xpsr_jax.diffusion.noise_levels import euler_levels
+from xpsr_jax.diffusion.process import Latents, clean_estimate
 from xpsr_jax.diffusion.samplers import SamplerState, Table, Weights, make_table
-from xpsr_jax.diffusion.schedule import Latents, Schedule
+from xpsr_jax.diffusion.schedule import Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,6 @@ class Euler:
         return SamplerState(latents)
 
     def step(self, state: SamplerState, row: Table, prediction: Latents, noise: Latents) -> SamplerState:
-        x0 = self.schedule.x0(prediction, state.latents, row.signal, row.sigma)
+        x0 = clean_estimate(self.schedule, prediction, state.latents, row.signal, row.sigma)
         latents = row.weights.x0 * x0 + row.weights.latents * state.latents
         return SamplerState(latents + row.weights.noise * noise if self.ancestral else latents)

@@ -1,11 +1,9 @@
 """Classifier-free guidance against a negative prompt (paper, eq. 6; method §7, §11)."""
 
-from typing import Literal
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-GuidanceForm = Literal["paper", "released"]
+from xpsr_jax.diffusion.choices import GuidanceForm
 
 
 def guide(

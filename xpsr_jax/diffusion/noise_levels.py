@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from xpsr_jax.diffusion.process import alphas_cumprod, visited_timesteps
 from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.errors import UserError
 
@@ -42,7 +43,7 @@ def solver_levels(schedule: Schedule, steps: int, *, karras: bool) -> Levels:
         timesteps = np.round(_timesteps_of(ratios, known))
     else:
         trailing = schedule.timestep_spacing == "trailing"
-        timesteps = schedule.timesteps(steps) if trailing else schedule.timesteps(steps + 1)[:-1]
+        timesteps = visited_timesteps(schedule, steps) if trailing else visited_timesteps(schedule, steps + 1)[:-1]
         ratios = known[timesteps]
     return _levels(timesteps.astype(np.int32), ratios)
 
@@ -54,7 +55,7 @@ def euler_levels(schedule: Schedule, steps: int, *, karras: bool) -> Levels:
     the levels are Karras' between the first and the last of these, and the timesteps are interpolated.
     """
     known = _known_levels(schedule)
-    timesteps = schedule.timesteps(steps)
+    timesteps = visited_timesteps(schedule, steps)
     if schedule.timestep_spacing == "linspace":
         timesteps = np.linspace(0, len(known) - 1, steps, dtype=np.float32)[::-1]
     ratios = np.interp(timesteps, np.arange(len(known)), known)
@@ -72,7 +73,7 @@ def karras_levels(most: float, least: float, steps: int) -> Float[np.ndarray, "s
 
 def _known_levels(schedule: Schedule) -> Float[np.ndarray, "t"]:
     """s of each timestep. A last one without signal has, as in diffusers, the least that float16 could hold."""
-    alpha = np.maximum(schedule.alphas_cumprod.astype(np.float64), 2.0**-24)
+    alpha = np.maximum(alphas_cumprod(schedule).astype(np.float64), 2.0**-24)
     return np.sqrt((1 - alpha) / alpha)
 
 

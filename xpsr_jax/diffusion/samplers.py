@@ -7,16 +7,17 @@ are and what they hold is traced, as are scales, seeds and prompts: changing the
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from xpsr_jax.diffusion.schedule import Latents, Level, Schedule
+from xpsr_jax.diffusion.choices import Start
+from xpsr_jax.diffusion.process import Latents, Level
+from xpsr_jax.diffusion.schedule import Schedule
 
-Start = Literal["lr", "noise", "lr_noised_twice"]
 Timestep = Int[Array, ""] | Float[Array, ""]
 Denoise = Callable[[Latents, Timestep], Latents]
 Noise = Callable[[Int[Array, ""]], Latents]

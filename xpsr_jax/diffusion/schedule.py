@@ -1,22 +1,15 @@
-"""How much noise each timestep carries (method §6, §7), read from diffusers' `scheduler_config.json`."""
+"""Settings of the diffusion process (method §6, §7), read from diffusers' `scheduler_config.json`.
+
+`process.py` computes with them; nothing here imports JAX.
+"""
 
 import dataclasses
-import functools
 from typing import Any, Literal
-
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int
 
 from xpsr_jax.errors import UserError
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 Spacing = Literal["leading", "trailing", "linspace"]
-
-Latents = Float[Array, "b h w c"]
-Timesteps = Int[Array, "b"] | Int[Array, ""]
-# sqrt(ab) or sqrt(1 - ab) of each image, or of all.
-Level = Float[Array, "b 1 1 1"] | Float[Array, ""] | float
 
 _BETA_SCHEDULES = ("scaled_linear", "linear")
 _PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
@@ -127,94 +120,3 @@ class Schedule:
             "variance_type": "fixed_small",
             "trained_betas": None,
         }
-
-    @functools.cached_property
-    def alphas_cumprod(self) -> Float[np.ndarray, "t"]:
-        """ab_t, float32, bit for bit PyTorch's.
-
-        It spaces betas evenly by one fused multiply-add from the nearer end, and accumulates the product in float64.
-        """
-        root = np.sqrt if self.beta_schedule == "scaled_linear" else np.asarray
-        start, end = np.float32(root(self.beta_start)), np.float32(root(self.beta_end))
-        count = self.num_train_timesteps
-        step = np.float64((end - start) / np.float32(max(count - 1, 1)))
-        index = np.arange(count)
-        spaced = np.where(index < count // 2, start + step * index, end - step * (count - 1 - index)).astype(np.float32)
-        betas = spaced * spaced if self.beta_schedule == "scaled_linear" else spaced
-        if self.rescale_betas_zero_snr:
-            betas = _rescaled(betas)
-        return _cumulative(betas)
-
-    def timesteps(self, steps: int) -> Int[np.ndarray, "steps"]:
-        """The timesteps that DDPM and DDIM visit in `steps` steps, descending (int32); `noise_levels.py` has others'.
-
-        "leading": k floor(T / steps) + offset; "trailing": from T - 1 down by T / steps; "linspace": evenly from T -
-        1 to 0.
-        """
-        count = self.num_train_timesteps
-        if not 1 <= steps <= count:
-            raise UserError(f"the number of steps must be between 1 and {count}, not {steps}")
-        timesteps: np.ndarray
-        if self.timestep_spacing == "leading":
-            timesteps = np.arange(steps)[::-1] * (count // steps) + self.steps_offset
-        elif self.timestep_spacing == "trailing":
-            timesteps = np.round(np.arange(count, 0, -count / steps)[:steps]) - 1
-        else:
-            timesteps = np.round(np.linspace(0, count - 1, steps))[::-1]
-        if timesteps.max() >= count:
-            raise UserError(
-                f"{steps} steps would begin at timestep {timesteps.max():.0f} of {count} (steps_offset): use fewer"
-            )
-        return timesteps.astype(np.int32)
-
-    def add_noise(self, latents: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
-        """x_t = sqrt(ab_t) x_0 + sqrt(1 - ab_t) noise."""
-        signal, sigma = self.levels(timesteps)
-        return signal * latents + sigma * noise
-
-    def velocity(self, latents: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
-        """v_t = sqrt(ab_t) noise - sqrt(1 - ab_t) x_0 (Salimans and Ho, 2022)."""
-        signal, sigma = self.levels(timesteps)
-        return signal * noise - sigma * latents
-
-    def target(self, latents: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
-        """What the network learns to predict, by `prediction_type`: the noise, the velocity or the clean latents."""
-        if self.prediction_type == "epsilon":
-            return noise
-        if self.prediction_type == "v_prediction":
-            return self.velocity(latents, noise, timesteps)
-        return latents
-
-    def x0(self, prediction: Latents, latents: Latents, signal: Level, sigma: Level) -> Latents:
-        """The clean latents that a prediction at `latents` = signal x_0 + sigma noise implies."""
-        if self.prediction_type == "epsilon":
-            return (latents - sigma * prediction) / signal
-        if self.prediction_type == "v_prediction":
-            return signal * latents - sigma * prediction
-        return prediction
-
-    def noise(self, prediction: Latents, latents: Latents, signal: Level, sigma: Level) -> Latents:
-        """The noise that a prediction at `latents` = signal x_0 + sigma noise implies."""
-        if self.prediction_type == "epsilon":
-            return prediction
-        if self.prediction_type == "v_prediction":
-            return signal * prediction + sigma * latents
-        return (latents - signal * prediction) / sigma
-
-    def levels(self, timesteps: Timesteps) -> tuple[Level, Level]:
-        """sqrt(ab_t) and sqrt(1 - ab_t), shaped to multiply images: (b, 1, 1, 1), or () for one timestep."""
-        alpha = jnp.asarray(self.alphas_cumprod)[jnp.asarray(timesteps)]
-        alpha = alpha.reshape(*alpha.shape, 1, 1, 1) if alpha.ndim else alpha
-        return jnp.sqrt(alpha), jnp.sqrt(1 - alpha)
-
-
-def _cumulative(betas: Float[np.ndarray, "t"]) -> Float[np.ndarray, "t"]:
-    return np.cumprod((np.float32(1) - betas).astype(np.float64)).astype(np.float32)
-
-
-def _rescaled(betas: Float[np.ndarray, "t"]) -> Float[np.ndarray, "t"]:
-    """Betas whose sqrt(ab) is shifted to end on 0 and scaled to begin where it did."""
-    root = np.sqrt(_cumulative(betas))
-    root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
-    alphas = root**2
-    return np.float32(1) - np.append(alphas[:1], alphas[1:] / alphas[:-1])

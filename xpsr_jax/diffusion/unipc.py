@@ -7,8 +7,9 @@ import numpy as np
 
 from xpsr_jax.diffusion.dpm_solver import SecondOrder, first_order, second_order
 from xpsr_jax.diffusion.noise_levels import Levels, solver_levels
+from xpsr_jax.diffusion.process import Latents, clean_estimate
 from xpsr_jax.diffusion.samplers import SamplerState, Table, make_table
-from xpsr_jax.diffusion.schedule import Latents, Schedule
+from xpsr_jax.diffusion.schedule import Schedule
 
 
 class Corrector(NamedTuple):
@@ -51,7 +52,7 @@ class UniPc:
     def step(self, state: SamplerState, row: Table, prediction: Latents, noise: Latents) -> SamplerState:
         last, previous, earlier = state.memory
         corrector, predictor = row.weights
-        x0 = self.schedule.x0(prediction, state.latents, row.signal, row.sigma)
+        x0 = clean_estimate(self.schedule, prediction, state.latents, row.signal, row.sigma)
         corrected = corrector.kept * state.latents + corrector.last * last
         corrected += corrector.x0 * x0 + corrector.previous * previous + corrector.earlier * earlier
         return SamplerState(predictor(corrected, x0, previous), (corrected, x0, previous))

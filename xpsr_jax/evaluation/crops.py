@@ -12,7 +12,8 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from xpsr_jax.data.captions import Caption, describe, read_captions
-from xpsr_jax.data.degradation import XPSR, degrade
+from xpsr_jax.data.config import XPSR
+from xpsr_jax.data.degradation import degrade
 from xpsr_jax.data.jpeg import to_uint8
 from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.fidelity import psnr_y, ssim_y

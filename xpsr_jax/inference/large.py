@@ -9,17 +9,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8, UInt32
 
+from xpsr_jax.diffusion.choices import Start
+from xpsr_jax.diffusion.process import Latents
 from xpsr_jax.diffusion.samplers import (
     Sampler,
     SamplerState,
-    Start,
     Table,
     advance,
     normal,
     start_latents,
     step_noise,
 )
-from xpsr_jax.diffusion.schedule import Latents, Schedule
+from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.inference.image_keys import image_key
 from xpsr_jax.models.controlnet import ImageFeatures
 

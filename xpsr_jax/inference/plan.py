@@ -1,4 +1,4 @@
-"""What the settings make of the sampling: the sampler, its first step, which steps are done alike; and the batches."""
+"""What the settings make of the sampling: its first step, which steps are done alike; and the batches."""
 
 import itertools
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -8,9 +8,8 @@ import jax
 import numpy as np
 
 from xpsr_jax.config import Sampling
-from xpsr_jax.diffusion import Ddim, Ddpm, DpmSolver, Euler, Sampler, Schedule, UniPc
 from xpsr_jax.diffusion.guidance import is_guided
-from xpsr_jax.diffusion.samplers import Table
+from xpsr_jax.diffusion.samplers import Sampler, Table
 
 Size = TypeVar("Size", bound=Hashable)
 
@@ -27,23 +26,6 @@ class Run(NamedTuple):
     last: int
     guided: bool
     conditioned: bool
-
-
-def make_sampler(sampling: Sampling, schedule: Schedule) -> Sampler:
-    """The sampler that the settings name."""
-    match sampling.sampler:
-        case "ddpm":
-            return Ddpm(schedule)
-        case "ddim":
-            return Ddim(schedule, sampling.eta)
-        case "dpm_solver":
-            return DpmSolver(schedule, sampling.karras)
-        case "unipc":
-            return UniPc(schedule, sampling.karras)
-        case "euler":
-            return Euler(schedule, karras=sampling.karras)
-        case "euler_ancestral":
-            return Euler(schedule, ancestral=True)
 
 
 def full_table(sampler: Sampler, steps: int, first: int) -> Table:

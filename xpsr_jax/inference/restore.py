@@ -17,11 +17,13 @@ from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 from xpsr_jax import sharding
 from xpsr_jax.config import Sampling
 from xpsr_jax.data.captions import Caption
-from xpsr_jax.diffusion.guidance import GuidanceForm, guide
+from xpsr_jax.diffusion.choices import GuidanceForm, Start
+from xpsr_jax.diffusion.guidance import guide
+from xpsr_jax.diffusion.making import make_sampler
+from xpsr_jax.diffusion.process import Latents, levels_at
 from xpsr_jax.diffusion.samplers import (
     Sampler,
     SamplerState,
-    Start,
     Table,
     Timestep,
     advance,
@@ -29,12 +31,11 @@ from xpsr_jax.diffusion.samplers import (
     start_latents,
     step_noise,
 )
-from xpsr_jax.diffusion.schedule import Latents
 from xpsr_jax.errors import UserError
 from xpsr_jax.inference.color import ColorFix, fix_color, fix_large_color, to_uint8
 from xpsr_jax.inference.image_keys import content_digest, image_key, seed_words
 from xpsr_jax.inference.large import Prediction, begin, image_features, step
-from xpsr_jax.inference.plan import Run, first_step, full_table, make_sampler, plan_batches, plan_runs
+from xpsr_jax.inference.plan import Run, first_step, full_table, plan_batches, plan_runs
 from xpsr_jax.inference.prompts import tokenize
 from xpsr_jax.inference.sizes import enlarged_size, network_size, to_network_size, to_output_size
 from xpsr_jax.inference.tiled_autoencoder import TiledAutoencoder
@@ -130,7 +131,7 @@ class Restorer:
         self.steps = steps - first
         self._table = full_table(self._sampler, steps, first)
         self._first_level = self._table.signal[first], self._table.sigma[first]
-        self._second_level = schedule.levels(jnp.int32(self.sampling.added_noise_level))
+        self._second_level = levels_at(schedule, jnp.int32(self.sampling.added_noise_level))
         self._graph, weights = nnx.split((model.unet, model.controlnet, model.autoencoder, model.text_encoder))
         # The batch is split over all devices. Weights that are there already stay as they are (training may have split
         # them), others are put on each; XLA shards everything between.

@@ -12,10 +12,11 @@ from jax.sharding import PartitionSpec
 from xpsr_jax import sharding
 from xpsr_jax.config import Config, Networks
 from xpsr_jax.diffusion.guidance import is_guided
+from xpsr_jax.diffusion.making import make_sampler
 from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.perceptual import load_distance
 from xpsr_jax.inference import restore
-from xpsr_jax.inference.plan import first_step, full_table, make_sampler
+from xpsr_jax.inference.plan import first_step, full_table
 from xpsr_jax.models.configs import Kernel
 from xpsr_jax.models.layers import Compute
 from xpsr_jax.training.state import abstract_state, make_optimizer

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from xpsr_jax.data.captions import Caption, write_captions
-from xpsr_jax.data.examples import DataConfig, Pair, make_pair
+from xpsr_jax.data.config import DataConfig
+from xpsr_jax.data.examples import Pair, make_pair
 from xpsr_jax.data.offline_pairs import HIGH_HR, HIGH_LR, LOW_HR, LOW_LR
 from xpsr_jax.data.quality import describe
 from xpsr_jax.data.record import Sample

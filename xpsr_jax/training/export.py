@@ -11,7 +11,8 @@ import numpy as np
 
 from xpsr_jax import distributed
 from xpsr_jax.config import Config, Networks
-from xpsr_jax.data.examples import DataConfig, make_example
+from xpsr_jax.data.config import DataConfig
+from xpsr_jax.data.examples import make_example
 from xpsr_jax.data.sources import Source
 from xpsr_jax.training.parameters import Parameters, load_parameters
 from xpsr_jax.training.structure import Bundle, Structure

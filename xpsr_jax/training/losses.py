@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt32
 
 from xpsr_jax.config import Loss
+from xpsr_jax.diffusion.process import Latents, add_noise, prediction_target
 from xpsr_jax.diffusion.samplers import Sampler, Timestep, normal, sample, step_noise
-from xpsr_jax.diffusion.schedule import Latents, Schedule
+from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.evaluation.perceptual import Dists, Lpips
 from xpsr_jax.models.controlnet import ControlNetOutput, ImageFeatures
 
@@ -76,11 +77,11 @@ def diffusion_loss(
     Returns:
       The loss and its terms: mse, constraint (the sum of all L1 terms) and each L1 term by the name of its head.
     """
-    noisy = schedule.add_noise(latents, noise, timesteps)
+    noisy = add_noise(schedule, latents, noise, timesteps)
     features = networks.controlnet.encode_image(lr)
     control = networks.controlnet(noisy, timesteps, high, low, features)
     prediction = networks.unet(noisy, timesteps, high, control.residuals, control.mid).astype(jnp.float32)
-    mse = jnp.mean((prediction - schedule.target(latents, noise, timesteps)) ** 2)
+    mse = jnp.mean((prediction - prediction_target(schedule, latents, noise, timesteps)) ** 2)
     terms = degradation_free_constraint(control, features, image=hr, latents=latents)
     constraint = sum(terms.values(), jnp.float32(0))
     return mse + loss.constraint * constraint, {"mse": mse, "constraint": constraint} | terms

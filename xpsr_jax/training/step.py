@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from xpsr_jax import sharding
 from xpsr_jax.config import Config
-from xpsr_jax.inference.plan import make_sampler
+from xpsr_jax.diffusion.making import make_sampler
 from xpsr_jax.training.losses import Terms, autoencoder_loss, decoder_loss, xpsr_loss
 from xpsr_jax.training.parameters import Parameters
 from xpsr_jax.training.state import TrainState, shardings_of

@@ -19,6 +19,7 @@ from xpsr_jax.data.degradation import degrade
 from xpsr_jax.data.examples import random_crop, tokenize
 from xpsr_jax.data.jpeg import to_uint8
 from xpsr_jax.data.quality import describe
+from xpsr_jax.diffusion.process import add_noise
 from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.inference.image_io import write_png
 from xpsr_jax.inference.restore import restore
@@ -130,7 +131,7 @@ def constraint_predictions(
     """
     latents = networks.autoencoder.encode(hr[None])
     timestep = jnp.array([schedule.num_train_timesteps // 2])
-    noisy = schedule.add_noise(latents, jax.random.normal(jax.random.key(_SEED), latents.shape), timestep)
+    noisy = add_noise(schedule, latents, jax.random.normal(jax.random.key(_SEED), latents.shape), timestep)
     features = networks.controlnet.encode_image(lr[None])
     high, low = networks.text_encoder(high_ids[None]), networks.text_encoder(low_ids[None])
     pixels = [jax.image.resize(rgb[0], hr.shape, "nearest") for rgb in features.rgb_predictions]

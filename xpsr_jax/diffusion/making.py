@@ -1,0 +1,46 @@
+"""The sampler that settings name."""
+
+from typing import Protocol
+
+from xpsr_jax.diffusion.choices import SamplerName
+from xpsr_jax.diffusion.ddim import Ddim
+from xpsr_jax.diffusion.ddpm import Ddpm
+from xpsr_jax.diffusion.dpm_solver import DpmSolver
+from xpsr_jax.diffusion.euler import Euler
+from xpsr_jax.diffusion.samplers import Sampler
+from xpsr_jax.diffusion.schedule import Schedule
+from xpsr_jax.diffusion.unipc import UniPc
+
+
+class SamplerSettings(Protocol):
+    """What `make_sampler` reads of `config.Sampling`.
+
+    Attributes:
+        sampler: which one.
+        eta: randomness of "ddim", from 0 (none) to 1 (as random as DDPM).
+        karras: visit Karras' noise levels; of the samplers in `choices.KARRAS`.
+    """
+
+    @property
+    def sampler(self) -> SamplerName: ...
+    @property
+    def eta(self) -> float: ...
+    @property
+    def karras(self) -> bool: ...
+
+
+def make_sampler(settings: SamplerSettings, schedule: Schedule) -> Sampler:
+    """The sampler that the settings name."""
+    match settings.sampler:
+        case "ddpm":
+            return Ddpm(schedule)
+        case "ddim":
+            return Ddim(schedule, settings.eta)
+        case "dpm_solver":
+            return DpmSolver(schedule, settings.karras)
+        case "unipc":
+            return UniPc(schedule, settings.karras)
+        case "euler":
+            return Euler(schedule, karras=settings.karras)
+        case "euler_ancestral":
+            return Euler(schedule, ancestral=True)
