@@ -1,6 +1,7 @@
 """Captions over HTTP from a real server that fails in every way that servers do."""
 
 import base64
+import gzip
 import http.server
 import io
 import json
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
-from xpsr_jax.caption import server
+from xpsr_jax.caption import http_client, server
 from xpsr_jax.caption.__main__ import main
 from xpsr_jax.caption.captioning import LoadedImage
 from xpsr_jax.caption.in_flight import Stop
@@ -62,8 +63,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
-def status(number, **headers):
-    return lambda handler: handler.answer(number, {"error": {"message": f"it is {number}"}}, **headers)
+def status(number, text=None, **headers):
+    return lambda handler: handler.answer(number, {"error": {"message": text or f"it is {number}"}}, **headers)
 
 
 def hang(handler):
@@ -89,7 +90,7 @@ def truncated_json(handler):
 
 @pytest.fixture
 def api(monkeypatch):
-    monkeypatch.setattr(server, "BACKOFF", 0.01)
+    monkeypatch.setattr(http_client, "BACKOFF", 0.01)
     served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     served.daemon_threads = True
     served.lock, served.asked, served.faults, served.models = threading.Lock(), [], [], ["llava"]
@@ -166,7 +167,7 @@ def test_a_rate_limit_is_kept_to(api):
 def test_what_one_image_cannot_have(api):
     api.faults = [status(400)]
     [(_, refused)] = caption(api, [image()])
-    assert str(refused) == f'{api.url}/chat/completions: status 400: {{"error": {{"message": "it is 400"}}}}'
+    assert str(refused) == f"{api.url}/chat/completions: status 400: it is 400"
     api.faults = [status(500)] * 4
     [(_, busy)] = caption(api, [image()])
     assert "status 500" in str(busy) and len(api.asked) == 5
@@ -174,11 +175,150 @@ def test_what_one_image_cannot_have(api):
         ({"choices": [{"message": {"content": " \n"}}]}, "the model answered nothing"),
         ({"choices": []}, "answered without a text"),
         (["?"], "answered without a text"),
-        ({"choices": [{"message": {"content": [{"text": "A cat."}]}}]}, "answered without a text"),
+        ({"choices": [{"message": {"content": [{"type": "image", "text": "A cat."}]}}]}, "answered without a text"),
+        ({"choices": [{"message": {"content": 7}}]}, "answered without a text"),
     ):
         api.answer = answer
         [(_, empty)] = caption(api, [image()])
         assert isinstance(empty, UserError) and message in str(empty)
+
+
+@pytest.mark.parametrize(
+    ("content", "finish", "expected"),
+    [
+        ("<think>It has\n\nears.</think>A cat.", "stop", "A cat."),
+        ("A <think>\n</think>cat.<think>Yes</think>", "stop", "A cat."),
+        ("It has ears.</think>\n\nA cat.", "stop", "A cat."),  # the opening mark was in the prompt
+        ("<think>It has ears. It", "length", "had not finished thinking"),
+        ("<think>" * 100_000, "stop", "had not finished thinking"),
+        ("A cat that", "length", "cut off within its first sentence"),
+        ("A cat of 3.5 kg that", "length", "cut off within its first sentence"),
+        ("A cat that", "stop", "A cat that"),
+        ("A cat. It si", "length", "A cat. It si"),
+        ([{"type": "text", "text": "A cat."}, {"type": "reasoning", "x": 1}, "It sits."], "stop", "A cat. It sits."),
+        ([], "stop", "answered nothing"),
+        (None, "stop", "answered nothing"),
+        ("\x1b[31mA\0 cat\ud83d.\u2028It\x07 sits.", "stop", "[31mA cat\ufffd. It sits."),
+    ],
+)
+def test_what_is_made_of_an_answer(api, content, finish, expected):
+    api.answer = {"choices": [{"message": {"content": content}, "finish_reason": finish}]}
+    [(_, result)] = caption(api, [image()])
+    assert result == Caption(expected) or (isinstance(result, UserError) and expected in str(result))
+
+
+def test_an_odd_answer_ends_one_image(api):
+    odd = (
+        (b"{}" + b" " * 2**20, {}, "longer than 1,048,576 bytes"),
+        (gzip.compress(b"[" + b" " * 2**24 + b"]"), {"Content_Encoding": "gzip"}, "1,048,576 bytes when unpacked"),
+        (gzip.compress(gzip.compress(b" " * 2**24)), {"Content_Encoding": "gzip, gzip"}, "bytes when unpacked"),
+        (b"\x1b", {"Content_Encoding": "br"}, "packed as 'br', which was not asked for"),
+        (b"[" * 500_000, {}, "nested too deeply"),
+        (b"{}", {}, "answered without a text: {}"),
+    )
+    for data, headers, message in odd:
+        api.faults = [lambda handler, d=data, h=headers: handler.answer(200, d, **h)]
+        (_, failed), (_, whole) = caption(api, [image(), image(1)], requests=1)
+        assert isinstance(failed, UserError) and message in str(failed)
+        assert whole == Caption("A cat. It sits.")
+    packed = gzip.compress(json.dumps(ANSWER).encode())
+    api.faults = [lambda handler: handler.answer(200, packed, Content_Encoding="gzip")]
+    [(_, result)] = caption(api, [image()])
+    assert result == Caption("A cat. It sits.") and api.faults == []
+
+
+def test_a_number_of_too_many_digits_is_no_answer(api):
+    api.faults = [lambda handler: handler.answer(200, b'{"choices": ' + b"9" * 5000 + b"}")] * 2
+    (_, failed), (_, whole) = caption(api, [image(), image(1)], requests=1, retries=1)
+    assert "no answer" in str(failed) and whole == Caption("A cat. It sits.")
+
+
+def drip_body(handler):
+    data = json.dumps(ANSWER).encode()
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(len(data)))
+    handler.end_headers()
+    for byte in data:
+        handler.wfile.write(bytes([byte]))
+        if handler.server.over.wait(0.05):
+            break
+    handler.close_connection = True
+
+
+def drip_headers(handler):
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+    while not handler.server.over.wait(0.05):
+        handler.wfile.write(b"x")
+    handler.close_connection = True
+
+
+def endless(handler):
+    """Nothing says how long it is; broken off, it looks like its end."""
+    handler.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n" + json.dumps(ANSWER).encode())
+    while not handler.server.over.wait(0.05):
+        handler.wfile.write(b" ")
+    handler.close_connection = True
+
+
+@pytest.mark.parametrize("fault", [drip_body, drip_headers, endless])
+def test_a_server_that_drips_is_not_waited_for(api, fault, monkeypatch):
+    monkeypatch.setattr(http.server.ThreadingHTTPServer, "handle_error", lambda *_: None)  # it is hung up on
+    api.faults = [fault] * 2
+    begin = time.monotonic()
+    (_, late), (_, whole) = caption(api, [image(), image(1)], requests=1, timeout=0.3, retries=1)
+    assert time.monotonic() - begin < 3  # measured 0.7
+    assert "not there in whole after 0.3 s" in str(late) and whole == Caption("A cat. It sits.")
+
+
+@pytest.mark.parametrize("asked", ["86400", "Fri, 31 Dec 9999 23:59:59 GMT", "9" * 5000, "soon", "-3"])
+def test_no_server_makes_it_wait_for_long(api, monkeypatch, asked):
+    monkeypatch.setattr(http_client, "LONGEST_WAIT", 0.05)
+    api.faults = [status(429, Retry_After=asked)] * 2
+    begin = time.monotonic()
+    [(_, result)] = caption(api, [image()])
+    assert result == Caption("A cat. It sits.") and time.monotonic() - begin < 2
+
+
+def test_pictures_go_to_no_other_host(api):
+    other = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)  # nobody answers there, or asks
+    for place in (f"http://127.0.0.1:{other.server_port}/v1/chat/completions", "//example.org/", "http://[", "ftp:x"):
+        api.faults = [status(307, Location=place)]
+        (_, failed), (_, whole) = caption(api, [image(), image(1)], requests=1)
+        assert "redirects to" in str(failed) and whole == Caption("A cat. It sits.")
+    other.server_close()
+    api.asked.clear()
+    api.faults = [status(308, Location="/v2/elsewhere"), status(302, Location="again")]
+    [(_, result)] = caption(api, [image()])
+    assert result == Caption("A cat. It sits.")
+    assert [path for _, path, *_ in api.asked] == ["/v1/chat/completions", "/v2/elsewhere", "/v2/again"]
+    assert all(body["messages"] for *_, body in api.asked)
+    api.faults = [status(302, Location="/round")] * 9
+    [(_, result)] = caption(api, [image()])
+    assert "redirects again and again" in str(result)
+
+
+def test_newer_models_are_asked_in_their_form(api):
+    def picky(handler):
+        *_, body = api.asked[-1]
+        for field in ("max_tokens", "temperature"):
+            if field in body:
+                return handler.answer(400, {"error": {"message": "not supported", "param": field}})
+        handler.answer(200, ANSWER)
+
+    api.faults = [picky] * 5
+    results = caption(api, [image(i) for i in range(3)], requests=1, max_tokens=50)
+    assert [result for _, result in results] == [Caption("A cat. It sits.")] * 3
+    sent = [
+        {field: value for field, value in body.items() if field not in ("model", "messages")} for *_, body in api.asked
+    ]
+    newer = {"max_completion_tokens": 50}
+    assert sent == [{"max_tokens": 50, "temperature": 0}, newer | {"temperature": 0}, *[newer] * 3]  # remembered
+    # A refusal that comes again is the image's own, and nothing is remembered of it.
+    api.asked.clear()
+    api.faults = [status(400, text="max_tokens is too large for this image")] * 2
+    (_, failed), (_, whole) = caption(api, [image(), image(1)], requests=1)
+    assert "is too large" in str(failed) and whole == Caption("A cat. It sits.")
+    assert [("max_tokens" in body) for *_, body in api.asked] == [True, False, True]
 
 
 def test_what_is_wrong_for_all_ends_the_work(api):
@@ -187,6 +327,11 @@ def test_what_is_wrong_for_all_ends_the_work(api):
         caption(api, [image()])
     api.answer = {}
     with pytest.raises(Stop, match="20 images failed in a row"):
+        caption(api, (image() for _ in range(100)))
+    assert len(api.asked) < 40
+    api.asked.clear()
+    api.faults = [lambda h, i=i: h.answer(400, {"error": {"message": f"picture {i} is too large"}}) for i in range(99)]
+    with pytest.raises(Stop, match=r"the first 20 images were all refused; .* status 400: picture \d+ is too large"):
         caption(api, (image() for _ in range(100)))
     assert len(api.asked) < 40
     api.server_close()

@@ -93,7 +93,7 @@ class ServerCommand(AskedModel):
     requests: int = 64
     """In flight at once."""
     timeout: float = 120.0
-    """Seconds to wait for an answer."""
+    """Seconds until an answer must be there in whole."""
     retries: int = 10
     """Of a request, while the server is busy, silent or broken: at once, after 1, 2, 4 ... and then every 60 s."""
     wait: float = 600.0

@@ -1,9 +1,7 @@
-"""What a captioner is asked (method §10), and what is made of its answer."""
+"""What a captioner is asked (method §10)."""
 
 from dataclasses import dataclass
 from typing import Literal
-
-from xpsr_jax.errors import UserError
 
 HIGH = "Please provide a descriptive summary of the content of this image."
 Which = Literal["both", "high", "low"]
@@ -35,11 +33,3 @@ def instructions(preset: Preset, ask: Which) -> Instructions:
     """The preset's, without the one that is not asked for."""
     both = PRESETS[preset]
     return Instructions("" if ask == "low" else both.high, "" if ask == "high" else both.low)
-
-
-def clean(answer: str) -> str:
-    """One line of text: a caption. Raises UserError if nothing is left."""
-    caption = " ".join(answer.split())
-    if not caption:
-        raise UserError("the model answered nothing")
-    return caption

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from xpsr_jax.caption.answers import clean
 from xpsr_jax.caption.captioning import Captioner, LoadedImage
 from xpsr_jax.caption.in_flight import Stop
-from xpsr_jax.caption.instructions import Instructions, clean
+from xpsr_jax.caption.instructions import Instructions
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.errors import UserError
 

@@ -2,9 +2,9 @@
 
 import base64
 import io
-import json
-import logging
 import os
+import re
+import reprlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,26 +14,24 @@ from typing import Any
 import urllib3
 from PIL import Image as PillowImage
 
+from xpsr_jax.caption.answers import caption_of, clean
 from xpsr_jax.caption.captioning import Captioner, LoadedImage
+from xpsr_jax.caption.http_client import HttpClient, Refused, ServerTrouble
 from xpsr_jax.caption.in_flight import Stop, in_flight
-from xpsr_jax.caption.instructions import Instructions, clean
+from xpsr_jax.caption.instructions import Instructions
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.errors import UserError
 
-# It would tell of every retry.
-logging.getLogger("urllib3").setLevel(logging.ERROR)
-
-# Statuses of a server that is busy, starting or restarting.
-_RETRIED = (408, 425, 429, 500, 502, 503, 504)
+# Statuses of a server that is starting.
 _STARTING = (502, 503, 504)
-# Seconds between two looks at a server that is starting.
+# Seconds between two looks at it.
 _POLL = 1.0
 # Of a wrong address, key or model.
 _HOPELESS = (401, 403, 404, 405)
-# Seconds of the second wait; the first retry comes at once.
-BACKOFF = 0.5
 # The server must be down when so many images fail, one after the other.
 _FAILURES_IN_A_ROW = 20
+# What is asked must be wrong when the first so many images are all refused for one reason.
+_FIRST_REFUSALS = 20
 # Sent as they are. Others, and those that have to be turned, are sent as PNG.
 _FORMATS = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg"}
 _ORIENTATION = 0x0112
@@ -47,9 +45,9 @@ class Server:
       url: of the API, such as http://localhost:8000/v1.
       model: its name there.
       requests: in flight at once.
-      timeout: seconds to wait for an answer.
+      timeout: seconds until an answer must be there in whole.
       retries: of a request that failed: at once, after 1, 2, 4 ... 32 and then every 60 seconds, or when the server
-        asks for it (Retry-After). Ten of them outlast a restart of four minutes.
+        asks for it (Retry-After, of which 60 seconds are heeded). Ten of them outlast a restart of four minutes.
       max_tokens: of an answer.
       key: of the API; "" for none.
     """
@@ -62,13 +60,36 @@ class Server:
     max_tokens: int = 200
     key: str = ""
 
+    @property
+    def client(self) -> HttpClient:
+        """A new client of it."""
+        return HttpClient(self.url, self.timeout, self.retries, connections=self.requests, key=self.key)
 
-class _Trouble(UserError):
-    """The server failed, not the image."""
+
+@dataclass(frozen=True)
+class _Form:
+    """How a request is worded: newer models refuse what all others understand.
+
+    Attributes:
+      limit: the name of the field that limits the length of the answer.
+      greedy: temperature 0 is asked for.
+    """
+
+    limit: str = "max_tokens"
+    greedy: bool = True
+
+    def newer(self, refusal: str) -> "_Form":
+        """The form to try after a refusal that names a field; the same one if it names none that is sent."""
+        limit = "max_completion_tokens" if re.search(r"\bmax_tokens\b", refusal) else self.limit
+        return _Form(limit, self.greedy and "temperature" not in refusal)
 
 
 def server_captioner(server: Server, instructions: Instructions) -> Captioner:
-    """Sends each image with each instruction; greedy answers."""
+    """Sends each image with each instruction; greedy answers.
+
+    The captioner raises `Stop` when it is no use to go on: the server, key or model is wrong, the first 20 images were
+    refused for one reason, or 20 in a row got no answer.
+    """
     ask = _asker(server)
 
     def caption(image: LoadedImage) -> Caption:
@@ -76,11 +97,16 @@ def server_captioner(server: Server, instructions: Instructions) -> Captioner:
         return Caption(*(ask(url, text) if text else "" for text in (instructions.high, instructions.low)))
 
     def captions(images: Iterable[LoadedImage]) -> Iterator[tuple[LoadedImage, Caption | UserError]]:
-        failures = 0
-        for image, result in in_flight(caption, images, server.requests):
-            failures = failures + 1 if isinstance(result, _Trouble) else 0
-            if failures == _FAILURES_IN_A_ROW:
-                raise Stop(f"{failures} images failed in a row; the last one: {result}. The same command goes on")
+        without_answer = 0
+        refusals: set[str] | None = set()  # None: not all were refused
+        for number, (image, result) in enumerate(in_flight(caption, images, server.requests), 1):
+            without_answer = without_answer + 1 if isinstance(result, ServerTrouble) else 0
+            if without_answer == _FAILURES_IN_A_ROW:
+                raise Stop(f"{without_answer} images failed in a row; the last one: {result}. The same command goes on")
+            if refusals is not None:
+                refusals = refusals | {_kind(result)} if isinstance(result, Refused) else None
+            if refusals is not None and len(refusals) == 1 and number == _FIRST_REFUSALS:
+                raise Stop(f"the first {number} images were all refused; {result}")
             yield image, result
 
     return captions
@@ -91,14 +117,16 @@ def wait_until_up(url: str, *, seconds: float, key: str = "") -> None:
 
     Returns when the server answers, whatever it says, or the time is over: the next request then says what is wrong.
     """
-    pool, until, told = _pool(Server(url, "", timeout=10.0, key=key)), time.monotonic() + seconds, False
+    client, until, told = HttpClient(url, 10.0, 0, key=key), time.monotonic() + seconds, False
     trouble: int | Exception
     while True:
         try:
-            trouble = pool.request("GET", _address(url, "/models"), retries=False).status
+            trouble = client.once("GET", "/models").status
             if trouble not in _STARTING:
                 return
-        except urllib3.exceptions.HTTPError as error:
+        except ServerTrouble:
+            return
+        except (urllib3.exceptions.HTTPError, OSError) as error:
             trouble = error
         if time.monotonic() + _POLL > until:
             return
@@ -110,10 +138,9 @@ def wait_until_up(url: str, *, seconds: float, key: str = "") -> None:
 
 def served_model(url: str, *, key: str = "", timeout: float = 30.0) -> str:
     """The model that the server has. Raises UserError if it cannot be asked, or has several."""
-    server = Server(url, "", timeout=timeout, retries=2, key=key)
-    answer = _request(_pool(server), server, "GET", "/models")
+    answer = HttpClient(url, timeout, 2, key=key).json("GET", "/models")
     try:
-        names = [each["id"] for each in answer["data"]]
+        names = [clean(str(each["id"])) for each in answer["data"]]
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{url}/models does not answer as an OpenAI-compatible server does; is the address right?"
@@ -126,10 +153,7 @@ def served_model(url: str, *, key: str = "", timeout: float = 30.0) -> str:
 def data_url(image: LoadedImage) -> str:
     """The image within the request, never compressed anew: that would be seen in the low-level caption."""
     kind = next((kind for beginning, kind in _FORMATS.items() if image.data.startswith(beginning)), None)
-    if kind is not None:
-        with PillowImage.open(io.BytesIO(image.data)) as picture:
-            turned = picture.getexif().get(_ORIENTATION, 1) != 1
-    if kind is None or turned:
+    if kind is None or _is_turned(image.data):
         kind, buffer = "png", io.BytesIO()
         PillowImage.fromarray(image.pixels).save(buffer, "PNG", compress_level=1)
         data = buffer.getvalue()
@@ -138,72 +162,59 @@ def data_url(image: LoadedImage) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _asker(server: Server) -> Callable[[str, str], str]:
-    pool = _pool(server)
-
-    def ask(url: str, instruction: str) -> str:
-        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": instruction}]
-        body = {
-            "model": server.model,
-            "messages": [{"role": "user", "content": content}],
-            "max_tokens": server.max_tokens,
-            "temperature": 0,
-        }
-        answer = _request(pool, server, "POST", "/chat/completions", body)
-        try:
-            text = answer["choices"][0]["message"]["content"]
-            return clean(text or "")
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise _Trouble(f"{server.url} answered without a text: {json.dumps(answer)[:200]}") from error
-
-    return ask
-
-
-def _pool(server: Server) -> urllib3.PoolManager:
-    headers = {"Authorization": f"Bearer {server.key}"} if server.key else {}
-    timeout = urllib3.Timeout(connect=min(10.0, server.timeout), read=server.timeout)
-    return urllib3.PoolManager(maxsize=server.requests, block=True, timeout=timeout, headers=headers)
-
-
-def _request(pool: urllib3.PoolManager, server: Server, method: str, path: str, body: Any = None) -> Any:
-    """The server's JSON answer, asked for again while it is busy, silent or sends what is no JSON."""
-    address = _address(server.url, path)
-    retries = urllib3.Retry(
-        total=server.retries,
-        status_forcelist=_RETRIED,
-        allowed_methods=None,
-        backoff_factor=BACKOFF,
-        backoff_max=60,
-        backoff_jitter=BACKOFF,
-        raise_on_status=False,
-    )
+def _is_turned(data: bytes) -> bool:
+    """Whether EXIF turns the picture, or cannot be read: what the server makes of it is then not known."""
     try:
-        while True:
-            response = pool.request(method, address, json=body, retries=retries)
-            if response.status != 200:
-                break
-            try:
-                return response.json()
-            except ValueError as error:
-                assert response.retries is not None
-                retries = response.retries.increment(method, address, error=error)
-                retries.sleep()
-    except (urllib3.exceptions.HTTPError, ValueError) as error:
-        raise _Trouble(f"{address}: no answer: {getattr(error, 'reason', None) or error}") from error
-    message = f"{address}: status {response.status}: {_said(response)}"
-    if response.status in _HOPELESS:
-        raise Stop(message)
-    raise _Trouble(message) if response.status in _RETRIED else UserError(message)
-
-
-def _address(url: str, path: str) -> str:
-    return url.rstrip("/") + path
-
-
-def _said(response: urllib3.BaseHTTPResponse) -> str:
-    return " ".join(response.data.decode(errors="replace").split())[:300] or str(response.reason)
+        with PillowImage.open(io.BytesIO(data), formats=("PNG", "JPEG")) as picture:
+            return picture.getexif().get(_ORIENTATION, 1) != 1
+    except Exception:  # Pillow raises nearly anything for damaged EXIF
+        return True
 
 
 def api_key() -> str:
     """Of the environment variable that OpenAI's own client reads."""
     return os.environ.get("OPENAI_API_KEY", "")
+
+
+def _asker(server: Server) -> Callable[[str, str], str]:
+    """A function of an image's data URL and an instruction, which the threads of one captioner share."""
+    client = server.client
+    accepted = _Form()
+
+    def ask(url: str, instruction: str) -> str:
+        nonlocal accepted
+        form = accepted
+        while True:
+            try:
+                answer = client.json("POST", "/chat/completions", _request(server, form, url, instruction))
+                break
+            except Refused as refusal:
+                if refusal.status in _HOPELESS:
+                    raise Stop(str(refusal)) from refusal
+                newer = form.newer(refusal.text) if refusal.status == 400 else form
+                if newer == form:
+                    raise
+                form = newer
+        if form != _Form():
+            accepted = form  # only what was answered is kept to: the image may have been at fault
+        try:
+            return caption_of(answer)
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ServerTrouble(f"{server.url} answered without a text: {reprlib.repr(answer)}") from error
+
+    return ask
+
+
+def _request(server: Server, form: _Form, url: str, instruction: str) -> dict[str, Any]:
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": instruction}]
+    request = {
+        "model": server.model,
+        "messages": [{"role": "user", "content": content}],
+        form.limit: server.max_tokens,
+    }
+    return request | ({"temperature": 0} if form.greedy else {})
+
+
+def _kind(refusal: Refused) -> str:
+    """What several refusals have in common: words with digits (pixels, tokens, a request's name) may differ."""
+    return f"{refusal.status} {re.sub(r'[^ ]*[0-9][^ ]*', '#', refusal.reason)}"
