@@ -27,6 +27,7 @@ from xpsr_jax.config import Mesh, Sampling
 from xpsr_jax.data.captions import Caption, read_captions
 from xpsr_jax.distributed import Mode, part_of
 from xpsr_jax.errors import UserError
+from xpsr_jax.files import check_writable
 from xpsr_jax.inference.compare import write_comparison
 from xpsr_jax.inference.compilation import use_compilation_cache, use_fast_convolutions, use_tpu_flags
 from xpsr_jax.inference.files import checked_size, last_change, not_written, output_paths, write_restored
@@ -35,7 +36,6 @@ from xpsr_jax.inference.image_io import (
     Format,
     Input,
     Picture,
-    check_writable,
     limit_from_millions,
     list_inputs,
     read_picture,

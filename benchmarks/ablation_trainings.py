@@ -22,9 +22,9 @@ from benchmarks.command_line import command_line
 from benchmarks.tiny_quality import MODEL
 from configs import ablations, tiny
 from xpsr_jax.config import Config, Networks, Validation
+from xpsr_jax.files import new_folder
 from xpsr_jax.inference.compilation import use_compilation_cache
 from xpsr_jax.training.loop import train
-from xpsr_jax.weights.atomic import new_folder
 
 # The paper's Table 3 and Table 4; "default" is in both.
 VARIANTS = ("default", "serial", "high", "low", "unconstrained", "pixel", "latent")

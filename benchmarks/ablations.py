@@ -35,10 +35,9 @@ from xpsr_jax.config import Sampling, load_config
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.crops import METRICS, Crop, cut_crops, enlarge, measure_crops
+from xpsr_jax.files import check_writable, new_file
 from xpsr_jax.inference.compilation import use_compilation_cache, use_fast_convolutions
-from xpsr_jax.inference.image_io import check_writable
 from xpsr_jax.inference.manifest import sha256
-from xpsr_jax.weights.atomic import new_file
 
 BICUBIC = "bicubic"
 # What a difference is multiplied by in tables and plots, and how it is called in plots.

@@ -49,9 +49,8 @@ from xpsr_jax.data.quality import (
     describe_appearance,
 )
 from xpsr_jax.evaluation.crops import Crop, CropScores, RgbImage, cut_crops, enlarge, measure_crops
+from xpsr_jax.files import check_writable, new_file
 from xpsr_jax.inference.compilation import use_compilation_cache, use_fast_convolutions
-from xpsr_jax.inference.image_io import check_writable
-from xpsr_jax.weights.atomic import new_file
 
 SEED = 11
 LIMITS = {"blur": BLUR_LIMITS, "noise": NOISE_LIMITS, "compression": COMPRESSION_LIMITS}

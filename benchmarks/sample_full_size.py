@@ -27,11 +27,12 @@ from xpsr_jax.data.captions import Caption
 from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.inference.compilation import use_compilation_cache, use_fast_convolutions
 from xpsr_jax.inference.restore import Restorer
+from xpsr_jax.json_files import write_json
 from xpsr_jax.weights import model_folder
 from xpsr_jax.weights.networks import NETWORKS, abstract, parameters
 from xpsr_jax.weights.rules import to_torch
 from xpsr_jax.weights.tensors import Tensor
-from xpsr_jax.weights.torch_files import write_folder, write_json
+from xpsr_jax.weights.torch_files import write_folder
 
 TOKENIZER = Path(xpsr_jax.__file__).parent / "assets" / "tokenizer"
 CAPTION = Caption("A grey cat sleeps on a red sofa.", "The image is blurry, with strong noise.")

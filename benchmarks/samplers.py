@@ -27,10 +27,9 @@ from xpsr_jax.config import Sampling, load_config
 from xpsr_jax.diffusion.schedule import Spacing
 from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.crops import CROP_SEED, Crop, cut_crops, enlarge, measure_crops
+from xpsr_jax.files import check_writable, new_file
 from xpsr_jax.inference.compilation import use_compilation_cache
-from xpsr_jax.inference.image_io import check_writable
 from xpsr_jax.inference.restore import Restorer, not_a_number
-from xpsr_jax.weights.atomic import new_file
 from xpsr_jax.weights.model_folder import Model
 
 SAMPLERS: dict[str, dict[str, Any]] = {

@@ -16,8 +16,9 @@ from tqdm import tqdm
 import xpsr_jax
 from xpsr_jax.data.captions import read_captions
 from xpsr_jax.errors import UserError
+from xpsr_jax.files import check_writable
 from xpsr_jax.inference.compilation import use_compilation_cache
-from xpsr_jax.inference.image_io import check_writable, read_image, write_png
+from xpsr_jax.inference.image_io import read_image, write_png
 from xpsr_jax.inference.restore import Restorer
 
 ASSETS = Path(__file__).parent / "assets"

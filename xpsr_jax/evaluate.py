@@ -26,10 +26,9 @@ from xpsr_jax.evaluation.protocols import METRIC_NAMES, NATIVE, PROTOCOLS, Metri
 from xpsr_jax.evaluation.scoring import MethodScores, default_batch_size, score
 from xpsr_jax.evaluation.tables import Evaluation, describe_protocol, markdown, print_scores
 from xpsr_jax.evaluation.with_pyiqa import require_pyiqa
+from xpsr_jax.files import check_writable, write_text
 from xpsr_jax.inference.compilation import use_compilation_cache
-from xpsr_jax.inference.image_io import check_writable
 from xpsr_jax.inference.manifest import sha256
-from xpsr_jax.weights.atomic import new_file
 
 
 @dataclass(frozen=True)
@@ -141,16 +140,16 @@ def write_scores(file: Path, scores: Mapping[str, MethodScores]) -> None:
     """One method's to `file`, several ones' to a file each beside it."""
     for method, of_method in scores.items():
         name = f"{file.stem}-{method.replace('/', '-')}{file.suffix or '.json'}"
-        _write(file if len(scores) == 1 else file.with_name(name), _as_text(of_method.as_json()))
+        write_text(_as_text(of_method.as_json()), file if len(scores) == 1 else file.with_name(name))
 
 
 def write_report(
     folder: Path, result: Evaluation, comparisons: Sequence[Comparison], manifest: Mapping[str, Any]
 ) -> None:
     write_scores(folder / "scores.json", result.scores)
-    _write(folder / "manifest.json", _as_text(manifest))
-    _write(folder / "report.md", markdown(result, manifest))
-    _write(folder / "report.html", html_report(result, comparisons, manifest))
+    write_text(_as_text(manifest), folder / "manifest.json")
+    write_text(markdown(result, manifest), folder / "report.md")
+    write_text(html_report(result, comparisons, manifest), folder / "report.html")
 
 
 def manifest_of(arguments: Arguments, result: Evaluation, comparisons: Sequence[Comparison]) -> dict[str, Any]:
@@ -178,11 +177,6 @@ def manifest_of(arguments: Arguments, result: Evaluation, comparisons: Sequence[
 
 def _as_text(content: Mapping[str, Any]) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-
-
-def _write(file: Path, text: str) -> None:
-    with new_file(file) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -48,5 +48,5 @@ def test_unreadable_and_unwritable(tmp_path):
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="Cannot read the captions"):
         read_captions(tmp_path / "binary")
-    with pytest.raises(UserError, match="Cannot write the captions"):
+    with pytest.raises(UserError, match="cannot be written"):
         write_captions(tmp_path / "no" / "folder.jsonl", {})

@@ -13,7 +13,6 @@ from xpsr_jax.inference import image_io
 from xpsr_jax.inference.image_io import (
     SUFFIX_OF,
     Picture,
-    check_writable,
     limit_from_millions,
     list_inputs,
     read_image,
@@ -425,11 +424,3 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert os.listdir(tmp_path) == ["a.png"]
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), RGB)
-
-
-def test_an_unwritable_folder_is_found_out_beforehand(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write"):
-        check_writable(tmp_path / "file" / "sub")
-    check_writable(tmp_path / "new")
-    assert os.listdir(tmp_path / "new") == []

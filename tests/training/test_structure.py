@@ -13,6 +13,7 @@ from xpsr_jax import sharding
 from xpsr_jax.config import Mesh
 from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.errors import UserError
+from xpsr_jax.json_files import write_json
 from xpsr_jax.models.controlnet import unet_twin
 from xpsr_jax.training.fingerprints import fingerprints
 from xpsr_jax.training.parameters import initial_parameters
@@ -20,7 +21,7 @@ from xpsr_jax.training.structure import make_structure
 from xpsr_jax.weights.networks import NETWORKS
 from xpsr_jax.weights.rules import to_torch
 from xpsr_jax.weights.tensors import Tensor, WeightsError
-from xpsr_jax.weights.torch_files import write_file, write_json
+from xpsr_jax.weights.torch_files import write_file
 
 FILE = "diffusion_pytorch_model.safetensors"
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 import xpsr_jax
+from xpsr_jax.json_files import write_json
 from xpsr_jax.models.configs import AutoencoderConfig, TextEncoderConfig
 from xpsr_jax.weights.networks import AUTOENCODER, TEXT_ENCODER, Network, abstract, parameters
 from xpsr_jax.weights.rules import torch_key, torch_shape
 from xpsr_jax.weights.tensors import Tensor
-from xpsr_jax.weights.torch_files import write_folder, write_json
+from xpsr_jax.weights.torch_files import write_folder
 
 TINY_AUTOENCODER = AutoencoderConfig(
     block_out_channels=(8, 8, 16, 16),

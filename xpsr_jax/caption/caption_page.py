@@ -17,7 +17,7 @@ from xpsr_jax.data.captions import Record, read_records
 from xpsr_jax.data.image_files import read_image
 from xpsr_jax.data.tokens import MAX_TOKENS
 from xpsr_jax.errors import UserError
-from xpsr_jax.weights.atomic import new_file
+from xpsr_jax.files import write_text
 
 _SIDE = 320  # of pictures, in pixels
 _COUNTED = 20_000  # captions whose tokens are counted: of a million it would take half an hour
@@ -70,8 +70,7 @@ def write_caption_page(captions: Path, images: Path, output: Path, *, count: int
         ),
         figures="\n".join(_figure(record, images) for record in chosen),
     )
-    with new_file(output) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(page, output)
     return f"{output}: {len(chosen)} of {len(records)} captions"
 
 

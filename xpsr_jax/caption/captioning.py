@@ -20,8 +20,8 @@ from xpsr_jax.data.captions import Caption, Record, read_records
 from xpsr_jax.data.image_files import decode_image, read_bytes
 from xpsr_jax.data.tokens import MAX_TOKENS
 from xpsr_jax.errors import UserError
+from xpsr_jax.files import write_text
 from xpsr_jax.inference.image_io import Input, list_inputs
-from xpsr_jax.weights.atomic import new_file
 
 READERS = min(8, os.cpu_count() or 1)
 
@@ -250,9 +250,7 @@ def _failures_written(output: Path, failed: dict[str, str]) -> Iterator[None]:
         finished = True
     finally:
         if failed:
-            with new_file(file) as temporary:
-                lines = (f"{name}\t{reason}\n" for name, reason in failed.items())
-                temporary.write_text("".join(lines), encoding="utf-8")
+            write_text("".join(f"{name}\t{reason}\n" for name, reason in failed.items()), file)
         elif finished:
             file.unlink(missing_ok=True)
 

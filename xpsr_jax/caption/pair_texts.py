@@ -1,6 +1,5 @@
 """Captions into ready-made pairs in the released layout, which has a text file for each (method §6)."""
 
-import os
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
@@ -8,6 +7,7 @@ from tqdm import tqdm
 from xpsr_jax.data.captions import read_captions
 from xpsr_jax.data.offline_pairs import HIGH_HR, HIGH_LR, LOW_HR, LOW_LR, find_datasets
 from xpsr_jax.errors import UserError
+from xpsr_jax.files import check_writable, write_text
 
 _FOLDERS = {"HR": (HIGH_HR, LOW_HR), "LR": (HIGH_LR, LOW_LR)}
 
@@ -38,14 +38,8 @@ def write_into_pairs(captions: Path, root: Path) -> int:
             if text:
                 texts[root / dataset / folder / inner.with_suffix(".txt")] = text
     for file, text in tqdm(texts.items(), unit="text", disable=None):
-        partial = file.with_name(f".{file.name}.partial")
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(text + "\n", encoding="utf-8")
-            os.replace(partial, file)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise UserError(f"{file} cannot be written: {error.strerror}") from error
+        check_writable(file.parent)
+        write_text(text + "\n", file)
     return len(texts)
 
 

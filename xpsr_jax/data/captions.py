@@ -9,6 +9,7 @@ from typing import Any
 
 from xpsr_jax.data.quality import describe
 from xpsr_jax.errors import UserError
+from xpsr_jax.files import new_file
 
 __all__ = ["Caption", "describe", "read_captions", "read_records", "write_captions", "write_records"]
 
@@ -85,17 +86,12 @@ def write_captions(path: str | os.PathLike, captions: Mapping[str, Caption], *, 
 
 def write_records(path: str | os.PathLike, records: Iterable[Record]) -> None:
     """Writes what `read_records` reads. Raises UserError where the system refuses."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            file.writelines(line_of(record) for record in records)
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"Cannot write the captions {path}: {error}") from error
+    with new_file(Path(path)) as temporary, temporary.open("wb") as file:
+        file.writelines(line_of(record).encode() for record in records)
 
 
 def line_of(record: Record) -> str:
     """A record's line, with its end."""
-    return json.dumps(record, ensure_ascii=False) + "\n"
+    line = json.dumps(record, ensure_ascii=False)
+    # Names of files that are not UTF-8 are written as escapes.
+    return (line if line.isascii() or line.encode(errors="ignore").decode() == line else json.dumps(record)) + "\n"

@@ -88,7 +88,8 @@ def match_images(
         problems += ambiguous + _compare_names(files[method], originals, folder, reference)
         problems += _compare_sizes(files[method], sizes)
     if problems:
-        raise UserError(f"nothing was measured, for {len(problems)} images do not fit:\n  " + "\n  ".join(problems))
+        summary = f"nothing was measured: {len(problems)} images do not fit:"
+        raise UserError(summary, *(f"  {problem}" for problem in problems))
     inputs = _by_stem(lr)[0] if lr is not None else {}
     return [
         Comparison(

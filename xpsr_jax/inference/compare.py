@@ -11,8 +11,8 @@ from string import Template
 import numpy as np
 from PIL import Image
 
-from xpsr_jax.inference.image_io import Picture, check_writable
-from xpsr_jax.weights.atomic import new_file
+from xpsr_jax.files import check_writable, new_file
+from xpsr_jax.inference.image_io import Picture
 
 # Longest side on the page, in pixels: larger pictures are reduced.
 LONGEST = 1600

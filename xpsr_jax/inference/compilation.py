@@ -1,25 +1,21 @@
 """What makes inference fast on the devices at hand: compiled programs kept, flags, forms of computation."""
 
 import os
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
+from xpsr_jax.files import cache_folder
 from xpsr_jax.models.winograd import use_winograd
 from xpsr_jax.weights.model_folder import Model
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs in ~/.cache/xpsr_jax, or in the folder that the variable XPSR_JAX_CACHE names.
-
-    XPSR_JAX_CACHE="" keeps none. JAX's own JAX_COMPILATION_CACHE_DIR goes before both.
-    """
+    """Keeps compiled programs in `files.cache_folder`, if there is one. JAX's JAX_COMPILATION_CACHE_DIR goes first."""
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
-    folder = os.environ.get("XPSR_JAX_CACHE", str(Path.home() / ".cache" / "xpsr_jax"))
-    if folder:
-        jax.config.update("jax_compilation_cache_dir", folder)
+    if folder := cache_folder():
+        jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

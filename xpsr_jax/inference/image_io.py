@@ -210,16 +210,6 @@ def write_png(path: Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
     write_picture(path, Picture(image))
 
 
-def check_writable(folder: Path) -> None:
-    """Makes a folder, and a file in it for a moment: better to raise `UserError` now than after hours of work."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"{folder}: cannot write into this folder: {error.strerror or error}") from error
-
-
 def natural_order(path: Path) -> list[tuple[int, int | str]]:
     """Sort key under which img2 comes before img10."""
     return [

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from xpsr_jax.errors import UserError
+from xpsr_jax.json_files import as_json
 
 NAME = "restored.jsonl"
 
@@ -50,7 +51,7 @@ class Manifest:
 
     def differences(self, output: Path, settings: Mapping[str, Any]) -> list[str]:
         """How the settings by which the output was made differ from these, a text for each."""
-        before, now = self._lines[self._name(output)].get("settings", {}), _as_json(settings)
+        before, now = self._lines[self._name(output)].get("settings", {}), as_json(settings)
         names = [name for name in now | before if before.get(name) != now.get(name)]
         return [f"{name}: was {before.get(name)!r}, is {now.get(name)!r}" for name in names]
 
@@ -66,7 +67,7 @@ class Manifest:
             "input_sha256": sha256(source),
             "output_sha256": sha256(complete),
             "seconds": round(seconds, 3),
-            "settings": _as_json(settings),
+            "settings": as_json(settings),
         }
         self._lines[name] = entry
         try:
@@ -89,10 +90,6 @@ class Manifest:
 def sha256(file: Path) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(settings, default=str))
 
 
 def _ends_with_newline(file: Any) -> bool:

@@ -15,8 +15,9 @@ from typing import Any, Literal, TextIO
 
 import jax
 
+from xpsr_jax.files import cache_folder
 from xpsr_jax.inference.compilation import TPU_FLAGS
-from xpsr_jax.weights.atomic import new_file
+from xpsr_jax.json_files import write_json
 
 Effort = Literal["quick", "default"]
 COMPLAINT = "Involuntary full rematerialization"
@@ -91,18 +92,18 @@ def _elapsed(what: str, terminal: TextIO, every: float = 1.0) -> Iterator[None]:
 
 
 def cache_file(*facts: Any) -> Path | None:
-    """Where the report of a program is kept; None if the cache is switched off (XPSR_JAX_CACHE="").
+    """Where the report of a program is kept; None without a cache (`files.cache_folder`).
 
     Its name is a hash of the facts, of this package's source and of the versions that compile.
     """
-    folder = os.environ.get("XPSR_JAX_CACHE", str(Path.home() / ".cache" / "xpsr_jax"))
-    if not folder:
+    folder = cache_folder()
+    if folder is None:
         return None
     digest = hashlib.sha256(repr((facts, _versions())).encode())
     package = Path(__file__).parents[1]
     for path in sorted(package.rglob("*.py")):
         digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
-    return Path(folder) / "preflight" / f"{digest.hexdigest()[:32]}.json"
+    return folder / "preflight" / f"{digest.hexdigest()[:32]}.json"
 
 
 def read_cached(path: Path | None) -> dict[str, Any] | None:
@@ -116,8 +117,7 @@ def write_cached(path: Path | None, data: dict[str, Any]) -> None:
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with new_file(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=1))
+    write_json(data, path, indent=1)
 
 
 def _versions() -> dict[str, str]:

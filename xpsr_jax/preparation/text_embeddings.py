@@ -14,8 +14,8 @@ from jaxtyping import Array, Float, Int, UInt64
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.data.embeddings import DESCRIPTION, KEYS, keys_of, shard_name
 from xpsr_jax.data.examples import Tokenizer, tokenize
+from xpsr_jax.json_files import write_json
 from xpsr_jax.preparation.work import Outcome
-from xpsr_jax.weights.torch_files import write_json
 
 # Captions in a file: 236 MB in float32 at CLIP's size.
 ROWS = 1024

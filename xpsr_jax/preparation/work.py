@@ -7,7 +7,6 @@ that never began; and as a piece depends on its number alone, the result is the 
 
 import concurrent.futures
 import dataclasses
-import json
 import multiprocessing
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,9 +21,8 @@ from xpsr_jax.data import worker_process
 from xpsr_jax.data.record import Record, Sample
 from xpsr_jax.data.sources import StoredSource
 from xpsr_jax.errors import UserError
-from xpsr_jax.inference.image_io import check_writable
-from xpsr_jax.weights.atomic import check_free
-from xpsr_jax.weights.torch_files import read_json, write_json
+from xpsr_jax.files import beside, check_free, check_writable
+from xpsr_jax.json_files import as_json, read_json, write_json
 
 REPORT = "prepared.json"
 
@@ -110,8 +108,8 @@ def work(
       UserError: the output exists and is something else, cannot be written, is unfinished work of other settings, or
         nothing is left of the images.
     """
-    settings = json.loads(json.dumps(settings, default=str))
-    partial, progress = (output.with_name(f".{output.name}.{what}") for what in ("partial", "progress"))
+    settings = as_json(settings)
+    partial, progress = (beside(output, what) for what in ("partial", "progress"))
     if (output / REPORT).is_file() and (report := read_json(output / REPORT)).pop("settings", None) == settings:
         shutil.rmtree(progress, ignore_errors=True)
         return Outcome(**report)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from xpsr_jax import distributed
 from xpsr_jax.errors import UserError
-from xpsr_jax.weights.atomic import new_file
+from xpsr_jax.files import write_text
 
 _README = """\
 A training run of XPSR. The same command goes on with it, if it was stopped.
@@ -96,13 +96,11 @@ class Log:
             disable=None if self._writes else True,
         )
         if self._writes:
-            with new_file(self._run / "README.md") as temporary:
-                temporary.write_text(_README)
+            write_text(_README, self._run / "README.md")
             self._text = (self._run / "log.txt").open("a", buffering=1)
             self._online = _open_wandb(self._wandb, self._run, self._record) if self._wandb else None
             file = self._run / "metrics.jsonl"
-            with new_file(file) as temporary:
-                temporary.write_text("".join(_lines_until(file, self._first)))
+            write_text("".join(_lines_until(file, self._first)), file)
             self._metrics = file.open("a", buffering=1)
             self._board = SummaryWriter(str(self._run / "tensorboard"), purge_step=self._first + 1)
         return self

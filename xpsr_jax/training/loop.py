@@ -18,7 +18,8 @@ from xpsr_jax.config import Config
 from xpsr_jax.data.pipeline import make_pipeline
 from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.perceptual import load_distance
-from xpsr_jax.inference.image_io import check_writable
+from xpsr_jax.files import check_writable
+from xpsr_jax.json_files import write_json
 from xpsr_jax.training import fingerprints, resume
 from xpsr_jax.training.checkpoints import Checkpoints, is_full
 from xpsr_jax.training.embeddings import check_embeddings
@@ -32,7 +33,6 @@ from xpsr_jax.training.state import TrainState, abstract_state, initial_state, m
 from xpsr_jax.training.step import make_step
 from xpsr_jax.training.structure import make_structure
 from xpsr_jax.training.validation import Validator
-from xpsr_jax.weights.torch_files import write_json
 
 
 def train(config: Config) -> Path | None:

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib import ticker
 from matplotlib.figure import Figure
 
-from xpsr_jax.weights.atomic import new_file
+from xpsr_jax.files import new_file
 
 # Of a run's terms those that are no loss, and what comes first.
 _OTHERS = ("step", "images_per_second", "gradient_norm", "learning_rate")

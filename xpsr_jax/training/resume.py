@@ -1,7 +1,6 @@
 """What a run records of its settings, and which of them may differ when it is resumed."""
 
 import dataclasses
-import json
 import re
 import types
 import typing
@@ -14,6 +13,7 @@ import grain
 from xpsr_jax import distributed
 from xpsr_jax.config import Config
 from xpsr_jax.errors import UserError
+from xpsr_jax.json_files import as_json
 from xpsr_jax.training.checkpoints import Checkpoints, Damaged
 from xpsr_jax.training.state import TrainState
 
@@ -42,7 +42,7 @@ def record(config: Config, *, photographs: int, base: Mapping[str, str] | None =
       photographs: their number, which decides their order.
       base: `fingerprints.fingerprints` of what the run begins from.
     """
-    settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    settings = as_json(dataclasses.asdict(config))
     settings |= {"schema": SCHEMA, "photographs": photographs}
     return settings | ({"base": dict(base)} if base is not None else {})
 

@@ -11,12 +11,13 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from xpsr_jax.errors import UserError
+from xpsr_jax.files import check_free, new_folder
+from xpsr_jax.json_files import write_json
 from xpsr_jax.weights import model_folder, orbax_files, rules
-from xpsr_jax.weights.atomic import check_free, new_folder
 from xpsr_jax.weights.networks import NETWORKS, Network, Weights, checked
 from xpsr_jax.weights.sources import SUBFOLDERS, Source, listed, merge
 from xpsr_jax.weights.tensors import Tensor, read_finite, together
-from xpsr_jax.weights.torch_files import write_folder, write_json
+from xpsr_jax.weights.torch_files import write_folder
 from xpsr_jax.weights.verify import verify_network
 
 

@@ -17,17 +17,17 @@ import jax.numpy as jnp
 from xpsr_jax.config import PAPER, Sampling
 from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.errors import UserError
+from xpsr_jax.files import new_folder
+from xpsr_jax.json_files import read_json, write_json
 from xpsr_jax.models.autoencoder import Autoencoder
 from xpsr_jax.models.configs import Fusion
 from xpsr_jax.models.controlnet import ControlNet
 from xpsr_jax.models.layers import Compute
 from xpsr_jax.models.text_encoder import TextEncoder
 from xpsr_jax.models.unet import UNet
-from xpsr_jax.weights.atomic import new_folder
 from xpsr_jax.weights.networks import CONTROLNET, NETWORKS, UNET, load_network, parse_config, save_network
 from xpsr_jax.weights.sources import SUBFOLDERS, lacking_variant, merge, open_source, require
 from xpsr_jax.weights.tensors import together
-from xpsr_jax.weights.torch_files import read_json, write_json
 
 INDEX = "model_index.json"
 _CLASSES = {network.subfolder: network.torch_class for network in NETWORKS.values()} | {

@@ -12,6 +12,7 @@ from flax import nnx
 
 from xpsr_jax import sharding
 from xpsr_jax.errors import UserError
+from xpsr_jax.json_files import read_json, write_json
 from xpsr_jax.models.autoencoder import Autoencoder
 from xpsr_jax.models.configs import AutoencoderConfig, ControlNetConfig, TextEncoderConfig, UNetConfig
 from xpsr_jax.models.controlnet import ControlNet
@@ -21,7 +22,7 @@ from xpsr_jax.models.unet import UNet
 from xpsr_jax.weights import orbax_files, rules
 from xpsr_jax.weights.folders import read_folder
 from xpsr_jax.weights.tensors import Tensor, WeightsError, read_finite
-from xpsr_jax.weights.torch_files import STEMS, read_json, write_folder, write_json
+from xpsr_jax.weights.torch_files import STEMS, write_folder
 
 # What a file may lack as a whole, by its keys: Stable Diffusion's UNet has no Conditional Attention, and only training
 # needs the Degradation-Free Constraint's heads.

@@ -32,7 +32,7 @@ class WeightsError(UserError):
         self.problems = tuple(problems)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         summary = f"{where}: these weights cannot be used, {count}{hint and ' (' + hint + ')'}:"
-        super().__init__("\n  ".join([summary, *problems]))
+        super().__init__(summary, *(f"  {problem}" for problem in problems))
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,11 @@ def together(*parts: Callable[[], Any]) -> list[Any]:
     if len(errors) == 1:
         raise errors[0]
     if errors:
-        raise UserError("\n".join(map(str, errors))) from errors[0]
+        # The first lines of each, 20 in all: no more than a screen.
+        each = max(0, 20 // len(errors) - 2)
+        together = UserError(*(line for error in errors for line in error.lines(each)))
+        together.limit = 20
+        raise together from errors[0]
     return results
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from xpsr_jax.errors import UserError
-from xpsr_jax.weights.atomic import new_file
+from xpsr_jax.files import new_file
+from xpsr_jax.json_files import read_json, write_json
 from xpsr_jax.weights.tensors import Tensor, read_finite
 
 # What diffusers and transformers call a component's weights.
@@ -31,25 +32,6 @@ _DTYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
 }
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object. Raises UserError if the file holds none."""
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise UserError(f"{file} should hold a JSON object, not {type(data).__name__}")
-    return data
-
-
-def write_json(data: Mapping[str, Any], file: Path) -> None:
-    """Writes a JSON object for people to read."""
-    with new_file(file) as temporary:
-        temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
 def read_file(file: Path) -> dict[str, Tensor]:

@@ -1,0 +1,38 @@
+"""Messages stay on one screen and do nothing to the terminal."""
+
+import pickle
+
+import pytest
+
+from xpsr_jax.errors import UserError, listed, printable
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain, 日本語 é 👍", "plain, 日本語 é 👍"),
+        ("\x1b[2J\x07", "\\x1b[2J\\x07"),
+        ("two\nlines\t", "two\\nlines\\t"),
+        ("\udcff.png", "\\xff.png"),
+        ("\ud800", "\\ud800"),
+        ("\u202egnp.exe", "\\u202egnp.exe"),
+        ("no\u202fbreak", "no\u202fbreak"),
+        ("\x9b31m", "\\x9b31m"),
+    ],
+)
+def test_printable(text, shown):
+    assert printable(text) == str(UserError(text)) == shown
+    shown.encode()
+
+
+def test_long_lists_are_cut():
+    assert listed("abc") == "a, b, c"
+    assert listed(range(12)) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
+    text = str(UserError("many:", *(f"  {i}" for i in range(12))))
+    assert text.splitlines() == ["many:", *(f"  {i}" for i in range(10)), "  and 2 more"]
+    assert len(str(UserError("x" * 100_000))) < 2100
+
+
+def test_errors_pass_between_processes():
+    error = pickle.loads(pickle.dumps(UserError("first \x1b", "second")))
+    assert str(error) == "first \\x1b\nsecond"
