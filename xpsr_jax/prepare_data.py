@@ -226,7 +226,7 @@ def prepare_embeddings(command: Embeddings) -> Outcome:
 
 def _digest(names: Sequence[str]) -> str:
     """Tells other images from these."""
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+    return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
 
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ def stand_in(name: str) -> types.SimpleNamespace:
     weights = weights["AlexNet_0" if name == "alexnet" else "VGG16_0"]
     for i, conv in enumerate(layer for layer in layers if isinstance(layer, nn.Conv2d)):
         conv.weight.data = torch.tensor(weights[f"Conv_{i}"]["kernel"]).permute(3, 2, 0, 1).contiguous()
+        assert conv.bias is not None
         conv.bias.data = torch.tensor(weights[f"Conv_{i}"]["bias"])
     return types.SimpleNamespace(features=nn.Sequential(*layers))
 

@@ -311,7 +311,7 @@ def test_what_is_there_is_not_overwritten_by_accident(networks, tmp_path):
     with pytest.raises(UserError, match="out exists already"):
         save(parts, tmp_path / "out")
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match=r"not replaced, for it also holds thesis\.tex"):
+    with pytest.raises(UserError, match=r"not replaced, because it also holds thesis\.tex"):
         save(parts, tmp_path / "out", overwrite=True)
     (tmp_path / "out" / "thesis.tex").unlink()
     save({"unet": networks[0], "controlnet": networks[1]}, tmp_path / "out", overwrite=True)

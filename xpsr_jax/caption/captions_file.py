@@ -1,6 +1,6 @@
 """The file that captions are appended to, one whole line at a time, and files put together."""
 
-import fcntl
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from xpsr_jax.data.captions import Record, line_of, read_records, write_records
 from xpsr_jax.errors import UserError
+from xpsr_jax.locks import locked_output
 
 
 class CaptionsFile:
@@ -22,24 +23,19 @@ class CaptionsFile:
 
     def __init__(self, path: Path):
         self.path = path
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise UserError(f"{path} cannot be written: {error.strerror}") from error
-        try:
-            self._lock()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(locked_output(path))
+            self._file = self._open()
+            stack.callback(lambda: os.close(self._file))
             self.repaired = self._end_whole()
             self.records = read_records(path)
-        except BaseException:
-            os.close(self._file)
-            raise
+            self._stack = stack.pop_all()
 
     def __enter__(self) -> "CaptionsFile":
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._file)
+        self._stack.close()
 
     def append(self, record: Record) -> None:
         """Adds a line: all of it or, if the disk is full, nothing and UserError."""
@@ -59,16 +55,13 @@ class CaptionsFile:
             del self.records[image]
         write_records(self.path, self.records.values())
         os.close(self._file)
-        self._file = os.open(self.path, os.O_RDWR | os.O_APPEND)
-        self._lock()
+        self._file = self._open()
 
-    def _lock(self) -> None:
+    def _open(self) -> int:
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(self._file), os.stat(self.path)):
-                raise OSError("it was written anew meanwhile")
+            return os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
-            raise UserError(f"{self.path} is being written by another process; name another --output") from error
+            raise UserError(f"{self.path} cannot be written: {error.strerror}") from error
 
     def _end_whole(self) -> bool:
         """Removes what follows the last whole line. A last line that lacks only its end gets it."""
@@ -94,6 +87,11 @@ def merge_captions(files: Sequence[Path], output: Path) -> tuple[int, int, int]:
     Raises:
       UserError: a file cannot be read, or the output not be written.
     """
+    with locked_output(output):
+        return _merge(files, output)
+
+
+def _merge(files: Sequence[Path], output: Path) -> tuple[int, int, int]:
     merged: dict[str, Record] = {}
     same = replaced = 0
     for file in files:
@@ -102,9 +100,5 @@ def merge_captions(files: Sequence[Path], output: Path) -> tuple[int, int, int]:
                 same += merged[image] == record
                 replaced += merged[image] != record
             merged[image] = record
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{output} cannot be written: {error.strerror}") from error
     write_records(output, merged.values())
     return len(merged), same, replaced

@@ -23,6 +23,7 @@ from xpsr_jax.data.sources import StoredSource
 from xpsr_jax.errors import UserError
 from xpsr_jax.files import beside, check_free, check_writable
 from xpsr_jax.json_files import as_json, read_json, write_json
+from xpsr_jax.locks import locked_output
 
 REPORT = "prepared.json"
 
@@ -105,15 +106,30 @@ def work(
       finish: completes the folder, given the outcomes of all pieces in their order.
 
     Raises:
-      UserError: the output exists and is something else, cannot be written, is unfinished work of other settings, or
-        nothing is left of the images.
+      UserError: the output exists and is something else, cannot be written, is being written by another process, is
+        unfinished work of other settings, or nothing is left of the images.
     """
     settings = as_json(settings)
-    partial, progress = (beside(output, what) for what in ("partial", "progress"))
+    progress = beside(output, "progress")
     if (output / REPORT).is_file() and (report := read_json(output / REPORT)).pop("settings", None) == settings:
         shutil.rmtree(progress, ignore_errors=True)
         return Outcome(**report)
     check_free(output)
+    with locked_output(output):
+        return _work(output, do, pieces, settings=settings, workers=workers, finish=finish, unit=unit)
+
+
+def _work(
+    output: Path,
+    do: Do,
+    pieces: Sequence[range],
+    *,
+    settings: Mapping[str, Any],
+    workers: int,
+    finish: Callable[[Path, list[Outcome]], None],
+    unit: str,
+) -> Outcome:
+    partial, progress = (beside(output, what) for what in ("partial", "progress"))
     _begin(partial, progress, settings)
     outcomes = {number: outcome for number in range(len(pieces)) if (outcome := _done(progress, number))}
     todo = [(number, piece) for number, piece in enumerate(pieces) if number not in outcomes]

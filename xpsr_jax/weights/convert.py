@@ -13,6 +13,7 @@ from tqdm import tqdm
 from xpsr_jax.errors import UserError
 from xpsr_jax.files import check_free, new_folder
 from xpsr_jax.json_files import write_json
+from xpsr_jax.locks import locked_output
 from xpsr_jax.weights import model_folder, orbax_files, rules
 from xpsr_jax.weights.networks import NETWORKS, Network, Weights, checked
 from xpsr_jax.weights.sources import SUBFOLDERS, Source, listed, merge
@@ -90,6 +91,7 @@ def convert(
     tensors = [tensor for job in jobs.values() for tensor in job.tensors.values()]
     size = sum(tensor.nbytes for tensor in tensors)
     with (
+        locked_output(output),
         new_folder(output, replaceable=replaceable) as folder,
         tqdm(total=size, unit="B", unit_scale=True, unit_divisor=1000, disable=not progress) as bar,
     ):
