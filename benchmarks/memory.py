@@ -18,12 +18,11 @@ import numpy as np
 from PIL import Image
 
 import xpsr_jax
+from xpsr_jax.assets import DEMO, TINY_MODEL
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.inference.compilation import use_compilation_cache
 from xpsr_jax.inference.image_io import read_image
 from xpsr_jax.inference.restore import Restorer
-
-ASSETS = Path(xpsr_jax.__file__).parent / "assets"
 
 
 def main() -> None:
@@ -48,11 +47,11 @@ def main() -> None:
 def restore(side: int, *, untiled: bool) -> None:
     """Restores the demo photograph, enlarged, to a square of this side, and prints what it took."""
     use_compilation_cache()
-    model = xpsr_jax.load(ASSETS / "tiny")
+    model = xpsr_jax.load(TINY_MODEL)
     sampling = dataclasses.replace(model.defaults, steps=1)
     if untiled:
         sampling = dataclasses.replace(sampling, tile_size=0, vae_tile_size=0)
-    photo = Image.fromarray(read_image(ASSETS / "demo" / "lr.png"))
+    photo = Image.fromarray(read_image(DEMO / "lr.png"))
     lr = np.asarray(photo.resize((side // sampling.upscale,) * 2, Image.Resampling.BICUBIC))
     restorer = Restorer(model, sampling)
     before = peak()

@@ -17,10 +17,11 @@ from PIL import Image
 import xpsr_jax
 from benchmarks.command_line import command_line
 from benchmarks.tiny_quality import ROOT
+from xpsr_jax.assets import DEMO, TINY_MODEL
 from xpsr_jax.data.captions import Caption, read_captions
-from xpsr_jax.demo import ASSETS, side_by_side
 from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.fidelity import psnr_y
+from xpsr_jax.inference.compare import side_by_side
 from xpsr_jax.inference.compilation import use_compilation_cache, use_fast_convolutions
 from xpsr_jax.inference.image_io import Picture, read_image, write_picture
 from xpsr_jax.inference.restore import restore
@@ -30,15 +31,15 @@ AMPLIFICATION = 8
 
 @dataclass(frozen=True)
 class Arguments:
-    photo: Path = ASSETS / "demo" / "lr.png"
+    photo: Path = DEMO / "lr.png"
     """The degraded photograph."""
-    captions: Path = ASSETS / "demo" / "captions.jsonl"
+    captions: Path = DEMO / "captions.jsonl"
     """Its right captions."""
     high: str = "Two brown spaniel dogs lean out of the window of a weathered wooden house."
     """A wrong high-level caption."""
     low: str = "The image is sharp and clear, with little noise and no compression artifacts."
     """A wrong low-level caption."""
-    model: Path = ASSETS / "tiny"
+    model: Path = TINY_MODEL
     """Model folder."""
     steps: int | None = None
     """Sampling steps instead of the model's own."""

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from convert_weights import Arguments, main
 from tests.weights.conftest import base, released  # noqa: F401
+from xpsr_jax.cli.convert import Arguments
+from xpsr_jax.cli.convert import convert_weights as main
 from xpsr_jax.errors import UserError
 from xpsr_jax.weights.model_folder import load
 from xpsr_jax.weights.tensors import WeightsError

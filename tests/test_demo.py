@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from tests.inference.tiny_model import tiny_model
-from xpsr_jax import demo
-from xpsr_jax.demo import main, side_by_side
+from xpsr_jax.cli import demo
+from xpsr_jax.cli.demo import main
+from xpsr_jax.inference.compare import side_by_side
 from xpsr_jax.inference.image_io import read_image
 from xpsr_jax.weights.model_folder import save
 
@@ -23,7 +24,8 @@ def test_writes_both_pictures_and_says_where(tmp_path, monkeypatch, capsys) -> N
     caption = json.dumps({"image": "lr.png", "high": "a house", "low": "blurry"})
     (shipped / "demo" / "captions.jsonl").write_text(caption)
     save(tiny_model(), shipped / "tiny")
-    monkeypatch.setattr(demo, "ASSETS", shipped)
+    monkeypatch.setattr(demo, "DEMO", shipped / "demo")
+    monkeypatch.setattr(demo, "TINY_MODEL", shipped / "tiny")
 
     assert main([str(tmp_path / "out")]) == 0
     restored, comparison = (read_image(tmp_path / "out" / name) for name in ("restored.png", "comparison.png"))
@@ -36,7 +38,7 @@ def test_writes_both_pictures_and_says_where(tmp_path, monkeypatch, capsys) -> N
 
 
 def test_what_is_missing_gets_one_line(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(demo, "ASSETS", tmp_path)
+    monkeypatch.setattr(demo, "DEMO", tmp_path)
     assert main([str(tmp_path / "out")]) == 1
     assert capsys.readouterr().err.count("\n") == 1
 

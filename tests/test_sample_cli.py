@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-import sample
 from tests.inference.tiny_model import tiny_model
 from tests.weights.conftest import random_tensors
 from tests.weights.ldm import single_file
 from tests.weights.test_single_file import AUTOENCODER_CONFIG, NETWORKS, TEXT_1, UNET_1
+from xpsr_jax.cli import restore as sample
 from xpsr_jax.config import SAMPLING_PRESETS
 from xpsr_jax.distributed import part_of
 from xpsr_jax.inference.image_io import read_image

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import sample
 from tests.test_sample_cli import one_line, outputs
+from xpsr_jax.cli import restore as sample
 from xpsr_jax.config import Sampling
 from xpsr_jax.errors import UserError
 

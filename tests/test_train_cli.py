@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import train
+from xpsr_jax.cli import train
 from xpsr_jax.config import Config, load_config
 from xpsr_jax.errors import UserError
 from xpsr_jax.training import loop

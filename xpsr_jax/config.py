@@ -14,6 +14,9 @@ from xpsr_jax.diffusion.schedule import Schedule, Spacing
 from xpsr_jax.errors import UserError
 from xpsr_jax.models.configs import AutoencoderConfig, ControlNetConfig, Kernel, TextEncoderConfig, UNetConfig
 
+# Whether this process works with others: "on", "off", or "auto" if a cluster is found (`distributed.start`).
+ProcessMode = Literal["auto", "on", "off"]
+
 
 @dataclass(frozen=True)
 class Sampling:

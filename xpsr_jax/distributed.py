@@ -3,20 +3,17 @@
 Everything here does without others where there is one process.
 """
 
-from typing import Literal
-
 import jax
 import numpy as np
 from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 
+from xpsr_jax.config import ProcessMode
 from xpsr_jax.errors import UserError
-
-Mode = Literal["auto", "on", "off"]
 
 
 def start(
-    mode: Mode = "auto",
+    mode: ProcessMode = "auto",
     *,
     coordinator: str | None = None,
     processes: int | None = None,
@@ -51,7 +48,7 @@ def start(
 
 
 def part_of(
-    mode: Mode = "auto",
+    mode: ProcessMode = "auto",
     *,
     coordinator: str | None = None,
     processes: int | None = None,

@@ -82,7 +82,7 @@ def server(tmp_path_factory):
             time.sleep(0.1)
         yield Server(f"http://127.0.0.1:{port}/", log, watched)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=30) == 130
         assert not list(temporary.glob("xpsr-page-*")), "what visitors uploaded is deleted at the end"
     finally:
         process.kill()

@@ -10,10 +10,10 @@ from PIL import Image
 from tests.compilations import compilations
 from tests.inference.tiny_model import SAMPLING, tiny_model
 from xpsr_jax.app import sessions, studio
-from xpsr_jax.app.__main__ import main
 from xpsr_jax.app.many import packed, unused
 from xpsr_jax.app.sessions import Sessions
 from xpsr_jax.app.studio import Settings, Studio
+from xpsr_jax.cli.app import main
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.inference.settings import choose_sampling
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
-from xpsr_jax.caption.__main__ import main
 from xpsr_jax.caption.caption_page import write_caption_page
 from xpsr_jax.caption.captioning import caption_images, find_images
 from xpsr_jax.caption.captions_file import CaptionsFile, merge_captions
 from xpsr_jax.caption.in_flight import Stop, in_flight
 from xpsr_jax.caption.sentences import count_tokens, first_sentences
+from xpsr_jax.cli.caption import main
 from xpsr_jax.data.captions import Caption, read_captions, read_records, write_captions
 from xpsr_jax.data.offline_pairs import OfflinePairs
 from xpsr_jax.errors import UserError

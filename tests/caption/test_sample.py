@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-import sample
 from xpsr_jax.caption.measured import describe_quality
+from xpsr_jax.cli import restore as sample
 from xpsr_jax.data.captions import Caption, write_captions
 from xpsr_jax.inference.image_io import list_inputs
 

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image as PillowImage
 
 from xpsr_jax.caption import http_client, server
-from xpsr_jax.caption.__main__ import main
 from xpsr_jax.caption.captioning import LoadedImage
 from xpsr_jax.caption.in_flight import Stop
 from xpsr_jax.caption.instructions import HIGH, PRESETS, instructions
 from xpsr_jax.caption.server import Server, served_model, server_captioner, wait_until_up
+from xpsr_jax.cli.caption import main
 from xpsr_jax.data.captions import Caption, read_captions
 from xpsr_jax.data.image_files import decode_image
 from xpsr_jax.errors import UserError

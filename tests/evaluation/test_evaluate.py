@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from xpsr_jax import evaluate
+from xpsr_jax.cli import evaluate
 from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.fidelity import psnr_y, ssim_y
 from xpsr_jax.evaluation.matching import match_images, name_of_set, set_folders

@@ -12,7 +12,7 @@ import types
 import numpy as np
 import pytest
 
-from xpsr_jax import evaluate
+from xpsr_jax.cli import evaluate
 from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.frechet import FeatureStatistics, frechet_distance
 from xpsr_jax.evaluation.with_pyiqa import PYIQA_NAMES, InceptionFeatures, NoReferenceMetric

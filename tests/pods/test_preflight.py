@@ -7,9 +7,10 @@ import os
 import pytest
 
 from tests.pods.test_report import FITS
-from xpsr_jax import preflight
+from xpsr_jax.cli.preflight import main
 from xpsr_jax.config import load_config
 from xpsr_jax.inference.compilation import TPU_FLAGS, use_tpu_flags
+from xpsr_jax.pods import preflight
 
 ARGUMENTS = ["--config", "tests/training/tiny.py", "--topology", "v5e:4x4"]
 
@@ -34,10 +35,10 @@ def compiled(monkeypatch):
 
 def test_what_fits_exits_with_0_and_is_compiled_once(compiled, capsys):
     calls, _ = compiled
-    assert preflight.main([*ARGUMENTS, "--batch-size", "16"]) == 0
+    assert main([*ARGUMENTS, "--batch-size", "16"]) == 0
     first = capsys.readouterr().out
     assert "fits" in first and "would make it smaller" not in first
-    assert preflight.main([*ARGUMENTS, "--batch-size", "16", "--name", "other", "--log-every", "7"]) == 0
+    assert main([*ARGUMENTS, "--batch-size", "16", "--name", "other", "--log-every", "7"]) == 0
     assert capsys.readouterr().out == first and len(calls) == 1
     config, topology, options = calls[0]
     assert (config.batch_size, topology, options) == (16, "v5e:4x4", {"sample": False, "effort": "quick"})
@@ -48,13 +49,13 @@ def test_what_fits_exits_with_0_and_is_compiled_once(compiled, capsys):
 )
 def test_another_program_is_compiled(change, compiled):
     calls, _ = compiled
-    assert preflight.main(ARGUMENTS) == preflight.main([*ARGUMENTS, *change]) == 0
+    assert main(ARGUMENTS) == main([*ARGUMENTS, *change]) == 0
     assert len(calls) == 2
 
 
 def test_what_does_not_fit_exits_with_1_and_a_suggestion(compiled, capsys):
     compiled[1][0] = dataclasses.replace(FITS, peak=None, shortage="Ran out of memory on HBM")
-    assert preflight.main([*ARGUMENTS, "--batch-size", "32"]) == 1
+    assert main([*ARGUMENTS, "--batch-size", "32"]) == 1
     out = capsys.readouterr().out
     assert "does not fit: Ran out of memory on HBM" in out and "--precision.remat" in out and "--accumulation 2" in out
 
@@ -69,7 +70,7 @@ def test_what_does_not_fit_exits_with_1_and_a_suggestion(compiled, capsys):
     ],
 )
 def test_errors(arguments, message, capsys):
-    assert preflight.main(arguments) == 1
+    assert main(arguments) == 1
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count("\n") == 1 and not captured.out
 
@@ -78,19 +79,19 @@ def test_without_the_compiler(monkeypatch, capsys):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "libtpu" else find(name))
     monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
-    assert preflight.main(ARGUMENTS) == 1
+    assert main(ARGUMENTS) == 1
     assert 'pip install "jax[tpu]==' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [[], ["--config", "configs/xpsr.py"], [*ARGUMENTS, "--gpus", "8"]])
 def test_wrong_arguments(arguments):
     with pytest.raises(SystemExit) as stopped:
-        preflight.main(arguments)
+        main(arguments)
     assert stopped.value.code == 2
 
 
 def test_gpus(capsys):
-    assert preflight.main(["--config", "tests/training/tiny.py", "--gpus", "8", "--sample"]) == 0
+    assert main(["--config", "tests/training/tiny.py", "--gpus", "8", "--sample"]) == 0
     assert "the sampling step of 8 images lowers for 8 GPUs (CUDA)" in capsys.readouterr().out
     assert load_config("tests/training/tiny.py").batch_size == 8
 

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from xpsr_jax.cli.prepare import main
 from xpsr_jax.data.captions import Caption, read_captions, write_captions
 from xpsr_jax.data.config import DataConfig
 from xpsr_jax.data.image_files import read_image
@@ -18,7 +19,6 @@ from xpsr_jax.data.sources import open_source
 from xpsr_jax.errors import UserError
 from xpsr_jax.preparation.pairs import WritePairs
 from xpsr_jax.preparation.work import Choice, Outcome, cut, work
-from xpsr_jax.prepare_data import main
 
 NAMES = ["a/1.png", "a/2.jpg", "b/10.webp", "truncated.png", "tiny.png", "text.jpg"]
 WHOLE = ["a/1.png", "a/2.jpg", "b/10.webp"]
@@ -81,7 +81,7 @@ def test_exit_codes(photos, tmp_path, capsys):
 
 @pytest.mark.parametrize("command", ["records", "pairs"])
 def test_two_processes_write_what_one_does(photos, tmp_path, command, monkeypatch):
-    monkeypatch.setattr("xpsr_jax.prepare_data._PAIRS_IN_A_PIECE", 2)
+    monkeypatch.setattr("xpsr_jax.cli.prepare._PAIRS_IN_A_PIECE", 2)
     options = {"records": ("--images-per-file", 2), "pairs": ("--rounds", 2, "--crop-size", 32)}[command]
     for workers in (1, 2):
         assert run(command, photos, "--output", tmp_path / str(workers), *options, workers=workers) == 1

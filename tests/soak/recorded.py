@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-import train
+from xpsr_jax.cli import train
 from xpsr_jax.training.log import Log
 
 if __name__ == "__main__":

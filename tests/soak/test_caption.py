@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xpsr_jax.caption.__main__ import main
+from xpsr_jax.cli.caption import main
 from xpsr_jax.data.captions import read_captions, read_records
 
 # The command with a captioner that takes a minute for some images.
 SLOW = """
 import signal, sys, time
-from xpsr_jax.caption import __main__ as command
+from xpsr_jax.cli import caption as command
 from xpsr_jax.caption.in_flight import in_flight
 from xpsr_jax.data.captions import Caption
 def slow(image):

@@ -18,10 +18,10 @@ from transformers import (
 )
 
 from xpsr_jax.caption import llava
-from xpsr_jax.caption.__main__ import main
 from xpsr_jax.caption.captioning import LoadedImage
 from xpsr_jax.caption.in_flight import Stop
 from xpsr_jax.caption.instructions import HIGH, PRESETS, instructions
+from xpsr_jax.cli.caption import main
 from xpsr_jax.data.captions import Caption, read_captions
 from xpsr_jax.errors import UserError
 

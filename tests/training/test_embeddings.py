@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from tests.training import tiny
+from xpsr_jax.cli.prepare import main
 from xpsr_jax.config import Images
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.data.embeddings import TextEmbeddings
 from xpsr_jax.data.examples import tokenize
 from xpsr_jax.data.pipeline import make_pipeline
 from xpsr_jax.errors import UserError
-from xpsr_jax.prepare_data import main
 from xpsr_jax.training.embeddings import check_embeddings
 from xpsr_jax.training.export import load_tokenizer
 from xpsr_jax.training.fingerprints import fingerprints

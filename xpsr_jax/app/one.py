@@ -15,14 +15,12 @@ from PIL import Image
 from xpsr_jax.app.fields import AT_ONCE, PRIVATE, PROGRESS, WORK, buttons, read_settings, said, settings_fields
 from xpsr_jax.app.sessions import Cancelled, Result, Session, Sessions
 from xpsr_jax.app.studio import Settings, Studio
+from xpsr_jax.assets import DEMO
 from xpsr_jax.caption.measured import describe_quality
 from xpsr_jax.data.captions import Caption, read_captions
-from xpsr_jax.demo import ASSETS
 from xpsr_jax.errors import UserError
 from xpsr_jax.inference.compare import to_webp
 from xpsr_jax.inference.image_io import Picture, read_picture
-
-EXAMPLES = ASSETS / "demo"
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,7 @@ def resized(picture: Picture, size: tuple[int, int]) -> Picture:
 
 def build_one(studio: Studio, sessions: Sessions) -> None:
     """Lays out the tab."""
-    captions = {EXAMPLES / name: caption for name, caption in read_captions(EXAMPLES / "captions.jsonl").items()}
+    captions = {DEMO / name: caption for name, caption in read_captions(DEMO / "captions.jsonl").items()}
     one = One(studio, sessions, captions)
     with gr.Row(elem_classes="halves"):
         with gr.Column(scale=2, min_width=300, elem_classes="half"):

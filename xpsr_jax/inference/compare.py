@@ -1,16 +1,18 @@
-"""A web page that shows pictures before and after, each pair under a slider. It is one file and loads nothing."""
+"""Pictures before and after: a web page in one file, each pair under a slider; and one picture, side by side."""
 
 import base64
 import hashlib
 import html
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from string import Template
 
 import numpy as np
-from PIL import Image
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
 
+from xpsr_jax.assets import ASSETS
 from xpsr_jax.files import check_writable, new_file
 from xpsr_jax.inference.image_io import Picture
 
@@ -19,7 +21,7 @@ LONGEST = 1600
 # Up to here pictures are embedded without loss: those from before are small, and the browser enlarges them.
 _LOSSLESS = 512
 
-_PAGE = Path(__file__).parents[1] / "assets" / "compare.html"
+_PAGE = ASSETS / "compare.html"
 _SCRIPT = """
 for (const slider of document.querySelectorAll("input")) {
   const move = () => slider.parentElement.style.setProperty("--at", slider.value + "%");
@@ -65,6 +67,21 @@ def write_comparison(
         for name, before, after in pictures:
             opened.write(_figure(name, before, after))
         opened.write(foot)
+
+
+def side_by_side(pictures: Mapping[str, UInt8[np.ndarray, "h w 3"]]) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """Pictures of one height in a row, each under its label."""
+    gap, header = 8, 32
+    height = next(iter(pictures.values())).shape[0]
+    width = sum(picture.shape[1] + gap for picture in pictures.values()) - gap
+    canvas = Image.new("RGB", (width, header + height), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=18)
+    left = 0
+    for label, picture in pictures.items():
+        canvas.paste(Image.fromarray(picture), (left, header))
+        draw.text((left + picture.shape[1] / 2, header / 2), label, fill="black", font=font, anchor="mm")
+        left += picture.shape[1] + gap
+    return np.asarray(canvas)
 
 
 def to_webp(picture: Picture, *, longest: int = LONGEST) -> bytes:

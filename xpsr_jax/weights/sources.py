@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from xpsr_jax.assets import ASSETS
 from xpsr_jax.config import Sampling
 from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.errors import UserError
@@ -17,7 +18,7 @@ SUBFOLDERS = {name: network.subfolder for name, network in NETWORKS.items()} | {
     "tokenizer": "tokenizer",
     "schedule": "scheduler",
 }
-SHIPPED_TOKENIZER = Path(__file__).parents[1] / "assets" / "tokenizer"
+SHIPPED_TOKENIZER = ASSETS / "tokenizer"
 
 
 @dataclass(frozen=True)

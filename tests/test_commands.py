@@ -1,0 +1,98 @@
+"""How commands end, and that their help does not wait for JAX."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import jax
+import pytest
+
+from xpsr_jax.cli.run import command
+from xpsr_jax.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(function, capsys) -> tuple[int, str]:
+    """The exit code of a command that does that, and what it says on stderr."""
+    main = command("name", interrupted="interrupted; nothing was written", lower="lower --batch-size")(function)
+    return main([]), capsys.readouterr().err
+
+
+def test_the_exit_code_is_what_the_function_returns(capsys):
+    assert run(lambda argv: None, capsys) == (0, "")
+    assert run(lambda argv: 1, capsys) == (1, "")
+
+
+def test_what_a_person_can_put_right_is_one_line(capsys):
+    def wrong(argv):
+        raise UserError("photo.png: no such file")
+
+    assert run(wrong, capsys) == (1, "name: photo.png: no such file\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_with_130_and_its_files_are_removed(number, capsys, monkeypatch):
+    removed = []
+
+    def work(argv):
+        try:
+            signal.raise_signal(number)
+        finally:
+            removed.append(True)
+
+    # Whatever pytest was started with.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert run(work, capsys) == (130, "interrupted; nothing was written\n")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert removed == [True] and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_it_also_runs_in_a_thread(capsys):
+    codes = []
+    main = command("name", interrupted="", lower="")(lambda argv: 3)
+    thread = threading.Thread(target=lambda: codes.append(main([])))
+    thread.start()
+    thread.join()
+    assert codes == [3]
+
+
+class OutOfMemoryError(RuntimeError):
+    """As PyTorch's."""
+
+
+@pytest.mark.parametrize(
+    ("error", "where"),
+    [
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes."), "the device"),
+        (OutOfMemoryError("CUDA out of memory. Tried to allocate 7 GiB."), "the device"),
+        (MemoryError("Unable to allocate 7 GiB"), "this machine"),
+    ],
+)
+def test_no_memory_left_is_one_line_that_says_what_to_lower(error, where, capsys):
+    def work(argv):
+        raise error
+
+    assert run(work, capsys) == (1, f"name: {where} is out of memory: lower --batch-size\n")
+
+
+def test_a_real_allocation_that_is_too_large(capsys):
+    def work(argv):
+        jax.numpy.zeros((2**46,), "uint8").block_until_ready()
+
+    assert run(work, capsys) == (1, "name: the device is out of memory: lower --batch-size\n")
+
+
+def test_any_other_error_keeps_its_traceback(capsys):
+    for error in (jax.errors.JaxRuntimeError("INTERNAL: bug"), KeyError("bug")):
+
+        def work(argv, error=error):
+            raise error
+
+        with pytest.raises(type(error), match="bug"):
+            run(work, capsys)

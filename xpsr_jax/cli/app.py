@@ -1,0 +1,111 @@
+"""A web page that restores photographs with XPSR.
+
+python -m xpsr_jax.app        # then open http://127.0.0.1:7860
+
+Needs gradio: pip install "xpsr-jax[app]". Nothing leaves this machine, and uploads and results are deleted at the end.
+"""
+
+import os
+import socket
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from xpsr_jax.assets import TINY_MODEL
+from xpsr_jax.cli.run import command
+from xpsr_jax.errors import UserError
+from xpsr_jax.inference.image_io import limit_from_millions
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """How samples are made is chosen on the page."""
+
+    model: Annotated[
+        tuple[Path, ...],
+        tyro.conf.arg(metavar="DIR...", help_behavior_hint="(default: the one that ships with the package)"),
+    ] = ()
+    """Model folder, or single file of Stable Diffusion. Of several, a later one's components are taken first: Stable
+    Diffusion 1.5's, then XPSR's."""
+    variant: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: the plain files)")] = (
+        None
+    )
+    """Variant of the weight files, such as fp16 for model.fp16.safetensors."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of weights and computation."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. 0.0.0.0 lets everybody in who can reach this machine: there is no password."""
+    port: int = 7860
+    """Port to listen on."""
+    max_upload_megabytes: float = 64
+    """Larger files are refused."""
+    max_megapixels: float = 16
+    """Larger images are refused, and those that would be larger when restored."""
+    max_files: int = 100
+    """Files to restore at one go, on the page's second tab."""
+    max_queue: int = 8
+    """How many may wait while a photograph is restored; further ones are turned away."""
+
+
+@command(
+    "xpsr_jax.app",
+    interrupted="The page has ended.",
+    lower="lower --max-megapixels, or take --dtype bfloat16",
+)
+def main(argv: Sequence[str] | None) -> None:
+    """Runs the command line; returns the exit code: 1 after an error, 130 when it was ended."""
+    run(tyro.cli(Arguments, args=argv, description=__doc__, prog="python -m xpsr_jax.app"))
+
+
+def run(arguments: Arguments) -> None:
+    """Serves the page until it is interrupted. Raises UserError."""
+    if find_spec("gradio") is None:
+        raise UserError('the page needs gradio: pip install "xpsr-jax[app]"')
+    max_upload = limit_from_millions("--max-upload-megabytes", arguments.max_upload_megabytes)
+    max_pixels = limit_from_millions("--max-megapixels", arguments.max_megapixels)
+    for name in ("max_files", "max_queue"):
+        if getattr(arguments, name) <= 0:
+            raise UserError(f"--{name.replace('_', '-')} must be above 0, not {getattr(arguments, name)}")
+    check_address(arguments.host, arguments.port)
+    import jax.numpy as jnp
+
+    import xpsr_jax
+    from xpsr_jax.app.studio import Studio
+    from xpsr_jax.inference.compilation import use_compilation_cache, use_fast_convolutions, use_tpu_flags
+
+    use_compilation_cache()
+    use_tpu_flags()
+    folders = arguments.model or (TINY_MODEL,)
+    model = xpsr_jax.load(*folders, dtype=jnp.dtype(arguments.dtype), variant=arguments.variant)
+    use_fast_convolutions(model)
+    print(f"Model: {', '.join(map(str, folders))}. {model.note}")
+
+    with tempfile.TemporaryDirectory(prefix="xpsr-page-") as folder:
+        # gradio reads both when it is imported.
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        from xpsr_jax.app.page import build_page, launch
+
+        studio = Studio(model, max_pixels=max_pixels)
+        page = build_page(studio, Path(folder), max_files=arguments.max_files, max_queue=arguments.max_queue)
+        address = launch(page, arguments.host, arguments.port, max_file_size=max_upload)
+        print(f"The page: {address} (Ctrl-C ends it)", flush=True)
+        page.block_thread()
+
+
+def check_address(host: str, port: int) -> None:
+    """Raises UserError if nothing can listen there: before the model is loaded, and in one line."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host.strip("[]"), port))
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot listen on {host}, port {port}: {reason}; try another --port or --host") from error

@@ -1,0 +1,244 @@
+"""Captions for images: python -m xpsr_jax.caption llava|server|measured|merge|report|pairs
+
+Captions are JSON lines {"image", "high", "low", "source", "sha256"}, appended as they come. The same command goes on
+where it was stopped, captions new and changed images, and tries failed ones again.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from xpsr_jax.caption import llava, server
+from xpsr_jax.caption.caption_page import write_caption_page
+from xpsr_jax.caption.captioning import (
+    Captioner,
+    LoadedImage,
+    Tally,
+    caption_images,
+    failures_file,
+    find_images,
+    parse_shard,
+    shard_file,
+)
+from xpsr_jax.caption.captions_file import merge_captions
+from xpsr_jax.caption.in_flight import in_flight
+from xpsr_jax.caption.instructions import Preset, Which, instructions
+from xpsr_jax.caption.measured import describe_quality
+from xpsr_jax.caption.pair_texts import write_into_pairs
+from xpsr_jax.cli.run import command
+from xpsr_jax.data.captions import Caption
+from xpsr_jax.errors import UserError
+
+File = Annotated[Path, tyro.conf.arg(metavar="FILE")]
+
+
+@dataclass(frozen=True)
+class ImagesToCaption:
+    """What the work is about."""
+
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES...")]
+    """A folder of images, at any depth; also images and patterns."""
+    output: File
+    """JSON lines to append to. With --shard captions.00000-of-00016.jsonl and so on in the place of captions.jsonl."""
+    shard: Annotated[str, tyro.conf.arg(metavar="I/N")] = "0/1"
+    """Only the I-th of N parts, from 0/N; each image's part depends on its name alone. `merge` puts them together."""
+    limit: int | None = None
+    """The first so many images only."""
+    rest: Path | None = None
+    """Captions to take what is not written here from, by content or else by path."""
+    on_error: Literal["skip", "stop"] = "skip"
+    """An image that fails is counted and named in captions.failed.txt, and the exit code is 1; or it ends the work."""
+
+
+@dataclass(frozen=True)
+class AskedModel(ImagesToCaption):
+    """Of a model that is asked."""
+
+    instructions: Preset = "paper"
+    """The paper's two instructions, or those of the released code, whose low-level one is for Q-Instruct."""
+    ask: Which = "both"
+    """What to ask for."""
+    max_new_tokens: int = 200
+    """Of an answer."""
+
+
+@dataclass(frozen=True)
+class LlavaCommand(AskedModel):
+    """LLaVA in this process, with PyTorch: pip install "xpsr-jax[torch]"."""
+
+    model: str = llava.DEFAULT_MODEL
+    """Folder, or name on the hub, of a LlavaForConditionalGeneration."""
+    dtype: llava.Dtype = "auto"
+    """Number format; auto: bfloat16 or float16 on a GPU, float32 on a CPU."""
+    device: str = "auto"
+    """cuda, cuda:1, mps, cpu."""
+    template: llava.Template = "released"
+    """How an instruction becomes a prompt: as the released code does for LLaVA 1.5, or by the model's chat template."""
+    batch_size: int = 8
+    """Images at once."""
+
+
+@dataclass(frozen=True)
+class ServerCommand(AskedModel):
+    """A model behind an OpenAI-compatible server: vLLM, SGLang, Ollama. The variable OPENAI_API_KEY is its key."""
+
+    url: str = "http://localhost:8000/v1"
+    """Address of the API."""
+    model: str | None = None
+    """Its name there (default: the only one there)."""
+    requests: int = 64
+    """In flight at once."""
+    timeout: float = 120.0
+    """Seconds until an answer must be there in whole."""
+    retries: int = 10
+    """Of a request, while the server is busy, silent or broken: at once, after 1, 2, 4 ... and then every 60 s."""
+    wait: float = 600.0
+    """Seconds to wait, before the first request, for a server that is starting."""
+
+
+@dataclass(frozen=True)
+class MeasuredCommand(ImagesToCaption):
+    """Low-level captions from measurements, without a model; high-level ones from --high or --rest, or empty."""
+
+    high: str = ""
+    """High-level caption of all these images."""
+    workers: int = os.cpu_count() or 1
+    """Threads."""
+
+
+@dataclass(frozen=True)
+class MergeCommand:
+    """Puts files of captions together, such as those of shards. Of two lines for one image the later file's stands."""
+
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE...")]
+    """Files of captions."""
+    output: File
+    """File to write."""
+
+
+@dataclass(frozen=True)
+class ReportCommand:
+    """One page with pictures and their captions, in one HTML file."""
+
+    captions: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    """File of captions."""
+    images: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder that the image paths are relative to."""
+    output: File
+    """HTML file to write."""
+    count: int = 200
+    """Images to show, spread evenly over the file."""
+
+
+@dataclass(frozen=True)
+class PairsCommand:
+    """Captions of a folder of ready-made pairs into its text files: dataset_0/highlevel_prompt/a.txt and so on."""
+
+    captions: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    """File of captions, of images such as dataset_0/LR/a.png."""
+    pairs: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder of the pairs."""
+
+
+CaptionCommand = (
+    Annotated[LlavaCommand, tyro.conf.subcommand("llava")]
+    | Annotated[ServerCommand, tyro.conf.subcommand("server")]
+    | Annotated[MeasuredCommand, tyro.conf.subcommand("measured")]
+    | Annotated[MergeCommand, tyro.conf.subcommand("merge")]
+    | Annotated[ReportCommand, tyro.conf.subcommand("report")]
+    | Annotated[PairsCommand, tyro.conf.subcommand("pairs")]
+)
+_LEAST = {
+    "limit": 1,
+    "workers": 1,
+    "batch_size": 1,
+    "max_new_tokens": 1,
+    "requests": 1,
+    "retries": 0,
+    "timeout": 0.1,
+    "wait": 0,
+}
+
+
+@command(
+    "caption",
+    interrupted="caption: interrupted; the same command goes on from here",
+    lower="lower --batch-size, --workers or --requests; --dtype bfloat16 halves a model",
+)
+def main(argv: Sequence[str] | None) -> int:
+    """Runs the command line; returns the exit code: 0, 1 if an image failed or all did, 130 if interrupted."""
+    return run_command(tyro.cli(CaptionCommand, args=argv, description=__doc__, prog="python -m xpsr_jax.caption"))
+
+
+def run_command(
+    command: LlavaCommand | ServerCommand | MeasuredCommand | MergeCommand | ReportCommand | PairsCommand,
+) -> int:
+    if isinstance(command, MergeCommand):
+        count, same, replaced = merge_captions(command.files, command.output)
+        print(f"{count} captions in {command.output}; {same} lines were there twice, {replaced} replaced by later ones")
+        return 0
+    if isinstance(command, ReportCommand):
+        print(write_caption_page(command.captions, command.images, command.output, count=command.count))
+        return 0
+    if isinstance(command, PairsCommand):
+        print(f"{write_into_pairs(command.captions, command.pairs)} texts written to {command.pairs}")
+        return 0
+    for name, least in _LEAST.items():
+        if (value := getattr(command, name, None)) is not None and not value >= least:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
+    shard = parse_shard(command.shard)
+    output = shard_file(command.output, shard)
+    inputs = find_images(command.images, shard=shard, limit=command.limit)
+    captioner, source = make_captioner(command)
+    tally = caption_images(inputs, captioner, output, source=source, rest=command.rest, on_error=command.on_error)
+    print_tally(tally, output)
+    return 1 if tally.failed else 0
+
+
+def make_captioner(command: LlavaCommand | ServerCommand | MeasuredCommand) -> tuple[Captioner, str]:
+    """The captioner, and its name for the captions' "source"."""
+    if isinstance(command, MeasuredCommand):
+        high, workers = command.high.strip(), command.workers
+
+        def measure(image: LoadedImage) -> Caption:
+            return Caption(high, describe_quality(image.pixels))
+
+        return lambda images: in_flight(measure, images, workers, ordered=True), "measured"
+    asked = instructions(command.instructions, command.ask)
+    if isinstance(command, LlavaCommand):
+        model = llava.load_llava(
+            command.model,
+            dtype=command.dtype,
+            device=command.device,
+            template=command.template,
+            max_new_tokens=command.max_new_tokens,
+        )
+        name = f"{command.model}, {command.instructions} instructions"
+        return llava.llava_captioner(model, asked, batch_size=command.batch_size), name
+    key = server.api_key()
+    server.wait_until_up(command.url, seconds=command.wait, key=key)
+    served = command.model or server.served_model(command.url, key=key)
+    settings = server.Server(
+        command.url,
+        served,
+        requests=command.requests,
+        timeout=command.timeout,
+        retries=command.retries,
+        max_tokens=command.max_new_tokens,
+        key=key,
+    )
+    return server.server_captioner(settings, asked), f"{served}, {command.instructions} instructions"
+
+
+def print_tally(tally: Tally, output: Path) -> None:
+    print(f"{output}: {tally}")
+    if tally.shortened:
+        print(f"{tally.shortened} captions were longer than CLIP's 77 tokens: their first sentences are kept")
+    if tally.cut:
+        print(f"{tally.cut} captions begin with a sentence that is longer than that: CLIP will not read its end")
+    if tally.failed:
+        print(f"{failures_file(output)} says what failed and why; the same command tries again")

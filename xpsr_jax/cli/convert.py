@@ -1,0 +1,95 @@
+"""Converts weights of every kind into a model folder.
+
+    python convert_weights.py SOURCE... --output DIR
+
+A SOURCE is a folder in diffusers' layout with some of the subfolders unet/, controlnet/, vae/, text_encoder/,
+tokenizer/ and scheduler/ (files of PyTorch, Flax or Orbax), a single file of Stable Diffusion 1 or 2 (.safetensors,
+.ckpt), or a checkpoint of train.py (runs/NAME). Several are merged by component, later ones first choice: Stable
+Diffusion 1.5 followed by XPSR's checkpoint-N makes a whole model. Old names of tensors become today's.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from xpsr_jax.cli.run import command
+from xpsr_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Arguments:
+    sources: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE...")]
+    """Folders and files to convert, later ones first choice."""
+    output: Path
+    """Folder to write. It appears when it is complete."""
+    to: Literal["torch", "orbax"] = "torch"
+    """torch: safetensors, which PyTorch and this package read. orbax: for restoring straight onto many devices."""
+    dtype: Literal["same", "float32", "float16", "bfloat16"] = "same"
+    """Type of the weights; same: as they are, bit for bit."""
+    variant: str | None = None
+    """Read files such as model.fp16.safetensors: --variant fp16. Of a component that has none, the plain files."""
+    ema: bool = False
+    """Take the averaged UNet of a single file that has it beside the trained one."""
+    average: bool = True
+    """Of a checkpoint of train.py take the moving average of what trained, if the run has one, as the run itself does.
+    --no-average: what trained."""
+    shard_gb: float | None = None
+    """Start another safetensors file above this size, in GB (10^9 bytes)."""
+    verify: bool = False
+    """Read everything again and compare every tensor, and what each network computes, before the folder appears."""
+    overwrite: bool = False
+    """Replace an existing model folder."""
+
+
+@command(
+    "error",
+    interrupted="interrupted; nothing was written",
+    lower="convert fewer networks at a time, or without --verify",
+)
+def main(argv: Sequence[str] | None) -> None:
+    """Runs the command line; returns the exit code: 0, 1 after an error, 130 if interrupted."""
+    convert_weights(tyro.cli(Arguments, args=argv, description=__doc__, prog="convert_weights.py"))
+
+
+def convert_weights(arguments: Arguments) -> None:
+    """Converts, and prints what came from where. Raises UserError."""
+    if not arguments.sources:
+        raise UserError("name at least one folder or file to convert")
+    # Imported late, so that --help is quick.
+    from xpsr_jax.weights.convert import convert
+    from xpsr_jax.weights.sources import SUBFOLDERS, Source, is_training_checkpoint, lacking_variant, merge, open_source
+    from xpsr_jax.weights.tensors import FLOATS, together
+
+    def opened(i: int, path: Path) -> Source:
+        if not is_training_checkpoint(path):
+            return open_source(path, variant=arguments.variant, ema=arguments.ema)
+        from xpsr_jax.training.checkpoint_source import open_checkpoint
+
+        return open_checkpoint(path, bases=arguments.sources[:i], average=arguments.average)
+
+    parts = [lambda i=i, path=path: opened(i, path) for i, path in enumerate(arguments.sources)]
+    sources = together(*parts)
+    lacking = lacking_variant(merge(sources), arguments.variant) if arguments.variant else []
+    done = convert(
+        sources,
+        arguments.output,
+        to=arguments.to,
+        dtype=FLOATS.get(arguments.dtype),
+        shard_bytes=None if arguments.shard_gb is None else int(arguments.shard_gb * 1e9),
+        verify=arguments.verify,
+        overwrite=arguments.overwrite,
+        progress=sys.stderr.isatty(),
+    )
+    plain = {SUBFOLDERS[name] for name in lacking}
+    for subfolder, source in done.sources.items():
+        note = f" (which has no {arguments.variant} files)" if subfolder in plain else ""
+        print(f"{subfolder + '/':14s} from {source}{note}")
+    verified = ", verified" if arguments.verify else ""
+    print(f"{arguments.output}: {done.tensors:,} tensors, {done.parameters:,} parameters{verified}")
+    if done.missing:
+        missing = ", ".join(f"{name}/" for name in done.missing)
+        print(f"To restore images it still needs {missing}: name a folder that has them as another source.")

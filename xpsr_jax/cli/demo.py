@@ -1,0 +1,63 @@
+"""Restores the photograph that ships with the package, and puts before, after and the original side by side.
+
+python -m xpsr_jax.demo [FOLDER]        # FOLDER: where to write, demo/ if not given
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+import xpsr_jax
+from xpsr_jax.assets import DEMO, TINY_MODEL
+from xpsr_jax.cli.run import command
+from xpsr_jax.data.captions import read_captions
+from xpsr_jax.errors import UserError
+from xpsr_jax.files import check_writable
+from xpsr_jax.inference.compare import side_by_side
+from xpsr_jax.inference.compilation import use_compilation_cache
+from xpsr_jax.inference.image_io import read_image, write_png
+from xpsr_jax.inference.restore import Restorer
+
+
+@command("xpsr_jax.demo", interrupted="xpsr_jax.demo: interrupted", lower="close other programs")
+def main(argv: Sequence[str] | None) -> int:
+    """Runs the command line; returns the exit code: 0, 1 after an error, 2 wrong arguments, 130 if interrupted."""
+    words = sys.argv[1:] if argv is None else argv
+    if len(words) > 1 or any(word.startswith("-") for word in words):
+        print(__doc__)
+        return 0 if words[0] in ("-h", "--help") else 2
+    run(Path(words[0] if words else "demo"))
+    return 0
+
+
+def run(folder: Path) -> None:
+    """Writes restored.png and comparison.png into `folder` and says where they are. Raises `UserError`."""
+    begin = time.perf_counter()
+    use_compilation_cache()
+    check_writable(folder)
+    photo = DEMO / "lr.png"
+    lr, original = read_image(photo), read_image(photo.with_name("original.png"))
+    caption = read_captions(photo.with_name("captions.jsonl"))[photo.name]
+    print(f"{photo}, {lr.shape[1]} × {lr.shape[0]} pixels\n  what is in it: {caption.high}\n  how it is: {caption.low}")
+
+    model = xpsr_jax.load(TINY_MODEL)
+    print(f"Restoring it with the model that ships with the package. {model.note}")
+    restorer = Restorer(model)
+    with tqdm(total=restorer.sampling.steps, unit="step", disable=None) as bar:
+        [restored] = restorer([lr], [caption], on_steps=bar.update)
+    if restored is None:
+        raise UserError("the networks computed NaN or infinity: the tiny model's files must be damaged")
+
+    height, width = restored.shape[:2]
+    bicubic = np.asarray(Image.fromarray(lr).resize((width, height), Image.Resampling.BICUBIC))
+    pictures = {"low resolution (bicubic)": bicubic, "restored": restored, "original": original}
+    outputs = {"restored.png": restored, "comparison.png": side_by_side(pictures)}
+    for name, image in outputs.items():
+        write_png(folder / name, image)
+    print(f"Done in {time.perf_counter() - begin:.0f} s:", *(folder / name for name in outputs), sep="\n  ")
+    print("A photograph of your own: .venv/bin/python sample.py PHOTO --output outputs --missing-captions empty")

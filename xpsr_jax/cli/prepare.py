@@ -1,0 +1,226 @@
+"""Prepares data for training and evaluation: python -m xpsr_jax.prepare_data records|pairs|validation|embeddings
+
+Work that was stopped goes on where it was when the same command is started again; the result is the same.
+"""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from xpsr_jax.cli.run import command
+from xpsr_jax.data.config import MILD, XPSR, DataConfig
+from xpsr_jax.data.sources import StoredSource, open_source
+from xpsr_jax.data.stored_records import import_tfds
+from xpsr_jax.preparation.pairs import WritePairs, check_names, write_evaluation_captions
+from xpsr_jax.preparation.records import Format, WriteRecords, write_tfds_metadata
+from xpsr_jax.preparation.work import REPORT, Choice, Outcome, cut, work
+
+_DEGRADATIONS = {"xpsr": XPSR, "mild": MILD}
+# Pairs to be done again when the work is stopped.
+_PAIRS_IN_A_PIECE = 16
+# What does not decide the result.
+_FREE = ("output", "workers", "on_error")
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """What the work is about."""
+
+    input: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INPUT")]
+    """Folder of photographs, at any depth; also ArrayRecord files, a TFDS dataset or ready-made pairs."""
+    output: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder to make; it must not exist, unless the same command made it."""
+    captions: Path | None = None
+    """JSON lines of captions by image path (default: captions.jsonl in the folder)."""
+    lr_captions: Path | None = None
+    """The same of degraded versions of the photographs."""
+    missing_captions: Literal["error", "empty"] = "error"
+    """An image without a caption is an error, or has an empty one."""
+    exclude: tuple[str, ...] = ()
+    """Names, paths or subfolders to leave out."""
+    limit: int | None = None
+    """The first so many images only."""
+    minimum_pixels: int = 384**2
+    """Smaller photographs are left out and reported."""
+    minimum_bytes: int = 0
+    """So are smaller files; the released training set's limit is 102400, of PNG files."""
+    on_error: Literal["skip", "stop"] = "skip"
+    """An image that cannot be read is left out and reported, and the exit code is 1; or it ends the work."""
+    workers: int = os.cpu_count() or 1
+    """Processes."""
+
+
+@dataclass(frozen=True)
+class Records(Photographs):
+    """Photographs and captions into ArrayRecord files, with images as they are stored."""
+
+    format: Format = "array_record"
+    """Plain ArrayRecord files, or a TFDS dataset of them."""
+    images_per_file: int = 1000
+    """Photographs in a file."""
+
+
+@dataclass(frozen=True)
+class Pairs(Photographs):
+    """Ready-made pairs in the layout of the released training set, dataset_0/HR/..., dataset_0/LR/..."""
+
+    rounds: int = 10
+    """How often each photograph is degraded, each time another crop of it: one dataset_* folder each."""
+    crop_size: int = 512
+    """Side of HR, and of the enlarged LR, in pixels."""
+    degradation: Literal["xpsr", "mild"] = "xpsr"
+    """The released training set's, or the milder one."""
+    low_captions: Literal["drawn", "file"] = "drawn"
+    """Low-level captions are written from the degradation that was drawn, or are those of the files."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Validation(Photographs):
+    """Pairs to evaluate on: HR of 512 and LR of 128 pixels; of DIV2K's 100 validation images 3000."""
+
+    crops: int = 30
+    """Pairs of each photograph."""
+    crop_size: int = 512
+    """Side of HR in pixels; LR's is a quarter."""
+    degradation: Literal["xpsr", "mild"] = "xpsr"
+    """The released training set's, or the milder one."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Text embeddings of all captions, so that training needs no text encoder (data.embeddings)."""
+
+    input: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INPUT...")]
+    """Files of captions (.jsonl), and whatever holds photographs with captions."""
+    output: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder to make; it must not exist."""
+    model: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Model folder with text_encoder/, and tokenizer/ unless it is CLIP's own: the base of the training."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Of a caption 236 KB or half of it, at CLIP's size."""
+
+
+Command = (
+    Annotated[Records, tyro.conf.subcommand("records")]
+    | Annotated[Pairs, tyro.conf.subcommand("pairs")]
+    | Annotated[Validation, tyro.conf.subcommand("validation")]
+    | Annotated[Embeddings, tyro.conf.subcommand("embeddings")]
+)
+
+
+@command(
+    "prepare_data",
+    interrupted="prepare_data: interrupted; the same command goes on from here",
+    lower="lower --workers",
+)
+def main(argv: Sequence[str] | None) -> int:
+    """Runs the command line; returns the exit code: 0, 1 if an image was broken or all failed, 130 if interrupted."""
+    chosen: Any = tyro.cli(Command, args=argv, description=__doc__, prog="python -m xpsr_jax.prepare_data")
+    outcome = prepare_embeddings(chosen) if isinstance(chosen, Embeddings) else prepare(chosen)
+    print(f"{outcome.written} written to {chosen.output}")
+    if outcome.small or outcome.broken:
+        broken, small = len(outcome.broken), len(outcome.small)
+        print(f"left out: {broken} broken, {small} too small; {chosen.output / REPORT} names them")
+    return 1 if outcome.broken else 0
+
+
+def prepare(command: Records | Pairs | Validation) -> Outcome:
+    """Stored photographs, or pairs of them."""
+    source = open_source(
+        command.input,
+        exclude=command.exclude,
+        captions=command.captions,
+        lr_captions=command.lr_captions,
+        missing=command.missing_captions,
+    )
+    count = len(source) if command.limit is None else min(len(source), command.limit)
+    names = getattr(source, "names", ())
+    settings = {name: value for name, value in dataclasses.asdict(command).items() if name not in _FREE}
+    settings |= {"command": type(command).__name__.lower(), "images": count, "names": _digest(names)}
+    choice = Choice(command.minimum_pixels, command.minimum_bytes, command.on_error)
+    if isinstance(command, Records):
+        return _prepare_records(command, source, choice, count, settings)
+    check_names(names)
+    drawn = isinstance(command, Validation) or command.low_captions == "drawn"
+    data = DataConfig(
+        crop_size=command.crop_size,
+        degradation=_DEGRADATIONS[command.degradation],
+        low_caption_from="drawn" if drawn else "file",
+    )
+    evaluation = isinstance(command, Validation)
+    rounds = command.crops if isinstance(command, Validation) else command.rounds
+    return work(
+        command.output,
+        WritePairs(source, choice, data, command.seed, count, evaluation),
+        cut(rounds * count, _PAIRS_IN_A_PIECE),
+        settings=settings,
+        workers=command.workers,
+        finish=write_evaluation_captions if evaluation else lambda folder, outcomes: None,
+        unit="pair",
+    )
+
+
+def _prepare_records(
+    command: Records, source: StoredSource, choice: Choice, count: int, settings: dict[str, Any]
+) -> Outcome:
+    if command.format == "tfds":
+        import_tfds()  # better missed now than at the end
+    pieces = cut(count, command.images_per_file)
+    pairs = source.record(0).lr is not None
+
+    def finish(folder: Path, outcomes: Sequence[Outcome]) -> None:
+        if command.format == "tfds":
+            write_tfds_metadata(folder, outcomes, pairs=pairs)
+
+    return work(
+        command.output,
+        WriteRecords(source, choice, command.format, len(pieces), pairs),
+        pieces,
+        settings=settings,
+        workers=command.workers,
+        finish=finish,
+    )
+
+
+def prepare_embeddings(command: Embeddings) -> Outcome:
+    """Embeddings of all captions."""
+    # Imported here: they bring JAX, which the other commands and their processes do without.
+    from xpsr_jax.config import Networks
+    from xpsr_jax.data.captions import read_captions
+    from xpsr_jax.preparation import text_embeddings
+    from xpsr_jax.training.export import load_tokenizer
+    from xpsr_jax.training.fingerprints import fingerprint
+    from xpsr_jax.weights.networks import NETWORKS, load_network
+
+    network, folder = NETWORKS["text_encoder"], command.model / NETWORKS["text_encoder"].subfolder
+    tokenizer = load_tokenizer(Networks(base=(command.model,)))
+    captions = [
+        caption
+        for path in command.input
+        for caption in (read_captions(path).values() if path.suffix == ".jsonl" else open_source(path).captions())
+    ]
+    ids, keys = text_embeddings.distinct_captions(captions, tokenizer)
+    text_encoder = fingerprint(network, folder)
+    encode = text_embeddings.encoder_of(load_network(network, folder))
+    return work(
+        command.output,
+        text_embeddings.WriteEmbeddings(ids, encode, command.dtype),
+        cut(len(ids), text_embeddings.ROWS),
+        settings={"captions": text_embeddings.digest(ids), "text_encoder": text_encoder, "dtype": command.dtype},
+        workers=1,
+        finish=lambda folder, _: text_embeddings.write_description(folder, keys=keys, text_encoder=text_encoder),
+        unit="caption",
+    )
+
+
+def _digest(names: Sequence[str]) -> str:
+    """Tells other images from these."""
+    return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()

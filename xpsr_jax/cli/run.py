@@ -1,0 +1,75 @@
+"""What all commands have in common: how they end."""
+
+import contextlib
+import functools
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from xpsr_jax.errors import UserError
+
+INTERRUPTED = 130
+
+# Called with the words of the command line, or with none for those of this process.
+Main = Callable[..., int]
+
+
+def command(name: str, *, interrupted: str, lower: str) -> Callable[[Callable[..., int | None]], Main]:
+    """Makes a command's `main` of a function that takes the words of its command line and returns its exit code.
+
+    Ctrl-C and SIGTERM raise KeyboardInterrupt where the function is; files being written are removed on its way out.
+    What a person can put right is one line on stderr and exit code 1. Every other error keeps its traceback.
+
+    Args:
+        name: begins each line about an error.
+        interrupted: what to say after Ctrl-C or SIGTERM; the exit code is then 130.
+        lower: what to lower when a device or this machine has no memory left.
+    """
+
+    def decorate(function: Callable[..., int | None]) -> Main:
+        @functools.wraps(function)
+        def main(argv: Sequence[str] | None = None) -> int:
+            try:
+                with _sigterm_as_ctrl_c():
+                    return function(argv) or 0
+            except UserError as error:
+                print(f"{name}: {error}", file=sys.stderr)
+                return 1
+            except KeyboardInterrupt:
+                print(interrupted, file=sys.stderr)
+                return INTERRUPTED
+            except Exception as error:
+                where = out_of_memory(error)
+                if where is None:
+                    raise
+                print(f"{name}: {where} is out of memory: {lower}", file=sys.stderr)
+                return 1
+
+        return main
+
+    return decorate
+
+
+def out_of_memory(error: Exception) -> str | None:
+    """What has no memory left, if that is what an error says: "the device" or "this machine"; else None."""
+    if isinstance(error, MemoryError):
+        return "this machine"
+    # Both by name: the libraries may not have been imported.
+    kind, text = type(error).__name__, str(error)
+    if kind == "JaxRuntimeError" and ("RESOURCE_EXHAUSTED" in text or "Out of memory" in text):
+        return "the device"
+    return "the device" if kind == "OutOfMemoryError" else None  # PyTorch's
+
+
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+        yield
+        return
+    before: Any = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,86 @@
+"""Trains XPSR: python train.py --config configs/xpsr.py [--steps 1000 ...]. The same command resumes a stopped run."""
+
+import argparse
+import sys
+import typing
+from collections.abc import Sequence
+
+from xpsr_jax.cli.run import INTERRUPTED, command
+from xpsr_jax.config import ProcessMode
+from xpsr_jax.config_arguments import read_config
+
+_EXAMPLES = """\
+configs:
+  configs/xpsr.py               Stable Diffusion 1.5, trained as the paper says
+  configs/xpsr_released.py      the same, trained as the paper's released code does
+  configs/sd21.py               XPSR on Stable Diffusion 2.1, otherwise as configs/xpsr.py
+  configs/sd21.py:tiny          networks of its kind, small and at random: a trial on any photographs
+  configs/tiny.py:autoencoder   a small model for two CPU cores, from nothing: its first stage
+  configs/tiny.py               its second, the model itself
+  configs/tiny.py:decoder       its third: the decoder once more
+
+examples:
+  python train.py --config configs/xpsr.py --help                      every field of the config
+  python train.py --config configs/xpsr.py --networks.base MODEL --images.folder PHOTOS
+  python train.py --config configs/tiny.py --steps 100 --name trial    fields set on the command line
+
+several processes (a pod, SLURM, Kubernetes): start the same command in each. JAX finds the others by itself; where it
+does not:
+  python train.py --config configs/xpsr.py --coordinator HOST:PORT --processes N --process I     I from 0 to N - 1
+
+The run is in runs/NAME: its checkpoints, log, validation pictures and, at the end, the model in runs/NAME/model.
+Ctrl-C or SIGTERM stops it after the step at hand and saves it; the same command goes on from there.
+Exit code: 0 trained, 1 something is wrong (one line says what), 2 wrong arguments, 130 stopped and saved.
+"""
+
+
+@command(
+    "error",
+    interrupted="interrupted; the last checkpoint is kept",
+    lower="lower --batch-size, or raise --accumulation; --data.crop-size and --precision.dtype bfloat16 help as well",
+)
+def main(argv: Sequence[str] | None) -> int:
+    """Runs the command line; returns the exit code: 0, 1 after an error, 2 after wrong arguments, 130 if stopped."""
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        usage="python train.py --config configs/NAME.py[:VARIANT] [--FIELD VALUE ...] [--help]",
+        description="Trains XPSR and exports the model.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="a file of configs/, and after a colon one of its variants")
+    parser.add_argument("-h", "--help", action="store_true", help="with --config: every field of that config")
+    joining = parser.add_argument_group("several processes")
+    joining.add_argument(
+        "--distributed",
+        choices=typing.get_args(ProcessMode),
+        default="auto",
+        help="whether to join with others; auto: if JAX finds a cluster, or the flags below name one",
+    )
+    joining.add_argument("--coordinator", metavar="HOST:PORT", help="of the first process")
+    joining.add_argument("--processes", metavar="N", type=int, help="how many there are")
+    joining.add_argument("--process", metavar="I", type=int, help="which one this is, from 0")
+    known, fields = parser.parse_known_args(argv)
+    if known.config is None:
+        parser.print_help(sys.stdout if known.help else sys.stderr)
+        return 0 if known.help else 2
+    config = read_config(known.config, fields, program="train.py", help=known.help)
+    # Imported late: help and a wrong setting need not wait for it.
+    from xpsr_jax import distributed
+    from xpsr_jax.inference.compilation import use_compilation_cache, use_tpu_flags
+
+    use_compilation_cache()
+    use_tpu_flags()
+    distributed.start(
+        known.distributed, coordinator=known.coordinator, processes=known.processes, process=known.process
+    )
+    from xpsr_jax.training.loop import train
+
+    folder = train(config)
+    if folder is None:
+        return INTERRUPTED
+    if distributed.is_first():
+        print(f"model: {folder}")
+    return 0
