@@ -1,9 +1,6 @@
 """How commands end, and that their help does not wait for JAX."""
 
-import os
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 """Files of version 0.1 are read, gone on with, exported, restored with and measured, as that version would have.
 
-Its own results are among the files. What is compared in floating point has the tolerance that other compiled programs
-need: with version 0.1 itself everything is equal bit for bit.
+Its own results are among the files. With the same compiler version 0.1 itself repeats them bit for bit. The tolerances
+are for other compiled programs: with XLA's optimisations on, losses differ by 2e-7 and trained weights by 1.2e-7.
 """
 
 import json
@@ -69,12 +69,11 @@ def test_a_stopped_run_goes_on_to_the_same_end(here: Path, command: Command):
     assert [line["step"] for line in logged] == [line["step"] for line in expected] == [2, 4, 6]
     for ours, theirs in zip(logged, expected, strict=True):
         for name in theirs.keys() - {"images_per_second"}:
-            assert ours[name] == pytest.approx(theirs[name], rel=1e-5), name
+            assert ours[name] == pytest.approx(theirs[name], rel=2e-6), name
     ours, theirs = tensors(here / "runs/half/model"), tensors(here / "runs/whole/model")
     assert ours.keys() == theirs.keys()
     for key in theirs:
-        # Adam's steps are of 1e-3 whatever the gradient's size, so where that is nothing, rounding decides.
-        np.testing.assert_allclose(ours[key], theirs[key], rtol=0, atol=1e-4, err_msg=key)
+        np.testing.assert_allclose(ours[key], theirs[key], rtol=0, atol=2e-6, err_msg=key)
 
 
 @pytest.mark.parametrize("run", ["whole", "autoencoder"])

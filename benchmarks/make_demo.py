@@ -1,6 +1,6 @@
-"""Makes assets/demo: one photograph that the tiny model has never seen, degraded by the full pipeline (method §9).
+"""Makes xpsr_jax/assets/demo: one photograph that the tiny model has never seen, degraded as in training (method §9).
 
-python xpsr_jax/assets/make_demo.py FOLDER_OF_PHOTOS
+python -m benchmarks.make_demo FOLDER_OF_PHOTOS
 """
 
 import sys
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from xpsr_jax.assets import DEMO
 from xpsr_jax.data.captions import Caption, read_captions, write_captions
 from xpsr_jax.data.config import DegradationConfig
 from xpsr_jax.data.degradation import degrade
@@ -22,14 +23,13 @@ SEED = 0
 
 
 def main(folder: Path) -> None:
-    target = Path(__file__).parent / "demo"
     original = read_image(folder / PHOTO)[:SIDE, :SIDE]
     rng = np.random.default_rng(SEED)
     degraded = degrade(original.astype(np.float32) / 255, DegradationConfig(), rng)
-    write_png(target / "original.png", original)
-    write_png(target / "lr.png", to_uint8(degraded.lr))
+    write_png(DEMO / "original.png", original)
+    write_png(DEMO / "lr.png", to_uint8(degraded.lr))
     high = read_captions(folder / "captions.jsonl")[PHOTO].high
-    write_captions(target / "captions.jsonl", {"lr.png": Caption(high, describe(degraded.drawn, rng))})
+    write_captions(DEMO / "captions.jsonl", {"lr.png": Caption(high, describe(degraded.drawn, rng))})
     print(degraded.drawn)
 
 
