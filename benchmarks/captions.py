@@ -40,7 +40,7 @@ from xpsr_jax.data.captions import Caption
 from xpsr_jax.data.config import XPSR
 from xpsr_jax.data.degradation import Drawn, apply, draw
 from xpsr_jax.data.image_files import list_images, read_image
-from xpsr_jax.data.jpeg import quantisation_scale, to_uint8
+from xpsr_jax.data.jpeg import quantisation_scale
 from xpsr_jax.data.quality import (
     BLUR_LIMITS,
     COMPRESSION_LIMITS,
@@ -48,6 +48,7 @@ from xpsr_jax.data.quality import (
     appearance,
     describe_appearance,
 )
+from xpsr_jax.data.rounding import round_to_uint8
 from xpsr_jax.evaluation.crops import Crop, CropScores, RgbImage, cut_crops, enlarge, measure_crops
 from xpsr_jax.files import check_writable, new_file
 from xpsr_jax.inference.compilation import use_compilation_cache, use_fast_convolutions
@@ -216,7 +217,7 @@ def degrade(crops: Sequence[tuple[RgbImage, tuple[int, int]]], keep: Callable[[D
     for crop, seed in tqdm(crops, desc="degrading", disable=None):
         rng = np.random.default_rng((SEED + 1, *seed))
         drawn = keep(draw(XPSR, rng))
-        lr = to_uint8(apply(crop.astype(np.float32) / 255, drawn, rng).lr)
+        lr = round_to_uint8(apply(crop.astype(np.float32) / 255, drawn, rng).lr)
         degraded.append(Degraded(lr, seed[0], drawn, measure_quality(lr)))
     return degraded
 

@@ -31,11 +31,12 @@ from xpsr_jax.data.config import XPSR, DataConfig
 from xpsr_jax.data.degradation import Blur, Drawn, Noise, apply, draw
 from xpsr_jax.data.examples import make_example, random_crop
 from xpsr_jax.data.image_files import list_images, read_image
-from xpsr_jax.data.jpeg import CHROMA_TABLE, LUMA_TABLE, to_uint8
+from xpsr_jax.data.jpeg import CHROMA_TABLE, LUMA_TABLE
 from xpsr_jax.data.kernels import SHARPENING_WINDOW
 from xpsr_jax.data.noise import LUMA
 from xpsr_jax.data.resize import resize
-from xpsr_jax.data.sources import open_source
+from xpsr_jax.data.rounding import round_to_uint8
+from xpsr_jax.data.sample_sources import open_sample_source
 from xpsr_jax.errors import UserError
 from xpsr_jax.weights.model_folder import load_tokenizer
 from xpsr_jax.weights.sources import SHIPPED_TOKENIZER
@@ -145,7 +146,7 @@ class Kornia:
 def ours(crop: np.ndarray, drawn: Drawn, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """As `xpsr_jax.data.examples.make_pair` does it."""
     degraded = apply(crop.astype(np.float32) / np.float32(255), drawn, rng)
-    return to_uint8(degraded.hr), to_uint8(resize(degraded.lr, crop.shape[:2], "bicubic"))
+    return round_to_uint8(degraded.hr), round_to_uint8(resize(degraded.lr, crop.shape[:2], "bicubic"))
 
 
 def run(arguments: Arguments) -> None:
@@ -173,7 +174,7 @@ def run(arguments: Arguments) -> None:
 
 def time_examples(arguments: Arguments, config: DataConfig) -> float:
     """CPU seconds of an example from a file of the photographs to tokens."""
-    source = open_source(arguments.photos, missing="empty")
+    source = open_sample_source(arguments.photos, missing="empty")
     tokenizer = load_tokenizer(SHIPPED_TOKENIZER)
     begin = 0.0
     for i in range(-5, arguments.pairs):

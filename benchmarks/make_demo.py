@@ -13,8 +13,8 @@ from xpsr_jax.data.captions import Caption, read_captions, write_captions
 from xpsr_jax.data.config import DegradationConfig
 from xpsr_jax.data.degradation import degrade
 from xpsr_jax.data.image_files import read_image
-from xpsr_jax.data.jpeg import to_uint8
 from xpsr_jax.data.quality import describe
+from xpsr_jax.data.rounding import round_to_uint8
 from xpsr_jax.inference.image_io import write_png
 
 PHOTO = "opencv_fruits.jpg"
@@ -27,7 +27,7 @@ def main(folder: Path) -> None:
     rng = np.random.default_rng(SEED)
     degraded = degrade(original.astype(np.float32) / 255, DegradationConfig(), rng)
     write_png(DEMO / "original.png", original)
-    write_png(DEMO / "lr.png", to_uint8(degraded.lr))
+    write_png(DEMO / "lr.png", round_to_uint8(degraded.lr))
     high = read_captions(folder / "captions.jsonl")[PHOTO].high
     write_captions(DEMO / "captions.jsonl", {"lr.png": Caption(high, describe(degraded.drawn, rng))})
     print(degraded.drawn)

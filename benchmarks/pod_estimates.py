@@ -66,7 +66,7 @@ def run(arguments: Arguments) -> None:
 
 
 def measure_ours(topology: str, *, gradient: bool, remat: bool) -> dict[str, float]:
-    mesh = chips.make_mesh(topology, Mesh())
+    mesh = chips.make_pod_mesh(topology, Mesh())
     dtype = jnp.float32 if gradient else jnp.bfloat16
     compute = Compute(dtype=jnp.bfloat16, param_dtype=dtype, attention=TPU_KERNEL, remat=remat)
     module = abstract(UNET, UNetConfig(conditional_attention=False), compute=compute)

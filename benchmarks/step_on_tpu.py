@@ -34,7 +34,7 @@ TOPOLOGY = "v5e:2x2"
 def main() -> int:
     jax.config.update("jax_platforms", "cpu")
     try:
-        mesh = chips.make_mesh(TOPOLOGY, Mesh())
+        mesh = chips.make_pod_mesh(TOPOLOGY, Mesh())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

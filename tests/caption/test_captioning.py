@@ -14,7 +14,7 @@ from xpsr_jax.caption.captions_file import CaptionsFile, merge_captions
 from xpsr_jax.caption.in_flight import Stop, in_flight
 from xpsr_jax.caption.sentences import count_tokens, first_sentences
 from xpsr_jax.cli.caption import main
-from xpsr_jax.data.captions import Caption, read_captions, read_records, write_captions
+from xpsr_jax.data.captions import Caption, read_caption_records, read_captions, write_captions
 from xpsr_jax.data.offline_pairs import OfflinePairs
 from xpsr_jax.errors import UserError
 
@@ -56,7 +56,7 @@ def test_each_content_once_and_on_from_there(folder):
     seen = []
     tally, output = work(folder, seen)
     assert (tally.captioned, tally.duplicates, tally.known) == (3, 1, 0) and len(seen) == 3
-    records = read_records(output)
+    records = read_caption_records(output)
     assert records.keys() == {"a.png", "b/c.png", "b/d.png", "e.png"}
     assert records["a.png"] | {"image": "b/d.png"} == records["b/d.png"]  # the duplicate has its caption
     assert records["a.png"]["source"] == "test" and len(records["a.png"]["sha256"]) == 64
@@ -126,7 +126,7 @@ def test_empty_captions_are_filled_from_another_file(folder):
 
 def test_first_sentences_are_kept(folder):
     tally, output = work(folder, [], lambda images: ((image, Caption(LONG, "short")) for image in images))
-    record = read_records(output)["a.png"]
+    record = read_caption_records(output)["a.png"]
     assert (tally.shortened, tally.cut) == (3, 0)
     assert count_tokens(LONG) > 77 >= count_tokens(record["high"]) > 60
     assert record["high_whole"] == LONG and LONG.startswith(record["high"]) and record["high"].endswith("five.")

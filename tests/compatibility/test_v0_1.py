@@ -21,7 +21,7 @@ from xpsr_jax.config import load_config
 from xpsr_jax.data.captions import Caption, read_captions
 from xpsr_jax.data.examples import DataConfig
 from xpsr_jax.data.pipeline import make_pipeline
-from xpsr_jax.data.sources import open_source
+from xpsr_jax.data.sample_sources import open_sample_source
 from xpsr_jax.weights.model_folder import load_tokenizer
 from xpsr_jax.weights.networks import parameters
 
@@ -123,9 +123,9 @@ def test_an_orbax_folder_holds_the_model(here: Path):
 
 
 def test_records_hold_the_photographs(here: Path):
-    photographs = open_source(Path("photos"))
+    photographs = open_sample_source(Path("photos"))
     captions = [Caption(f"Picture {i}, in colours.", "The picture is clear.") for i in range(4)]
-    for stored in (photographs, open_source(Path("records")), open_source(Path("records_tfds"))):
+    for stored in (photographs, open_sample_source(Path("records")), open_sample_source(Path("records_tfds"))):
         assert len(stored) == 4
         for i, caption in enumerate(captions):
             assert (stored[i].path, stored[i].caption) == (f"{i}.png", caption)
@@ -133,7 +133,7 @@ def test_records_hold_the_photographs(here: Path):
 
 
 def test_ready_made_pairs_are_read(here: Path):
-    pairs = open_source(Path("pairs"))
+    pairs = open_sample_source(Path("pairs"))
     assert len(pairs) == 4
     for i in range(4):
         folder = here / "pairs" / "dataset_0"
@@ -185,7 +185,7 @@ def test_captions_are_gone_on_with(here: Path, command: Command):
 
 def test_captions_of_degraded_images_reach_training(here: Path):
     measured = read_captions(here / "lr_captions.jsonl")
-    source = open_source(Path("photos"), lr_captions=here / "lr_captions.jsonl")
+    source = open_sample_source(Path("photos"), lr_captions=here / "lr_captions.jsonl")
     assert [source[i].lr_caption for i in range(4)] == [measured[f"{i}.png"] for i in range(4)]
     assert measured["0.png"].high == "Something blurry."
 
@@ -195,7 +195,9 @@ def test_text_embeddings_are_those_of_the_text_encoder(here: Path):
     batches = {}
     for name, more in (("tokens", {}), ("embeddings", {"embeddings": Path("embeddings")})):
         data = DataConfig(crop_size=32, low_caption_from="file", **more)
-        batches[name] = next(iter(make_pipeline(open_source(Path("photos")), data, tokenizer=tokenizer, batch_size=4)))
+        batches[name] = next(
+            iter(make_pipeline(open_sample_source(Path("photos")), data, tokenizer=tokenizer, batch_size=4))
+        )
     model = xpsr_jax.load("runs/whole/model")  # its text encoder is the base's
     encode = jax.jit(lambda ids: model.text_encoder(ids))
     for which in ("high", "low"):

@@ -4,9 +4,10 @@ import cv2
 import numpy as np
 import pytest
 
-from xpsr_jax.data.jpeg import jpeg, to_uint8
+from xpsr_jax.data.jpeg import jpeg
 from xpsr_jax.data.kernels import filter_image, gaussian_kernel, noise_gain, sharpen, sinc_kernel
 from xpsr_jax.data.resize import rescale, resize
+from xpsr_jax.data.rounding import round_to_uint8
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,7 @@ def test_jpeg(operators, qualities, index):
 @pytest.mark.parametrize("quality", [30, 45, 60])
 def test_jpeg_resembles_the_real_codec(photo, quality):
     """What the simulation is for: it costs as much as OpenCV's JPEG does, and looks like it."""
-    pixels = to_uint8(photo)
+    pixels = round_to_uint8(photo)
     _, encoded = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     real = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB).astype(np.float32) / 255
     simulated = jpeg(pixels.astype(np.float32) / 255, quality)
@@ -165,6 +166,6 @@ def test_jpeg_cuts_off_its_input(photo):
     np.testing.assert_array_equal(jpeg(photo * 3 - 1, 50), jpeg(np.clip(photo * 3 - 1, 0, 1), 50))
 
 
-def test_to_uint8_rounds_half_to_even_and_saturates():
+def test_round_to_uint8_rounds_half_to_even_and_saturates():
     values = np.array([-0.1, 0.5 / 255, 1.5 / 255, 2.5 / 255, 1.0, 1.2], np.float32)
-    assert to_uint8(values).tolist() == [0, 0, 2, 2, 255, 255]
+    assert round_to_uint8(values).tolist() == [0, 0, 2, 2, 255, 255]

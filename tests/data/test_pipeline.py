@@ -11,12 +11,12 @@ import pytest
 
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.data.config import BICUBIC, DataConfig
-from xpsr_jax.data.examples import make_example, random_crop, tokenize
-from xpsr_jax.data.jpeg import to_uint8
+from xpsr_jax.data.examples import make_example, random_crop, tokenize_caption
 from xpsr_jax.data.kernels import sharpen
 from xpsr_jax.data.pipeline import make_pipeline
-from xpsr_jax.data.record import Sample
 from xpsr_jax.data.resize import resize
+from xpsr_jax.data.rounding import round_to_uint8
+from xpsr_jax.data.samples import Sample
 from xpsr_jax.errors import UserError
 
 CONFIG = DataConfig(crop_size=32, clean_input_probability=0.0, threads=1)
@@ -26,7 +26,7 @@ class Photos:
     """Pieces of one photograph as a source; the first caption word tells which."""
 
     def __init__(self, photo, count=7):
-        pixels = to_uint8(photo)
+        pixels = round_to_uint8(photo)
         self._images = [pixels[10 * i : 10 * i + 40, 20 * i : 20 * i + 56] for i in range(count)]
 
     def __len__(self):
@@ -79,9 +79,9 @@ def test_target_is_sharpened_and_lr_is_enlarged(source, tokenizer):
     example = make_example(source[3], config, tokenizer=tokenizer, seed=1, index=2)
     crop = make_example(source[3], replace(config, degrade=False), tokenizer=None, seed=1, index=2)["hr"]
     target = sharpen((crop * 127.5 + 127.5).round() / np.float32(255))
-    np.testing.assert_allclose(example["hr"] * 127.5 + 127.5, to_uint8(target), atol=2e-5)
+    np.testing.assert_allclose(example["hr"] * 127.5 + 127.5, round_to_uint8(target), atol=2e-5)
     enlarged = resize(np.clip(resize(target, (8, 8), "bicubic"), 0, 1), (32, 32), "bicubic")
-    np.testing.assert_allclose(example["lr"] * 255, to_uint8(enlarged), atol=2e-5)
+    np.testing.assert_allclose(example["lr"] * 255, round_to_uint8(enlarged), atol=2e-5)
 
 
 def test_pure_in_seed_and_index(source, tokenizer):
@@ -136,7 +136,7 @@ def test_resume(source, tokenizer):
 def test_raw_crops_for_the_autoencoder(source):
     (batch,) = batches(source, replace(CONFIG, degrade=False, flip_probability=0.0), count=1, shuffle=False)
     assert batch.keys() == {"hr", "key", "index"}
-    for i, crop in enumerate(to_uint8(batch["hr"] / 2 + 0.5)):
+    for i, crop in enumerate(round_to_uint8(batch["hr"] / 2 + 0.5)):
         windows = np.lib.stride_tricks.sliding_window_view(source[i].image, (32, 32, 3))
         assert (windows == crop).all((-3, -2, -1)).sum() == 1
 
@@ -237,7 +237,7 @@ def test_small_photographs_are_continued_by_reflection():
 
 
 def test_crop_scale_shows_more_of_the_photograph(photo):
-    image, rng = to_uint8(photo), np.random.default_rng(0)
+    image, rng = round_to_uint8(photo), np.random.default_rng(0)
     config = replace(CONFIG, crop_scale=(0.05, 0.1), flip_probability=0.0)
     # Not to less than the crop: the whole photograph, averaged.
     np.testing.assert_array_equal(
@@ -260,7 +260,7 @@ def test_tokens_are_clips():
     clip = CLIPTokenizer.from_pretrained(Path(xpsr_jax.__file__).parent / "assets" / "tokenizer")
     for text in ("", "A nuthatch clings head down.", "a small cat " * 40):
         expected = clip(text, padding="max_length", max_length=77, truncation=True)["input_ids"]
-        assert tokenize(text, clip).tolist() == expected
+        assert tokenize_caption(text, clip).tolist() == expected
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from xpsr_jax.data.examples import make_example, make_pair
 from xpsr_jax.data.image_files import read_image
 from xpsr_jax.data.image_folder import ImageFolder
 from xpsr_jax.data.offline_pairs import OfflinePairs
-from xpsr_jax.data.record import Record, Sample, pack
 from xpsr_jax.data.resize import resize
-from xpsr_jax.data.sources import Mixture, open_source
+from xpsr_jax.data.sample_sources import Mixture, open_sample_source
+from xpsr_jax.data.samples import Sample, StoredSample, pack
 from xpsr_jax.data.stored_records import StoredRecords, open_array_records
 from xpsr_jax.errors import UserError
 
@@ -29,9 +29,9 @@ def png(seed: int, height: int = 12, width: int = 16) -> bytes:
 
 
 RECORDS = [
-    Record(png(0), Caption("a cat", "sharp"), "a/0.png"),
-    Record(png(1), Caption(), "1.png", Caption("a blurred dog", "blurry"), png(2, 3, 4)),
-    Record(png(3), Caption("ünïcode", ""), "2.png"),
+    StoredSample(png(0), Caption("a cat", "sharp"), "a/0.png"),
+    StoredSample(png(1), Caption(), "1.png", Caption("a blurred dog", "blurry"), png(2, 3, 4)),
+    StoredSample(png(3), Caption("ünïcode", ""), "2.png"),
 ]
 
 
@@ -59,9 +59,13 @@ def assert_same(sample: Sample, expected: Sample) -> None:
 
 
 def test_records_give_back_what_was_stored(files):
-    source = open_source(files)
+    source = open_sample_source(files)
     assert isinstance(source, StoredRecords) and len(source) == 3
-    for given in (source, pickle.loads(pickle.dumps(source)), open_source(files / "x.array_record-00000-of-00002")):
+    for given in (
+        source,
+        pickle.loads(pickle.dumps(source)),
+        open_sample_source(files / "x.array_record-00000-of-00002"),
+    ):
         for i in range(len(given)):
             assert given.record(i) == RECORDS[i]
             assert_same(given[i], RECORDS[i].decode(Path()))
@@ -75,23 +79,25 @@ def test_records_give_back_what_was_stored(files):
 
 def test_captions_of_a_file_take_the_place_of_stored_ones(files, tmp_path):
     write_captions(tmp_path / "new.jsonl", {"a/0.png": Caption("new", "words")})
-    source = open_source(files, captions=tmp_path / "new.jsonl", lr_captions={"2.png": Caption("lr", "")})
+    source = open_sample_source(files, captions=tmp_path / "new.jsonl", lr_captions={"2.png": Caption("lr", "")})
     assert source[0].caption == Caption("new", "words") and source[0].lr_caption is None
     with pytest.raises(UserError, match=r"No caption for '1\.png'"):
         source[1]
-    empty = open_source(files, captions=tmp_path / "new.jsonl", missing="empty", lr_captions={"2.png": Caption("lr")})
+    empty = open_sample_source(
+        files, captions=tmp_path / "new.jsonl", missing="empty", lr_captions={"2.png": Caption("lr")}
+    )
     assert empty[2].caption == Caption() and empty[2].lr_caption == Caption("lr")
 
 
 def test_broken_records(files, tmp_path):
     (files / "x.array_record-00001-of-00002").rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="has 1 of the 2 files x; get the rest"):
-        open_source(files)
+        open_sample_source(files)
     (files / "x.array_record-00001-of-00002").write_bytes(b"no records")
     with pytest.raises(UserError, match="cannot be read as ArrayRecord files"):
-        open_source(files)
+        open_sample_source(files)
     with pytest.raises(UserError, match="exclude is not for them"):
-        open_source(files, exclude=("a",))
+        open_sample_source(files, exclude=("a",))
     other = tmp_path / "other"
     other.mkdir()
     writer = ArrayRecordWriter(str(other / "y.array_record"), "group_size:1")
@@ -128,34 +134,34 @@ def released(tmp_path) -> Path:
 
 
 def test_released_pairs(released):
-    source = open_source(released)
+    source = open_sample_source(released)
     assert isinstance(source, OfflinePairs)
     assert source.names == ("dataset_2/s/5.png", "dataset_10/s/6.png", "dataset_10/s/7.png")
     sample = pickle.loads(pickle.dumps(source))[1]
     np.testing.assert_array_equal(sample.image, read_image(released / "dataset_10/HR/s/6.png"))
     np.testing.assert_array_equal(sample.lr, read_image(released / "dataset_10/LR/s/6.png"))
     assert sample.caption == Caption("HR 6", "") and sample.lr_caption == Caption("LR 6", "blurry 6")
-    one = open_source(released / "dataset_10")
+    one = open_sample_source(released / "dataset_10")
     assert one.names == ("s/6.png", "s/7.png") and one[0].caption == sample.caption
-    assert open_source(released, exclude=("dataset_10",)).names == ("dataset_2/s/5.png",)
+    assert open_sample_source(released, exclude=("dataset_10",)).names == ("dataset_2/s/5.png",)
     assert len(list(source.captions())) == 6
 
 
 def test_released_pairs_that_are_incomplete(released):
     with pytest.raises(UserError, match="captions is not for them"):
-        open_source(released, captions={"x": Caption()})
+        open_sample_source(released, captions={"x": Caption()})
     (released / "dataset_10/highlevel_prompt/s/7.txt").unlink()
     with pytest.raises(UserError, match=r"no caption .*dataset_10/highlevel_prompt/s/7\.txt \(1 such\)"):
-        open_source(released)
-    assert open_source(released, missing="empty")[2].lr_caption == Caption("", "blurry 7")
+        open_sample_source(released)
+    assert open_sample_source(released, missing="empty")[2].lr_caption == Caption("", "blurry 7")
     (released / "dataset_10/LR/s/6.png").unlink()
     with pytest.raises(UserError, match=r"dataset_10/HR/s/6\.png has no LR image"):
-        open_source(released, missing="empty")
+        open_sample_source(released, missing="empty")
 
 
 def test_examples_of_ready_made_pairs(released, tokenizer):
     """The stored images as they are; the HR image and its caption in a tenth of the samples (method §6)."""
-    source = open_source(released)
+    source = open_sample_source(released)
     config = DataConfig(crop_size=32, clean_input_probability=0.25, low_caption_from="drawn", high_caption_from="hr")
     sample, seen = source[0], collections.Counter()
     for index in range(200):
@@ -233,9 +239,9 @@ def test_what_a_path_holds(files, released, tmp_path):
     folder.mkdir()
     (folder / "x.png").write_bytes(png(0))
     with pytest.raises(UserError, match=r"There are no captions .*captions\.jsonl\. Write them"):
-        open_source(folder)
-    assert isinstance(open_source(folder, missing="empty"), ImageFolder)
+        open_sample_source(folder)
+    assert isinstance(open_sample_source(folder, missing="empty"), ImageFolder)
     with pytest.raises(UserError, match="There is no image folder"):
-        open_source(tmp_path / "nowhere")
+        open_sample_source(tmp_path / "nowhere")
     with pytest.raises(UserError, match="is a file of a kind that images cannot be taken from"):
-        open_source(folder / "x.png")
+        open_sample_source(folder / "x.png")

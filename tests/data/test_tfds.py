@@ -11,10 +11,10 @@ from PIL import Image
 
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.data.image_folder import ImageFolder
-from xpsr_jax.data.sources import open_source
+from xpsr_jax.data.sample_sources import open_sample_source
 from xpsr_jax.errors import UserError
-from xpsr_jax.preparation.records import WriteRecords, write_tfds_metadata
-from xpsr_jax.preparation.work import Choice
+from xpsr_jax.preparation.pieces import Choice
+from xpsr_jax.preparation.write_records import WriteRecords, write_tfds_metadata
 
 COLORS = [(40 * i, 100, 200) for i in range(4)]
 
@@ -51,7 +51,7 @@ def test_a_builder_of_ones_own(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(Birds, "photos", photos, raising=False)
     builder = Birds(data_dir=str(tmp_path / "tfds"), file_format="array_record")
     builder.download_and_prepare()
-    source = pickle.loads(pickle.dumps(open_source(Path(builder.data_dir))))
+    source = pickle.loads(pickle.dumps(open_sample_source(Path(builder.data_dir))))
     found = {source[i].caption.high: source[i].image for i in range(len(source))}
     assert sorted(found) == [f"bird {i}" for i in range(4)]
     for i, color in enumerate(COLORS):
@@ -59,7 +59,7 @@ def test_a_builder_of_ones_own(photos, tmp_path, monkeypatch):
     assert "tensorflow" not in sys.modules
     with pytest.raises(UserError, match="is no TFDS dataset of photographs"):
         (Path(builder.data_dir) / "features.json").write_text("{}")
-        open_source(Path(builder.data_dir))
+        open_sample_source(Path(builder.data_dir))
 
 
 def test_what_prepare_data_writes(photos, tmp_path):
@@ -71,7 +71,7 @@ def test_what_prepare_data_writes(photos, tmp_path):
     write = WriteRecords(source, Choice(minimum_pixels=0), "tfds", files=2, pairs=False)
     outcomes = [write(folder, number, piece) for number, piece in enumerate((range(3), range(3, 4)))]
     write_tfds_metadata(folder, outcomes, pairs=False)
-    stored = open_source(folder)
+    stored = open_sample_source(folder)
     assert [stored.record(i) for i in range(4)] == [source.record(i) for i in range(4)]
     examples = list(tfds.builder_from_directory(str(folder)).as_data_source(split="train"))
     assert [example["path"] for example in examples] == [b"0.png", b"1.png", b"2.png", b"3.png"]

@@ -10,7 +10,7 @@ from tests.inference.tiny_model import SAMPLING
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.diffusion.ddpm import Ddpm
 from xpsr_jax.diffusion.samplers import start_latents
-from xpsr_jax.inference.color import adain, to_uint8
+from xpsr_jax.inference.color import adain, truncate_to_uint8
 from xpsr_jax.inference.image_keys import content_digest, image_key
 from xpsr_jax.inference.prompts import tokenize
 from xpsr_jax.inference.tiling import Tiles
@@ -61,4 +61,4 @@ def restored_plainly(model: Model, image: np.ndarray, caption: Caption, tiles: T
         state = sampler.step(state, row, eps + SAMPLING.guidance_scale * (eps - eps_negative), step_noise)
     decoded = nnx.jit(lambda autoencoder, latents: autoencoder.decode(latents))(model.autoencoder, state.latents)
     rounded = jnp.round(jnp.clip(decoded / 2 + 0.5, 0, 1) * 255) / 255
-    return np.asarray(to_uint8(adain(rounded, pixels))[0])
+    return np.asarray(truncate_to_uint8(adain(rounded, pixels))[0])

@@ -5,7 +5,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from xpsr_jax.inference import color
-from xpsr_jax.inference.color import adain, fix_color, fix_large_color, low_frequencies, to_uint8, wavelet
+from xpsr_jax.inference.color import adain, fix_color, fix_large_color, low_frequencies, truncate_to_uint8, wavelet
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def test_equal_to_the_released_code(stored, pair, method):
     fixed = jax.jit(fix_color, static_argnums=2)(*pair, method)
     expected = stored[f"{method}_float_unclipped"].transpose(0, 2, 3, 1)
     np.testing.assert_allclose(fixed, expected, atol=1e-6)  # measured
-    assert np.abs(np.int32(to_uint8(fixed)[0]) - stored[f"{method}_u8_hwc"]).max() == 0
+    assert np.abs(np.int32(truncate_to_uint8(fixed)[0]) - stored[f"{method}_u8_hwc"]).max() == 0
 
 
 def test_wavelet_parts(stored, pair):
@@ -53,9 +53,11 @@ def test_unknown_method(pair):
 @pytest.mark.parametrize("method", ["adain", "wavelet", "none"])
 def test_large_pictures_are_fixed_alike_in_pieces(pair, method, monkeypatch):
     monkeypatch.setattr(color, "_PIECE", 80)
-    target, source = (np.asarray(to_uint8(image))[0] for image in pair)
+    target, source = (np.asarray(truncate_to_uint8(image))[0] for image in pair)
     target, source = (np.tile(image, (3, 3, 1))[:130, :145] for image in (target, source))
-    expected = to_uint8(fix_color(*(image[None].astype(np.float32) / 255 for image in (target, source)), method))[0]
+    expected = truncate_to_uint8(
+        fix_color(*(image[None].astype(np.float32) / 255 for image in (target, source)), method)
+    )[0]
     ours = fix_large_color(target, source, method)
     difference = np.abs(np.int32(ours) - expected)
     assert difference.max() <= (0 if method == "none" else 1)  # measured 0

@@ -16,7 +16,7 @@ from xpsr_jax.errors import UserError
 from xpsr_jax.inference import restore
 from xpsr_jax.models.layers import Compute
 from xpsr_jax.pods import programs
-from xpsr_jax.training.export import load_tokenizer
+from xpsr_jax.training.export import tokenizer_of
 from xpsr_jax.training.images import open_images
 from xpsr_jax.weights.model_folder import Model
 from xpsr_jax.weights.networks import NETWORKS, abstract
@@ -28,7 +28,7 @@ GPUS = AbstractMesh((1, 8), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisTyp
 def test_the_training_step_is_the_one_that_trains(tmp_path):
     """Shardings, donation and accumulation included: the text of the lowered program is the same."""
     run = tiny.Run(CONFIG, 8)
-    source, tokenizer = open_images(tiny.make_photos(tmp_path)), load_tokenizer(CONFIG.networks)
+    source, tokenizer = open_images(tiny.make_photos(tmp_path)), tokenizer_of(CONFIG.networks)
     batch = next(iter(make_pipeline(source, CONFIG.data, tokenizer=tokenizer, batch_size=CONFIG.batch_size)))
     del batch["index"]
     real = run.step.lower(run.state, run.frozen, None, sharding.shard_batch(batch, run.mesh))
@@ -70,7 +70,7 @@ def model(config):
         name: jax.tree.map(lambda leaf: jax.numpy.asarray(rng.standard_normal(leaf.shape), leaf.dtype), network)
         for name, network in networks.items()
     }
-    tokenizer = load_tokenizer(config.networks)
+    tokenizer = tokenizer_of(config.networks)
     return Model(**filled, tokenizer=tokenizer, schedule=config.networks.schedule, defaults=config.sampling, note="")
 
 

@@ -15,10 +15,10 @@ from xpsr_jax.data.captions import Caption, read_captions, write_captions
 from xpsr_jax.data.config import DataConfig
 from xpsr_jax.data.image_files import read_image
 from xpsr_jax.data.image_folder import ImageFolder
-from xpsr_jax.data.sources import open_source
+from xpsr_jax.data.sample_sources import open_sample_source
 from xpsr_jax.errors import UserError
-from xpsr_jax.preparation.pairs import WritePairs
-from xpsr_jax.preparation.work import Choice, Outcome, cut, work
+from xpsr_jax.preparation.pieces import Choice, Outcome, cut, work
+from xpsr_jax.preparation.write_pairs import WritePairs
 
 NAMES = ["a/1.png", "a/2.jpg", "b/10.webp", "truncated.png", "tiny.png", "text.jpg"]
 WHOLE = ["a/1.png", "a/2.jpg", "b/10.webp"]
@@ -59,7 +59,7 @@ def test_records_leave_out_what_is_broken_or_small(photos, tmp_path, capsys):
     report = json.loads((output / "prepared.json").read_text())
     assert sorted(report["broken"]) == ["text.jpg", "truncated.png"] and sorted(report["small"]) == ["tiny.png"]
     assert report["written"] == 3 and "truncated" in report["broken"]["truncated.png"]
-    source, original = open_source(output), ImageFolder(photos, captions=photos / "captions.jsonl")
+    source, original = open_sample_source(output), ImageFolder(photos, captions=photos / "captions.jsonl")
     assert [source.record(i) for i in range(3)] == [original.record(original.names.index(name)) for name in WHOLE]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
@@ -90,7 +90,7 @@ def test_two_processes_write_what_one_does(photos, tmp_path, command, monkeypatc
 
 def test_pairs_in_the_released_layout(photos, tmp_path):
     assert run("pairs", photos, "--output", tmp_path / "out", "--rounds", 2, "--crop-size", 32, "--limit", 2) == 0
-    source = open_source(tmp_path / "out")
+    source = open_sample_source(tmp_path / "out")
     names = [f"dataset_{i}/a/{j}.png" for i in (0, 1) for j in (1, 2)]
     assert [source[i].path for i in range(4)] == names
     for sample in (source[i] for i in range(4)):
@@ -103,7 +103,7 @@ def test_pairs_in_the_released_layout(photos, tmp_path):
     with pytest.raises(UserError, match="ready-made pairs already"):
         WritePairs(source, Choice(0), DataConfig(crop_size=32), 0, 4, False)(tmp_path, 0, range(1))
     assert run("records", tmp_path / "out", "--output", tmp_path / "stored") == 0
-    stored = open_source(tmp_path / "stored")
+    stored = open_sample_source(tmp_path / "stored")
     assert [stored.record(i) for i in range(4)] == [source.record(i) for i in range(4)]
 
 

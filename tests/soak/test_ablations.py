@@ -13,7 +13,7 @@ from xpsr_jax import sharding
 from xpsr_jax.config import Images, Mesh, load_config
 from xpsr_jax.data.pipeline import make_pipeline
 from xpsr_jax.models.configs import ControlNetConfig, UNetConfig
-from xpsr_jax.training.export import load_tokenizer
+from xpsr_jax.training.export import tokenizer_of
 from xpsr_jax.training.images import open_images
 from xpsr_jax.training.state import abstract_state, make_optimizer
 from xpsr_jax.training.step import make_step
@@ -45,7 +45,7 @@ def small(variant):
 def batches(photos):
     config = tiny.config()
     data = make_pipeline(
-        open_images(Images(folder=photos)), config.data, tokenizer=load_tokenizer(config.networks), batch_size=8
+        open_images(Images(folder=photos)), config.data, tokenizer=tokenizer_of(config.networks), batch_size=8
     )
     return [batch for batch, _ in zip(data, range(2), strict=False)]
 

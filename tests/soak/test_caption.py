@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from xpsr_jax.cli.caption import main
-from xpsr_jax.data.captions import read_captions, read_records
+from xpsr_jax.data.captions import read_caption_records, read_captions
 
 # The command with a captioner that takes a minute for some images.
 SLOW = """
@@ -58,7 +58,7 @@ def test_interrupted_and_killed_work_goes_on(tmp_path, number, code):
     assert process.returncode == code and time.monotonic() - begin < 5
     if number == signal.SIGINT:
         assert said.endswith("caption: interrupted; the same command goes on from here\n")
-    assert sorted(read_records(output)) == ["0.png", "1.png", "2.png"]
+    assert sorted(read_caption_records(output)) == ["0.png", "1.png", "2.png"]
     assert main(["measured", str(tmp_path / "photos"), "--output", str(output)]) == 0
     assert len(read_captions(output)) == 6
 
@@ -67,4 +67,4 @@ def test_a_full_disk_leaves_whole_lines(tmp_path):
     output = tmp_path / "c.jsonl"
     run = subprocess.run([sys.executable, "-c", FULL, output], capture_output=True, text=True)
     assert "cannot be written" in run.stderr.splitlines()[-1]
-    assert list(read_records(output)) == ["0", "1"]
+    assert list(read_caption_records(output)) == ["0", "1"]

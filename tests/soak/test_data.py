@@ -22,7 +22,7 @@ from xpsr_jax.data.config import DataConfig
 from xpsr_jax.data.image_folder import ImageFolder
 from xpsr_jax.data.pipeline import Batches, make_pipeline
 from xpsr_jax.errors import UserError
-from xpsr_jax.training.export import load_tokenizer
+from xpsr_jax.training.export import tokenizer_of
 
 ROOT = Path(__file__).parents[2]
 CONFIG = DataConfig(crop_size=16, threads=1, prefetch=2)
@@ -42,7 +42,7 @@ def pipeline(folder: Path, workers: int) -> Batches:
     return make_pipeline(
         ImageFolder(folder, captions=captions),
         replace(CONFIG, workers=workers),
-        tokenizer=load_tokenizer(Networks()),
+        tokenizer=tokenizer_of(Networks()),
         seed=3,
         batch_size=4,
     )
@@ -90,7 +90,7 @@ def test_errors_of_workers_reach_the_reader(folder, tmp_path):
 
 def pipeline_of_broken(folder: Path) -> Batches:
     return make_pipeline(
-        ImageFolder(folder), replace(CONFIG, workers=1), tokenizer=load_tokenizer(Networks()), batch_size=1
+        ImageFolder(folder), replace(CONFIG, workers=1), tokenizer=tokenizer_of(Networks()), batch_size=1
     )
 
 

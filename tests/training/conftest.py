@@ -6,7 +6,7 @@ import pytest
 from tests.training import tiny
 from xpsr_jax.config import Images
 from xpsr_jax.data.pipeline import make_pipeline
-from xpsr_jax.training.export import load_tokenizer
+from xpsr_jax.training.export import tokenizer_of
 from xpsr_jax.training.images import open_images
 
 
@@ -24,6 +24,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
 def batches(images: Images) -> list[dict[str, np.ndarray]]:
     """Three batches of 16."""
     config = tiny.config()
-    tokenizer = load_tokenizer(config.networks)
+    tokenizer = tokenizer_of(config.networks)
     data = make_pipeline(open_images(images), config.data, tokenizer=tokenizer, batch_size=16, epochs=10)
     return [batch for batch, _ in zip(data, range(3), strict=False)]

@@ -16,7 +16,7 @@ from xpsr_jax.errors import UserError
 from xpsr_jax.training import resume
 from xpsr_jax.training.checkpoint_source import open_checkpoint
 from xpsr_jax.training.checkpoints import Checkpoints, Damaged
-from xpsr_jax.training.export import as_model, assemble, load_tokenizer
+from xpsr_jax.training.export import as_model, assemble, tokenizer_of
 from xpsr_jax.training.fingerprints import fingerprints
 from xpsr_jax.training.parameters import initial_parameters
 from xpsr_jax.training.state import abstract_state, initial_state, make_optimizer
@@ -52,7 +52,7 @@ def run(tmp_path_factory):
     with Checkpoints(folder / "checkpoints", keep=2) as checkpoints:
         for step in (3, 20):
             checkpoints.save(step, state, iter_of_numbers(), record, {})
-    tokenizer = load_tokenizer(config.networks)
+    tokenizer = tokenizer_of(config.networks)
     model_folder.save(
         as_model(assemble(structure, state.average, frozen), config, structure, tokenizer), folder / "model"
     )

@@ -14,12 +14,11 @@ from xpsr_jax.cli.prepare import main
 from xpsr_jax.config import Images
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.data.embeddings import TextEmbeddings
-from xpsr_jax.data.examples import tokenize
+from xpsr_jax.data.examples import tokenize_caption
 from xpsr_jax.data.pipeline import make_pipeline
 from xpsr_jax.errors import UserError
-from xpsr_jax.training.embeddings import check_embeddings
-from xpsr_jax.training.export import load_tokenizer
-from xpsr_jax.training.fingerprints import fingerprints
+from xpsr_jax.training.export import tokenizer_of
+from xpsr_jax.training.fingerprints import check_embeddings, fingerprints
 from xpsr_jax.training.images import open_images
 from xpsr_jax.training.losses import xpsr_loss
 from xpsr_jax.training.structure import make_structure
@@ -48,7 +47,7 @@ def test_the_loss_is_the_same(images: Images, embeddings: Path):
     """In float32, with dropped captions and clean inputs among the samples; without the text encoder in the program."""
     config = tiny.config()
     data = dataclasses.replace(config.data, low_caption_from="file", caption_dropout=0.3, clean_input_probability=0.3)
-    structure, tokenizer = make_structure(config), load_tokenizer(config.networks)
+    structure, tokenizer = make_structure(config), tokenizer_of(config.networks)
     parameters = {path: tiny.random_parameter(path, s.shape) for path, s in structure.shapes().items()}
 
     def loss(parameters, batch):
@@ -84,15 +83,15 @@ def test_float16_embeddings_take_half_the_space(base: Path, images: Images, embe
     half = tmp_path / "half"
     arguments = ["embeddings", str(images.folder), "--model", str(base), "--output", str(half), "--dtype", "float16"]
     assert main(arguments) == 0
-    tokenizer, text = load_tokenizer(tiny.NETWORKS), "picture 0.png"
-    found = [TextEmbeddings(folder).find(tokenize(text, tokenizer), text) for folder in (embeddings, half)]
+    tokenizer, text = tokenizer_of(tiny.NETWORKS), "picture 0.png"
+    found = [TextEmbeddings(folder).find(tokenize_caption(text, tokenizer), text) for folder in (embeddings, half)]
     assert found[1].dtype == np.float32
     np.testing.assert_allclose(*found, rtol=1e-3, atol=1e-4)
 
 
 def test_captions_that_are_not_there(images: Images, embeddings: Path):
     config = dataclasses.replace(tiny.config().data, embeddings=embeddings)
-    tokenizer = load_tokenizer(tiny.NETWORKS)
+    tokenizer = tokenizer_of(tiny.NETWORKS)
     with pytest.raises(UserError, match=r"captions of files alone. Set data\.low_caption_from to file"):
         make_pipeline(open_images(images), config, tokenizer=tokenizer, batch_size=1)
     source = open_images(images)
@@ -100,7 +99,7 @@ def test_captions_that_are_not_there(images: Images, embeddings: Path):
     file = dataclasses.replace(config, low_caption_from="file", caption_dropout=0.0)
     with pytest.raises(UserError, match="has no embedding of the caption 'something else'"):
         next(iter(make_pipeline(source, file, tokenizer=tokenizer, batch_size=1)))
-    assert TextEmbeddings(embeddings).find(tokenize("", tokenizer), "").shape == (77, 8)
+    assert TextEmbeddings(embeddings).find(tokenize_caption("", tokenizer), "").shape == (77, 8)
     with pytest.raises(UserError, match="holds no text embeddings"):
         TextEmbeddings(images.folder)
 

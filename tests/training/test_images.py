@@ -8,10 +8,10 @@ import tyro
 from tests.training import tiny
 from xpsr_jax.config import Images, load_config
 from xpsr_jax.data.captions import Caption, write_captions
-from xpsr_jax.data.examples import make_example, tokenize
+from xpsr_jax.data.examples import make_example, tokenize_caption
 from xpsr_jax.errors import UserError
 from xpsr_jax.training import resume
-from xpsr_jax.training.export import load_tokenizer
+from xpsr_jax.training.export import tokenizer_of
 from xpsr_jax.training.images import open_images
 
 
@@ -48,9 +48,9 @@ def test_captions_of_degraded_images_are_the_papers_choice(name, expected, image
     write_captions(file, {"0.png": Caption("of the degraded one", "blurry")})
     source = open_images(dataclasses.replace(images, lr_captions=file))
     assert [sample.lr_caption for sample in source] == [Caption("of the degraded one", "blurry"), *[None] * 4]
-    tokenizer = load_tokenizer(tiny.NETWORKS)
+    tokenizer = tokenizer_of(tiny.NETWORKS)
     # The released code has the empty string in its place after all, which is another field.
     data = dataclasses.replace(load_config(f"configs/{name}.py").data, crop_size=tiny.SIZE, high_dropout=0.0)
     chosen = [make_example(source[i], data, tokenizer=tokenizer, seed=0, index=i)["high_ids"] for i in (0, 1)]
-    assert chosen[0].tolist() == tokenize(expected, tokenizer).tolist()
-    assert chosen[1].tolist() == tokenize("picture 1.png", tokenizer).tolist()  # for want of another
+    assert chosen[0].tolist() == tokenize_caption(expected, tokenizer).tolist()
+    assert chosen[1].tolist() == tokenize_caption("picture 1.png", tokenizer).tolist()  # for want of another

@@ -40,7 +40,7 @@ def tokenizer(request, folder, tmp_path_factory):
 
 @pytest.mark.parametrize("text", ["", "a bird", "nine words " * 60])
 def test_rows_are_padded_with_0(text, tokenizer):
-    row = examples.tokenize(text, tokenizer)
+    row = examples.tokenize_caption(text, tokenizer)
     np.testing.assert_array_equal(prompts.tokenize(tokenizer, [text]), row[None])
     end = row.tolist().index(END)
     assert (row[0], row.dtype, row.shape) == (START, np.int32, (77,))
@@ -50,7 +50,7 @@ def test_rows_are_padded_with_0(text, tokenizer):
 
 def test_an_exclamation_mark_in_a_caption_is_no_padding(tokenizer):
     expected = LOUD_IDS + [0] * (77 - len(LOUD_IDS))
-    assert examples.tokenize(LOUD, tokenizer).tolist() == expected
+    assert examples.tokenize_caption(LOUD, tokenizer).tolist() == expected
     assert prompts.tokenize(tokenizer, [LOUD])[0].tolist() == expected
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from xpsr_jax.caption.sentences import count_tokens
-from xpsr_jax.data.captions import Record, read_records
+from xpsr_jax.data.captions import CaptionRecord, read_caption_records
 from xpsr_jax.data.image_files import read_image
 from xpsr_jax.data.tokens import MAX_TOKENS
 from xpsr_jax.errors import UserError
@@ -58,7 +58,7 @@ def write_caption_page(captions: Path, images: Path, output: Path, *, count: int
     Raises:
       UserError: the captions cannot be read, are none, or the page cannot be written.
     """
-    records = list(read_records(captions).values())
+    records = list(read_caption_records(captions).values())
     if not records:
         raise UserError(f"{captions} holds no captions")
     chosen = _spread(records, count)
@@ -74,7 +74,7 @@ def write_caption_page(captions: Path, images: Path, output: Path, *, count: int
     return f"{output}: {len(chosen)} of {len(records)} captions"
 
 
-def summary(records: Sequence[Record], *, shown: int) -> dict[str, str]:
+def summary(records: Sequence[CaptionRecord], *, shown: int) -> dict[str, str]:
     """What there is to say of all captions together."""
     contents = [record["sha256"] for record in records if "sha256" in record]
     facts = {"images": f"{len(records)}, {shown} of them below"}
@@ -101,7 +101,7 @@ def _spread(items: Sequence[_Item], count: int) -> list[_Item]:
     return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).astype(int))]
 
 
-def _figure(record: Record, images: Path) -> str:
+def _figure(record: CaptionRecord, images: Path) -> str:
     parts = [_picture(images / record["image"])]
     for level in ("high", "low"):
         parts.append(f"<p><b>{level}</b> {_text(record, level)}</p>")
@@ -120,7 +120,7 @@ def _picture(file: Path) -> str:
     return f'<img alt="" loading="lazy" src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
 
-def _text(record: Record, level: str) -> str:
+def _text(record: CaptionRecord, level: str) -> str:
     text = record[level].strip()
     if not text:
         return '<span class="missing">none</span>'

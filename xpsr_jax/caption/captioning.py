@@ -16,7 +16,7 @@ from tqdm import tqdm
 from xpsr_jax.caption.captions_file import CaptionsFile
 from xpsr_jax.caption.in_flight import in_flight
 from xpsr_jax.caption.sentences import count_tokens, first_sentences
-from xpsr_jax.data.captions import Caption, Record, read_records
+from xpsr_jax.data.captions import Caption, CaptionRecord, read_caption_records
 from xpsr_jax.data.image_files import decode_image, read_bytes
 from xpsr_jax.data.tokens import MAX_TOKENS
 from xpsr_jax.errors import UserError
@@ -124,7 +124,7 @@ def caption_images(
                 tqdm.write(f"{name}: {error}", file=sys.stderr)
                 bar.update()
 
-            def copy(name: str, record: Record) -> None:
+            def copy(name: str, record: CaptionRecord) -> None:
                 file.append(_shortened(others.fill(record | {"image": name})))
                 tally.duplicates += 1
                 bar.update()
@@ -194,10 +194,10 @@ class _Others:
     """Captions to take what is empty from."""
 
     def __init__(self, file: Path | None):
-        self._by_name = read_records(file) if file else {}
+        self._by_name = read_caption_records(file) if file else {}
         self._by_content = {record["sha256"]: record for record in self._by_name.values() if "sha256" in record}
 
-    def fill(self, record: Record) -> Record:
+    def fill(self, record: CaptionRecord) -> CaptionRecord:
         other = self._by_content.get(record["sha256"]) or self._by_name.get(record["image"])
         if other is None:
             return record
@@ -214,7 +214,7 @@ def _by_name(inputs: Sequence[Input]) -> dict[str, Path]:
     return by_name
 
 
-def _changed(by_name: dict[str, Path], records: dict[str, Record]) -> list[str]:
+def _changed(by_name: dict[str, Path], records: dict[str, CaptionRecord]) -> list[str]:
     """Names of images that are no longer what their captions were written for. Hand-written ones do not say."""
     names = [name for name in by_name if "sha256" in records.get(name, ())]
     changed = []
@@ -231,7 +231,7 @@ def _read(name: str, path: Path) -> LoadedImage:
     return LoadedImage(name, data, decode_image(data, path), hashlib.sha256(data).hexdigest())
 
 
-def _shortened(record: Record) -> Record:
+def _shortened(record: CaptionRecord) -> CaptionRecord:
     """First sentences for CLIP; what is longer is kept beside them."""
     for level in ("high", "low"):
         first = first_sentences(record[level])

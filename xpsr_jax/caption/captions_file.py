@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from xpsr_jax.data.captions import Record, line_of, read_records, write_records
+from xpsr_jax.data.captions import CaptionRecord, line_of, read_caption_records, write_caption_records
 from xpsr_jax.errors import UserError
 from xpsr_jax.locks import locked_output
 
@@ -17,7 +17,7 @@ class CaptionsFile:
     A line that was not written to its end (power failed, disk full) is removed when the file is opened.
 
     Attributes:
-      records: by image path, as `read_records` has them.
+      records: by image path, as `read_caption_records` has them.
       repaired: such a line was there.
     """
 
@@ -28,7 +28,7 @@ class CaptionsFile:
             self._file = self._open()
             stack.callback(lambda: os.close(self._file))
             self.repaired = self._end_whole()
-            self.records = read_records(path)
+            self.records = read_caption_records(path)
             self._stack = stack.pop_all()
 
     def __enter__(self) -> "CaptionsFile":
@@ -37,7 +37,7 @@ class CaptionsFile:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def append(self, record: Record) -> None:
+    def append(self, record: CaptionRecord) -> None:
         """Adds a line: all of it or, if the disk is full, nothing and UserError."""
         line = line_of(record).encode()
         size = os.fstat(self._file).st_size
@@ -53,7 +53,7 @@ class CaptionsFile:
         """Takes out lines: the file is written anew."""
         for image in images:
             del self.records[image]
-        write_records(self.path, self.records.values())
+        write_caption_records(self.path, self.records.values())
         os.close(self._file)
         self._file = self._open()
 
@@ -92,13 +92,13 @@ def merge_captions(files: Sequence[Path], output: Path) -> tuple[int, int, int]:
 
 
 def _merge(files: Sequence[Path], output: Path) -> tuple[int, int, int]:
-    merged: dict[str, Record] = {}
+    merged: dict[str, CaptionRecord] = {}
     same = replaced = 0
     for file in files:
-        for image, record in read_records(file).items():
+        for image, record in read_caption_records(file).items():
             if image in merged:
                 same += merged[image] == record
                 replaced += merged[image] != record
             merged[image] = record
-    write_records(output, merged.values())
+    write_caption_records(output, merged.values())
     return len(merged), same, replaced

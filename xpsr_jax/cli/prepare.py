@@ -15,11 +15,11 @@ import tyro
 
 from xpsr_jax.cli.run import command
 from xpsr_jax.data.config import MILD, XPSR, DataConfig
-from xpsr_jax.data.sources import StoredSource, open_source
+from xpsr_jax.data.sample_sources import StoredSource, open_sample_source
 from xpsr_jax.data.stored_records import import_tfds
-from xpsr_jax.preparation.pairs import WritePairs, check_names, write_evaluation_captions
-from xpsr_jax.preparation.records import Format, WriteRecords, write_tfds_metadata
-from xpsr_jax.preparation.work import REPORT, Choice, Outcome, cut, work
+from xpsr_jax.preparation.pieces import REPORT, Choice, Outcome, cut, work
+from xpsr_jax.preparation.write_pairs import WritePairs, check_names, write_evaluation_captions
+from xpsr_jax.preparation.write_records import RecordFormat, WriteRecords, write_tfds_metadata
 
 _DEGRADATIONS = {"xpsr": XPSR, "mild": MILD}
 # Pairs to be done again when the work is stopped.
@@ -60,7 +60,7 @@ class Photographs:
 class Records(Photographs):
     """Photographs and captions into ArrayRecord files, with images as they are stored."""
 
-    format: Format = "array_record"
+    format: RecordFormat = "array_record"
     """Plain ArrayRecord files, or a TFDS dataset of them."""
     images_per_file: int = 1000
     """Photographs in a file."""
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None) -> int:
 
 def prepare(command: Records | Pairs | Validation) -> Outcome:
     """Stored photographs, or pairs of them."""
-    source = open_source(
+    source = open_sample_source(
         command.input,
         exclude=command.exclude,
         captions=command.captions,
@@ -195,28 +195,30 @@ def prepare_embeddings(command: Embeddings) -> Outcome:
     # Imported here: they bring JAX, which the other commands and their processes do without.
     from xpsr_jax.config import Networks
     from xpsr_jax.data.captions import read_captions
-    from xpsr_jax.preparation import text_embeddings
-    from xpsr_jax.training.export import load_tokenizer
+    from xpsr_jax.preparation import write_embeddings
+    from xpsr_jax.training.export import tokenizer_of
     from xpsr_jax.training.fingerprints import fingerprint
     from xpsr_jax.weights.networks import NETWORKS, load_network
 
     network, folder = NETWORKS["text_encoder"], command.model / NETWORKS["text_encoder"].subfolder
-    tokenizer = load_tokenizer(Networks(base=(command.model,)))
+    tokenizer = tokenizer_of(Networks(base=(command.model,)))
     captions = [
         caption
         for path in command.input
-        for caption in (read_captions(path).values() if path.suffix == ".jsonl" else open_source(path).captions())
+        for caption in (
+            read_captions(path).values() if path.suffix == ".jsonl" else open_sample_source(path).captions()
+        )
     ]
-    ids, keys = text_embeddings.distinct_captions(captions, tokenizer)
+    ids, keys = write_embeddings.distinct_captions(captions, tokenizer)
     text_encoder = fingerprint(network, folder)
-    encode = text_embeddings.encoder_of(load_network(network, folder))
+    encode = write_embeddings.encoder_of(load_network(network, folder))
     return work(
         command.output,
-        text_embeddings.WriteEmbeddings(ids, encode, command.dtype),
-        cut(len(ids), text_embeddings.ROWS),
-        settings={"captions": text_embeddings.digest(ids), "text_encoder": text_encoder, "dtype": command.dtype},
+        write_embeddings.WriteEmbeddings(ids, encode, command.dtype),
+        cut(len(ids), write_embeddings.ROWS),
+        settings={"captions": write_embeddings.digest(ids), "text_encoder": text_encoder, "dtype": command.dtype},
         workers=1,
-        finish=lambda folder, _: text_embeddings.write_description(folder, keys=keys, text_encoder=text_encoder),
+        finish=lambda folder, _: write_embeddings.write_description(folder, keys=keys, text_encoder=text_encoder),
         unit="caption",
     )
 

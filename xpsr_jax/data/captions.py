@@ -7,13 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xpsr_jax.data.quality import describe
 from xpsr_jax.errors import UserError
 from xpsr_jax.files import new_file
 
-__all__ = ["Caption", "describe", "read_captions", "read_records", "write_captions", "write_records"]
-
-Record = dict[str, Any]
+CaptionRecord = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -39,18 +36,18 @@ def read_captions(path: str | os.PathLike) -> dict[str, Caption]:
     Raises:
       UserError: the file cannot be read or a line is wrong; names the file and the line.
     """
-    records = read_records(path)
+    records = read_caption_records(path)
     return {image: Caption(record["high"].strip(), record["low"].strip()) for image, record in records.items()}
 
 
-def read_records(path: str | os.PathLike) -> dict[str, Record]:
+def read_caption_records(path: str | os.PathLike) -> dict[str, CaptionRecord]:
     """The same lines with all their keys, such as "source" and "sha256". Raises as `read_captions`."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"Cannot read the captions {path}: {error}") from error
-    records: dict[str, Record] = {}
+    records: dict[str, CaptionRecord] = {}
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -61,7 +58,7 @@ def read_records(path: str | os.PathLike) -> dict[str, Record]:
     return records
 
 
-def _parse(line: str, *, where: str) -> Record:
+def _parse(line: str, *, where: str) -> CaptionRecord:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
@@ -81,16 +78,16 @@ def write_captions(path: str | os.PathLike, captions: Mapping[str, Caption], *, 
       source: names the captioner.
     """
     further = {"source": source} if source else {}
-    write_records(path, [{"image": i, "high": c.high, "low": c.low} | further for i, c in captions.items()])
+    write_caption_records(path, [{"image": i, "high": c.high, "low": c.low} | further for i, c in captions.items()])
 
 
-def write_records(path: str | os.PathLike, records: Iterable[Record]) -> None:
-    """Writes what `read_records` reads. Raises UserError where the system refuses."""
+def write_caption_records(path: str | os.PathLike, records: Iterable[CaptionRecord]) -> None:
+    """Writes what `read_caption_records` reads. Raises UserError where the system refuses."""
     with new_file(Path(path)) as temporary, temporary.open("wb") as file:
         file.writelines(line_of(record).encode() for record in records)
 
 
-def line_of(record: Record) -> str:
+def line_of(record: CaptionRecord) -> str:
     """A record's line, with its end."""
     line = json.dumps(record, ensure_ascii=False)
     # Names of files that are not UTF-8 are written as escapes.

@@ -11,10 +11,10 @@ from xpsr_jax.data.captions import Caption
 from xpsr_jax.data.config import DataConfig
 from xpsr_jax.data.degradation import Drawn, degrade
 from xpsr_jax.data.embeddings import TextEmbeddings
-from xpsr_jax.data.jpeg import to_uint8
 from xpsr_jax.data.quality import describe
-from xpsr_jax.data.record import Sample
 from xpsr_jax.data.resize import resize
+from xpsr_jax.data.rounding import round_to_uint8
+from xpsr_jax.data.samples import Sample
 from xpsr_jax.data.tokens import pad_or_cut
 from xpsr_jax.errors import UserError
 
@@ -67,7 +67,7 @@ def make_example(
     clean = rng.random() < config.clean_input_probability and not negative
     caption = choose_caption(sample, pair, config, clean=clean, negative=negative, rng=rng)
     for name, text in (("high", caption.high), ("low", caption.low)):
-        ids = tokenize(text, tokenizer)
+        ids = tokenize_caption(text, tokenizer)
         example |= {f"{name}_ids": ids} if embeddings is None else {f"{name}_embedding": embeddings.find(ids, text)}
     return example | {
         "hr": _centred(pair.lr if negative else pair.hr),
@@ -89,8 +89,8 @@ def make_pair(sample: Sample, config: DataConfig, rng: np.random.Generator) -> P
         return Pair(hr, lr, None, None)
     crop = random_crop(sample.image, config, rng)
     degraded = degrade(crop.astype(np.float32) / np.float32(255), config.degradation, rng)
-    lr = to_uint8(resize(degraded.lr, crop.shape[:2], "bicubic"))
-    return Pair(to_uint8(degraded.hr), lr, to_uint8(degraded.lr), degraded.drawn)
+    lr = round_to_uint8(resize(degraded.lr, crop.shape[:2], "bicubic"))
+    return Pair(round_to_uint8(degraded.hr), lr, round_to_uint8(degraded.lr), degraded.drawn)
 
 
 def _enlarge(sample: Sample) -> UInt8[np.ndarray, "h w 3"]:
@@ -104,7 +104,7 @@ def _enlarge(sample: Sample) -> UInt8[np.ndarray, "h w 3"]:
             f"The LR image of {sample.path} has {small[1]} x {small[0]} pixels, its HR image {size[1]} x {size[0]}; "
             "they must be of one size, or the HR image larger by a whole factor."
         )
-    return to_uint8(resize(sample.lr.astype(np.float32) / np.float32(255), size, "bicubic"))
+    return round_to_uint8(resize(sample.lr.astype(np.float32) / np.float32(255), size, "bicubic"))
 
 
 def random_crop(
@@ -132,7 +132,7 @@ def random_crop(
     return np.ascontiguousarray(crop)
 
 
-def tokenize(text: str, tokenizer: Tokenizer) -> Int[np.ndarray, "77"]:
+def tokenize_caption(text: str, tokenizer: Tokenizer) -> Int[np.ndarray, "77"]:
     """CLIP token ids, padded or cut to 77 (the end token stays)."""
     ids = tokenizer(text, padding=False, truncation=False, verbose=False)["input_ids"]
     return np.array(pad_or_cut(ids, tokenizer.pad_token_id), np.int32)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from xpsr_jax.data.captions import Caption, read_captions
 from xpsr_jax.data.image_files import list_images, read_bytes
-from xpsr_jax.data.record import Record, Sample
+from xpsr_jax.data.samples import Sample, StoredSample
 from xpsr_jax.errors import UserError
 
 Captions = Mapping[str, Caption] | str | os.PathLike | None
@@ -66,11 +66,11 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self.names)
 
-    def record(self, index: int) -> Record:
+    def record(self, index: int) -> StoredSample:
         """The image file and its captions; `path` is relative to the folder."""
         name = self.names[index]
         captions = self._captions.get(name, Caption()), self._lr_captions.get(name)
-        return Record(read_bytes(self.root / name), captions[0], name, captions[1])
+        return StoredSample(read_bytes(self.root / name), captions[0], name, captions[1])
 
     def __getitem__(self, index: int) -> Sample:
         return self.record(index).decode(self.root)

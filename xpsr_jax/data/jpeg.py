@@ -1,8 +1,8 @@
-"""JPEG artefacts as the released code makes them (method §9), and 8-bit rounding."""
+"""JPEG artefacts as the released code makes them (method §9)."""
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
 # The standard's luma table, transposed: a slip of the released code's DiffJPEG, kept because released weights have
 # learned it.
@@ -77,8 +77,3 @@ def _quantise(plane: Float[np.ndarray, "h w"], table: np.ndarray) -> Float[np.nd
     coefficients = np.rint((blocks - np.float32(128)) @ (_COSINES.T / table.ravel()).astype(np.float32))
     blocks = coefficients @ (_COSINES * table.reshape(-1, 1)).astype(np.float32) + np.float32(128)
     return blocks.reshape(height // 8, width // 8, 8, 8).transpose(0, 2, 1, 3).reshape(height, width)
-
-
-def to_uint8(image: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
-    """[0, 1] to 8 bits as image files are written: rounded half to even, saturated."""
-    return np.clip(np.rint(image * np.float32(255)), 0, 255).astype(np.uint8)

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from scipy.special import gammaln, xlogy
 
-from xpsr_jax.data.jpeg import to_uint8
+from xpsr_jax.data.rounding import round_to_uint8
 
 LUMA = np.array([0.2989, 0.587, 0.114], np.float32)
 _CELLS = 1024
@@ -29,7 +29,7 @@ def add_poisson_noise(
 
     The image (for `gray` noise its luma) in 8 bits has n distinct values; full intensity is 2^ceil(log2 n) counts.
     """
-    pixels = to_uint8(image @ LUMA[:, None] if gray else image)
+    pixels = round_to_uint8(image @ LUMA[:, None] if gray else image)
     distinct = np.count_nonzero(np.bincount(pixels.ravel(), minlength=256))
     counts = int(2.0 ** np.ceil(np.log2(distinct)))
     noise = _poisson(pixels, counts, rng).astype(np.float32)

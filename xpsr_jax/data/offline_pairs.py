@@ -8,7 +8,7 @@ from typing import Literal
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.data.image_files import list_files, list_images, natural_key, read_bytes
 from xpsr_jax.data.image_folder import leave_out
-from xpsr_jax.data.record import Record, Sample
+from xpsr_jax.data.samples import Sample, StoredSample
 from xpsr_jax.errors import UserError
 
 # Folders of captions, one text file an image: of the HR image, of the LR image.
@@ -68,13 +68,13 @@ class OfflinePairs:
     def __len__(self) -> int:
         return len(self.names)
 
-    def record(self, index: int) -> Record:
+    def record(self, index: int) -> StoredSample:
         """Both image files and both captions; `path` is relative to the folder."""
         name = self.names[index]
         dataset, inner = self._split(name)
         image, lr = (read_bytes(dataset / kind / inner) for kind in ("HR", "LR"))
         caption, lr_caption = self._captions(name)
-        return Record(image, caption, name, lr_caption, lr)
+        return StoredSample(image, caption, name, lr_caption, lr)
 
     def __getitem__(self, index: int) -> Sample:
         return self.record(index).decode(self.root)

@@ -13,13 +13,13 @@ from xpsr_jax.data import worker_process
 from xpsr_jax.data.config import DataConfig
 from xpsr_jax.data.embeddings import TextEmbeddings
 from xpsr_jax.data.examples import Example, Tokenizer, make_example
-from xpsr_jax.data.record import Sample
-from xpsr_jax.data.sources import Source
+from xpsr_jax.data.sample_sources import SampleSource
+from xpsr_jax.data.samples import Sample
 from xpsr_jax.errors import UserError
 
 
 def make_pipeline(
-    source: Source,
+    source: SampleSource,
     config: DataConfig,
     *,
     tokenizer: Tokenizer | None = None,
@@ -102,7 +102,7 @@ class Batches(grain.IterDataset[Example]):
             flags.FLAGS.mark_as_parsed()  # grain asks absl for settings of its own, and this is no absl program.
         options = grain.MultiprocessingOptions(self._workers, max(1, self._prefetch // self._workers))
         in_worker = rest.to_iter_dataset(grain.ReadOptions(1, 1))
-        return iter(in_worker.mp_prefetch(options, worker_init_fn=worker_process.begin))
+        return iter(in_worker.mp_prefetch(options, worker_init_fn=worker_process.begin_worker))
 
 
 class BatchIterator(grain.DatasetIterator[Example]):

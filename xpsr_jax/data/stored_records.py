@@ -11,7 +11,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.data.image_files import natural_key
 from xpsr_jax.data.image_folder import Captions, as_mapping
-from xpsr_jax.data.record import Record, Sample, from_fields, unpack
+from xpsr_jax.data.samples import Sample, StoredSample, from_fields, unpack
 from xpsr_jax.errors import UserError
 
 _FILE = re.compile(r"(?P<name>.+)\.array_record(-\d+-of-(?P<count>\d+))?")
@@ -33,7 +33,7 @@ class StoredRecords:
         self,
         root: Path,
         records: Any,
-        read: Callable[[Any, str], Record],
+        read: Callable[[Any, str], StoredSample],
         *,
         captions: Captions = None,
         lr_captions: Captions = None,
@@ -48,7 +48,7 @@ class StoredRecords:
     def __len__(self) -> int:
         return len(self._records)
 
-    def record(self, index: int) -> Record:
+    def record(self, index: int) -> StoredSample:
         """The image files as they were stored, and their captions."""
         index = range(len(self))[index]
         record = self._read(self._records[index], f"{self.root}, record {index}")
@@ -152,6 +152,6 @@ def import_tfds() -> Any:
     return tensorflow_datasets
 
 
-def _from_tfds(fields: dict[str, Any], where: str) -> Record:
+def _from_tfds(fields: dict[str, Any], where: str) -> StoredSample:
     image = fields.get("image", fields.get("hr"))
     return from_fields({name: value for name, value in fields.items() if isinstance(value, bytes)} | {"image": image})

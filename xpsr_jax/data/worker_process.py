@@ -28,7 +28,7 @@ def tune() -> None:
         mallopt(_TRIM_THRESHOLD, 512 << 20)
 
 
-def begin(*_: int) -> None:
+def begin_worker(*_: int) -> None:
     """To be called first in a process that makes data for another."""
     tune()
     # Ctrl-C and a cluster's SIGTERM reach every process. The one that needs this one's data ends it in good order.

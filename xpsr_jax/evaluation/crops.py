@@ -11,10 +11,11 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from xpsr_jax.data.captions import Caption, describe, read_captions
+from xpsr_jax.data.captions import Caption, read_captions
 from xpsr_jax.data.config import XPSR
 from xpsr_jax.data.degradation import degrade
-from xpsr_jax.data.jpeg import to_uint8
+from xpsr_jax.data.quality import describe
+from xpsr_jax.data.rounding import round_to_uint8
 from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.fidelity import psnr_y, ssim_y
 from xpsr_jax.evaluation.perceptual import Dists, Lpips
@@ -57,7 +58,7 @@ def cut_crops(photos: Path, names: Sequence[str], *, count: int, size: int = 512
             original = np.ascontiguousarray(photo[top : top + size, left : left + size])
             degraded = degrade(original.astype(np.float32) / 255, XPSR, rng)
             caption = Caption(captions[name].high, describe(degraded.drawn))
-            crops.append(Crop(name, original, to_uint8(degraded.lr), caption))
+            crops.append(Crop(name, original, round_to_uint8(degraded.lr), caption))
     return crops
 
 

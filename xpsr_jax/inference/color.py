@@ -50,7 +50,7 @@ def low_frequencies(image: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
     return image
 
 
-def to_uint8(image: Float[Array, "b h w 3"]) -> UInt8[Array, "b h w 3"]:
+def truncate_to_uint8(image: Float[Array, "b h w 3"]) -> UInt8[Array, "b h w 3"]:
     """Clips to [0, 1] and truncates 255x, as torchvision's ToPILImage does after the released code's colour fix."""
     return (jnp.clip(image, 0, 1) * 255).astype(jnp.uint8)
 
@@ -58,7 +58,7 @@ def to_uint8(image: Float[Array, "b h w 3"]) -> UInt8[Array, "b h w 3"]:
 def fix_large_color(
     target: UInt8[np.ndarray, "h w 3"], source: UInt8[np.ndarray, "h w 3"], method: ColorFix
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """`to_uint8(fix_color(target, source))` of pictures in 8 bits, without whole ones in float32."""
+    """`truncate_to_uint8(fix_color(target, source))` of pictures in 8 bits, without whole ones in float32."""
     if method == "none":
         return target
     result = np.empty_like(target)
@@ -80,7 +80,7 @@ def _fixed_piece(
     target: UInt8[Array, "h w 3"], source: UInt8[Array, "h w 3"], method: ColorFix
 ) -> UInt8[Array, "h w 3"]:
     target, source = (image[None].astype(jnp.float32) / 255 for image in (target, source))
-    return to_uint8(fix_color(target, source, method))[0]
+    return truncate_to_uint8(fix_color(target, source, method))[0]
 
 
 def _adain_table(target: UInt8[np.ndarray, "h w"], source: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "256"]:

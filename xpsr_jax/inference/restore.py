@@ -32,7 +32,7 @@ from xpsr_jax.diffusion.samplers import (
     step_noise,
 )
 from xpsr_jax.errors import UserError
-from xpsr_jax.inference.color import ColorFix, fix_color, fix_large_color, to_uint8
+from xpsr_jax.inference.color import ColorFix, fix_color, fix_large_color, truncate_to_uint8
 from xpsr_jax.inference.image_keys import content_digest, image_key, seed_words
 from xpsr_jax.inference.large import Prediction, begin, image_features, step
 from xpsr_jax.inference.plan import Run, first_step, full_table, plan_batches, plan_runs
@@ -401,4 +401,4 @@ def _finish(
     finite = jnp.isfinite(decoded).all((1, 2, 3))
     if color == "none":
         return rounded.astype(jnp.uint8), finite
-    return to_uint8(fix_color(rounded / 255, pixels.astype(jnp.float32) / 255, color)), finite
+    return truncate_to_uint8(fix_color(rounded / 255, pixels.astype(jnp.float32) / 255, color)), finite

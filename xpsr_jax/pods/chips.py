@@ -37,7 +37,7 @@ CHIPS = {
 }
 
 
-def make_mesh(topology: str, sizes: config.Mesh) -> jax.sharding.Mesh:
+def make_pod_mesh(topology: str, sizes: config.Mesh) -> jax.sharding.Mesh:
     """The mesh of a run upon the chips of a topology such as "v5e:4x4" or "v5p:2x2x4"; nothing can run on them.
 
     Raises UserError where Google's compiler is not installed, or there is no such topology or mesh.

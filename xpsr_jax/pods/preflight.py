@@ -60,7 +60,7 @@ def lower_for_gpus(config: Config, gpus: int, *, sample: bool = False) -> str:
 
 
 def _compile(config: Config, topology: str, *, sample: bool, effort: compiling.Effort) -> Report:
-    mesh = chips.make_mesh(topology, config.mesh)
+    mesh = chips.make_pod_mesh(topology, config.mesh)
     name = "sampling" if sample else "training"
     facts = Report(topology=topology, chips=mesh.size, program=name, images=config.batch_size)
     program = (programs.sampling_step if sample else programs.train_step)(config, mesh)

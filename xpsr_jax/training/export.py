@@ -13,7 +13,7 @@ from xpsr_jax import distributed
 from xpsr_jax.config import Config, Networks
 from xpsr_jax.data.config import DataConfig
 from xpsr_jax.data.examples import make_example
-from xpsr_jax.data.sources import Source
+from xpsr_jax.data.sample_sources import SampleSource
 from xpsr_jax.training.parameters import Parameters, load_parameters
 from xpsr_jax.training.structure import Bundle, Structure
 from xpsr_jax.weights import model_folder
@@ -23,7 +23,7 @@ from xpsr_jax.weights.sources import SHIPPED_TOKENIZER
 _MEASURED_CROPS = 32
 
 
-def load_tokenizer(networks: Networks) -> Any:
+def tokenizer_of(networks: Networks) -> Any:
     """CLIP's tokenizer, of `tokenizer_folder`."""
     return model_folder.load_tokenizer(tokenizer_folder(networks))
 
@@ -57,7 +57,7 @@ def export(
     structure: Structure,
     trained: Parameters,
     frozen: Parameters,
-    source: Source,
+    source: SampleSource,
     tokenizer: Any,
 ) -> Path:
     """Writes the model folder, replacing an older one of the same run. Only the first process writes.
@@ -98,7 +98,7 @@ def _on_first(parameters: Parameters) -> Iterator[tuple[str, np.ndarray]]:
             yield path, whole
 
 
-def scale_latents(bundle: Bundle, config: Config, structure: Structure, source: Source) -> None:
+def scale_latents(bundle: Bundle, config: Config, structure: Structure, source: SampleSource) -> None:
     """Sets the scaling factor so that the training images' latents have deviation 1, as Stable Diffusion's was set.
 
     Latents of a frozen encoder stay what they were, and so must their scale: a diffusion may know it already.

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 
 from xpsr_jax import distributed
+from xpsr_jax.config import Config
+from xpsr_jax.data.embeddings import TextEmbeddings
+from xpsr_jax.errors import UserError
 from xpsr_jax.training.structure import Structure
 from xpsr_jax.weights.networks import NETWORKS, Network, checked, open_folder
 from xpsr_jax.weights.tensors import Tensor, contiguous
@@ -64,3 +67,20 @@ def of_first(found: Mapping[str, str]) -> dict[str, str]:
     texts = "".join(found.get(name, "").ljust(64) for name in NETWORKS)
     texts = distributed.from_first(np.frombuffer(texts.encode(), np.uint8)).tobytes().decode()
     return {name: texts[64 * i : 64 * (i + 1)].strip() for i, name in enumerate(NETWORKS)}
+
+
+def check_embeddings(config: Config, structure: Structure, fingerprints: Mapping[str, str]) -> None:
+    """Raises UserError if `data.embeddings` are of another text encoder, or of one that is to be trained.
+
+    Args:
+      fingerprints: of the networks that the run begins from (`fingerprints`).
+    """
+    if config.data.embeddings is None:
+        return
+    if any(path.startswith("text_encoder.") for path in structure.trained):
+        raise UserError("data.embeddings are those of a text encoder that does not change, but --trained names it")
+    if TextEmbeddings(config.data.embeddings).text_encoder != fingerprints["text_encoder"]:
+        raise UserError(
+            f"the embeddings {config.data.embeddings} are not of this base's text encoder. Make them with python -m "
+            "xpsr_jax.prepare_data embeddings --model BASE"
+        )

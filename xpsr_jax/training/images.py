@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from xpsr_jax.config import Images
-from xpsr_jax.data.sources import Cached, Mixture, Source, open_source
+from xpsr_jax.data.sample_sources import Cached, Mixture, SampleSource, open_sample_source
 from xpsr_jax.errors import UserError
 
 
-def open_images(images: Images) -> Source:
+def open_images(images: Images) -> SampleSource:
     """Raises UserError for a missing or empty folder, a missing caption, an exclusion that matches nothing."""
     if not images.mixture:
         return _open(images.folder, images, images.exclude)
@@ -25,8 +25,8 @@ def open_images(images: Images) -> Source:
     return Mixture(sources, weights)
 
 
-def _open(folder: Path, images: Images, exclude: tuple[str, ...]) -> Source:
-    source = open_source(
+def _open(folder: Path, images: Images, exclude: tuple[str, ...]) -> SampleSource:
+    source = open_sample_source(
         folder,
         exclude=exclude,
         missing_exclusions=images.missing_exclusions,

@@ -22,8 +22,7 @@ from xpsr_jax.files import check_writable
 from xpsr_jax.json_files import write_json
 from xpsr_jax.training import fingerprints, resume
 from xpsr_jax.training.checkpoints import Checkpoints, is_full
-from xpsr_jax.training.embeddings import check_embeddings
-from xpsr_jax.training.export import export, load_tokenizer
+from xpsr_jax.training.export import export, tokenizer_of
 from xpsr_jax.training.images import open_images
 from xpsr_jax.training.log import Log, NotANumber, check_wandb
 from xpsr_jax.training.parameters import initial_parameters
@@ -58,7 +57,7 @@ def train(config: Config) -> Path | None:
         )
     structure = make_structure(config)
     optimizer = make_optimizer(config, structure.trained)
-    tokenizer = load_tokenizer(config.networks)
+    tokenizer = tokenizer_of(config.networks)
     source = open_images(config.images)
     record = resume.record(config, photographs=len(source))
     data = iter(
@@ -88,7 +87,7 @@ def train(config: Config) -> Path | None:
             fingerprints=base if distributed.is_first() else None,
         )
         record["base"] = fingerprints.of_first(base)
-        check_embeddings(config, structure, record["base"])
+        fingerprints.check_embeddings(config, structure, record["base"])
         if resumed:
             resume.check_base(resumed.record, record)
             state = resumed.state

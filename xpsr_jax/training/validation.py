@@ -16,9 +16,9 @@ from xpsr_jax import distributed, sharding
 from xpsr_jax.config import Config
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.data.degradation import degrade
-from xpsr_jax.data.examples import random_crop, tokenize
-from xpsr_jax.data.jpeg import to_uint8
+from xpsr_jax.data.examples import random_crop, tokenize_caption
 from xpsr_jax.data.quality import describe
+from xpsr_jax.data.rounding import round_to_uint8
 from xpsr_jax.diffusion.process import add_noise
 from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.inference.image_io import write_png
@@ -55,7 +55,7 @@ class Validator:
             originals = [hr for _, hr, _ in self._examples]
             images = np.stack(originals).astype(np.float32) / 127.5 - 1
             decoded = np.asarray(self._reconstruct(parameters, frozen, image=images))
-            rows = [[hr, to_uint8((image + 1) / 2)] for hr, image in zip(originals, decoded, strict=True)]
+            rows = [[hr, round_to_uint8((image + 1) / 2)] for hr, image in zip(originals, decoded, strict=True)]
         else:
             model = as_model(self._structure.merge(parameters, frozen), self._config, self._structure, self._tokenizer)
             lrs, hrs, captions = zip(*self._examples, strict=True)
@@ -87,7 +87,7 @@ class Validator:
     def _constraint(
         self, parameters: Parameters, frozen: Parameters, lr: np.ndarray, hr: np.ndarray, caption: Caption
     ) -> UInt8[np.ndarray, "h w 3"]:
-        high_ids, low_ids = (tokenize(text, self._tokenizer) for text in (caption.high, caption.low))
+        high_ids, low_ids = (tokenize_caption(text, self._tokenizer) for text in (caption.high, caption.low))
         predictions = self._predict(
             parameters,
             frozen,
@@ -96,7 +96,7 @@ class Validator:
             high_ids=high_ids,
             low_ids=low_ids,
         )
-        return to_uint8((np.concatenate(predictions, axis=1) + 1) / 2)
+        return round_to_uint8((np.concatenate(predictions, axis=1) + 1) / 2)
 
     def _make_examples(self) -> list[tuple[np.ndarray, np.ndarray, Caption]]:
         source = open_images(self._config.validation.images or self._config.images)
@@ -105,7 +105,9 @@ class Validator:
             sample, rng = source[i % len(source)], np.random.default_rng((_SEED, i))
             crop = random_crop(sample.image, self._config.data, rng)
             degraded = degrade(crop.astype(np.float32) / 255, self._config.data.degradation, rng)
-            examples.append((to_uint8(degraded.lr), crop, Caption(sample.caption.high, describe(degraded.drawn, rng))))
+            examples.append(
+                (round_to_uint8(degraded.lr), crop, Caption(sample.caption.high, describe(degraded.drawn, rng)))
+            )
         return examples
 
 

@@ -18,8 +18,8 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from xpsr_jax.data import worker_process
-from xpsr_jax.data.record import Record, Sample
-from xpsr_jax.data.sources import StoredSource
+from xpsr_jax.data.sample_sources import StoredSource
+from xpsr_jax.data.samples import Sample, StoredSample
 from xpsr_jax.errors import UserError
 from xpsr_jax.files import beside, check_free, check_writable
 from xpsr_jax.json_files import as_json, read_json, write_json
@@ -64,7 +64,7 @@ class Choice:
     minimum_bytes: int = 0
     on_error: Literal["skip", "stop"] = "skip"
 
-    def read(self, source: StoredSource, index: int, outcome: Outcome) -> tuple[Record, Sample] | None:
+    def read(self, source: StoredSource, index: int, outcome: Outcome) -> tuple[StoredSample, Sample] | None:
         """The image, not decoded and decoded; or None, and the reason in `outcome`."""
         try:
             record = source.record(index)
@@ -219,7 +219,7 @@ _job: tuple[Do, Path] | None = None
 
 def _start(do: Do, folder: Path) -> None:
     global _job
-    worker_process.begin()
+    worker_process.begin_worker()
     _job = do, folder
 
 

@@ -33,7 +33,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Record:
+class StoredSample:
     """A sample before its images are decoded.
 
     Attributes:
@@ -58,7 +58,7 @@ class Record:
 _CAPTIONS = {"caption": ("high", "low"), "lr_caption": ("lr_high", "lr_low")}
 
 
-def to_fields(record: Record) -> dict[str, Any]:
+def to_fields(record: StoredSample) -> dict[str, Any]:
     """The record as a flat dictionary of `bytes` and `str`: what ArrayRecord and TFDS store."""
     fields: dict[str, Any] = {"image": record.image, "path": record.path}
     for name, (high, low) in _CAPTIONS.items():
@@ -67,7 +67,7 @@ def to_fields(record: Record) -> dict[str, Any]:
     return fields if record.lr is None else fields | {"lr": record.lr}
 
 
-def from_fields(fields: dict[str, Any]) -> Record:
+def from_fields(fields: dict[str, Any]) -> StoredSample:
     """What `to_fields` made a dictionary of. Only "image" must be in it."""
 
     def text(name: str) -> str:
@@ -75,7 +75,7 @@ def from_fields(fields: dict[str, Any]) -> Record:
         return value.decode() if isinstance(value, bytes) else value
 
     caption, lr_caption = (Caption(text(high), text(low)) for high, low in _CAPTIONS.values())
-    return Record(
+    return StoredSample(
         fields["image"],
         caption,
         text("path"),
@@ -84,12 +84,12 @@ def from_fields(fields: dict[str, Any]) -> Record:
     )
 
 
-def pack(record: Record) -> bytes:
+def pack(record: StoredSample) -> bytes:
     """As one record of an ArrayRecord file: msgpack."""
     return msgpack.packb(to_fields(record))
 
 
-def unpack(data: bytes, where: str) -> Record:
+def unpack(data: bytes, where: str) -> StoredSample:
     """Raises UserError for data that `pack` did not make; says `where`."""
     try:
         return from_fields(msgpack.unpackb(data))

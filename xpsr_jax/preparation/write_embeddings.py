@@ -13,9 +13,9 @@ from jaxtyping import Array, Float, Int, UInt64
 
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.data.embeddings import DESCRIPTION, KEYS, keys_of, shard_name
-from xpsr_jax.data.examples import Tokenizer, tokenize
+from xpsr_jax.data.examples import Tokenizer, tokenize_caption
 from xpsr_jax.json_files import write_json
-from xpsr_jax.preparation.work import Outcome
+from xpsr_jax.preparation.pieces import Outcome
 
 # Captions in a file: 236 MB in float32 at CLIP's size.
 ROWS = 1024
@@ -49,7 +49,7 @@ def distinct_captions(
 ) -> tuple[Int[np.ndarray, "n 77"], UInt64[np.ndarray, "n"]]:
     """The tokens and keys of all distinct captions, by rising keys. Dropped captions are "", so that is one of them."""
     texts = {""} | {text for caption in captions for text in (caption.high, caption.low)}
-    ids = np.unique(np.array([tokenize(text, tokenizer) for text in sorted(texts)]), axis=0)
+    ids = np.unique(np.array([tokenize_caption(text, tokenizer) for text in sorted(texts)]), axis=0)
     keys = keys_of(ids)
     order = np.argsort(keys)
     if len(np.unique(keys)) != len(keys):

@@ -10,12 +10,12 @@ from typing import Any, Literal, Protocol
 from xpsr_jax.data.image_files import list_images
 from xpsr_jax.data.image_folder import Captions, ImageFolder
 from xpsr_jax.data.offline_pairs import OfflinePairs, find_datasets
-from xpsr_jax.data.record import Sample
+from xpsr_jax.data.samples import Sample
 from xpsr_jax.data.stored_records import StoredRecords, list_array_records, open_array_records, open_tfds
 from xpsr_jax.errors import UserError
 
 
-class Source(Protocol):
+class SampleSource(Protocol):
     """Anything with a length and samples by number, and that can be pickled for worker processes.
 
     A sample depends on its number alone.
@@ -30,7 +30,7 @@ StoredSource = ImageFolder | OfflinePairs | StoredRecords
 """A source of stored images: it also has the number's `record`, not decoded, and all `captions()`."""
 
 
-def open_source(
+def open_sample_source(
     path: Path,
     *,
     exclude: tuple[str, ...] = (),
@@ -90,7 +90,7 @@ class Cached:
     Worker processes do not share them.
     """
 
-    def __init__(self, source: Source):
+    def __init__(self, source: SampleSource):
         self._source = source
         self._kept: dict[int, Sample] = {}
 
@@ -121,7 +121,7 @@ class Mixture:
       weights: positive, relative to each other.
     """
 
-    def __init__(self, sources: Sequence[Source], weights: Sequence[float]):
+    def __init__(self, sources: Sequence[SampleSource], weights: Sequence[float]):
         if len(sources) != len(weights) or not all(0 < weight < math.inf for weight in weights):
             raise UserError(f"A mixture needs a positive weight for each source, got {', '.join(map(str, weights))}.")
         self.sources = tuple(sources)

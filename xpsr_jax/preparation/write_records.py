@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from xpsr_jax.data.record import Record, pack, to_fields
-from xpsr_jax.data.sources import StoredSource
+from xpsr_jax.data.sample_sources import StoredSource
+from xpsr_jax.data.samples import StoredSample, pack, to_fields
 from xpsr_jax.data.stored_records import import_tfds
 from xpsr_jax.errors import UserError
-from xpsr_jax.preparation.work import Choice, Outcome
+from xpsr_jax.preparation.pieces import Choice, Outcome
 
-Format = Literal["array_record", "tfds"]
+RecordFormat = Literal["array_record", "tfds"]
 # TFDS' names for files of a dataset and a split.
 DATASET, SPLIT = "photographs", "train"
 
@@ -31,12 +31,12 @@ class WriteRecords:
 
     source: StoredSource
     choice: Choice
-    format: Format
+    format: RecordFormat
     files: int
     pairs: bool
 
     def __call__(self, folder: Path, number: int, numbers: range) -> Outcome:
-        encode: Callable[[Record], bytes] = pack if self.format == "array_record" else _tfds_encoder(self.pairs)
+        encode: Callable[[StoredSample], bytes] = pack if self.format == "array_record" else _tfds_encoder(self.pairs)
         outcome = Outcome()
         file = folder / f"{DATASET}-{SPLIT}.array_record-{number:05d}-of-{self.files:05d}"
         # Groups of one: each record can be read without its neighbours.
@@ -82,14 +82,14 @@ def _tfds_features(pairs: bool) -> Any:
 
 
 @functools.cache
-def _tfds_encoder(pairs: bool) -> Callable[[Record], bytes]:
+def _tfds_encoder(pairs: bool) -> Callable[[StoredSample], bytes]:
     import_tfds()
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
     features = _tfds_features(pairs)
     serializer = ExampleSerializer(features.get_serialized_info())
 
-    def encode(record: Record) -> bytes:
+    def encode(record: StoredSample) -> bytes:
         fields = {
             name: io.BytesIO(value) if isinstance(value, bytes) else value for name, value in to_fields(record).items()
         }

@@ -13,10 +13,10 @@ from xpsr_jax.data.config import DataConfig
 from xpsr_jax.data.examples import Pair, make_pair
 from xpsr_jax.data.offline_pairs import HIGH_HR, HIGH_LR, LOW_HR, LOW_LR
 from xpsr_jax.data.quality import describe
-from xpsr_jax.data.record import Sample
-from xpsr_jax.data.sources import StoredSource
+from xpsr_jax.data.sample_sources import StoredSource
+from xpsr_jax.data.samples import Sample
 from xpsr_jax.errors import UserError
-from xpsr_jax.preparation.work import Choice, Outcome
+from xpsr_jax.preparation.pieces import Choice, Outcome
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from PIL import Image
 from xpsr_jax.data.captions import Caption, write_captions
 from xpsr_jax.data.image_files import read_image
 from xpsr_jax.data.image_folder import ImageFolder
-from xpsr_jax.data.sources import Cached
+from xpsr_jax.data.sample_sources import Cached
 from xpsr_jax.errors import UserError
 
 NAMES = ["a/img2.png", "a/img10.png", "b.JPG", "c/d/e.webp"]
