@@ -36,7 +36,7 @@ from xpsr_jax.data.captions import Caption
 from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.crops import METRICS, Crop, cut_crops, enlarge, measure_crops
 from xpsr_jax.files import check_writable, new_file
-from xpsr_jax.inference.compilation import use_compilation_cache, use_fast_convolutions
+from xpsr_jax.inference.compilation import use_compilation_cache, with_fast_convolutions
 from xpsr_jax.inference.manifest import sha256
 
 BICUBIC = "bicubic"
@@ -145,8 +145,7 @@ def scores_of(arguments: Arguments, row: Row, seed: int | None, crops: Sequence[
     """Measured, or read if that was done before."""
 
     def restored() -> list[np.ndarray]:
-        model = xpsr_jax.load(folder)
-        use_fast_convolutions(model)
+        model = with_fast_convolutions(xpsr_jax.load(folder))
         sampling: Sampling = dataclasses.replace(model.defaults, **row.sampling)
         return restore_all(model, crops, captions, sampling, label=name)
 

@@ -51,7 +51,7 @@ from xpsr_jax.data.quality import (
 from xpsr_jax.data.rounding import round_to_uint8
 from xpsr_jax.evaluation.crops import Crop, CropScores, RgbImage, cut_crops, enlarge, measure_crops
 from xpsr_jax.files import check_writable, new_file
-from xpsr_jax.inference.compilation import use_compilation_cache, use_fast_convolutions
+from xpsr_jax.inference.compilation import use_compilation_cache, with_fast_convolutions
 
 SEED = 11
 LIMITS = {"blur": BLUR_LIMITS, "noise": NOISE_LIMITS, "compression": COMPRESSION_LIMITS}
@@ -240,8 +240,7 @@ def compare(arguments: Arguments) -> tuple[str, CropScores]:
     """The table of the small model's quality, and all scores."""
     held_out = load_config(arguments.config).images.exclude
     crops = cut_crops(arguments.photos, held_out, count=arguments.crops, size=arguments.size)
-    model = xpsr_jax.load(arguments.model)
-    use_fast_convolutions(model)
+    model = with_fast_convolutions(xpsr_jax.load(arguments.model))
     sampling = dataclasses.replace(model.defaults, steps=arguments.steps)
     results = {"bicubic": [enlarge(crop.lr, crop.original.shape) for crop in crops]}
     for name, words in WORDS.items():

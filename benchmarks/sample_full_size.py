@@ -25,7 +25,7 @@ import xpsr_jax
 from xpsr_jax.config import Sampling
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.diffusion.schedule import Schedule
-from xpsr_jax.inference.compilation import use_compilation_cache, use_fast_convolutions
+from xpsr_jax.inference.compilation import use_compilation_cache, with_fast_convolutions
 from xpsr_jax.inference.restore import Restorer
 from xpsr_jax.json_files import write_json
 from xpsr_jax.weights import model_folder
@@ -74,8 +74,7 @@ def restore_once(folder: Path) -> None:
 
     jax.monitoring.register_event_duration_secs_listener(on_duration)
     with timed("load"):
-        model = xpsr_jax.load(folder)
-        use_fast_convolutions(model)
+        model = with_fast_convolutions(xpsr_jax.load(folder))
     report_peak("after loading")
     restorer = Restorer(model, SAMPLING)
     image = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)

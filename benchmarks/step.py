@@ -40,7 +40,7 @@ from xpsr_jax.models.configs import ControlNetConfig, UNetConfig
 from xpsr_jax.models.controlnet import ControlNet, ImageFeatures
 from xpsr_jax.models.layers import Compute
 from xpsr_jax.models.unet import UNet
-from xpsr_jax.models.winograd import use_winograd
+from xpsr_jax.models.winograd import with_winograd
 
 RNG = np.random.default_rng(0)
 
@@ -88,8 +88,7 @@ def stock() -> dict[str, Callable[[], Any]]:
             return network(*inputs).sample
 
     config = UNetConfig(conditional_attention=False)
-    ours = filled(abstract(lambda rngs: UNet(config, rngs=rngs)))
-    use_winograd(ours)
+    ours = with_winograd(filled(abstract(lambda rngs: UNet(config, rngs=rngs))))
     steps = jnp.full(2, 500)
     projected = nnx.jit(lambda unet, text: unet.project_text(text))(ours, text)
     return {"a": theirs, "b": jitted(lambda unet, *x: unet(*x), ours, latents, steps, projected)}
@@ -110,9 +109,7 @@ def xpsr(name: str) -> dict[str, Callable[[], Any]]:
     if name != "d":
         return {name: jitted(whole, networks, latents, t, high, low, features)}
     texts = nnx.jit(project)(*networks, high, low)
-    for network in networks:
-        use_winograd(network)
-    return {name: jitted(shared, networks, latents, t, *texts, features)}
+    return {name: jitted(shared, tuple(map(with_winograd, networks)), latents, t, *texts, features)}
 
 
 def project(unet: UNet, controlnet: ControlNet, high: Array, low: Array) -> tuple[Text, tuple[Text, Text]]:

@@ -22,7 +22,7 @@ from xpsr_jax.data.captions import Caption, read_captions
 from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.fidelity import psnr_y
 from xpsr_jax.inference.compare import side_by_side
-from xpsr_jax.inference.compilation import use_compilation_cache, use_fast_convolutions
+from xpsr_jax.inference.compilation import use_compilation_cache, with_fast_convolutions
 from xpsr_jax.inference.image_io import Picture, read_image, write_picture
 from xpsr_jax.inference.restore import restore
 
@@ -61,8 +61,7 @@ def run(arguments: Arguments) -> None:
         "wrong quality": Caption(right.high, arguments.low),
         "both wrong": Caption(arguments.high, arguments.low),
     }
-    model = xpsr_jax.load(arguments.model)
-    use_fast_convolutions(model)
+    model = with_fast_convolutions(xpsr_jax.load(arguments.model))
     sampling = model.defaults
     if arguments.steps is not None:
         sampling = dataclasses.replace(sampling, steps=arguments.steps)

@@ -42,7 +42,7 @@ def enlarged(monkeypatch):
     monkeypatch.setattr(sample, "Restorer", _Enlarged)
     monkeypatch.setattr(_Enlarged, "images", 0)
     monkeypatch.setattr(sample.xpsr_jax, "load", lambda *_, **__: SimpleNamespace(defaults=Sampling(), note=""))
-    monkeypatch.setattr(sample, "use_fast_convolutions", lambda model: None)
+    monkeypatch.setattr(sample, "with_fast_convolutions", lambda model: model)
     return _Enlarged
 
 

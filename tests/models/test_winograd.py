@@ -9,7 +9,7 @@ from flax import nnx
 from tests.models.golden import error
 from xpsr_jax.models import winograd
 from xpsr_jax.models.layers import Compute, conv
-from xpsr_jax.models.winograd import transform_kernel, use_winograd, winograd_conv
+from xpsr_jax.models.winograd import WinogradConv, transform_kernel, winograd_conv, with_winograd
 
 
 @pytest.mark.parametrize("size", [(8, 8), (5, 7), (1, 1)])
@@ -34,9 +34,13 @@ def test_a_network_uses_it_where_it_gains(monkeypatch):
             conv(4, 8, compute=compute, rngs=rngs),
         ]
     )
+    before = [module.kernel for module in network]
+    fast = with_winograd(network)
+    assert [type(module) for module in fast] == [WinogradConv, nnx.Conv, nnx.Conv, nnx.Conv]
+    assert fast[0].kernel.shape == (16, 8, 16)
     x = jax.random.normal(jax.random.key(0), (1, 6, 6, 8))
-    before = network[0](x)
-    use_winograd(network)
-    assert network[0].winograd_kernel.shape == (16, 8, 16) and not hasattr(network[0], "kernel")
-    assert all(hasattr(module, "kernel") and not hasattr(module, "winograd_kernel") for module in network[1:])
-    assert error(network[0](x), before) <= 3e-6  # measured: 1.3e-6
+    assert error(fast[0](x), network[0](x)) <= 3e-6  # measured: 1.3e-6
+    # The network that was given is whole, and lends the other its parameters.
+    assert all(type(module) is nnx.Conv for module in network)
+    assert [module.kernel for module in network] == before
+    assert all(new.kernel is kernel for new, kernel in zip(fast[1:], before[1:], strict=True))

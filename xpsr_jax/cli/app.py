@@ -77,13 +77,12 @@ def run(arguments: Arguments) -> None:
 
     import xpsr_jax
     from xpsr_jax.app.studio import Studio
-    from xpsr_jax.inference.compilation import use_compilation_cache, use_fast_convolutions, use_tpu_flags
+    from xpsr_jax.inference.compilation import use_compilation_cache, use_tpu_flags, with_fast_convolutions
 
     use_compilation_cache()
     use_tpu_flags()
     folders = arguments.model or (TINY_MODEL,)
-    model = xpsr_jax.load(*folders, dtype=jnp.dtype(arguments.dtype), variant=arguments.variant)
-    use_fast_convolutions(model)
+    model = with_fast_convolutions(xpsr_jax.load(*folders, dtype=jnp.dtype(arguments.dtype), variant=arguments.variant))
     print(f"Model: {', '.join(map(str, folders))}. {model.note}")
 
     with tempfile.TemporaryDirectory(prefix="xpsr-page-") as folder:

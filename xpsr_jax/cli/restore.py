@@ -31,7 +31,7 @@ from xpsr_jax.distributed import part_of
 from xpsr_jax.errors import UserError
 from xpsr_jax.files import check_writable
 from xpsr_jax.inference.compare import write_comparison
-from xpsr_jax.inference.compilation import use_compilation_cache, use_fast_convolutions, use_tpu_flags
+from xpsr_jax.inference.compilation import use_compilation_cache, use_tpu_flags, with_fast_convolutions
 from xpsr_jax.inference.files import checked_size, last_change, not_written, output_paths, write_restored
 from xpsr_jax.inference.image_io import (
     MAX_PIXELS,
@@ -206,8 +206,7 @@ def run(arguments: Arguments) -> int:
         check_writable(page.parent)
 
     folders = arguments.model or (TINY_MODEL,)
-    model = xpsr_jax.load(*folders, dtype=jnp.dtype(arguments.dtype), variant=arguments.variant)
-    use_fast_convolutions(model)
+    model = with_fast_convolutions(xpsr_jax.load(*folders, dtype=jnp.dtype(arguments.dtype), variant=arguments.variant))
     if shares > 1:
         print(f"Process {share} of {shares}, with {len(inputs)} of the images.")
     print(f"Model: {', '.join(map(str, folders))}. {model.note}")

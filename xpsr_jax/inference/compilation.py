@@ -1,12 +1,13 @@
 """What makes inference fast on the devices at hand: compiled programs kept, flags, forms of computation."""
 
+import dataclasses
 import os
 
 import jax
 import jax.numpy as jnp
 
 from xpsr_jax.files import cache_folder
-from xpsr_jax.models.winograd import use_winograd
+from xpsr_jax.models.winograd import with_winograd
 from xpsr_jax.weights.model_folder import Model
 
 
@@ -36,8 +37,16 @@ def use_tpu_flags() -> None:
     os.environ["LIBTPU_INIT_ARGS"] = " ".join([said, *new]).strip()
 
 
-def use_fast_convolutions(model: Model) -> None:
-    """On a CPU, in float32: `winograd.use_winograd` for all networks. The model is for inference only from then on."""
-    if jax.default_backend() == "cpu" and model.unet.conv_in.kernel.dtype == jnp.float32:
-        for network in (model.unet, model.controlnet, model.autoencoder):
-            use_winograd(network)
+def with_fast_convolutions(model: Model) -> Model:
+    """The model for inference: on a CPU, in float32, its networks are those of `winograd.with_winograd`.
+
+    The given model stays as it is.
+    """
+    if jax.default_backend() != "cpu" or model.unet.conv_in.kernel.dtype != jnp.float32:
+        return model
+    return dataclasses.replace(
+        model,
+        unet=with_winograd(model.unet),
+        controlnet=with_winograd(model.controlnet),
+        autoencoder=with_winograd(model.autoencoder),
+    )

@@ -14,7 +14,6 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from xpsr_jax.models.configs import Kernel
-from xpsr_jax.models.winograd import Conv
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def conv(
     zero: bool = False,
     compute: Compute,
     rngs: nnx.Rngs,
-) -> Conv:
+) -> nnx.Conv:
     """A square convolution with bias, (b h w in) -> (b h' w' out).
 
     `padding` is on both sides of both axes ((before, after) when a tuple); None keeps the size at stride 1. `zero`
@@ -83,7 +82,7 @@ def conv(
     if padding is None:
         padding = size // 2
     before, after = (padding, padding) if isinstance(padding, int) else padding
-    return Conv(
+    return nnx.Conv(
         in_features,
         out_features,
         (size, size),

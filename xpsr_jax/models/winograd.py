@@ -5,13 +5,15 @@ for Convolutional Neural Networks, 2016 (arXiv:1509.09308), section 4.1. With th
 convolutions XLA for CPUs is 1.2 to 2.7 times as fast so. Kernels, transformed once, take 16/9 of the memory.
 """
 
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
+
+M = TypeVar("M", bound=nnx.Module)
 
 # Features from which on the sixteen products outweigh the transforms (docs/speed.md).
 FEATURES = 256
@@ -22,32 +24,36 @@ TILES = 512
 _G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
 
 
-class Conv(nnx.Conv):
-    """A convolution with bias, by Winograd's algorithm where `use_winograd` has transformed its kernel."""
+class WinogradConv(nnx.Module):
+    """A 3x3 convolution at stride 1, within a border of zeros, with bias; for inference in the parameters' dtype.
 
-    winograd_kernel: nnx.Param[Array]
-    bias: nnx.Param[Array]
-
-    def __call__(self, inputs: Float[Array, "b h w c"], *args: Any, **options: Any) -> Float[Array, "b h2 w2 d"]:
-        if not hasattr(self, "winograd_kernel"):
-            return super().__call__(inputs, *args, **options)
-        return winograd_conv(inputs, self.winograd_kernel[...]) + self.bias[...]
-
-
-def use_winograd(network: nnx.Module) -> None:
-    """Transforms, in place, the kernel of each `Conv` that gains by it.
-
-    The network is for inference on a CPU from then on: it has no such `kernel` any more to train or to save.
+    Attributes:
+      kernel: as `transform_kernel` makes it.
+      bias: of each output feature.
     """
-    for _, module in nnx.iter_modules(network):
-        if isinstance(module, Conv) and _gains(module):
-            module.winograd_kernel = nnx.Param(transform_kernel(module.kernel[...]))
-            del module.kernel
+
+    def __init__(self, conv: nnx.Conv):
+        assert conv.bias is not None
+        self.kernel = nnx.Param(transform_kernel(conv.kernel[...]))
+        self.bias = nnx.Param(conv.bias[...])
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
+        return winograd_conv(x, self.kernel[...]) + self.bias[...]
 
 
-def _gains(module: Conv) -> bool:
-    shape, strides = module.kernel_shape, module.strides
-    return shape[:2] == (3, 3) and strides in (1, (1, 1)) and min(shape[2:]) >= FEATURES
+def with_winograd(network: M) -> M:
+    """The network for inference on a CPU: each convolution that gains by it is replaced by a `WinogradConv`.
+
+    The given network stays as it is; the two share every other parameter. The new one has no kernels to train or save.
+    """
+    return nnx.recursive_map(
+        lambda _, node: WinogradConv(node) if isinstance(node, nnx.Conv) and _gains(node) else node, network
+    )
+
+
+def _gains(module: nnx.Conv) -> bool:
+    same_size = module.strides in (1, (1, 1)) and module.padding == ((1, 1), (1, 1))
+    return module.kernel_shape[:2] == (3, 3) and same_size and min(module.kernel_shape[2:]) >= FEATURES
 
 
 @jax.jit
@@ -74,7 +80,7 @@ def winograd_conv(x: Float[Array, "b h w c"], kernel: Float[Array, "16 c d"]) ->
     return out.swapaxes(0, 1).reshape(b, 2 * rows * strips, 2 * columns, -1)[:, :h, :w]
 
 
-def _strip(x: Float[Array, "b h+2 w+2 c"], kernel: Float[Array, "16 c d"]) -> Float[Array, "b h w d"]:
+def _strip(x: Float[Array, "b h w c"], kernel: Float[Array, "16 c d"]) -> Float[Array, "b h-2 w-2 d"]:
     b, h, w, c = x.shape
     rows, columns = h // 2 - 1, w // 2 - 1
     lines = _input_transform([x[:, i : i + 2 * rows : 2] for i in range(4)])
