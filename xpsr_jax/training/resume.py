@@ -20,8 +20,8 @@ from xpsr_jax.training.state import TrainState
 # Of what a checkpoint holds and how. A checkpoint of another is refused.
 SCHEMA = 1
 
-# Fields that may change, as patterns, first match wins. Anything else would make it another run: what is trained and on
-# what. The base may be elsewhere: its fingerprints are compared.
+# Patterns of the fields that may change, and what such fields decide. A change of any other field would make it another
+# run. The base may be in another folder, but must be the same: its fingerprints are compared.
 MAY_CHANGE: tuple[tuple[str, str], ...] = (
     (r"name|run", "what it is called"),
     (r"steps", "how long it is; a cosine ends at the last step, so it is bent as a whole"),

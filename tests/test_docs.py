@@ -1,0 +1,129 @@
+"""What the documents name is there: files, modules, functions, variants of configs, documents and their headings."""
+
+import ast
+import functools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from xpsr_jax.config import load_config
+from xpsr_jax.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# What a file may be named from.
+FOLDERS = (ROOT, ROOT / "xpsr_jax", ROOT / "configs")
+CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+# `models/attention.py`, `configs/tiny.py:decoder`, `inference/restore.py:Restorer.plan`
+FILE = re.compile(r"`([\w/.-]+\.py)(?::([\w.]+))?`")
+# `xpsr_jax.data.captions`, `xpsr_jax.load(folder)`
+NAME = re.compile(r"`(xpsr_jax(?:\.\w+)+)")
+COMMAND = re.compile(r"python -m ((?:xpsr_jax|benchmarks)(?:\.[a-z_\d]+)+)")
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_what_it_names_is_there(document: Path):
+    assert list(missing(document)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "lacks"),
+    [
+        ("`weights/rules.py`", False),
+        ("`weights/nothing.py`", True),
+        ("`data/captions.py:read_captions`", False),
+        ("`data/captions.py:read_nothing`", True),
+        ("`configs/tiny.py:decoder`", False),
+        ("`configs/tiny.py:nothing`", True),
+        ("`xpsr_jax.data.captions.read_captions(file)`", False),
+        ("`xpsr_jax.data.captions.read_nothing`", True),
+        ("`xpsr_jax.nothing`", True),
+        ("python -m xpsr_jax.caption", False),
+        ("python -m xpsr_jax.nothing", True),
+        ("[text](docs/data.md#captions)", False),
+        ("[text](docs/data.md#nothing)", True),
+        ("[text](docs/nothing.md)", True),
+    ],
+)
+def test_what_is_not_there_is_found(text: str, lacks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    document = tmp_path / "README.md"
+    document.write_text(text)
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    assert bool(list(missing(document))) == lacks
+
+
+def missing(document: Path) -> Iterator[str]:
+    text = document.read_text()
+    for file, name in FILE.findall(text):
+        path = next((path for path in (folder / file for folder in FOLDERS) if path.is_file()), None)
+        if path is None:
+            yield file
+        elif name and name != "VARIANT" and name not in names(path) and not is_variant(path, name):
+            yield f"{file}:{name}"
+    for name in NAME.findall(text):
+        if not is_there(name):
+            yield name
+    for name in COMMAND.findall(text):
+        path = ROOT.joinpath(*name.split("."))
+        if not path.with_suffix(".py").is_file() and not (path / "__main__.py").is_file():
+            yield f"python -m {name}"
+    for link, heading in LINK.findall(CODE.sub("`", text)):
+        path = document.parent / link if link else document
+        if not path.exists():
+            yield link
+        elif heading and heading not in headings(path):
+            yield f"{link}#{heading}"
+
+
+@functools.cache
+def names(path: Path) -> set[str]:
+    """Of what a module defines or imports, and of its classes' members as `Class.member`."""
+    return set(_names(ast.parse(path.read_text()).body))
+
+
+def _names(body: list[ast.stmt], prefix: str = "") -> Iterator[str]:
+    for node in body:
+        match node:
+            case ast.FunctionDef():
+                yield prefix + node.name
+            case ast.ClassDef():
+                yield prefix + node.name
+                yield from _names(node.body, f"{prefix}{node.name}.")
+            case ast.Assign(targets=targets):
+                yield from (prefix + target.id for target in targets if isinstance(target, ast.Name))
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                yield prefix + name
+            case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
+                yield from (prefix + (alias.asname or alias.name) for alias in aliases)
+            case ast.If():  # if TYPE_CHECKING
+                yield from _names(node.body, prefix)
+
+
+def is_variant(path: Path, name: str) -> bool:
+    """Whether it is one of a config file's variants."""
+    try:
+        return path.parent.name == "configs" and bool(load_config(f"{path}:{name}"))
+    except UserError:
+        return False
+
+
+def is_there(name: str) -> bool:
+    """Whether a dotted name is a module's, or stands in one; nothing is imported but packages, which cost nothing."""
+    parts = name.split(".")
+    for count in range(len(parts), 0, -1):
+        path = ROOT.joinpath(*parts[:count])
+        module = next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+        if module is not None:
+            return count == len(parts) or ".".join(parts[count:]) in names(module)
+    return False
+
+
+@functools.cache
+def headings(document: Path) -> set[str]:
+    """The anchors of a document's headings, as GitHub makes them."""
+    lines = re.findall(r"^#+ (.+)$", FENCE.sub("", document.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in lines}
