@@ -219,6 +219,20 @@ def test_in_flight():
     assert str(results.pop(3)) == "three" and results == {x: x * x for x in range(50) if x != 3}
     with pytest.raises(ZeroDivisionError):
         list(in_flight(lambda x: 1 / x, range(3), 2))
+    for error, said in (
+        (MemoryError(), "MemoryError"),
+        (OverflowError("large"), "OverflowError: large"),
+        (RecursionError("deep"), "RecursionError: deep"),
+        (UnicodeEncodeError("utf-8", "\ud83d", 0, 1, "odd"), "UnicodeEncodeError: 'utf-8' codec"),
+    ):
+
+        def fail(x, error=error):
+            if x == 0:
+                raise error
+            return x
+
+        (_, failed), (_, whole) = in_flight(fail, range(2), 1)
+        assert type(failed) is UserError and str(failed).startswith(said) and whole == 1
     slow_first = in_flight(lambda x: time.sleep(0.02 * (5 - x)) or x, range(5), 5, ordered=True)
     assert [item for item, _ in slow_first] == [0, 1, 2, 3, 4]
     taken = []

@@ -79,6 +79,16 @@ def test_words(photo):
     assert quality_in_words(measure_quality(bad)) == describe_quality(bad)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("color", [(0, 0, 0), (255, 255, 255), (90, 90, 90), (0, 255, 7), (35, 220, 128)])
+def test_a_flat_picture_has_no_noise(color):
+    """Not NaN: rounding made variances below 0."""
+    for shape in ((1, 1), (8, 8), (300, 700)):
+        quality = measure_quality(np.full((*shape, 3), color, np.uint8))
+        assert quality.appearance.noise == 0 and quality.contrast < 1e-3
+        assert "little noise" in quality_in_words(quality)
+
+
 def test_any_size(photo):
     """From one pixel to more than is looked at in full; a large one costs little more than a small one."""
     for height, width in ((1, 1), (3, 40), (17, 9), (1, 700)):

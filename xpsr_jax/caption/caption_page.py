@@ -1,4 +1,4 @@
-"""One HTML file with pictures and their captions, to look through them by eye."""
+"""One HTML file with pictures and their captions, to be looked through."""
 
 import base64
 import collections
@@ -19,7 +19,7 @@ from xpsr_jax.data.tokens import MAX_TOKENS
 from xpsr_jax.errors import UserError
 from xpsr_jax.files import write_text
 
-_SIDE = 320  # of pictures, in pixels
+_SIDE = 320  # longer side of a picture on the page, in pixels
 _COUNTED = 20_000  # captions whose tokens are counted: of a million it would take half an hour
 
 _Item = TypeVar("_Item")
@@ -53,10 +53,16 @@ small {{ color: #777; overflow-wrap: anywhere; }}
 
 
 def write_caption_page(captions: Path, images: Path, output: Path, *, count: int = 200) -> str:
-    """Writes the page; `count` images, spread evenly over the file, are on it. Returns what to tell.
+    """Writes a page with `count` images, spread evenly over the file.
+
+    Args:
+      captions: their file.
+      images: folder that the paths in it are relative to. An image that cannot be read is named on the page.
+
+    Returns: a line that says what was written.
 
     Raises:
-      UserError: the captions cannot be read, are none, or the page cannot be written.
+      UserError: the captions cannot be read, there are none, or the page cannot be written.
     """
     records = list(read_caption_records(captions).values())
     if not records:
@@ -75,7 +81,7 @@ def write_caption_page(captions: Path, images: Path, output: Path, *, count: int
 
 
 def summary(records: Sequence[CaptionRecord], *, shown: int) -> dict[str, str]:
-    """What there is to say of all captions together."""
+    """Facts about all captions together, by what they are about."""
     contents = [record["sha256"] for record in records if "sha256" in record]
     facts = {"images": f"{len(records)}, {shown} of them below"}
     if len(contents) > len(set(contents)):

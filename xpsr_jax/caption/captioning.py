@@ -1,4 +1,4 @@
-"""Captions for many images: each content once, on with what is done already, whatever goes wrong counted."""
+"""Captions for many images: each content once, what is done already is kept, whatever goes wrong is counted."""
 
 import contextlib
 import hashlib
@@ -55,9 +55,9 @@ class Tally:
       captioned: have a new caption.
       known: had one already.
       duplicates: have the caption of another image of the same content; not asked for again.
-      changed: among those to caption: are no longer what their caption was written for.
+      changed: had a caption that was written for another content, and are captioned again.
       shortened: new captions that were longer than CLIP's 77 tokens and are kept to their first sentences.
-      cut: new captions that are longer all the same, their first sentence alone being so: CLIP cuts them.
+      cut: new captions whose first sentence alone is longer than that: CLIP does not read its end.
       failed: why an image has none, by name.
     """
 
@@ -93,9 +93,12 @@ def caption_images(
     images are named in `NAME.failed.txt` beside the output; when the same work is done again, they are tried again.
 
     Args:
-      source: who writes these captions.
+      inputs: the images.
+      captioner: makes the captions.
+      output: file of captions; it may have some already.
+      source: the captioner's name, for the captions' "source".
       rest: captions from which empty ones are filled, found by content or else by path.
-      on_error: what an image that cannot be read or captioned does: be counted, or end the work.
+      on_error: whether an image that cannot be read or captioned is counted, or ends the work.
 
     Raises:
       UserError: two inputs have one name; the output is wrong or cannot be written; whatever ends the work.
@@ -187,11 +190,12 @@ def shard_file(output: Path, shard: tuple[int, int]) -> Path:
 
 
 def failures_file(output: Path) -> Path:
+    """Where images that failed are named: captions.failed.txt beside captions.jsonl."""
     return output.with_name(f"{output.stem}.failed.txt")
 
 
 class _Others:
-    """Captions to take what is empty from."""
+    """Captions from which empty ones are filled."""
 
     def __init__(self, file: Path | None):
         self._by_name = read_caption_records(file) if file else {}

@@ -1,4 +1,4 @@
-"""The file that captions are appended to, one whole line at a time, and files put together."""
+"""The file that captions are appended to, one whole line at a time; and several files merged."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ class CaptionsFile:
 
     Attributes:
       records: by image path, as `read_caption_records` has them.
-      repaired: such a line was there.
+      repaired: whether such a line was there.
     """
 
     def __init__(self, path: Path):
@@ -80,9 +80,10 @@ class CaptionsFile:
 
 
 def merge_captions(files: Sequence[Path], output: Path) -> tuple[int, int, int]:
-    """Puts files together into a new one. For an image that several have, the last file's line stands.
+    """Merges files of captions into a new one. For an image that several have, the last file's line is kept.
 
-    Returns: how many captions there are, how many lines were the same in several files, how many gave way to another.
+    Returns: how many captions there are; how many lines were the same in several files; how many were replaced by a
+      later one.
 
     Raises:
       UserError: a file cannot be read, or the output not be written.

@@ -1,4 +1,4 @@
-"""Many calls at once."""
+"""Many calls of a function at once, in threads."""
 
 import contextlib
 import queue
@@ -11,9 +11,12 @@ from xpsr_jax.errors import UserError
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
+# What a single item can cause: it is too large, nested too deeply, unreadable. Any other exception is a bug.
+_OF_ONE_ITEM = (OSError, ValueError, OverflowError, MemoryError, RecursionError)
+
 
 class Stop(UserError):
-    """What is wrong is wrong for every image: the work ends."""
+    """An error that every further image would have too: the work ends."""
 
 
 def in_flight(
@@ -21,9 +24,9 @@ def in_flight(
 ) -> Iterator[tuple[_Item, _Result | UserError]]:
     """Calls `function` on each item in so many threads: the items and what came of them, as soon as they are done.
 
-    Items are taken when they are wanted, by the caller's thread. An error of one item is its result; `Stop`, and what
-    is no UserError, is raised here. Whoever stops listening does not wait for calls that are under way: the threads are
-    daemons, unlike those of concurrent.futures, and a request may take minutes to time out.
+    Items are taken when they are wanted, by the caller's thread. What is wrong with one item is its result, as a
+    UserError; `Stop` and bugs are raised here. A caller that stops listening does not wait for calls that are under
+    way: the threads are daemons, unlike those of concurrent.futures, and a request may take minutes to time out.
 
     Args:
       ordered: results are in the order of the items.
@@ -37,6 +40,8 @@ def in_flight(
             number, item = call
             try:
                 done.put((number, item, function(item)))
+            except _OF_ONE_ITEM as error:
+                done.put((number, item, UserError(f"{type(error).__name__}: {error}".removesuffix(": "))))
             except BaseException as error:
                 done.put((number, item, error))
 

@@ -28,7 +28,7 @@ class Llava:
       model: transformers' LlavaForConditionalGeneration.
       processor: its LlavaProcessor.
       template: "released": LLaVA 1.5's form as the released code writes it; "model": the processor's chat template.
-      max_new_tokens: of an answer.
+      max_new_tokens: the most tokens of an answer.
     """
 
     model: Any
@@ -46,7 +46,7 @@ class Llava:
         return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
     def answer(self, images: list[LoadedImage], instruction: str) -> list[str]:
-        """Greedy answers, as they come. Raises Stop if the memory does not suffice."""
+        """Greedy answers, as the model gives them. Raises Stop if there is not enough memory."""
         import torch
 
         inputs = self.processor(
@@ -78,7 +78,7 @@ def load_llava(
       device: as PyTorch calls it; "auto": a GPU if there is one.
 
     Raises:
-      UserError: no PyTorch; the model is not there, broken, or no LLaVA.
+      UserError: PyTorch is not installed; the model is not there, is broken, or is not a LLaVA.
     """
     try:
         import torch
@@ -119,7 +119,7 @@ def _best_dtype(torch: Any, device: str) -> Dtype:
 
 
 def llava_captioner(llava: Llava, instructions: Instructions, *, batch_size: int) -> Captioner:
-    """Asks of `batch_size` images at once, one instruction after the other."""
+    """Asks about `batch_size` images at once, one instruction after the other."""
 
     def captions(images: Iterable[LoadedImage]) -> Iterator[tuple[LoadedImage, Caption | UserError]]:
         images = iter(images)

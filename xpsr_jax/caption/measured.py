@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from xpsr_jax.data.jpeg import quantisation_scale
 from xpsr_jax.data.quality import Appearance, describe_appearance
 
-# Of a large photograph so many squares are looked at, at full size. A multiple of 8 keeps JPEG's blocks where they are.
+# A large photograph is measured on at most 16 squares of this side, at full size. A multiple of 8 keeps JPEG's blocks.
 _PATCH = 256
 _PATCHES_A_SIDE = 4
 
@@ -28,6 +28,7 @@ _WHITE_NOISE = 0.778
 # JPEG and blur take the finest part of noise away: this share of the drawn noise was found, in the median.
 _NOISE_FOUND = 0.44
 _COLORED_NOISE = 0.35
+_FLAT = 1e-4
 
 # JPEG qualities to try; steps of less make the dips too shallow to find.
 _QUALITIES = range(20, 101, 8)
@@ -39,8 +40,8 @@ class Quality:
     """What was measured.
 
     Attributes:
-      appearance: blur, noise and compression, in the units of low-level captions in training. Of a loss of resolution
-        nothing is known: it looks like blur.
+      appearance: blur, noise and compression, in the units of low-level captions in training. A loss of resolution is
+        not told from blur.
       brightness, contrast: mean and standard deviation of CIE lightness, 0 (black) to 100 (white).
       saturation: mean CIE chroma: 0 for grey pictures, 25 on average, above 40 for very colourful ones.
     """
@@ -68,7 +69,7 @@ def measure_quality(image: UInt8[np.ndarray, "h w 3"]) -> Quality:
     """Measures an RGB image of any size, at the size it has.
 
     Raises:
-      ValueError: it is no 8-bit RGB image.
+      ValueError: it is not an 8-bit RGB image.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
         raise ValueError(f"expected an 8-bit RGB image, got {image.dtype} of shape {image.shape}")
@@ -141,8 +142,10 @@ def _noise(patches: list[np.ndarray]) -> tuple[float, bool]:
 
 
 def _local_variance(values: Float[np.ndarray, "h w 3"], sigma: float) -> Float[np.ndarray, "h w 3"]:
-    """Of what a Gaussian of that deviation takes away, around each pixel."""
-    return cv2.blur(np.square(values - cv2.GaussianBlur(values, (0, 0), sigma)), (7, 7))
+    """Of what a Gaussian of that deviation takes away, around each pixel; 0 where the image is flat."""
+    variance = cv2.blur(np.square(values - cv2.GaussianBlur(values, (0, 0), sigma)), (7, 7))
+    # Rounding leaves at most 1e-8 of a flat image, also below 0. One pixel that differs by 1 makes 0.01.
+    return np.where(variance < _FLAT, 0, variance)
 
 
 def _compression(patches: list[np.ndarray]) -> float:

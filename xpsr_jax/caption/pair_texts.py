@@ -13,7 +13,7 @@ _FOLDERS = {"HR": (HIGH_HR, LOW_HR), "LR": (HIGH_LR, LOW_LR)}
 
 
 def write_into_pairs(captions: Path, root: Path) -> int:
-    """Writes captions to the text files that training reads, in the place of what is there; not empty ones.
+    """Writes captions to the text files that training reads, replacing those that are there; empty ones are left out.
 
     Those of `dataset_0/LR/a.png` go to `dataset_0/highlevel_prompt/a.txt` and `dataset_0/lowlevel_prompt_q/a.txt`,
     those of HR images to the folders whose names end in `_GT`.

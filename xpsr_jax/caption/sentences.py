@@ -18,7 +18,7 @@ def _tokenizer() -> Any:
 
 @functools.lru_cache(maxsize=64)
 def count_tokens(text: str) -> int:
-    """CLIP's tokens of a text, beginning and end included. More than 77 are cut.
+    """How many tokens CLIP makes of a text, beginning and end included. It reads 77.
 
     Kept for the last few texts: what was shortened is soon counted again.
     """

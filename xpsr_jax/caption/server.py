@@ -44,11 +44,11 @@ class Server:
     Attributes:
       url: of the API, such as http://localhost:8000/v1.
       model: its name there.
-      requests: in flight at once.
+      requests: how many are in flight at once.
       timeout: seconds until an answer must be there in whole.
       retries: of a request that failed: at once, after 1, 2, 4 ... 32 and then every 60 seconds, or when the server
         asks for it (Retry-After, of which 60 seconds are heeded). Ten of them outlast a restart of four minutes.
-      max_tokens: of an answer.
+      max_tokens: the most tokens of an answer.
       key: of the API; "" for none.
     """
 
@@ -166,13 +166,13 @@ def _is_turned(data: bytes) -> bool:
     """Whether EXIF turns the picture, or cannot be read: what the server makes of it is then not known."""
     try:
         with PillowImage.open(io.BytesIO(data), formats=("PNG", "JPEG")) as picture:
-            return picture.getexif().get(_ORIENTATION, 1) != 1
+            return bool(picture.getexif().get(_ORIENTATION, 1) != 1)
     except Exception:  # Pillow raises nearly anything for damaged EXIF
         return True
 
 
 def api_key() -> str:
-    """Of the environment variable that OpenAI's own client reads."""
+    """The key in the environment variable that OpenAI's own client reads; "" if there is none."""
     return os.environ.get("OPENAI_API_KEY", "")
 
 

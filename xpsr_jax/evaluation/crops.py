@@ -1,4 +1,4 @@
-"""Fixed crops of photographs, degraded, and how near to them restored ones come: what the benchmarks measure on."""
+"""Fixed crops of photographs, degraded, and how close to them restored ones come: what the benchmarks measure on."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Array, UInt8
 from tqdm import tqdm
 
 from xpsr_jax.data.captions import Caption, read_captions
@@ -30,7 +30,14 @@ CropScores = dict[str, dict[str, list[float]]]  # method -> metric -> a number f
 
 @dataclass(frozen=True)
 class Crop:
-    """One example: what it is cut from, the clean crop, its degraded version and that one's captions."""
+    """One crop of a photograph.
+
+    Attributes:
+        name: of the photograph.
+        original: the crop.
+        lr: its degraded version, four times smaller.
+        caption: captions of `lr`.
+    """
 
     name: str
     original: RgbImage
@@ -42,7 +49,7 @@ def cut_crops(photos: Path, names: Sequence[str], *, count: int, size: int = 512
     """`count` crops of each photograph, at fixed places and with fixed degradations.
 
     A crop depends on its photograph's place in `names` and its own number, not on how many there are. A photograph
-    smaller than `size` is continued by reflection.
+    smaller than `size` is continued by reflection. Raises UserError if one has no caption in captions.jsonl.
     """
     captions = read_captions(photos / "captions.jsonl")
     crops = []
@@ -63,11 +70,12 @@ def cut_crops(photos: Path, names: Sequence[str], *, count: int, size: int = 512
 
 
 def enlarge(lr: RgbImage, shape: tuple[int, ...]) -> RgbImage:
+    """Bicubic enlargement to (height, width), the first two of `shape`: what restoring is compared with."""
     return cv2.resize(lr, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)
 
 
 def measure_crops(crops: Sequence[Crop], results: Mapping[str, Sequence[RgbImage]]) -> CropScores:
-    """Every metric of every method on every crop."""
+    """Every metric of every method on every crop; `results` has an image for each crop."""
     lpips, dists = comparison(Lpips.load("alex")), comparison(Dists.load())
     scores: CropScores = {method: {metric: [] for metric in METRICS} for method in results}
     for i, crop in enumerate(tqdm(crops, desc="measuring", disable=None)):
@@ -90,7 +98,7 @@ def comparison(metric: Lpips | Dists) -> Callable[[list[RgbImage], RgbImage], np
     """The distance of several images to one reference, whose features are computed once."""
 
     @jax.jit
-    def compare(metric, images, reference):
+    def compare(metric: Lpips | Dists, images: Array, reference: Array) -> Array:
         # One after the other: VGG16's features of one image take gigabytes as it is.
         return jax.lax.map(lambda image: metric(image[None], reference[None])[0], images)
 

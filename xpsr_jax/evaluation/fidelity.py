@@ -22,7 +22,8 @@ def luma(image: Shaped[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w"]:
         rgb = np.clip(image.astype(np.float64), 0.0, 1.0)
     else:
         raise ValueError(f"An image is 8-bit or float in [0, 1], not {image.dtype}.")
-    return 16.0 + rgb @ np.array([65.481, 128.553, 24.966])
+    weights = np.array([65.481, 128.553, 24.966])
+    return np.asarray(16.0 + rgb @ weights)
 
 
 def psnr_y(a: Shaped[np.ndarray, "h w 3"], b: Shaped[np.ndarray, "h w 3"]) -> float:
@@ -59,9 +60,10 @@ def ssim_y(a: Shaped[np.ndarray, "h w 3"], b: Shaped[np.ndarray, "h w 3"]) -> fl
 
 
 def _window_mean(x: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h-10 w-10"]:
+    """Mean within the Gaussian window, at the positions where it lies wholly inside."""
     window = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
     window /= window.sum()
-    return correlate1d(correlate1d(x, window, axis=0), window, axis=1)[5:-5, 5:-5]
+    return np.asarray(correlate1d(correlate1d(x, window, axis=0), window, axis=1)[5:-5, 5:-5])
 
 
 def _check_pair(a: np.ndarray, b: np.ndarray) -> None:

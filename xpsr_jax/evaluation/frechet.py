@@ -12,11 +12,11 @@ from jaxtyping import Float
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """What the distance needs to know of a set of feature vectors, in float64.
+    """What the distance needs to know about a set of feature vectors, in float64.
 
     Attributes:
         count: how many vectors.
-        mean: of them.
+        mean: their mean.
         scatter: sum of the outer products of their differences from the mean.
     """
 
@@ -26,7 +26,7 @@ class FeatureStatistics:
 
     @classmethod
     def of(cls, features: Float[np.ndarray, "n d"]) -> Self:
-        """Raises ValueError for features that are no table of numbers, or of no vector."""
+        """The statistics of these vectors. Raises ValueError unless there is at least one, all of one length."""
         if features.ndim != 2 or len(features) == 0:
             raise ValueError(f"Features have the shape (n, d) with n > 0, not {features.shape}.")
         features = features.astype(np.float64)
@@ -43,7 +43,7 @@ class FeatureStatistics:
 
     @property
     def covariance(self) -> Float[np.ndarray, "d d"]:
-        """Unbiased. Raises ValueError for fewer than two vectors."""
+        """The unbiased covariance. Raises ValueError for fewer than two vectors."""
         if self.count < 2:
             raise ValueError("A covariance takes at least two feature vectors.")
         return self.scatter / (self.count - 1)

@@ -21,7 +21,12 @@ _TEMPLATE = Path(__file__).with_name("report.html")
 
 
 def html_report(result: Evaluation, comparisons: Sequence[Comparison], manifest: Mapping) -> str:
-    """Cases are chosen by DISTS if it was measured, else by the first metric that was."""
+    """The page as text. The best and worst cases are chosen by DISTS if it was measured, else by the first metric.
+
+    Args:
+        comparisons: what was measured, with the files that are shown.
+        manifest: how it was measured: JSON of any form.
+    """
     by_image = [name for name in result.metrics if name != "fid"]
     body = [f"<h1>{html.escape(heading(result))}</h1>", f"<p>{html.escape(describe_protocol(result.protocol))}</p>"]
     body.append(_means(result))
@@ -51,7 +56,7 @@ def _means(result: Evaluation) -> str:
 
 
 def _cases(result: Evaluation, comparisons: Sequence[Comparison], metric: MetricName) -> str:
-    """By the first method."""
+    """The best and worst images of the first method."""
     method, scores = next(iter(result.scores.items()))
     ranked = sorted(
         comparisons,
@@ -132,7 +137,7 @@ def _cell(name: MetricName, value: float | None, mark: str = "") -> str:
 
 
 def _data_uri(path: Path, size: tuple[int, int]) -> str:
-    """As JPEG, no larger than is shown; an input is enlarged to its original's size, pixel by pixel."""
+    """A JPEG no larger than is shown; an input is enlarged to its original's size, pixel by pixel."""
     image = Image.fromarray(np.ascontiguousarray(read_image(path)))
     height, width = size
     scale = min(1.0, _SIDE / max(height, width))

@@ -13,7 +13,7 @@ REFERENCE_FOLDERS = ("HR", "test_HR", "gt", "GT")
 LR_FOLDERS = ("LR", "test_LR", "lq", "LQ")
 # What the folders of the paper's three sets are called, in any case.
 SETS = {"drealsr": "DRealSR", "realsr": "RealSR", "div2k": "DIV2K-Val"}
-# So many pairs of names are compared in a second or two.
+# As many pairs of names as are compared in a second or two.
 _GUESSES = 50_000
 
 
@@ -64,12 +64,12 @@ def match_images(
     Args:
         restored: folder of each method.
         reference: folder of originals.
-        lr: folder of inputs; one that is missing there does no harm.
-        least_side: a shorter one is too small for the metrics.
+        lr: folder of inputs; not all of them need be there.
+        least_side: the shortest side, in pixels, that the metrics take.
 
     Raises:
-        UserError: that names all at once: missing, extra, probably misnamed, differently sized, too small and
-            unreadable images.
+        UserError: names all at once: missing, extra and probably misnamed images, and those of another size, too
+            small or unreadable.
     """
     originals, problems = _by_stem(reference)
     sizes: dict[str, tuple[int, int]] = {}
@@ -122,7 +122,7 @@ def _compare_names(
     missing = [stem for stem in originals if stem not in restored]
     extra = {stem: path for stem, path in restored.items() if stem not in originals}
     problems = []
-    # Guessing takes the time of all pairs of names: of hundreds the cause is no slip of a finger.
+    # Guessing compares all pairs of names. If hundreds do not match, the cause is not a slip of the finger.
     guess = extra if len(missing) * len(extra) <= _GUESSES else {}
     for stem in missing:
         if near := difflib.get_close_matches(stem, guess, n=1, cutoff=0.6):
@@ -147,7 +147,10 @@ def _compare_sizes(restored: Mapping[str, Path], sizes: Mapping[str, tuple[int, 
 
 
 def name_methods(folders: Sequence[Path]) -> dict[str, Path]:
-    """A short name for each folder of results: as much of the end of its path as tells it from the others."""
+    """A short name for each folder of results: as much of the end of its path as tells it from the others.
+
+    Raises UserError if one is named twice.
+    """
     parts = [folder.resolve().parts for folder in folders]
     if len(set(parts)) < len(parts):
         raise UserError("a folder of results is named twice")

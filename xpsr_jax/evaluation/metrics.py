@@ -26,9 +26,11 @@ RgbBatch = Shaped[Array, "b h w 3"] | Shaped[np.ndarray, "b h w 3"]
 class Metric(Protocol):
     """What all four have: features of an image, which may be kept, and a distance of two images' features."""
 
-    def features(self, images: Float[Array, "b h w 3"], /) -> Any: ...
+    def features(self, images: Float[Array, "b h w 3"], /) -> Any:
+        """What is compared of images in [0, 1]: a tree of arrays, whose form is the metric's own."""
 
-    def distance(self, a: Any, b: Any, /) -> Float[Array, "b"]: ...
+    def distance(self, a: Any, b: Any, /) -> Float[Array, "b"]:
+        """The metric's value for each pair, from the features of both. For PSNR and SSIM more is better."""
 
 
 def dists(a: RgbBatch, b: RgbBatch) -> Float[Array, "b"]:

@@ -71,7 +71,7 @@ class Lpips:
         return self.distance(self.features(a), self.features(b))
 
     def distance(self, a: Features, b: Features) -> Float[Array, "b"]:
-        """The same of images whose `features` are there already."""
+        """The distance of each pair, from the `features` of both."""
         distance = jnp.zeros(a[0].shape[0], jnp.float32)
         for i, (x, y) in enumerate(zip(a, b, strict=True)):
             difference = (_unit_length(x) - _unit_length(y)) ** 2
@@ -129,7 +129,7 @@ class Dists:
         return self.distance(self.features(a), self.features(b))
 
     def distance(self, a: Features, b: Features) -> Float[Array, "b"]:
-        """The same of images whose `features` are there already."""
+        """The distance of each pair, from the `features` of both."""
         texture, structure = [], []
         for x, y in zip(a, b, strict=True):
             mean_x, mean_y = (jnp.mean(z, axis=(1, 2), keepdims=True) for z in (x, y))
@@ -149,7 +149,7 @@ class Dists:
 
 
 def load_distance(name: Literal["lpips_alex", "lpips_vgg", "dists"]) -> Lpips | Dists:
-    """A perceptual distance by its name."""
+    """A perceptual distance by its name. Raises UserError if its weights are not installed."""
     if name == "dists":
         return Dists.load()
     return Lpips.load("alex" if name == "lpips_alex" else "vgg")

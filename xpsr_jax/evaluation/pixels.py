@@ -40,9 +40,11 @@ class Psnr:
     channels: Channels = field(default="y", metadata={"static": True})
 
     def features(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h w c"]:
+        """The channels that are compared, in 255ths, of images in [0, 1] (clipped to it)."""
         return _channels(images, self.channels)
 
     def distance(self, a: Float[Array, "b h w c"], b: Float[Array, "b h w c"]) -> Float[Array, "b"]:
+        """PSNR of each pair in dB, from the `features` of both."""
         error = jnp.mean(((a - b) / 255) ** 2, axis=(1, 2, 3))
         return -10 * jnp.log10(error + _LEAST_ERROR)
 
@@ -64,6 +66,7 @@ class Ssim:
         return x, mean, _window_mean(x * x) - mean**2
 
     def distance(self, a: tuple[Array, Array, Array], b: tuple[Array, Array, Array]) -> Float[Array, "b"]:
+        """SSIM of each pair, at most 1, from the `features` of both."""
         (x, mean_x, variance_x), (y, mean_y, variance_y) = a, b
         covariance = _window_mean(x * y) - mean_x * mean_y
         mean_x, mean_y = mean_x + 128, mean_y + 128

@@ -32,11 +32,13 @@ TITLES: dict[MetricName, str] = {
 
 @dataclass(frozen=True)
 class Protocol:
-    """Attributes:
-    name: as on the command line.
-    channels: what PSNR and SSIM compare (`pixels`).
-    border: pixels on each side that PSNR and SSIM leave out. All other metrics see whole images.
-    metrics: all of its measures, in the order of its tables.
+    """One way of measuring.
+
+    Attributes:
+        name: as on the command line.
+        channels: what PSNR and SSIM compare (`pixels`).
+        border: pixels on each side that PSNR and SSIM leave out. All other metrics see whole images.
+        metrics: all of its metrics, in the order of its tables.
     """
 
     name: Literal["xpsr", "seesr"]
@@ -46,7 +48,7 @@ class Protocol:
 
     @property
     def native_metrics(self) -> tuple[MetricName, ...]:
-        """Those that need no PyTorch."""
+        """The metrics that do not need PyTorch."""
         return tuple(name for name in self.metrics if name in NATIVE)
 
 

@@ -22,7 +22,7 @@ _READERS = 4
 
 @dataclass(frozen=True)
 class MethodScores:
-    """Of one method.
+    """The scores of one method.
 
     Attributes:
         images: name of each original -> metric -> score.
@@ -34,11 +34,12 @@ class MethodScores:
 
     @property
     def mean(self) -> dict[MetricName, float]:
-        """Of every metric over the images, and the set's own."""
+        """The mean of every metric over the images, and the scores of the whole set."""
         columns = list(next(iter(self.images.values())))
         return {name: float(np.mean([row[name] for row in self.images.values()])) for name in columns} | dict(self.sets)
 
     def as_json(self) -> dict[str, Mapping]:
+        """`{"mean": {metric: score}, "images": {name: {metric: score}}}`."""
         return {"mean": self.mean, "images": {name: dict(row) for name, row in self.images.items()}}
 
 
@@ -63,7 +64,7 @@ def score(
     Args:
         metrics: which; each is loaded before the first image is read.
         batch_size: images that are in memory, and given to the devices, at once.
-        on_images: is told how many more originals are done.
+        on_images: is called with the number of further originals that are done.
 
     Raises:
         UserError: weights or a package are missing, or an image cannot be decoded.
@@ -99,7 +100,7 @@ def score(
 
 
 def default_batch_size() -> int:
-    """For images of 512 x 512: one for each core that is a device, eight for each accelerator."""
+    """Images of 512 x 512 at once: one for each CPU device, eight for each accelerator."""
     return jax.local_device_count() * (1 if jax.default_backend() == "cpu" else 8)
 
 

@@ -16,6 +16,7 @@ class Evaluation:
 
     Attributes:
         scores: of each method.
+        protocol: by which it was measured.
         metrics: in the order of the tables.
         set_name: one of the paper's sets, if the originals are known to be.
         others: scores from elsewhere to stand beside, of each method, such as a paper's table.
@@ -29,10 +30,12 @@ class Evaluation:
 
     @property
     def count(self) -> int:
+        """How many images were measured."""
         return len(next(iter(self.scores.values())).images)
 
 
 def title(name: MetricName) -> str:
+    """A metric as a column's head, with an arrow that says which way is better."""
     return f"{TITLES[name]} {'↓' if name in LOWER_IS_BETTER else '↑'}"
 
 
@@ -44,6 +47,7 @@ def digits(name: MetricName, value: float | None) -> str:
 
 
 def best(name: MetricName, values: Sequence[float]) -> float:
+    """The best of several scores in one metric."""
     return min(values) if name in LOWER_IS_BETTER else max(values)
 
 
@@ -77,6 +81,7 @@ def print_scores(result: Evaluation, console: Console | None = None) -> None:
 
 
 def heading(result: Evaluation) -> str:
+    """What was measured, in a line: set, number of images, protocol."""
     of_set = f"{result.set_name}, " if result.set_name else ""
     return f"{of_set}{result.count} images, protocol {result.protocol.name}"
 

@@ -29,7 +29,7 @@ _INCEPTION_SIDE = 299
 
 
 def require_pyiqa() -> ModuleType:
-    """The package, or UserError that says how to get it."""
+    """The package. Raises UserError that says how to get it."""
     try:
         import pyiqa  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
@@ -41,15 +41,15 @@ def require_pyiqa() -> ModuleType:
 
 
 class NoReferenceMetric:
-    """How good an image is by itself."""
+    """How good an image is, judged without an original."""
 
     def __init__(self, name: MetricName):
-        """Raises UserError where pyiqa, or the metric's weights, cannot be had."""
+        """Raises UserError where pyiqa or the metric's weights are not there and cannot be downloaded."""
         self.name = name
         self._metric = _create(name)
 
     def __call__(self, images: UInt8[np.ndarray, "b h w 3"]) -> Float[np.ndarray, "b"]:
-        """Scores of a batch; an image's does not depend on the others."""
+        """The score of each image of a batch; it does not depend on the others."""
         import torch
 
         # MANIQA takes 20 crops of an image, in older versions drawn ones: each image is given alone, seeded alike.
@@ -66,7 +66,7 @@ class InceptionFeatures:
     """The features whose statistics FID compares (`frechet`): Inception's last pooling, "clean" as pyiqa's FID is."""
 
     def __init__(self) -> None:
-        """Raises UserError where pyiqa, or the network's weights, cannot be had."""
+        """Raises UserError where pyiqa or the network's weights are not there and cannot be downloaded."""
         self._metric = _create("fid")
 
     def __call__(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Float[np.ndarray, "b 2048"]:
