@@ -49,7 +49,8 @@ def by_number(seen):
 def work(folder, seen, captioner=None, **options):
     output = folder.parent / "captions.jsonl"
     inputs = find_images([folder])
-    return caption_images(inputs, captioner or by_number(seen), output, source="test", **options), output
+    with CaptionsFile(output) as file:
+        return caption_images(inputs, captioner or by_number(seen), file, source="test", **options), output
 
 
 def test_each_content_once_and_on_from_there(folder):
@@ -277,3 +278,55 @@ def test_into_ready_made_pairs(tmp_path, capsys, dataset):
         write_captions(captions, {wrong: Caption("x", "y")})
         assert main(["pairs", str(captions), "--pairs", str(tmp_path / "pairs")]) == 1
         assert f"{wrong} is no image of the pairs" in capsys.readouterr().err
+
+
+def test_two_captionings_into_one_file(folder, tmp_path, capsys):
+    """The second is refused before its server is waited for."""
+    output = tmp_path / "captions.jsonl"
+    command = ["server", str(folder), "--output", str(output), "--url", "http://127.0.0.1:9/v1", "--wait", "600"]
+    with CaptionsFile(output):
+        assert main(command) == 1
+    assert f"{output} is being written by another process" in capsys.readouterr().err
+    assert not output.exists()  # nothing was written
+
+
+def test_an_output_that_is_no_file(folder, tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for wrong in ("pipe", "folder", "x" * 250 + ".json", "captions.jsonl/x"):
+        (tmp_path / "captions.jsonl").touch()
+        assert main(["measured", str(folder), "--output", str(tmp_path / wrong)]) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("caption: ") and said.count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"photos", "pipe", "folder", "captions.jsonl"}
+
+
+def test_names_of_any_bytes(folder, tmp_path, capsys):
+    """Not UTF-8, with an escape sequence, decomposed, of 255 bytes: captioned, or named in one printable line."""
+    names = [b"\xff\xfe.png", b"\x1b[31mred.png", "u\u0308ber.png".encode(), b"x" * 251 + b".png"]
+    for i, name in enumerate(names):
+        with open(os.path.join(os.fsencode(folder), name), "wb") as file:
+            file.write((folder / "a.png").read_bytes() if i else b"no image")
+    output = tmp_path / "captions.jsonl"
+    assert main(["measured", str(folder), "--output", str(output), "--shard", "0/1"]) == 1
+    said = capsys.readouterr()
+    assert "\\xff\\xfe.png" in said.err and "\x1b" not in said.err + said.out
+    assert (tmp_path / "captions.failed.txt").read_text().startswith("\\xff\\xfe.png\t")
+    assert {os.fsencode(name) for name in read_caption_records(output)} >= set(names[1:])
+    for i in range(2):
+        main(["measured", str(folder), "--output", str(output), "--shard", f"{i}/2"])
+    assert "Traceback" not in capsys.readouterr().err
+    assert main(["report", str(output), "--images", str(folder), "--output", str(tmp_path / "page.html")]) == 0
+
+
+@pytest.mark.parametrize("odd", [{"sha256": []}, {"sha256": 7}, {"source": {"a": "\x1b"}}, {"high_whole": 3}])
+def test_further_keys_of_other_people(folder, tmp_path, odd):
+    line = {"image": "a.png", "high": "by hand", "low": ""} | odd
+    (tmp_path / "others.jsonl").write_text(json.dumps(line) + "\n")
+    output = tmp_path / "captions.jsonl"
+    assert main(["measured", str(folder), "--output", str(output), "--rest", str(tmp_path / "others.jsonl")]) == 0
+    assert read_captions(output)["a.png"].high == "by hand"
+    output.write_text(json.dumps(line) + "\n")
+    assert main(["measured", str(folder), "--output", str(output)]) == 0
+    assert main(["report", str(output), "--images", str(folder), "--output", str(tmp_path / "page.html")]) == 0
+    assert main(["merge", str(output), str(tmp_path / "others.jsonl"), "--output", str(tmp_path / "m.jsonl")]) == 0

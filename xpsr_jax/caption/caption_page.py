@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
+from xpsr_jax.caption.captions_file import content_of
 from xpsr_jax.caption.sentences import count_tokens
 from xpsr_jax.data.captions import CaptionRecord, read_caption_records
 from xpsr_jax.data.image_files import read_image
@@ -82,7 +83,7 @@ def write_caption_page(captions: Path, images: Path, output: Path, *, count: int
 
 def summary(records: Sequence[CaptionRecord], *, shown: int) -> dict[str, str]:
     """Facts about all captions together, by what they are about."""
-    contents = [record["sha256"] for record in records if "sha256" in record]
+    contents = [content for record in records if (content := content_of(record))]
     facts = {"images": f"{len(records)}, {shown} of them below"}
     if len(contents) > len(set(contents)):
         facts["of the same content as another"] = str(len(contents) - len(set(contents)))

@@ -13,13 +13,13 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from xpsr_jax.caption.captions_file import CaptionsFile
+from xpsr_jax.caption.captions_file import CaptionsFile, content_of
 from xpsr_jax.caption.in_flight import in_flight
 from xpsr_jax.caption.sentences import count_tokens, first_sentences
 from xpsr_jax.data.captions import Caption, CaptionRecord, read_caption_records
 from xpsr_jax.data.image_files import decode_image, read_bytes
 from xpsr_jax.data.tokens import MAX_TOKENS
-from xpsr_jax.errors import UserError
+from xpsr_jax.errors import UserError, printable
 from xpsr_jax.files import write_text
 from xpsr_jax.inference.image_io import Input, list_inputs
 
@@ -81,21 +81,21 @@ class Tally:
 def caption_images(
     inputs: Sequence[Input],
     captioner: Captioner,
-    output: Path,
+    file: CaptionsFile,
     *,
     source: str,
     rest: Path | None = None,
     on_error: Literal["skip", "stop"] = "skip",
 ) -> Tally:
-    """Appends a line to `output` for each image that has none: `{"image", "high", "low", "source", "sha256"}`.
+    """Appends a line to `file` for each image that has none: `{"image", "high", "low", "source", "sha256"}`.
 
     Of a caption that CLIP would cut the first sentences are kept; the whole is in `high_whole` or `low_whole`. Failed
-    images are named in `NAME.failed.txt` beside the output; when the same work is done again, they are tried again.
+    images are named in `NAME.failed.txt` beside the file; when the same work is done again, they are tried again.
 
     Args:
       inputs: the images.
       captioner: makes the captions.
-      output: file of captions; it may have some already.
+      file: open; it may have captions already.
       source: the captioner's name, for the captions' "source".
       rest: captions from which empty ones are filled, found by content or else by path.
       on_error: whether an image that cannot be read or captioned is counted, or ends the work.
@@ -106,16 +106,16 @@ def caption_images(
     by_name = _by_name(inputs)
     tally = Tally()
     others = _Others(rest)
-    with _failures_written(output, tally.failed), CaptionsFile(output) as file:
+    with _failures_written(file.path, tally.failed):
         if file.repaired:
-            print(f"{output}: the last line was not whole and is removed", file=sys.stderr)
+            print(f"{printable(file.path)}: the last line was not whole and is removed", file=sys.stderr)
         changed = _changed(by_name, file.records)
         if changed:
             file.remove(changed)
         tally.changed = len(changed)
         todo = [name for name in by_name if name not in file.records]
         tally.known = len(by_name) - len(todo)
-        known = {record["sha256"]: record for record in file.records.values() if "sha256" in record}
+        known = {record["sha256"]: record for record in file.records.values() if content_of(record)}
         waiting: dict[str, list[str]] = {}  # names of images with the content of one that is being captioned
 
         with tqdm(total=len(by_name), initial=tally.known, unit="image", desc="captions", disable=None) as bar:
@@ -124,7 +124,7 @@ def caption_images(
                 tally.failed[name] = str(error)
                 if on_error == "stop":
                     raise error
-                tqdm.write(f"{name}: {error}", file=sys.stderr)
+                tqdm.write(f"{printable(name)}: {error}", file=sys.stderr)
                 bar.update()
 
             def copy(name: str, record: CaptionRecord) -> None:
@@ -171,7 +171,7 @@ def find_images(paths: Sequence[Path], *, shard: tuple[int, int] = (0, 1), limit
     number, count = shard
     found = list_inputs(paths)
     if count > 1:
-        found = [each for each in found if _hash(each.name.as_posix().encode(), 8) % count == number]
+        found = [each for each in found if _hash(os.fsencode(each.name.as_posix()), 8) % count == number]
     return found[:limit]
 
 
@@ -199,7 +199,7 @@ class _Others:
 
     def __init__(self, file: Path | None):
         self._by_name = read_caption_records(file) if file else {}
-        self._by_content = {record["sha256"]: record for record in self._by_name.values() if "sha256" in record}
+        self._by_content = {record["sha256"]: record for record in self._by_name.values() if content_of(record)}
 
     def fill(self, record: CaptionRecord) -> CaptionRecord:
         other = self._by_content.get(record["sha256"]) or self._by_name.get(record["image"])
@@ -220,7 +220,7 @@ def _by_name(inputs: Sequence[Input]) -> dict[str, Path]:
 
 def _changed(by_name: dict[str, Path], records: dict[str, CaptionRecord]) -> list[str]:
     """Names of images that are no longer what their captions were written for. Hand-written ones do not say."""
-    names = [name for name in by_name if "sha256" in records.get(name, ())]
+    names = [name for name in by_name if content_of(records.get(name, {}))]
     changed = []
     with tqdm(total=len(names), unit="image", desc="checking", disable=None) as bar:
         for name, data in in_flight(lambda name: hashlib.sha256(read_bytes(by_name[name])).hexdigest(), names, READERS):
@@ -250,11 +250,17 @@ def _failures_written(output: Path, failed: dict[str, str]) -> Iterator[None]:
     file = failures_file(output)
     finished = False
     try:
+        file.lstat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:  # its name is too long
+        raise UserError(f"{file} cannot be written: {error.strerror}") from error
+    try:
         yield
         finished = True
     finally:
         if failed:
-            write_text("".join(f"{name}\t{reason}\n" for name, reason in failed.items()), file)
+            write_text("".join(f"{printable(name)}\t{reason}\n" for name, reason in failed.items()), file)
         elif finished:
             file.unlink(missing_ok=True)
 

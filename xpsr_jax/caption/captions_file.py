@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from xpsr_jax.locks import locked_output
 class CaptionsFile:
     """JSON lines of captions, open for appending; only one process at a time may have it open.
 
-    A line that was not written to its end (power failed, disk full) is removed when the file is opened.
+    A line that was not written to its end (power failed, disk full) is removed when the file is opened. A new file
+    that gets no line is removed when it is closed.
 
     Attributes:
       records: by image path, as `read_caption_records` has them.
@@ -25,6 +27,8 @@ class CaptionsFile:
         self.path = path
         with contextlib.ExitStack() as stack:
             stack.enter_context(locked_output(path))
+            if not os.path.lexists(path):
+                stack.callback(self._remove_if_empty)
             self._file = self._open()
             stack.callback(lambda: os.close(self._file))
             self.repaired = self._end_whole()
@@ -59,9 +63,18 @@ class CaptionsFile:
 
     def _open(self) -> int:
         try:
-            return os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
         except OSError as error:
             raise UserError(f"{self.path} cannot be written: {error.strerror}") from error
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            os.close(file)
+            raise UserError(f"{self.path} cannot be written: it is not a file")
+        return file
+
+    def _remove_if_empty(self) -> None:
+        with contextlib.suppress(OSError):
+            if not self.path.stat().st_size:
+                self.path.unlink()
 
     def _end_whole(self) -> bool:
         """Removes what follows the last whole line. A last line that lacks only its end gets it."""
@@ -75,8 +88,16 @@ class CaptionsFile:
         except ValueError:
             os.ftruncate(self._file, size - len(rest))
             return True
+        except RecursionError:
+            pass  # it is whole, and refused when it is read
         os.write(self._file, b"\n")
         return False
+
+
+def content_of(record: CaptionRecord) -> str | None:
+    """The SHA-256 of what a caption was written for, if its line says so."""
+    sha256 = record.get("sha256")
+    return sha256 if isinstance(sha256, str) else None
 
 
 def merge_captions(files: Sequence[Path], output: Path) -> tuple[int, int, int]:

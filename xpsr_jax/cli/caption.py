@@ -24,7 +24,7 @@ from xpsr_jax.caption.captioning import (
     parse_shard,
     shard_file,
 )
-from xpsr_jax.caption.captions_file import merge_captions
+from xpsr_jax.caption.captions_file import CaptionsFile, merge_captions
 from xpsr_jax.caption.in_flight import in_flight
 from xpsr_jax.caption.instructions import Preset, Which, instructions
 from xpsr_jax.caption.measured import describe_quality
@@ -56,14 +56,14 @@ class ImagesToCaption:
 
 @dataclass(frozen=True)
 class AskedModel(ImagesToCaption):
-    """Of a model that is asked."""
+    """What a model that is asked is told."""
 
     instructions: Preset = "paper"
     """The paper's two instructions, or those of the released code, whose low-level one is for Q-Instruct."""
     ask: Which = "both"
     """What to ask for."""
     max_new_tokens: int = 200
-    """Of an answer."""
+    """The most tokens of an answer."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class ServerCommand(AskedModel):
     timeout: float = 120.0
     """Seconds until an answer must be there in whole."""
     retries: int = 10
-    """Of a request, while the server is busy, silent or broken: at once, after 1, 2, 4 ... and then every 60 s."""
+    """Further tries while the server is busy, silent or broken: at once, after 1, 2, 4 ... and then every 60 s."""
     wait: float = 600.0
     """Seconds to wait, before the first request, for a server that is starting."""
 
@@ -177,6 +177,7 @@ def main(argv: Sequence[str] | None) -> int:
 def run_command(
     command: LlavaCommand | ServerCommand | MeasuredCommand | MergeCommand | ReportCommand | PairsCommand,
 ) -> int:
+    """Does what a parsed command line says; returns the exit code. Raises UserError."""
     if isinstance(command, MergeCommand):
         count, same, replaced = merge_captions(command.files, command.output)
         print(f"{count} captions in {command.output}; {same} lines were there twice, {replaced} replaced by later ones")
@@ -193,8 +194,9 @@ def run_command(
     shard = parse_shard(command.shard)
     output = shard_file(command.output, shard)
     inputs = find_images(command.images, shard=shard, limit=command.limit)
-    captioner, source = make_captioner(command)
-    tally = caption_images(inputs, captioner, output, source=source, rest=command.rest, on_error=command.on_error)
+    with CaptionsFile(output) as file:  # before a model is loaded, or a server waited for: it may be in use
+        captioner, source = make_captioner(command)
+        tally = caption_images(inputs, captioner, file, source=source, rest=command.rest, on_error=command.on_error)
     print_tally(tally, output)
     return 1 if tally.failed else 0
 
@@ -235,6 +237,7 @@ def make_captioner(command: LlavaCommand | ServerCommand | MeasuredCommand) -> t
 
 
 def print_tally(tally: Tally, output: Path) -> None:
+    """Says what came of the images."""
     print(f"{output}: {tally}")
     if tally.shortened:
         print(f"{tally.shortened} captions were longer than CLIP's 77 tokens: their first sentences are kept")
