@@ -39,7 +39,6 @@ from xpsr_jax.config import load_config
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.data.config import XPSR
 from xpsr_jax.data.degradation import Drawn, apply, draw
-from xpsr_jax.data.image_files import list_images, read_image
 from xpsr_jax.data.jpeg import quantisation_scale
 from xpsr_jax.data.quality import (
     BLUR_LIMITS,
@@ -51,6 +50,8 @@ from xpsr_jax.data.quality import (
 from xpsr_jax.data.rounding import round_to_uint8
 from xpsr_jax.evaluation.crops import Crop, CropScores, RgbImage, cut_crops, enlarge, measure_crops
 from xpsr_jax.files import check_writable, new_file
+from xpsr_jax.images.listing import list_images
+from xpsr_jax.images.reading import read_image
 from xpsr_jax.inference.compilation import use_compilation_cache, with_fast_convolutions
 
 SEED = 11

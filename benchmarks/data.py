@@ -30,7 +30,6 @@ from xpsr_jax.data import worker_process
 from xpsr_jax.data.config import XPSR, DataConfig
 from xpsr_jax.data.degradation import Blur, Drawn, Noise, apply, draw
 from xpsr_jax.data.examples import make_example, random_crop
-from xpsr_jax.data.image_files import list_images, read_image
 from xpsr_jax.data.jpeg import CHROMA_TABLE, LUMA_TABLE
 from xpsr_jax.data.kernels import SHARPENING_WINDOW
 from xpsr_jax.data.noise import LUMA
@@ -38,6 +37,8 @@ from xpsr_jax.data.resize import resize
 from xpsr_jax.data.rounding import round_to_uint8
 from xpsr_jax.data.sample_sources import open_sample_source
 from xpsr_jax.errors import UserError
+from xpsr_jax.images.listing import list_images
+from xpsr_jax.images.reading import read_image
 from xpsr_jax.weights.model_folder import load_tokenizer
 from xpsr_jax.weights.sources import SHIPPED_TOKENIZER
 

@@ -12,10 +12,10 @@ from xpsr_jax.assets import DEMO
 from xpsr_jax.data.captions import Caption, read_captions, write_captions
 from xpsr_jax.data.config import DegradationConfig
 from xpsr_jax.data.degradation import degrade
-from xpsr_jax.data.image_files import read_image
 from xpsr_jax.data.quality import describe
 from xpsr_jax.data.rounding import round_to_uint8
-from xpsr_jax.inference.image_io import write_png
+from xpsr_jax.images.reading import read_image
+from xpsr_jax.images.writing import write_png
 
 PHOTO = "opencv_fruits.jpg"
 SIDE = 480

@@ -20,8 +20,8 @@ from PIL import Image
 import xpsr_jax
 from xpsr_jax.assets import DEMO, TINY_MODEL
 from xpsr_jax.data.captions import Caption
+from xpsr_jax.images.reading import read_image
 from xpsr_jax.inference.compilation import use_compilation_cache
-from xpsr_jax.inference.image_io import read_image
 from xpsr_jax.inference.restore import Restorer
 
 

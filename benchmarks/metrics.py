@@ -26,8 +26,9 @@ from tests.vectors.make_metric_vectors import stand_in
 from xpsr_jax.evaluation.fidelity import luma
 from xpsr_jax.evaluation.metrics import compare, load_metric
 from xpsr_jax.evaluation.pixels import Psnr, Ssim
+from xpsr_jax.images.listing import list_inputs
+from xpsr_jax.images.reading import read_image
 from xpsr_jax.inference.compilation import use_compilation_cache
-from xpsr_jax.inference.image_io import list_inputs, read_image
 
 NAMES = ("PSNR-Y", "SSIM-Y", "LPIPS (alex)", "DISTS")
 Pair = tuple[np.ndarray, np.ndarray]

@@ -26,8 +26,8 @@ from xpsr_jax.config import Sampling, load_config
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.evaluation.crops import CROP_SEED, METRICS, Crop, CropScores, RgbImage, cut_crops, enlarge, measure_crops
 from xpsr_jax.files import check_writable, new_file
+from xpsr_jax.images.writing import write_png
 from xpsr_jax.inference.compilation import use_compilation_cache
-from xpsr_jax.inference.image_io import write_png
 from xpsr_jax.inference.restore import restore
 from xpsr_jax.weights.model_folder import Model
 

@@ -21,9 +21,11 @@ from xpsr_jax.assets import DEMO, TINY_MODEL
 from xpsr_jax.data.captions import Caption, read_captions
 from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.fidelity import psnr_y
+from xpsr_jax.images.picture import Picture
+from xpsr_jax.images.reading import read_image
+from xpsr_jax.images.writing import write_picture
 from xpsr_jax.inference.compare import side_by_side
 from xpsr_jax.inference.compilation import use_compilation_cache, with_fast_convolutions
-from xpsr_jax.inference.image_io import Picture, read_image, write_picture
 from xpsr_jax.inference.restore import restore
 
 AMPLIFICATION = 8

@@ -9,8 +9,8 @@ from PIL import Image
 from tests.inference.tiny_model import tiny_model
 from xpsr_jax.cli import demo
 from xpsr_jax.cli.demo import main
+from xpsr_jax.images.reading import read_image
 from xpsr_jax.inference.compare import side_by_side
-from xpsr_jax.inference.image_io import read_image
 from xpsr_jax.weights.model_folder import save
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")

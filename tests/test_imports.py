@@ -16,7 +16,7 @@ FLOORS = (
     {"config_arguments"},
     {"config"},
     {"data"},
-    {"models", "diffusion"},
+    {"models", "diffusion", "images"},
     {"json_files", "locks"},
     {"files"},
     {"errors", "assets"},

@@ -19,7 +19,7 @@ from tests.weights.test_single_file import AUTOENCODER_CONFIG, NETWORKS, TEXT_1,
 from xpsr_jax.cli import restore as sample
 from xpsr_jax.config import SAMPLING_PRESETS
 from xpsr_jax.distributed import part_of
-from xpsr_jax.inference.image_io import read_image
+from xpsr_jax.images.reading import read_image
 from xpsr_jax.inference.restore import not_a_number
 from xpsr_jax.weights.convert import convert
 from xpsr_jax.weights.model_folder import save

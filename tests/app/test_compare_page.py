@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from tests.app.test_one import is_as_wide_as_the_window
+from xpsr_jax.images.picture import Picture
 from xpsr_jax.inference.compare import write_comparison
-from xpsr_jax.inference.image_io import Picture
 
 RED, BLUE = (250, 0, 0), (0, 0, 250)
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 import xpsr_jax
 from xpsr_jax.caption.measured import describe_quality, measure_quality, quality_in_words
-from xpsr_jax.data.image_files import read_image
 from xpsr_jax.data.jpeg import quantisation_scale
+from xpsr_jax.images.reading import read_image
 
 RNG = np.random.default_rng(0)
 

@@ -7,7 +7,7 @@ from PIL import Image
 from xpsr_jax.caption.measured import describe_quality
 from xpsr_jax.cli import restore as sample
 from xpsr_jax.data.captions import Caption, write_captions
-from xpsr_jax.inference.image_io import list_inputs
+from xpsr_jax.images.listing import list_inputs
 
 
 def test_missing_captions_are_measured(tmp_path):

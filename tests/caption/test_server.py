@@ -19,8 +19,8 @@ from xpsr_jax.caption.instructions import HIGH, PRESETS, instructions
 from xpsr_jax.caption.server import Server, served_model, server_captioner, wait_until_up
 from xpsr_jax.cli.caption import main
 from xpsr_jax.data.captions import Caption, read_captions
-from xpsr_jax.data.image_files import decode_image
 from xpsr_jax.errors import UserError
+from xpsr_jax.images.reading import decode_image
 
 ANSWER = {"choices": [{"message": {"role": "assistant", "content": " A cat.\nIt sits. "}}]}
 

@@ -16,7 +16,7 @@ from xpsr_jax.cli import evaluate
 from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.frechet import FeatureStatistics, frechet_distance
 from xpsr_jax.evaluation.with_pyiqa import PYIQA_NAMES, InceptionFeatures, NoReferenceMetric
-from xpsr_jax.inference.image_io import write_png
+from xpsr_jax.images.writing import write_png
 
 
 class Tensor(np.ndarray):
@@ -126,7 +126,7 @@ def test_the_command_with_all_metrics(pyiqa, images, tmp_path, capsys):
     assert list(scores["mean"]) == ["psnr", "niqe", "maniqa_pipal", "fid"]
     assert set(scores["images"]["0.png"]) == {"psnr", "niqe", "maniqa_pipal"}
     # Statistics of the batches, merged, are those of all images.
-    from xpsr_jax.inference.image_io import read_image
+    from xpsr_jax.images.reading import read_image
 
     statistics = [
         FeatureStatistics.of(InceptionFeatures()([read_image(tmp_path / folder / f"{i}.png") for i in range(3)]))

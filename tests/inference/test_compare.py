@@ -10,8 +10,8 @@ import pytest
 from PIL import Image, ImageCms
 
 from xpsr_jax.errors import UserError
+from xpsr_jax.images.picture import Picture
 from xpsr_jax.inference.compare import LONGEST, to_webp, write_comparison
-from xpsr_jax.inference.image_io import Picture
 
 RNG = np.random.default_rng(0)
 BEFORE = Picture(RNG.integers(0, 256, (4, 6, 3), np.uint8))

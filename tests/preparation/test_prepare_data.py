@@ -13,7 +13,6 @@ import pytest
 from xpsr_jax.cli.prepare import main
 from xpsr_jax.data.captions import Caption, read_captions, write_captions
 from xpsr_jax.data.config import DataConfig
-from xpsr_jax.data.image_files import read_image
 from xpsr_jax.data.image_folder import ImageFolder
 from xpsr_jax.data.sample_sources import open_sample_source
 from xpsr_jax.errors import UserError
@@ -74,7 +73,7 @@ def test_exit_codes(photos, tmp_path, capsys):
     assert run("records", photos, "--output", tmp_path / "a") == 1
     assert "exists already" in capsys.readouterr().err
     assert run("records", photos, "--output", tmp_path / "b", "--on-error", "stop") == 1
-    assert "Cannot read the image" in capsys.readouterr().err and not (tmp_path / "b").exists()
+    assert "text.jpg: not an image" in capsys.readouterr().err and not (tmp_path / "b").exists()
     assert run("records", photos, "--output", tmp_path / "c", "--exclude", "a", "b") == 1
     assert "nothing is left to write" in capsys.readouterr().err and not (tmp_path / "c").exists()
 

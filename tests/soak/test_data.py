@@ -83,7 +83,7 @@ def test_errors_of_workers_reach_the_reader(folder, tmp_path):
     for i in range(4):
         (tmp_path / f"{i}.png").write_bytes(b"no image")
     iterator = iter(pipeline_of_broken(tmp_path))
-    with pytest.raises(UserError, match=r"Cannot read the image .*\.png"):
+    with pytest.raises(UserError, match=r"\.png: (damaged|not an image)"):
         next(iterator)
     iterator.close()
 

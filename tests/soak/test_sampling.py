@@ -19,7 +19,7 @@ from tests.inference.tiny_model import SAMPLING, tiny_model
 from tests.models.golden import VECTORS
 from tests.soak import runs
 from xpsr_jax.data.captions import Caption
-from xpsr_jax.inference.image_io import read_image
+from xpsr_jax.images.reading import read_image
 from xpsr_jax.inference.restore import Restorer
 from xpsr_jax.weights.model_folder import save
 

@@ -249,7 +249,7 @@ def test_wrong_settings_are_said_before_anything_is_written(fields, message, ima
 def test_wrong_folders_are_said_before_anything_is_written(images, tmp_path):
     run = tmp_path / "run"
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"There is no image in .*/empty"):
+    with pytest.raises(UserError, match=r"/empty: no image in this folder"):
         train(config(Images(folder=tmp_path / "empty"), run))
     uncaptioned = tiny.make_photos(tmp_path / "uncaptioned").folder
     (uncaptioned / "captions.jsonl").write_text('{"image": "0.png", "high": "a", "low": "b"}\n')

@@ -9,7 +9,7 @@ import gradio as gr
 from xpsr_jax.app.studio import Settings
 from xpsr_jax.config import SAMPLING_PRESETS, Sampling
 from xpsr_jax.errors import UserError
-from xpsr_jax.inference.image_io import SUFFIX_OF
+from xpsr_jax.images.writing import SUFFIX_OF
 from xpsr_jax.inference.settings import choose_sampling
 
 _SAMPLERS = list(get_type_hints(Sampling)["sampler"].__args__)

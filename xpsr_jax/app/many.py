@@ -16,7 +16,7 @@ from xpsr_jax.app.sessions import Cancelled, Sessions
 from xpsr_jax.app.studio import Studio
 from xpsr_jax.data.captions import Caption, read_captions
 from xpsr_jax.errors import UserError
-from xpsr_jax.inference.image_io import SUFFIXES
+from xpsr_jax.images.formats import endings
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def build_many(studio: Studio, sessions: Sessions, *, max_files: int) -> None:
             uploads = gr.File(
                 label="Photographs, perhaps a captions.jsonl",
                 file_count="multiple",
-                file_types=[*sorted(SUFFIXES), ".jsonl"],
+                file_types=[*endings(), ".jsonl"],
                 height=280,
             )
             with gr.Row():

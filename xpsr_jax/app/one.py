@@ -19,8 +19,9 @@ from xpsr_jax.assets import DEMO
 from xpsr_jax.caption.measured import describe_quality
 from xpsr_jax.data.captions import Caption, read_captions
 from xpsr_jax.errors import UserError
+from xpsr_jax.images.picture import Picture
+from xpsr_jax.images.reading import read_picture
 from xpsr_jax.inference.compare import to_webp
-from xpsr_jax.inference.image_io import Picture, read_picture
 
 
 @dataclass(frozen=True)

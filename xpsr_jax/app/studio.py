@@ -11,8 +11,10 @@ import jax
 from xpsr_jax.config import Sampling
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.errors import UserError
+from xpsr_jax.images.picture import Picture
+from xpsr_jax.images.reading import read_picture
+from xpsr_jax.images.writing import SUFFIX_OF, Format
 from xpsr_jax.inference.files import checked_size, write_restored
-from xpsr_jax.inference.image_io import SUFFIX_OF, Format, Picture, read_picture
 from xpsr_jax.inference.restore import Restorer, not_a_number
 from xpsr_jax.weights.model_folder import Model
 

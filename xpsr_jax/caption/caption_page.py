@@ -15,10 +15,10 @@ from PIL import Image
 from xpsr_jax.caption.captions_file import content_of
 from xpsr_jax.caption.sentences import count_tokens
 from xpsr_jax.data.captions import CaptionRecord, read_caption_records
-from xpsr_jax.data.image_files import read_image
 from xpsr_jax.data.tokens import MAX_TOKENS
 from xpsr_jax.errors import UserError
 from xpsr_jax.files import write_text
+from xpsr_jax.images.reading import read_image
 
 _SIDE = 320  # longer side of a picture on the page, in pixels
 _COUNTED = 20_000  # captions whose tokens are counted: of a million it would take half an hour

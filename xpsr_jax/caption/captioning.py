@@ -17,11 +17,11 @@ from xpsr_jax.caption.captions_file import CaptionsFile, content_of
 from xpsr_jax.caption.in_flight import in_flight
 from xpsr_jax.caption.sentences import count_tokens, first_sentences
 from xpsr_jax.data.captions import Caption, CaptionRecord, read_caption_records
-from xpsr_jax.data.image_files import decode_image, read_bytes
 from xpsr_jax.data.tokens import MAX_TOKENS
 from xpsr_jax.errors import UserError, printable
 from xpsr_jax.files import write_text
-from xpsr_jax.inference.image_io import Input, list_inputs
+from xpsr_jax.images.listing import Input, list_inputs
+from xpsr_jax.images.reading import decode_image, read_bytes
 
 READERS = min(8, os.cpu_count() or 1)
 

@@ -19,7 +19,7 @@ import tyro
 from xpsr_jax.assets import TINY_MODEL
 from xpsr_jax.cli.run import command
 from xpsr_jax.errors import UserError
-from xpsr_jax.inference.image_io import limit_from_millions
+from xpsr_jax.images.reading import limit_from_millions
 
 
 @dataclass(frozen=True)

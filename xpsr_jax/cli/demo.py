@@ -18,9 +18,10 @@ from xpsr_jax.cli.run import command
 from xpsr_jax.data.captions import read_captions
 from xpsr_jax.errors import UserError
 from xpsr_jax.files import check_writable
+from xpsr_jax.images.reading import read_image
+from xpsr_jax.images.writing import write_png
 from xpsr_jax.inference.compare import side_by_side
 from xpsr_jax.inference.compilation import use_compilation_cache
-from xpsr_jax.inference.image_io import read_image, write_png
 from xpsr_jax.inference.restore import Restorer
 
 

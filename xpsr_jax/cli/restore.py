@@ -30,18 +30,13 @@ from xpsr_jax.data.captions import Caption, read_captions
 from xpsr_jax.distributed import part_of
 from xpsr_jax.errors import UserError
 from xpsr_jax.files import check_writable
+from xpsr_jax.images.listing import Input, list_inputs
+from xpsr_jax.images.picture import Picture
+from xpsr_jax.images.reading import MAX_PIXELS, limit_from_millions, read_picture
+from xpsr_jax.images.writing import Format
 from xpsr_jax.inference.compare import write_comparison
 from xpsr_jax.inference.compilation import use_compilation_cache, use_tpu_flags, with_fast_convolutions
 from xpsr_jax.inference.files import checked_size, last_change, not_written, output_paths, write_restored
-from xpsr_jax.inference.image_io import (
-    MAX_PIXELS,
-    Format,
-    Input,
-    Picture,
-    limit_from_millions,
-    list_inputs,
-    read_picture,
-)
 from xpsr_jax.inference.manifest import Manifest
 from xpsr_jax.inference.restore import Restorer, not_a_number
 from xpsr_jax.inference.settings import choose_sampling

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 from xpsr_jax.data.captions import Caption, read_captions
-from xpsr_jax.data.image_files import list_images, read_bytes
 from xpsr_jax.data.samples import Sample, StoredSample
 from xpsr_jax.errors import UserError
+from xpsr_jax.images.listing import list_images
+from xpsr_jax.images.reading import read_bytes
 
 Captions = Mapping[str, Caption] | str | os.PathLike | None
 

@@ -6,10 +6,11 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from xpsr_jax.data.captions import Caption
-from xpsr_jax.data.image_files import list_files, list_images, natural_key, read_bytes
 from xpsr_jax.data.image_folder import leave_out
 from xpsr_jax.data.samples import Sample, StoredSample
 from xpsr_jax.errors import UserError
+from xpsr_jax.images.listing import list_files, list_images, natural_order
+from xpsr_jax.images.reading import read_bytes
 
 # Folders of captions, one text file an image: of the HR image, of the LR image.
 HIGH_HR, HIGH_LR = "highlevel_prompt_GT", "highlevel_prompt"
@@ -100,7 +101,7 @@ def find_datasets(root: Path) -> list[str]:
     folders = [folder.name for folder in root.glob("dataset_*") if (folder / "HR").is_dir()]
     if not folders and (root / "HR").is_dir() and (root / "LR").is_dir():
         return [""]
-    return sorted(folders, key=natural_key)
+    return sorted(folders, key=natural_order)
 
 
 def _text(image: str) -> str:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from xpsr_jax.data.image_files import list_images
 from xpsr_jax.data.image_folder import Captions, ImageFolder
 from xpsr_jax.data.offline_pairs import OfflinePairs, find_datasets
 from xpsr_jax.data.samples import Sample
 from xpsr_jax.data.stored_records import StoredRecords, list_array_records, open_array_records, open_tfds
 from xpsr_jax.errors import UserError
+from xpsr_jax.images.listing import list_images
 
 
 class SampleSource(Protocol):

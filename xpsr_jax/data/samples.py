@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from xpsr_jax.data.captions import Caption
-from xpsr_jax.data.image_files import decode_image
 from xpsr_jax.errors import UserError
+from xpsr_jax.images.reading import decode_image
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class StoredSample:
     """A sample before its images are decoded.
 
     Attributes:
-      image, lr: whole image files, of any format that `image_files` reads.
+      image, lr: whole image files, of any format that `xpsr_jax.images` reads.
       caption, path, lr_caption: as in `Sample`.
     """
 

@@ -9,10 +9,10 @@ from typing import Any, Literal
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from xpsr_jax.data.captions import Caption
-from xpsr_jax.data.image_files import natural_key
 from xpsr_jax.data.image_folder import Captions, as_mapping
 from xpsr_jax.data.samples import Sample, StoredSample, from_fields, unpack
 from xpsr_jax.errors import UserError
+from xpsr_jax.images.listing import natural_order
 
 _FILE = re.compile(r"(?P<name>.+)\.array_record(-\d+-of-(?P<count>\d+))?")
 
@@ -105,7 +105,7 @@ def open_array_records(path: Path, **options: Any) -> StoredRecords:
 def list_array_records(path: Path) -> list[Path]:
     """The ArrayRecord files in a folder, or the one file."""
     files = [path] if path.is_file() else path.glob("*") if path.is_dir() else []
-    return sorted((file for file in files if _FILE.fullmatch(file.name)), key=lambda file: natural_key(file.name))
+    return sorted((file for file in files if _FILE.fullmatch(file.name)), key=lambda file: natural_order(file.name))
 
 
 def open_tfds(folder: Path, **options: Any) -> StoredRecords:

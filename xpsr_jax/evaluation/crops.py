@@ -19,7 +19,7 @@ from xpsr_jax.data.rounding import round_to_uint8
 from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.fidelity import psnr_y, ssim_y
 from xpsr_jax.evaluation.perceptual import Dists, Lpips
-from xpsr_jax.inference.image_io import read_image
+from xpsr_jax.images.reading import read_image
 
 CROP_SEED = 2024
 METRICS = {"PSNR-Y": "higher", "SSIM-Y": "higher", "LPIPS (alex)": "lower", "DISTS": "lower"}

@@ -12,7 +12,7 @@ from PIL import Image
 from xpsr_jax.evaluation.matching import Comparison
 from xpsr_jax.evaluation.protocols import LOWER_IS_BETTER, NATIVE, TITLES, MetricName
 from xpsr_jax.evaluation.tables import Evaluation, best, describe_protocol, digits, heading, other_rows, title
-from xpsr_jax.inference.image_io import read_image
+from xpsr_jax.images.reading import read_image
 
 _CASES = 4  # best and worst ones that are shown
 _SIDE = 512  # pixels of a picture's longer side

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xpsr_jax.errors import UserError
-from xpsr_jax.inference.image_io import list_inputs, read_size
+from xpsr_jax.images.listing import list_inputs
+from xpsr_jax.images.reading import read_size
 
 # Where the sets that people share keep originals and inputs: ours and XPSR's; StableSR's, which SeeSR uses; BasicSR's.
 REFERENCE_FOLDERS = ("HR", "test_HR", "gt", "GT")

@@ -15,7 +15,7 @@ from xpsr_jax.evaluation.metrics import Metric, compare, load_metric
 from xpsr_jax.evaluation.pixels import Psnr, Ssim
 from xpsr_jax.evaluation.protocols import NATIVE, MetricName, Protocol
 from xpsr_jax.evaluation.with_pyiqa import InceptionFeatures, NoReferenceMetric
-from xpsr_jax.inference.image_io import read_image
+from xpsr_jax.images.reading import read_image
 
 _READERS = 4
 

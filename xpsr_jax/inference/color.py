@@ -4,6 +4,7 @@ import functools
 import itertools
 from typing import Literal
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,6 +54,18 @@ def low_frequencies(image: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
 def truncate_to_uint8(image: Float[Array, "b h w 3"]) -> UInt8[Array, "b h w 3"]:
     """Clips to [0, 1] and truncates 255x, as torchvision's ToPILImage does after the released code's colour fix."""
     return (jnp.clip(image, 0, 1) * 255).astype(jnp.uint8)
+
+
+def keep_grey(
+    restored: UInt8[np.ndarray, "h2 w2 3"], image: UInt8[np.ndarray, "h w 3"]
+) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """A black-and-white photograph (R = G = B everywhere) comes back so: the luma of what was restored, three times.
+
+    Others come back as they are.
+    """
+    if not (np.array_equal(image[..., 0], image[..., 1]) and np.array_equal(image[..., 1], image[..., 2])):
+        return restored
+    return np.repeat(cv2.cvtColor(restored, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
 
 
 def fix_large_color(

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from xpsr_jax.assets import ASSETS
 from xpsr_jax.files import check_writable, new_file
-from xpsr_jax.inference.image_io import Picture
+from xpsr_jax.images.picture import Picture
 
 # Longest side on the page, in pixels: larger pictures are reduced.
 LONGEST = 1600

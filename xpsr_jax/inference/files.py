@@ -9,7 +9,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from xpsr_jax.errors import UserError
-from xpsr_jax.inference.image_io import SUFFIX_OF, Format, Input, Picture, read_size, write_picture
+from xpsr_jax.images.listing import Input
+from xpsr_jax.images.picture import Picture
+from xpsr_jax.images.reading import read_size
+from xpsr_jax.images.writing import SUFFIX_OF, Format, write_picture
 from xpsr_jax.inference.restore import Restorer
 from xpsr_jax.inference.sizes import to_output_size
 

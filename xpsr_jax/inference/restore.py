@@ -32,7 +32,7 @@ from xpsr_jax.diffusion.samplers import (
     step_noise,
 )
 from xpsr_jax.errors import UserError
-from xpsr_jax.inference.color import ColorFix, fix_color, fix_large_color, truncate_to_uint8
+from xpsr_jax.inference.color import ColorFix, fix_color, fix_large_color, keep_grey, truncate_to_uint8
 from xpsr_jax.inference.image_keys import content_digest, image_key, seed_words
 from xpsr_jax.inference.large import Prediction, begin, image_features, step
 from xpsr_jax.inference.plan import Run, first_step, full_table, plan_batches, plan_runs
@@ -59,7 +59,7 @@ def restore(
     """Restores photographs of any sizes, each `sampling.upscale` times as large as it was.
 
     An image's result depends on its pixels, its captions, the seed and the settings: not on its place, nor (but for
-    rounding) on the batch or the number of devices.
+    rounding) on the batch or the number of devices. A grey image (R = G = B) comes back grey.
 
     Args:
         sampling: None: the model's own.
@@ -194,7 +194,7 @@ class Restorer:
         for image, result, is_finite in zip(images, restored, finite, strict=False):
             height, width = self.enlarged_size(*image.shape[:2])
             output = to_output_size(result[:height, :width], image.shape, upscale=self.sampling.upscale)
-            results.append(output if is_finite else None)
+            results.append(keep_grey(output, image) if is_finite else None)
         return results
 
     def _restore_batch(

@@ -21,7 +21,7 @@ from xpsr_jax.data.quality import describe
 from xpsr_jax.data.rounding import round_to_uint8
 from xpsr_jax.diffusion.process import add_noise
 from xpsr_jax.diffusion.schedule import Schedule
-from xpsr_jax.inference.image_io import write_png
+from xpsr_jax.images.writing import write_png
 from xpsr_jax.inference.restore import restore
 from xpsr_jax.training.export import as_model
 from xpsr_jax.training.images import open_images

@@ -1,0 +1,124 @@
+"""The kinds of image files that are opened, and the endings that a folder is searched for."""
+
+import importlib
+import struct
+from collections.abc import Callable
+from typing import IO
+
+from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, Jpeg2KImagePlugin, PpmImagePlugin, WebPImagePlugin
+
+from xpsr_jax.errors import UserError
+from xpsr_jax.images import jpeg, png, tiff
+from xpsr_jax.images.stored import Stored
+
+Check = Callable[[tuple[int, int]], None]
+Plugin = Callable[[IO[bytes]], ImageFile.ImageFile]
+
+
+def _avif() -> Plugin | None:
+    """Pillow has it from 11.3 on, where it was built with it."""
+    try:
+        module = importlib.import_module("PIL.AvifImagePlugin")
+    except ImportError:
+        return None
+    return module.AvifImageFile if module.SUPPORTED else None
+
+
+_AVIF = _avif()
+_ENDINGS = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".tif", ".tiff", ".bmp", ".gif"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", *((".avif",) if _AVIF else ())),
+)
+_BEGINNINGS: tuple[tuple[bytes, Plugin], ...] = (
+    *((begin, GifImagePlugin.GifImageFile) for begin in (b"GIF87a", b"GIF89a")),
+    (b"BM", BmpImagePlugin.BmpImageFile),
+    *((b"P%d" % kind, PpmImagePlugin.PpmImageFile) for kind in range(1, 7)),
+    (b"\xff\x4f\xff\x51", Jpeg2KImagePlugin.Jpeg2KImageFile),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", Jpeg2KImagePlugin.Jpeg2KImageFile),
+)
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
+
+def endings() -> tuple[str, ...]:
+    """The endings of file names that a folder is searched for. A file named outright may have any name."""
+    return _ENDINGS + ((".heic", ".heif") if _heif() else ())
+
+
+def open_stored(file: IO[bytes], name: object, check: Check) -> Stored:
+    """Reads the header of a picture in any of the formats that are opened, by its first bytes.
+
+    `Image.open` is not used: it knows formats that start other programs (EPS) or decode while they open (ICO), and its
+    limit of pixels is one for the whole process.
+
+    Args:
+      name: the file's; its ending tells raw files that look like others.
+      check: raises UserError for a size (width, height) that is too large; called before anything is decoded.
+
+    Raises:
+      UserError: not one of these formats, or a camera's raw file.
+    """
+    beginning = file.read(32)
+    file.seek(0)
+    if beginning.startswith(png.BEGINNING):
+        stored = png.open_png(file)
+    elif beginning.startswith(jpeg.BEGINNING):
+        stored = jpeg.open_jpeg(file)
+    else:
+        tiff.refuse_raw(beginning, name)
+        if beginning[:4] in tiff.BEGINNINGS:
+            return tiff.open_tiff(file, check)
+        if beginning[:4] == b"RIFF" and beginning[8:12] == b"WEBP":
+            check(_webp_size(beginning))  # Pillow takes memory for the whole picture as it opens one.
+        stored = _with_pillow(file, _plugin(beginning))
+    check(stored.size)
+    return stored
+
+
+def _plugin(beginning: bytes) -> Plugin:
+    for begins, plugin in _BEGINNINGS:
+        if beginning.startswith(begins):
+            return plugin
+    if beginning[:4] == b"RIFF" and beginning[8:12] == b"WEBP":
+        return WebPImagePlugin.WebPImageFile
+    if beginning[4:8] == b"ftyp":
+        brand = beginning[8:12]
+        if _AVIF and brand in (b"avif", b"avis"):
+            return _AVIF
+        if brand in _HEIF_BRANDS:
+            known = _heif() or (_AVIF if brand in (b"mif1", b"msf1") else None)
+            if known is not None:
+                return known
+            raise UserError("HEIF, as phones take it, is read only where a plugin such as pillow-heif is registered")
+    raise UserError("not an image, or of a format that is not opened")
+
+
+def _heif() -> Plugin | None:
+    """That of a plugin, such as pillow-heif, if the program has registered one with Pillow."""
+    if "HEIF" not in Image.OPEN:
+        return None
+    factory, _ = Image.OPEN["HEIF"]
+    return lambda file: factory(file, "")
+
+
+def _with_pillow(file: IO[bytes], plugin: Plugin) -> Stored:
+    """A format of which Pillow reads no more than the header when it opens one."""
+    image = plugin(file)
+
+    def decode() -> Image.Image:
+        image.load()
+        return image
+
+    info = image.info
+    return Stored(image.size, decode, info.get("exif"), info.get("xmp"), info.get("icc_profile"), info.get("dpi"))
+
+
+def _webp_size(beginning: bytes) -> tuple[int, int]:
+    """(width, height), of the first 32 bytes of a WebP file."""
+    kind, data = beginning[12:16], beginning[20:]
+    if kind == b"VP8X":
+        return int.from_bytes(data[4:7], "little") + 1, int.from_bytes(data[7:10], "little") + 1
+    if kind == b"VP8L":
+        (bits,) = struct.unpack("<I", data[1:5])
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    width, height = struct.unpack("<HH", data[6:10])
+    return width & 0x3FFF, height & 0x3FFF

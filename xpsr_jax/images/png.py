@@ -1,0 +1,135 @@
+"""PNG files, chunk by chunk: Pillow is given what the pixels need, and nothing that could cost them.
+
+Pillow itself decodes a picture when it is asked for EXIF that comes after the pixels, returns what there is of a
+damaged one when it is asked a second time, refuses one with much text in it, and looks at no check sum of pixels.
+"""
+
+import contextlib
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import IO, NamedTuple
+
+from PIL import Image, PngImagePlugin
+
+from xpsr_jax.images.pixels import decode_deep
+from xpsr_jax.images.stored import Stored
+
+BEGINNING = b"\x89PNG\r\n\x1a\n"
+# Chunks that pixels are made of.
+_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+# The most bytes that EXIF and XMP, and that a colour profile may have.
+_MOST_TEXT, _MOST_PROFILE = 2**20, 2**26
+_XMP, _RAW_EXIF = b"XML:com.adobe.xmp", b"Raw profile type exif"
+_MOST_CHUNKS = 2**20
+_INCH = 0.0254  # metres
+
+
+class _Chunk(NamedTuple):
+    kind: bytes
+    start: int
+    length: int
+
+
+def open_png(file: IO[bytes]) -> Stored:
+    """Reads all chunks but those of pixels.
+
+    Raises:
+      OSError: the file ends too early.
+    """
+    chunks = list(_chunks(file))
+    if not chunks or chunks[0].kind != b"IHDR" or chunks[0].length != 13:
+        raise OSError("it does not begin with its header")
+    width, height, depth, kind = struct.unpack(">IIBB", _content(file, chunks[0])[:10])
+    found: dict[str, object] = {}
+    for chunk in chunks:
+        with contextlib.suppress(OSError, ValueError, zlib.error, struct.error):  # Whatever is damaged is left out.
+            found |= _metadata(file, chunk)
+
+    def decode() -> Image.Image:
+        data = _essence(file, chunks)
+        image = PngImagePlugin.PngImageFile(io.BytesIO(data))
+        image.load()
+        deep = depth == 16 and kind != 0
+        return decode_deep(data) if deep else image
+
+    return Stored((width, height), decode, **found)  # type: ignore[arg-type]
+
+
+def _chunks(file: IO[bytes]) -> Iterator[_Chunk]:
+    """All chunks, up to the last; only their beginnings are read."""
+    position, end = len(BEGINNING), file.seek(0, io.SEEK_END)
+    for _ in range(_MOST_CHUNKS):
+        file.seek(position)
+        header = file.read(8)
+        if len(header) < 8:
+            raise OSError("the file ends too early")
+        length, kind = struct.unpack(">I4s", header)
+        if position + 12 + length > end:
+            raise OSError("the file ends too early")
+        yield _Chunk(kind, position + 8, length)
+        if kind == b"IEND":
+            return
+        position += 12 + length
+    raise OSError("it has too many parts")
+
+
+def _content(file: IO[bytes], chunk: _Chunk) -> bytes:
+    """Raises OSError where its check sum is another."""
+    file.seek(chunk.start)
+    content, check = file.read(chunk.length), file.read(4)
+    if struct.pack(">I", zlib.crc32(content, zlib.crc32(chunk.kind))) != check:
+        raise OSError(f"the check sum of {chunk.kind.decode('latin-1')} is wrong")
+    return content
+
+
+def _metadata(file: IO[bytes], chunk: _Chunk) -> dict[str, object]:
+    """What a chunk says of the picture, by the names of `Stored`."""
+    if chunk.length > _MOST_PROFILE or (chunk.kind != b"iCCP" and chunk.length > _MOST_TEXT):
+        return {}
+    if chunk.kind == b"eXIf":
+        return {"exif": _content(file, chunk)}
+    if chunk.kind == b"iCCP":
+        _, _, packed = _content(file, chunk).partition(b"\0")
+        return {"icc_profile": _unpacked(packed[1:], _MOST_PROFILE)}
+    if chunk.kind == b"pHYs":
+        x, y, unit = struct.unpack(">IIB", _content(file, chunk))
+        return {"dpi": (x * _INCH, y * _INCH)} if unit == 1 else {}
+    if chunk.kind in (b"tEXt", b"zTXt", b"iTXt"):
+        return _text(chunk.kind, _content(file, chunk))
+    return {}
+
+
+def _text(kind: bytes, content: bytes) -> dict[str, object]:
+    """XMP, and EXIF as ImageMagick wrote it before PNG had a place for it."""
+    keyword, _, text = content.partition(b"\0")
+    if keyword not in (_XMP, _RAW_EXIF):
+        return {}
+    if kind == b"iTXt":
+        packed, (_, _, text) = text[:1] == b"\1", text[2:].split(b"\0", 2)
+        text = _unpacked(text, _MOST_TEXT) if packed else text
+    elif kind == b"zTXt":
+        text = _unpacked(text[1:], _MOST_TEXT)
+    return {"xmp": text} if keyword == _XMP else {"exif": bytes.fromhex("".join(text.decode("ascii").split("\n")[3:]))}
+
+
+def _unpacked(packed: bytes, most: int) -> bytes:
+    """Raises ValueError for more bytes than `most`."""
+    stream = zlib.decompressobj()
+    unpacked = stream.decompress(packed, most)
+    if stream.unconsumed_tail:
+        raise ValueError("it is too large")
+    return unpacked
+
+
+def _essence(file: IO[bytes], chunks: list[_Chunk]) -> bytes:
+    """The file with those chunks alone that pixels are made of, each with the right check sum."""
+    essence = io.BytesIO()
+    essence.write(BEGINNING)
+    for chunk in chunks:
+        if chunk.kind in _PIXELS:
+            content = _content(file, chunk)
+            essence.write(struct.pack(">I4s", chunk.length, chunk.kind) + content)
+            essence.write(struct.pack(">I", zlib.crc32(content, zlib.crc32(chunk.kind))))
+    return essence.getvalue()

@@ -1,0 +1,119 @@
+"""Reading pictures: from a file, or its bytes, to upright 8-bit RGB. Whatever is wrong with one is a `UserError`."""
+
+import contextlib
+import functools
+import io
+import math
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from xpsr_jax.errors import UserError
+from xpsr_jax.files import open_regular, read_regular
+from xpsr_jax.images.alpha import fill_invisible
+from xpsr_jax.images.formats import open_stored
+from xpsr_jax.images.metadata import exif_to_keep
+from xpsr_jax.images.picture import Picture
+from xpsr_jax.images.pixels import to_rgb
+
+# Larger images are refused unless asked for: a file of a few bytes may say that it is of any size.
+MAX_PIXELS = 64_000_000
+# So are larger files. 16 bytes are more than a pixel takes in any format, uncompressed.
+_BYTES_A_PIXEL = 16
+
+# Of what is odd in a file but can be read, Pillow warns at length. `warnings.catch_warnings` is not for threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def limit_from_millions(option: str, millions: float) -> int:
+    """The number that an option such as --max-megapixels stands for; inf: no limit. Raises UserError unless above 0."""
+    if not millions > 0:  # NaN is not
+        raise UserError(f"{option} must be above 0, not {millions}")
+    return sys.maxsize if math.isinf(millions * 1e6) else max(1, round(millions * 1e6))
+
+
+def read_picture(path: Path, *, max_pixels: int | None = None) -> Picture:
+    """Reads an image file, of an animation the first picture.
+
+    Args:
+      max_pixels: a larger picture is refused before it is decoded; None: MAX_PIXELS. A file of more than 16 bytes for
+        each of them is refused too.
+
+    Raises:
+      UserError: it cannot be read, is no regular file or no image, is damaged, too large, a camera's raw file or of
+        floating-point pixels, or there is not enough memory for it. One line that names it.
+    """
+    return decode_picture(read_bytes(path, max_pixels=max_pixels), path, max_pixels=max_pixels)
+
+
+def decode_picture(data: bytes, name: object, *, max_pixels: int | None = None) -> Picture:
+    """`read_picture` of a file's bytes; `name` is what to call it in errors.
+
+    Grey, palette and 16-bit pictures become 8-bit RGB. So do CMYK ones, and grey ones with a colour profile, by way of
+    that profile, which then no longer holds. EXIF that is damaged is left out. Invisible pixels are filled: `alpha`.
+    """
+    with _explained(name):
+        stored = open_stored(io.BytesIO(data), name, functools.partial(_check_size, max_pixels))
+        rgb, alpha, profile = to_rgb(stored.decode(), stored.icc_profile, stored.orientation)
+        if alpha is not None:
+            rgb = fill_invisible(rgb, alpha)
+        return Picture(rgb, alpha, profile, exif_to_keep(stored.exif), stored.print_resolution)
+
+
+def read_image(path: Path, *, max_pixels: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
+    """The colours of `read_picture`. Raises as that does."""
+    return read_picture(path, max_pixels=max_pixels).rgb
+
+
+def decode_image(data: bytes, name: object, *, max_pixels: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
+    """The colours of `decode_picture`. Raises as that does."""
+    return decode_picture(data, name, max_pixels=max_pixels).rgb
+
+
+def read_size(path: Path, *, max_pixels: int | None = None) -> tuple[int, int]:
+    """(height, width) of the picture when upright, from the file's header alone. Raises as `read_picture`."""
+    with (
+        open_regular(path, max_bytes=_most_bytes(max_pixels)) as file,
+        _explained(path),
+    ):
+        return open_stored(file, path, functools.partial(_check_size, max_pixels)).upright_size
+
+
+def read_bytes(path: str | os.PathLike, *, max_pixels: int | None = None) -> bytes:
+    """A whole image file, for `decode_picture`. Raises UserError as `read_picture`, of what can be told so far."""
+    with _explained(path):
+        return read_regular(Path(path), max_bytes=_most_bytes(max_pixels))
+
+
+def _most_bytes(max_pixels: int | None) -> int:
+    return min(_BYTES_A_PIXEL * max(max_pixels or 0, MAX_PIXELS), sys.maxsize - 1)
+
+
+def _check_size(max_pixels: int | None, size: tuple[int, int]) -> None:
+    limit = max_pixels or MAX_PIXELS
+    width, height = size
+    if min(size) < 1:
+        raise UserError(f"a picture of {width} x {height} pixels")
+    if width * height > limit:
+        raise UserError(
+            f"{width} x {height} pixels are more than {limit / 1e6:g} million; --max-megapixels allows more"
+        )
+
+
+@contextlib.contextmanager
+def _explained(name: object) -> Iterator[None]:
+    """Whatever is wrong with a file becomes one line that names it."""
+    try:
+        yield
+    except UserError as error:
+        raise error if str(error).startswith(str(name)) else UserError(f"{name}: {error}") from error
+    except MemoryError as error:
+        raise UserError(f"{name}: there is not enough memory to read it") from error
+    except Exception as error:
+        # Decoders raise all sorts on damaged files: OSError, SyntaxError, ValueError, struct.error, RecursionError, ...
+        raise UserError(f"{name}: damaged, or an unsupported kind of image: {error}") from error

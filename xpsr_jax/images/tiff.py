@@ -1,0 +1,149 @@
+"""TIFF files: their pictures at full size, and the raw files of cameras, which are often TIFFs too, told apart."""
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image, TiffImagePlugin
+
+from xpsr_jax.errors import UserError
+from xpsr_jax.images.metadata import ORIENTATION, exif_of_tiff, upright_size
+from xpsr_jax.images.pixels import decode_deep, to_8_bits
+from xpsr_jax.images.stored import Stored
+
+BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+RAW_FILE = "a camera's raw file; develop it first"
+# How raw files begin that are of no kind of image file: Canon, Fujifilm, Olympus, Panasonic, Sigma, Minolta.
+_RAW = (b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FOVb", b"\0MRM", b"II\x1a\0\0\0HEAPCCDR")
+_RAW_ENDINGS = (
+    *(".3fr", ".ari", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dcs", ".dng", ".erf", ".fff", ".gpr", ".iiq", ".k25"),
+    *(".kdc", ".mef", ".mos", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".ptx", ".raf", ".raw", ".rw2", ".rwl", ".rwz"),
+    *(".sr2", ".srf", ".srw", ".x3f"),
+)
+_WIDTH, _HEIGHT, _BITS, _PLANES, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 258, 284, 322, 323
+_SUBFILE_TYPE, _REDUCED, _PHOTOMETRIC = 254, 1, 262
+# Tags of DNG's version and of a sensor's colour filters; kinds of pixels that are a sensor's; and the tag of where
+# pictures lie that are not among the others.
+_DNG_VERSION, _FILTERS, _OF_A_SENSOR, _ELSEWHERE = 50706, 33422, (32803, 34892), 330
+_MOST_PICTURES = 1000
+
+Tags = TiffImagePlugin.ImageFileDirectory_v2
+
+
+class _Tiff(TiffImagePlugin.TiffImageFile):
+    """Pillow's, without what it does after decoding: reading EXIF, which may be damaged, and turning the picture."""
+
+    def load_end(self) -> None:
+        self._size = self.im.size
+
+
+def refuse_raw(beginning: bytes, name: object) -> None:
+    """Raises UserError for a camera's raw file, by its first 16 bytes or its name.
+
+    Not all of them can be told from a TIFF by their tags; what Pillow would read in them is a small preview.
+    """
+    canon = (beginning[:4], beginning[8:10]) == (b"II*\0", b"CR") or beginning[4:12] == b"ftypcrx "
+    if canon or beginning.startswith(_RAW) or str(name).lower().endswith(_RAW_ENDINGS):
+        raise UserError(RAW_FILE)
+
+
+def open_tiff(file: IO[bytes], check: Callable[[tuple[int, int]], None]) -> Stored:
+    """Reads the tags of the first picture at full size.
+
+    Args:
+      check: raises UserError for a size (width, height) that is too large.
+
+    Raises:
+      UserError: a camera's raw file.
+    """
+    number, tags = _full_size(file)
+    size = int(tags[_WIDTH]), int(tags[_HEIGHT])
+    check(size)
+    if _TILE_WIDTH in tags and _TILE_HEIGHT in tags:  # The decoder takes memory for a tile.
+        check((int(tags[_TILE_WIDTH]), int(tags[_TILE_HEIGHT])))
+
+    def open_again() -> _Tiff:
+        file.seek(0)
+        image = _Tiff(file)
+        image.seek(number)
+        return image
+
+    deep = max(tags.get(_BITS, (8,))) == 16
+    try:
+        if deep and tags.get(_PLANES, 1) != 1:
+            raise SyntaxError("Pillow would take their bytes for pixels")
+        image = open_again()
+    except SyntaxError:  # Pillow's word for pixels that it does not know
+        if number:
+            raise
+        return _with_opencv(file, size, tags)
+
+    def decode() -> Image.Image:
+        image.load()
+        if deep and image.mode in ("RGB", "RGBA"):
+            return _of_16_bits(image, open_again())
+        return image
+
+    info = image.info
+    return Stored(size, decode, exif_of_tiff(image), info.get("xmp"), info.get("icc_profile"), info.get("dpi"))
+
+
+def _of_16_bits(upper: Image.Image, image: _Tiff) -> Image.Image:
+    """Of pixels with 16 bits for each of several channels Pillow decodes the upper eight; this, the lower ones too."""
+    other = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
+
+    def swapped(pixels: str, *others: Any) -> tuple[Any, ...]:
+        return f"{pixels[:-1]}{other[pixels[-1]]}", *others
+
+    image.tile = [tile._replace(args=swapped(*(tile.args or ()))) for tile in image.tile]
+    image.load()
+    values = np.asarray(upper).astype(np.uint16) << 8 | np.asarray(image)
+    return Image.fromarray(to_8_bits(values))
+
+
+def _with_opencv(file: IO[bytes], size: tuple[int, int], tags: Tags) -> Stored:
+    """Pixels that Pillow does not know, such as three times 16 bits, plane by plane. OpenCV turns them upright."""
+    height, width = upright_size(size, int(tags.get(ORIENTATION, 1)))
+
+    def decode() -> Image.Image:
+        file.seek(0)
+        image = decode_deep(file.read())
+        if image.size != (width, height):
+            raise OSError(f"its pixels are {image.width} x {image.height}")
+        return image
+
+    return Stored((width, height), decode)
+
+
+def _full_size(file: IO[bytes]) -> tuple[int, Tags]:
+    """Number and tags of the first picture that is not a reduced one, of the first one where all are."""
+    first = None
+    for number, tags in enumerate(itertools.islice(_pictures(file), _MOST_PICTURES)):
+        if _DNG_VERSION in tags or _FILTERS in tags or tags.get(_PHOTOMETRIC) in _OF_A_SENSOR:
+            raise UserError(RAW_FILE)
+        if not int(tags.get(_SUBFILE_TYPE, 0)) & _REDUCED:
+            return number, tags
+        first = tags if first is None else first
+    if first is None:
+        raise OSError("there is no picture in it")
+    if _ELSEWHERE in first:
+        raise UserError(RAW_FILE)
+    return 0, first
+
+
+def _pictures(file: IO[bytes]) -> Iterator[Tags]:
+    """The tags of each picture in the file."""
+    file.seek(0)
+    header = file.read(8)
+    if header[2:3] == b"\x2b" or header[3:4] == b"\x2b":  # BigTIFF
+        header += file.read(8)
+    place, seen = Tags(header).next, set()
+    while place and place not in seen:
+        seen.add(place)
+        tags = Tags(header)
+        file.seek(place)
+        tags.load(file)
+        yield tags
+        place = tags.next
