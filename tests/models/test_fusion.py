@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from tests.models.golden import assert_close, error, read, under
-from xpsr_jax.models.blocks import sites
+from xpsr_jax.models.blocks import Text, context_at
 from xpsr_jax.models.layers import flatten_tokens
 from xpsr_jax.weights.networks import CONTROLNET, abstract, parameters
 
@@ -49,7 +49,7 @@ def with_fusion(networks, fusion):
 
 
 def attend(controlnet, x, high, low):
-    run = nnx.jit(lambda block, x, high, low: block.attend(0, x, sites(high, "high"), sites(low, "low")))
+    run = nnx.jit(lambda block, x, high, low: block.attend(0, x, high, low, path="mid_block"))
     return run(controlnet.mid_block, x, high, low)
 
 
@@ -87,6 +87,21 @@ def test_low_alone_needs_a_low_level_caption(networks, inputs):
 def test_each_fusion_has_only_the_transformers_it_uses(fusion, kinds, networks):
     paths = parameters(abstract(CONTROLNET, dataclasses.replace(networks[1].config, fusion=fusion)))
     assert {part for path in paths for part in path.split(".") if part.startswith("attentions")} == kinds
+
+
+def test_projected_text_is_looked_up_by_the_path_of_the_transformer(networks):
+    """Not by the order in which it was made, and it is there for each transformer and for none twice."""
+    unet, controlnet = networks
+    embedding = jnp.zeros((1, 77, controlnet.config.cross_attention_dim))
+    text = controlnet.project_text(embedding)
+    paths = {path.partition(".transformer_blocks.")[0] for path in parameters(controlnet) if ".attn2." in path}
+    assert text.high.keys() == {path for path in paths if ".attentions." in path}
+    assert text.low.keys() == {path for path in paths if ".attentions_lowlevel." in path}
+    assert unet.project_text(embedding).low == {}
+    path = "mid_block.attentions.0"
+    assert context_at(text, "high", path) is text.high[path] and context_at(embedding, "low", path) is embedding
+    with pytest.raises(KeyError):
+        context_at(Text(), "high", path)
 
 
 def test_projected_text_equals_the_embedding(networks, vectors):

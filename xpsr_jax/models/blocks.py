@@ -1,8 +1,7 @@
 """Blocks of the UNet and the ControlNet: resnets, and stages that attend to the captions (method §2 to §4)."""
 
-import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
@@ -16,17 +15,15 @@ from xpsr_jax.models.transformer import Context, Transformer
 
 @dataclass(frozen=True)
 class Text:
-    """What `project_text` returns.
-
-    The context of every text cross-attention, in the order in which the network meets them.
+    """What `project_text` returns: keys and values of every text cross-attention.
 
     Attributes:
-      high: of the transformers that attend to the high-level caption.
-      low: of those that attend to the low-level caption (a ControlNet's).
+      high: of the transformers that attend to the high-level caption, by their paths ("down_blocks.0.attentions.1").
+      low: of those that attend to the low-level caption (a ControlNet's: "down_blocks.0.attentions_lowlevel.1").
     """
 
-    high: tuple[Context, ...] = ()
-    low: tuple[Context, ...] = ()
+    high: Mapping[str, Context] = field(default_factory=dict)
+    low: Mapping[str, Context] = field(default_factory=dict)
 
 
 jax.tree_util.register_dataclass(Text)
@@ -34,9 +31,20 @@ jax.tree_util.register_dataclass(Text)
 TextEmbedding = Float[Array, "b n d"] | Text
 
 
-def sites(text: TextEmbedding | None, branch: Literal["high", "low"]) -> Iterator[Context | None]:
-    """The context of one attention site after the other: what was projected for it, or the embedding itself."""
-    return iter(getattr(text, branch)) if isinstance(text, Text) else itertools.repeat(text)
+def project_text_at(
+    network: nnx.Module, kind: Literal["attentions", "attentions_lowlevel"], embedding: Float[Array, "b n d"]
+) -> dict[str, Context]:
+    """What each of a network's transformers of this kind makes of an embedding, by the transformer's path."""
+    return {
+        ".".join(map(str, path)): module.project_context(embedding)
+        for path, module in nnx.iter_modules(network)
+        if isinstance(module, Transformer) and path[-2] == kind
+    }
+
+
+def context_at(text: TextEmbedding | None, branch: Literal["high", "low"], path: str) -> Context | None:
+    """What the transformer at a path attends to: what was projected for it, or the embedding itself."""
+    return getattr(text, branch)[path] if isinstance(text, Text) else text
 
 
 def run(block: nnx.Module, *args: Any, compute: Compute) -> Array:
@@ -155,14 +163,19 @@ class CaptionAttention(nnx.Module):
         if fusion == "sfa":
             self.attentions_connect = nnx.List([make(features, context_features=features) for _ in range(layers)])
 
-    def attend(self, layer: int, x: Array, high: Iterator[Context | None], low: Iterator[Context | None]) -> Array:
-        """Attends to both captions at one site, as `fusion` says (paper, Table 3)."""
+    def attend(
+        self, layer: int, x: Array, high: TextEmbedding | None, low: TextEmbedding | None, *, path: str
+    ) -> Array:
+        """Attends to both captions after a layer, as `fusion` says (paper, Table 3).
+
+        `path`: the block's in its network, by which what was projected for it is found.
+        """
 
         def transformer(kind: nnx.List) -> Callable[[Array, Context], Array]:
             return lambda x, context: run(kind[layer], x, context, compute=self.compute)
 
-        high_context = next(high) if self.fusion != "low" else None
-        low_context = next(low) if self.fusion != "high" else None
+        high_context = context_at(high, "high", f"{path}.attentions.{layer}") if self.fusion != "low" else None
+        low_context = context_at(low, "low", f"{path}.attentions_lowlevel.{layer}") if self.fusion != "high" else None
         if self.fusion == "sfa":
             assert high_context is not None  # only the low-level caption may be left out
             return semantic_fusion_attention(
@@ -210,14 +223,17 @@ class DownBlock(CaptionAttention):
             )
 
     def __call__(
-        self, x: Array, time: Array, high: Iterator[Context | None], low: Iterator[Context | None]
+        self, x: Array, time: Array, high: TextEmbedding | None, low: TextEmbedding | None, *, path: str
     ) -> tuple[Array, list[Array]]:
-        """Returns the block's output and the features of every layer (b h w c, at falling sizes)."""
+        """Returns the block's output and the features of every layer (b h w c, at falling sizes).
+
+        `path` is as in `attend`.
+        """
         features = []
         for i, resnet in enumerate(self.resnets):
             x = run(resnet, x, time, compute=self.compute)
             if self.attended:
-                x = self.attend(i, x, high, low)
+                x = self.attend(i, x, high, low, path=path)
             features.append(x)
         if hasattr(self, "downsamplers"):
             x = self.downsamplers[0](x)
@@ -242,9 +258,11 @@ class MidBlock(CaptionAttention):
         self.resnets = nnx.List([resnet(features, features) for _ in range(2)])
         self.build_attentions(1, features, text_features, fusion, make)
 
-    def __call__(self, x: Array, time: Array, high: Iterator[Context | None], low: Iterator[Context | None]) -> Array:
+    def __call__(
+        self, x: Array, time: Array, high: TextEmbedding | None, low: TextEmbedding | None, *, path: str
+    ) -> Array:
         x = run(self.resnets[0], x, time, compute=self.compute)
-        x = self.attend(0, x, high, low)
+        x = self.attend(0, x, high, low, path=path)
         return run(self.resnets[1], x, time, compute=self.compute)
 
 
@@ -279,16 +297,25 @@ class UpBlock(nnx.Module):
             self.upsamplers = nnx.List([Upsample(out_features, compute=compute, rngs=rngs)])
 
     def __call__(
-        self, x: Array, time: Array, high: Iterator[Context | None], skips: list[Array], residuals: list[Array] | None
+        self,
+        x: Array,
+        time: Array,
+        high: TextEmbedding,
+        skips: list[Array],
+        residuals: list[Array] | None,
+        *,
+        path: str,
     ) -> Float[Array, "b h w c"]:
         """Decodes one level.
 
-        `skips`, already with the residuals added, and `residuals` come in the order in which the layers take them.
+        `skips`, already with the residuals added, and `residuals` come in the order in which the layers take them;
+        `path` is as in `CaptionAttention.attend`.
         """
         for i, resnet in enumerate(self.resnets):
             x = run(resnet, jax.numpy.concatenate(aligned(x, skips[i]), axis=-1), time, compute=self.compute)
             if hasattr(self, "attentions"):
-                x = run(self.attentions[i], x, next(high), compute=self.compute)
+                context = context_at(high, "high", f"{path}.attentions.{i}")
+                x = run(self.attentions[i], x, context, compute=self.compute)
             if residuals is not None:
                 x = conditional_attention(x, residuals[i], attend=self.pixel_attentions[i], compute=self.compute)
         return x

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from xpsr_jax.models.blocks import Text, TextEmbedding, sites
+from xpsr_jax.models.blocks import Text, TextEmbedding, project_text_at
 from xpsr_jax.models.configs import ControlNetConfig
 from xpsr_jax.models.layers import Compute, conv, timestep_embedding
 from xpsr_jax.models.rrdb import ResidualInResidualDenseBlock
@@ -115,10 +115,8 @@ class ControlNet(nnx.Module):
 
     def project_text(self, embedding: Float[Array, "b n d"]) -> Text:
         """Keys and values of every text cross-attention, which no step changes; to be passed as `high` or as `low`."""
-        blocks = [*self.down_blocks, self.mid_block]
-        high = (t.project_context(embedding) for block in blocks for t in getattr(block, "attentions", ()))
-        low = (t.project_context(embedding) for block in blocks for t in getattr(block, "attentions_lowlevel", ()))
-        return Text(tuple(high), tuple(low))
+        high = project_text_at(self, "attentions", embedding)
+        return Text(high, project_text_at(self, "attentions_lowlevel", embedding))
 
     def __call__(
         self,
@@ -135,7 +133,6 @@ class ControlNet(nnx.Module):
         `low=None` leaves out the low-level branch, `scale` multiplies residuals and mid. Texts may be several a sample
         of the latents: then so are the features, but for those before the first of these texts.
         """
-        high_sites, low_sites = sites(high, "high"), sites(low, "low")
         time = self.time_embedding(
             timestep_embedding(
                 timesteps,
@@ -146,10 +143,10 @@ class ControlNet(nnx.Module):
         )
         x = self.conv_in(latents) + image_features.embedding
         features = [x]
-        for block in self.down_blocks:
-            x, block_features = block(x, time, high_sites, low_sites)
+        for i, block in enumerate(self.down_blocks):
+            x, block_features = block(x, time, high, low, path=f"down_blocks.{i}")
             features += block_features
-        x = self.mid_block(x, time, high_sites, low_sites)
+        x = self.mid_block(x, time, high, low, path="mid_block")
         residuals = [zero(feature) for zero, feature in zip(self.controlnet_down_blocks, features, strict=True)]
         mid = self.controlnet_mid_block(x)
         predictions: tuple[Array, ...] = ()

@@ -16,7 +16,7 @@ from xpsr_jax.models.blocks import (
     TextEmbedding,
     TimeEmbedding,
     UpBlock,
-    sites,
+    project_text_at,
 )
 from xpsr_jax.models.configs import EncoderConfig, Fusion, UNetConfig
 from xpsr_jax.models.layers import Compute, aligned, conv, group_norm, timestep_embedding
@@ -129,10 +129,7 @@ class UNet(nnx.Module):
 
     def project_text(self, embedding: Float[Array, "b n d"]) -> Text:
         """Keys and values of every text cross-attention, which no step changes; to be passed as `high`."""
-        blocks = [*self.down_blocks, self.mid_block, *self.up_blocks]
-        return Text(
-            high=tuple(t.project_context(embedding) for block in blocks for t in getattr(block, "attentions", ()))
-        )
+        return Text(high=project_text_at(self, "attentions", embedding))
 
     def __call__(
         self,
@@ -151,7 +148,6 @@ class UNet(nnx.Module):
             raise ValueError(
                 "Conditional Attention needs the ControlNet's residuals; conditional_attention=False is the stock UNet"
             )
-        text = sites(high, "high")
         time = self.time_embedding(
             timestep_embedding(
                 timesteps,
@@ -162,18 +158,19 @@ class UNet(nnx.Module):
         )
         x = self.conv_in(latents)
         skips = [x]
-        for block in self.down_blocks:
-            x, features = block(x, time, text, sites(None, "low"))
+        for i, block in enumerate(self.down_blocks):
+            x, features = block(x, time, high, None, path=f"down_blocks.{i}")
             skips += features
-        x = self.mid_block(x, time, text, sites(None, "low"))
+        x = self.mid_block(x, time, high, None, path="mid_block")
         if residuals is not None and mid is not None:
             x = jnp.add(*aligned(x, mid))
             skips = [jnp.add(*aligned(*pair)) for pair in zip(skips, residuals, strict=True)]
         remaining = list(residuals) if residuals is not None and self.config.conditional_attention else None
-        for block in self.up_blocks:
+        for i, block in enumerate(self.up_blocks):
             layers = range(len(block.resnets))
             taken = [skips.pop() for _ in layers]
-            x = block(x, time, text, taken, None if remaining is None else [remaining.pop() for _ in layers])
+            steering = None if remaining is None else [remaining.pop() for _ in layers]
+            x = block(x, time, high, taken, steering, path=f"up_blocks.{i}")
             if skips:
                 x = block.upsample(x, *skips[-1].shape[1:3])
         return self.conv_out(jax.nn.silu(self.conv_norm_out(x))).astype(jnp.float32)
