@@ -36,7 +36,7 @@ def here(as_made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     """A copy to work in, which is the working directory."""
     folder = tmp_path / "v0_1"
     shutil.copytree(as_made, folder)
-    for name in ("restored", "restored_half"):
+    for name in ("restored", "restored_half", "restored_measured"):
         file = folder / name / "restored.jsonl"
         file.write_text(file.read_text().replace("@HERE@", str(folder.resolve())))
     monkeypatch.chdir(folder)

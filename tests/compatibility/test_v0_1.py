@@ -5,6 +5,7 @@ are for other compiled programs: with XLA's optimisations on, losses differ by 2
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -76,22 +77,31 @@ def test_a_stopped_run_goes_on_to_the_same_end(here: Path, command: Command):
         np.testing.assert_allclose(ours[key], theirs[key], rtol=0, atol=2e-6, err_msg=key)
 
 
-@pytest.mark.parametrize("run", ["whole", "autoencoder"])
-def test_a_checkpoint_is_exported_as_the_run_did(run: str, here: Path, command: Command):
-    assert command("convert_weights.py", f"runs/{run}", "--output", "exported") == 0
-    expected = here / "runs" / run / "model"
-    ours, theirs = tensors(here / "exported"), tensors(expected)
+@pytest.mark.parametrize("config", ["config.py", "config.py:autoencoder"])
+@pytest.mark.parametrize("by", ["train.py", "convert_weights.py"])
+def test_a_finished_run_is_exported_again(config: str, by: str, as_made: Path, here: Path, command: Command):
+    run = "autoencoder" if "autoencoder" in config else "whole"
+    if by == "train.py":
+        # Nothing is left to train.
+        exported = here / "runs" / run / "model"
+        shutil.rmtree(exported)
+        assert command("train.py", "--config", config, "--distributed", "off", "--run", f"runs/{run}") == 0
+    else:
+        exported = here / "exported"
+        assert command("convert_weights.py", f"runs/{run}", "--output", "exported") == 0
+    expected = as_made / "runs" / run / "model"
+    ours, theirs = tensors(exported), tensors(expected)
     assert ours.keys() == theirs.keys() and ours
     for key in theirs:
         np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key)
     for file in expected.rglob("*.json"):
         # The latents' scale is measured anew: a sum over pictures.
-        exported = json.loads((here / "exported" / file.relative_to(expected)).read_text())
+        rewritten = json.loads((exported / file.relative_to(expected)).read_text())
         recorded = json.loads(file.read_text())
-        for one in (exported, recorded):
+        for one in (rewritten, recorded):
             if "scaling_factor" in one:
                 one["scaling_factor"] = pytest.approx(one["scaling_factor"], rel=1e-5)
-        assert is_within(recorded, exported), file.name
+        assert is_within(recorded, rewritten), file.name
 
 
 def test_restoring_goes_on_and_is_the_same(here: Path, command: Command, capsys: pytest.CaptureFixture[str]):
@@ -109,6 +119,9 @@ def test_restoring_goes_on_and_is_the_same(here: Path, command: Command, capsys:
         assert is_within(old["settings"], new["settings"])
     assert command("sample.py", *arguments, "restored") == 0
     assert "4 of 4 images were restored before" in capsys.readouterr().out
+    arguments = ("validation/LR/0_0.png", "--model", "runs/whole/model", "--missing-captions", "measured")
+    assert command("sample.py", *arguments, "--distributed", "off", "--output", "restored_measured") == 0
+    assert "1 of 1 images were restored before" in capsys.readouterr().out
 
 
 def test_an_orbax_folder_holds_the_model(here: Path):

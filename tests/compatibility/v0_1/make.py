@@ -164,6 +164,9 @@ def make_restored() -> None:
     command("sample.py", *arguments, "restored_half")
     for file in hidden:
         file.with_suffix(".hidden").rename(file)
+    # Without captions.
+    measured = ("validation/LR/0_0.png", "--model", "runs/whole/model", "--missing-captions", "measured")
+    command("sample.py", *measured, "--distributed", "off", "--output", "restored_measured")
     evaluation = ("--restored", "restored", "--reference", "validation", "--metrics", "psnr", "ssim", "--set", "none")
     command("xpsr_jax.evaluate", *evaluation, "--output", "evaluation")
     Path("evaluation/report.html").unlink()
