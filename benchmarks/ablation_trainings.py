@@ -33,16 +33,21 @@ UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 @dataclass(frozen=True)
 class Arguments:
+    """The command line.
+
+    Attributes:
+        photos: Folder with the photographs and captions.jsonl.
+        output: Folder of the runs.
+        variants: Of configs/ablations.py.
+        seeds: One training of each variant for each.
+        steps: Of each training.
+    """
+
     photos: Path
-    """Folder with the photographs and captions.jsonl."""
     output: Path = Path("runs/study")
-    """Folder of the runs."""
     variants: tuple[str, ...] = VARIANTS
-    """Of configs/ablations.py."""
     seeds: tuple[int, ...] = (0, 1)
-    """One training of each variant for each."""
     steps: int = 500
-    """Of each training."""
 
 
 def run(arguments: Arguments) -> int:

@@ -102,20 +102,25 @@ TABLES: dict[str, tuple[Row, ...]] = {
 
 @dataclass(frozen=True)
 class Arguments:
+    """The command line.
+
+    Attributes:
+        photos: Folder with the photographs and captions.jsonl.
+        trained: What benchmarks/ablation_trainings.py wrote.
+        seeds: Of its trainings.
+        config: The training configuration that names the photographs it held out.
+        crops: Crops of each photograph.
+        size: Of a crop, in pixels.
+        output: Folder to write to.
+    """
+
     photos: Path
-    """Folder with the photographs and captions.jsonl."""
     trained: Path = Path("runs/study")
-    """What benchmarks/ablation_trainings.py wrote."""
     seeds: tuple[int, ...] = (0, 1)
-    """Of its trainings."""
     config: str = CONFIG
-    """The training configuration that names the photographs it held out."""
     crops: int = 8
-    """Crops of each photograph."""
     size: int = 256
-    """Of a crop, in pixels."""
     output: Path = Path("outputs/ablations")
-    """Folder to write to."""
 
 
 def run(arguments: Arguments) -> None:

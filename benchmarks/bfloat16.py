@@ -23,14 +23,19 @@ from xpsr_jax.inference.compilation import use_compilation_cache
 
 @dataclass(frozen=True)
 class Arguments:
+    """The command line.
+
+    Attributes:
+        photos: Folder with the photographs and captions.jsonl.
+        model: Model folder.
+        config: The training configuration that names the photographs it held out.
+        crops: Crops of each photograph.
+    """
+
     photos: Path
-    """Folder with the photographs and captions.jsonl."""
     model: Path = MODEL
-    """Model folder."""
     config: str = CONFIG
-    """The training configuration that names the photographs it held out."""
     crops: int = 1
-    """Crops of each photograph."""
 
 
 def run(arguments: Arguments) -> None:

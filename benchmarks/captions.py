@@ -61,26 +61,31 @@ NONE, DRAWN, MEASURED, FIRST_SENTENCE = "none", "drawn", "measured", "measured, 
 
 @dataclass(frozen=True)
 class Arguments:
+    """The command line.
+
+    Attributes:
+        photos: Folder with the photographs and captions.jsonl.
+        model: Model folder.
+        config: The training configuration that names the photographs it held out.
+        output: Folder to write to.
+        degraded: Degraded crops of each photograph, for the correlations.
+        crops: Crops of each held-out photograph, to restore.
+        size: Of those, in pixels.
+        steps: Sampling steps.
+        only: One of the two parts.
+        calibrate: Print the table of edges, and nothing else.
+    """
+
     photos: Path
-    """Folder with the photographs and captions.jsonl."""
     model: Path = MODEL
-    """Model folder."""
     config: str = CONFIG
-    """The training configuration that names the photographs it held out."""
     output: Path = Path("outputs/captions")
-    """Folder to write to."""
     degraded: int = 5
-    """Degraded crops of each photograph, for the correlations."""
     crops: int = 8
-    """Crops of each held-out photograph, to restore."""
     size: int = 256
-    """Of those, in pixels."""
     steps: int = 4
-    """Sampling steps."""
     only: Literal["correlations", "quality"] | None = None
-    """One of the two parts."""
     calibrate: bool = False
-    """Print the table of edges, and nothing else."""
 
 
 @dataclass(frozen=True)

@@ -50,12 +50,15 @@ _SHARPENING_SIGMA = 0.3 * ((SHARPENING_WINDOW - 1) / 2 - 1) + 0.8
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to measure."""
+    """What to measure.
+
+    Attributes:
+        photos: Folder of photographs.
+        pairs: Pairs that each makes, after ten that do not count.
+    """
 
     photos: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    """Folder of photographs."""
     pairs: int = 200
-    """Pairs that each makes, after ten that do not count."""
     crop_size: int = 512
     seed: int = 0
 

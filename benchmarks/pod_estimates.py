@@ -42,14 +42,19 @@ SAMPLES = 2
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
+    """The command line.
+
+    Attributes:
+        anchor: Python of the anchor's environment.
+        program: Which of forward and gradient.
+        remat: Recompute ours block by block in the backward pass.
+        flags: What the anchor is compiled with: nothing, or the flags that we give the compiler too.
+    """
+
     anchor: Path | None = None
-    """Python of the anchor's environment."""
     program: tuple[str, ...] = tuple(PROGRAMS)
-    """Which of forward and gradient."""
     remat: bool = False
-    """Recompute ours block by block in the backward pass."""
     flags: tuple[str, ...] = ("none", "ours")
-    """What the anchor is compiled with: nothing, or the flags that we give the compiler too."""
 
 
 def run(arguments: Arguments) -> None:

@@ -29,7 +29,7 @@ from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.crops import CROP_SEED, Crop, cut_crops, enlarge, measure_crops
 from xpsr_jax.files import check_writable, new_file
 from xpsr_jax.inference.compilation import use_compilation_cache
-from xpsr_jax.inference.restore import Restorer, not_a_number
+from xpsr_jax.inference.restore import Restorer, not_finite
 from xpsr_jax.weights.model_folder import Model
 
 SAMPLERS: dict[str, dict[str, Any]] = {
@@ -53,24 +53,29 @@ Scores = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Arguments:
+    """The command line.
+
+    Attributes:
+        photos: Folder with the photographs and captions.jsonl.
+        model: Model folder.
+        config: The training configuration that names the photographs it held out.
+        output: Folder to write to.
+        photographs: How many of the photographs; none: all.
+        crops: Crops of each photograph.
+        samplers: Which of them.
+        steps: Numbers of steps.
+        spacing: Spacings to compare; none: the model's own.
+    """
+
     photos: Path
-    """Folder with the photographs and captions.jsonl."""
     model: Path = MODEL
-    """Model folder."""
     config: str = CONFIG
-    """The training configuration that names the photographs it held out."""
     output: Path = Path("outputs/samplers")
-    """Folder to write to."""
     photographs: int | None = None
-    """How many of the photographs; none: all."""
     crops: int = 1
-    """Crops of each photograph."""
     samplers: tuple[str, ...] = tuple(SAMPLERS)
-    """Which of them."""
     steps: tuple[int, ...] = (5, 10, 20, 50)
-    """Numbers of steps."""
     spacing: tuple[Spacing, ...] = ()
-    """Spacings to compare; none: the model's own."""
 
 
 def run(arguments: Arguments) -> None:
@@ -136,7 +141,7 @@ def measure_crop(index: int, crop: Crop, restorers: Mapping[str, Restorer]) -> l
         (restored,) = restorer([crop.lr], [crop.caption])
         seconds[name] = time.perf_counter() - begin
         if restored is None:
-            raise UserError(not_a_number(f"{crop.name} ({name})"))
+            raise UserError(not_finite(f"{crop.name} ({name})"))
         results[name] = restored
     scores = measure_crops([crop], {name: [image] for name, image in results.items()})
     return [

@@ -39,22 +39,27 @@ BICUBIC, OURS = "bicubic", "ours"
 
 @dataclass(frozen=True)
 class Arguments:
+    """The command line.
+
+    Attributes:
+        photos: Folder with the photographs and captions.jsonl.
+        model: Model folder.
+        config: The training configuration that names the photographs it held out.
+        output: Folder to write to.
+        crops: Crops of each photograph.
+        quick: Leave out the rows without captions and without the negative prompt.
+        steps: Sampling steps instead of the model's own.
+        guidance_scale: Guidance scale instead of the model's own.
+    """
+
     photos: Path
-    """Folder with the photographs and captions.jsonl."""
     model: Path = MODEL
-    """Model folder."""
     config: str = CONFIG
-    """The training configuration that names the photographs it held out."""
     output: Path = Path("outputs/tiny_quality")
-    """Folder to write to."""
     crops: int = 3
-    """Crops of each photograph."""
     quick: bool = False
-    """Leave out the rows without captions and without the negative prompt."""
     steps: int | None = None
-    """Sampling steps instead of the model's own."""
     guidance_scale: float | None = None
-    """Guidance scale instead of the model's own."""
 
 
 def run(arguments: Arguments) -> None:

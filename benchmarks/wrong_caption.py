@@ -33,22 +33,27 @@ AMPLIFICATION = 8
 
 @dataclass(frozen=True)
 class Arguments:
+    """The command line.
+
+    Attributes:
+        photo: The degraded photograph.
+        captions: Its right captions.
+        high: A wrong high-level caption.
+        low: A wrong low-level caption.
+        model: Model folder.
+        steps: Sampling steps instead of the model's own.
+        output: Picture to write, a JPEG.
+        width: Of a column, in pixels.
+    """
+
     photo: Path = DEMO / "lr.png"
-    """The degraded photograph."""
     captions: Path = DEMO / "captions.jsonl"
-    """Its right captions."""
     high: str = "Two brown spaniel dogs lean out of the window of a weathered wooden house."
-    """A wrong high-level caption."""
     low: str = "The image is sharp and clear, with little noise and no compression artifacts."
-    """A wrong low-level caption."""
     model: Path = TINY_MODEL
-    """Model folder."""
     steps: int | None = None
-    """Sampling steps instead of the model's own."""
     output: Path = ROOT / "docs" / "images" / "wrong_caption.jpg"
-    """Picture to write, a JPEG."""
     width: int = 360
-    """Of a column, in pixels."""
 
 
 def run(arguments: Arguments) -> None:

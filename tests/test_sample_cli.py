@@ -1,7 +1,7 @@
 import dataclasses
 import json
-import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,13 +16,19 @@ from tests.inference.tiny_model import tiny_model
 from tests.weights.conftest import random_tensors
 from tests.weights.ldm import single_file
 from tests.weights.test_single_file import AUTOENCODER_CONFIG, NETWORKS, TEXT_1, UNET_1
+from xpsr_jax.assets import TINY_MODEL
 from xpsr_jax.cli import restore as sample
-from xpsr_jax.config import SAMPLING_PRESETS
+from xpsr_jax.config import PAPER, RELEASED, SAMPLING_PRESETS, Sampling
+from xpsr_jax.data.captions import Caption
 from xpsr_jax.distributed import part_of
+from xpsr_jax.images.listing import list_inputs
 from xpsr_jax.images.reading import read_image
-from xpsr_jax.inference.restore import not_a_number
+from xpsr_jax.inference import job, restore
+from xpsr_jax.inference.input_captions import find_captions
+from xpsr_jax.inference.restore import not_finite
 from xpsr_jax.weights.convert import convert
-from xpsr_jax.weights.model_folder import save
+from xpsr_jax.weights.model_folder import save, write_index
+from xpsr_jax.weights.sampling_defaults import load_defaults
 from xpsr_jax.weights.sources import open_source
 
 ROOT = Path(__file__).parents[1]
@@ -110,47 +116,87 @@ def one_line(capsys, argv, *, code=1):
     return captured.err
 
 
-def test_settings_of_the_command_line_go_before_the_presets():
-    arguments = sample.Arguments((), Path(), preset="released", steps=7, positive="")
-    sampling = sample.chosen_sampling(sample.Sampling(steps=3), arguments)
-    assert (sampling.steps, sampling.positive_words) == (7, "")
-    assert (sampling.guidance_form, sampling.guidance_scale) == ("released", 4.5)
-    assert sample.chosen_sampling(sample.Sampling(steps=3), sample.Arguments((), Path())) == sample.Sampling(steps=3)
+def arguments_of(*words):
+    return sample.read_arguments(["photo.png", "--output", "out", *map(str, words)])
+
+
+def chosen(folder, sampling, *words):
+    """The settings that a command line leads to, with a model that has settings of its own."""
+    write_index(folder, sampling, "")
+    return arguments_of("--model", folder, *words).sampling.chosen()
+
+
+def test_settings_of_the_command_line_go_before_the_presets(tmp_path):
+    sampling = chosen(tmp_path, Sampling(steps=3), "--preset", "released", "--steps", 7, "--positive", "")
+    assert sampling == dataclasses.replace(RELEASED, steps=7, positive_words="")
+    assert chosen(tmp_path, Sampling(steps=3)) == Sampling(steps=3)
+    # Also None goes before a preset's words.
+    assert chosen(tmp_path, PAPER, "--preset=released", "--negative-low", "None").negative_low is None
+    assert arguments_of().sampling.chosen() == load_defaults([TINY_MODEL])[0]
+
+
+def test_flags_have_their_short_names_and_their_fields_names(tmp_path):
+    short = ["--positive", "a", "--negative", "b", "--tile", 64, "--vae-tile", 48, "--karras", "True"]
+    long = ["--positive-words", "a", "--negative-high", "b", "--tile-size", 64, "--vae-tile-size", 48]
+    other = ["--sampler", "euler", "--guidance-interval", 0.1, "0.5"]
+    expected = Sampling(
+        sampler="euler",
+        karras=True,
+        guidance_interval=(0.1, 0.5),
+        positive_words="a",
+        negative_high="b",
+        tile_size=64,
+        vae_tile_size=48,
+    )
+    assert chosen(tmp_path, PAPER, *short, *other) == expected
+    assert chosen(tmp_path, PAPER, *long, *other, "--karras", "True") == expected
 
 
 @pytest.mark.parametrize("preset", ["paper", "released"])
-def test_a_preset_keeps_the_size_that_the_model_was_trained_on(preset):
-    model = sample.Sampling(steps=3, guidance_scale=0.0, process_size=128)
-    chosen = sample.chosen_sampling(model, sample.Arguments((), Path(), preset=preset))
-    assert chosen == dataclasses.replace(SAMPLING_PRESETS[preset], process_size=128)
+def test_a_preset_keeps_the_size_that_the_model_was_trained_on(preset, tmp_path):
+    model = Sampling(steps=3, guidance_scale=0.0, process_size=128)
+    expected = dataclasses.replace(SAMPLING_PRESETS[preset], process_size=128)
+    assert chosen(tmp_path, model, "--preset", preset) == expected
 
 
-def test_a_sampler_that_is_named_comes_without_anothers_settings():
-    defaults = sample.Sampling(sampler="ddim", eta=1.0, guidance_interval=(0.0, 0.5))
-    arguments = sample.Arguments((), Path(), sampler="unipc", karras=True, guidance_interval=(0.2, 0.8))
-    chosen = sample.Sampling(sampler="unipc", karras=True, guidance_interval=(0.2, 0.8))
-    assert sample.chosen_sampling(defaults, arguments) == chosen
-    same = sample.Arguments((), Path(), sampler="ddim", strength=0.5)
-    assert sample.chosen_sampling(defaults, same) == dataclasses.replace(defaults, strength=0.5)
+def test_a_sampler_that_is_named_comes_without_anothers_settings(tmp_path):
+    defaults = Sampling(sampler="ddim", eta=1.0, guidance_interval=(0.0, 0.5))
+    words = ["--sampler", "unipc", "--karras", "True", "--guidance-interval", 0.2, 0.8]
+    expected = Sampling(sampler="unipc", karras=True, guidance_interval=(0.2, 0.8))
+    assert chosen(tmp_path, defaults, *words) == expected
+    same = chosen(tmp_path, defaults, "--sampler", "ddim", "--strength", 0.5)
+    assert same == dataclasses.replace(defaults, strength=0.5)
+
+
+def test_help_shows_the_defaults_of_the_model_and_preset_that_are_named(capsys, tmp_path):
+    write_index(tmp_path, Sampling(steps=37, negative_high="murky"), "")
+    for words, expected in [
+        (["--model", str(tmp_path)], ["(default: 37)", "(default: murky)"]),
+        (["--model", str(tmp_path), "--preset", "released"], ["(default: 20)", "(default: released)"]),
+    ]:
+        with pytest.raises(SystemExit) as stopped:
+            sample.main([*words, "--help"])
+        text = re.sub(r"[│\s]+", " ", re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out))
+        assert stopped.value.code == 0 and all(each in text for each in expected), text
 
 
 def test_captions_are_found_and_switched_off(photos):
-    inputs = sample.list_inputs([photos])
-    given = {"captions": photos / "captions.jsonl"}
-    assert [c.high for c in sample.find_captions(inputs, sample.Arguments((), Path(), **given))] == ["a house"] * 2
-    off = sample.Arguments((), Path(), **given, high_captions=False)
-    assert [(c.high, c.low) for c in sample.find_captions(inputs, off)] == [("", "blurry")] * 2
+    inputs = list_inputs([photos])
+    file = photos / "captions.jsonl"
+    assert find_captions(inputs, file) == [Caption("a house", "blurry")] * 2
+    tasks = sample.make_tasks(inputs, [Path("a"), Path("b")], arguments_of("--captions", file, "--no-high-captions"))
+    assert [task.caption for task in tasks] == [Caption("", "blurry")] * 2
     # By their path below an input folder, if the captions file lies elsewhere.
     moved = photos.parent / "elsewhere.jsonl"
-    moved.write_text((photos / "captions.jsonl").read_text())
-    assert len(sample.find_captions(inputs, sample.Arguments((), Path(), captions=moved))) == 2
+    moved.write_text(file.read_text())
+    assert find_captions(inputs, moved) == [Caption("a house", "blurry")] * 2
     # A link has its own, or else those of the image.
     (photos / "link.png").symlink_to("b.png")
-    link = sample.list_inputs([photos / "link.png"])
-    assert [c.high for c in sample.find_captions(link, sample.Arguments((), Path(), **given))] == ["a house"]
-    with (photos / "captions.jsonl").open("a") as file:
-        file.write("\n" + json.dumps({"image": "link.png", "high": "a hut", "low": "noisy"}))
-    assert [c.high for c in sample.find_captions(link, sample.Arguments((), Path(), **given))] == ["a hut"]
+    link = list_inputs([photos / "link.png"])
+    assert find_captions(link, file) == [Caption("a house", "blurry")]
+    with file.open("a") as opened:
+        opened.write("\n" + json.dumps({"image": "link.png", "high": "a hut", "low": "noisy"}))
+    assert find_captions(link, file) == [Caption("a hut", "noisy")]
 
 
 def test_no_such_input(capsys, tmp_path):
@@ -199,7 +245,7 @@ def test_stopped_work_goes_on(capsys, photos, tmp_path, monkeypatch, model_folde
     output = tmp_path / "out"
     argv = [photos, "--output", output, "--model", model_folder, "--captions", photos / "captions.jsonl"]
     argv = [str(argument) for argument in argv]
-    write, written = sample.write_restored, []
+    write, written = job.write_restored, []
 
     def killed(path, *args, **options):
         written.append(path.name)
@@ -207,7 +253,7 @@ def test_stopped_work_goes_on(capsys, photos, tmp_path, monkeypatch, model_folde
             raise KeyboardInterrupt
         write(path, *args, **options)
 
-    monkeypatch.setattr(sample, "write_restored", killed)
+    monkeypatch.setattr(job, "write_restored", killed)
     assert sample.main(argv) == 130
     first = {name: (output / name).read_bytes() for name in outputs(output)}
     assert len(first) == 2 and "restored.jsonl" in first
@@ -256,7 +302,6 @@ def test_limits_that_are_none(capsys, photos, tmp_path):
     for value in ("nan", "0", "-1"):
         assert "--max-megapixels must be above 0" in one_line(capsys, [*argv, "--max-megapixels", value])
     assert "nowhere" in one_line(capsys, [*argv, "--max-megapixels", "inf"])
-    assert sample.measured_caption(photos / "b.png", sample.Arguments((), Path(), max_megapixels=math.inf)).low
 
 
 def test_unwritable_output(capsys, photos, tmp_path):
@@ -316,12 +361,12 @@ def test_a_broken_image_stops_or_is_skipped(capsys, photos, tmp_path, model_fold
 
 
 def test_networks_that_give_nan(capsys, photos, tmp_path, monkeypatch, model_folder):
-    monkeypatch.setattr(sample, "Restorer", _NotANumber)
+    monkeypatch.setattr(restore, "Restorer", _NotFinite)
     argv = [photos / "b.png", "--output", tmp_path / "out", "--missing-captions", "empty", "--model", model_folder]
-    assert not_a_number(str(photos / "b.png")) in one_line(capsys, argv)
+    assert not_finite(str(photos / "b.png")) in one_line(capsys, argv)
     assert not outputs(tmp_path / "out")
 
 
-class _NotANumber(sample.Restorer):
+class _NotFinite(restore.Restorer):
     def __call__(self, images, captions, **_):
         return [None] * len(images)

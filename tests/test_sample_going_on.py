@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import xpsr_jax
 from tests.test_sample_cli import one_line, outputs
 from xpsr_jax.cli import restore as sample
-from xpsr_jax.config import Sampling
 from xpsr_jax.errors import UserError
+from xpsr_jax.inference import compilation, job, restore
 
 
 class _Enlarged:
@@ -39,10 +40,10 @@ class _Enlarged:
 
 @pytest.fixture
 def enlarged(monkeypatch):
-    monkeypatch.setattr(sample, "Restorer", _Enlarged)
+    monkeypatch.setattr(restore, "Restorer", _Enlarged)
     monkeypatch.setattr(_Enlarged, "images", 0)
-    monkeypatch.setattr(sample.xpsr_jax, "load", lambda *_, **__: SimpleNamespace(defaults=Sampling(), note=""))
-    monkeypatch.setattr(sample, "with_fast_convolutions", lambda model: model)
+    monkeypatch.setattr(xpsr_jax, "load", lambda *_, **__: SimpleNamespace(note=""))
+    monkeypatch.setattr(compilation, "with_fast_convolutions", lambda model: model)
     return _Enlarged
 
 
@@ -67,10 +68,10 @@ def words(photos, tmp_path):
 def test_one_result_that_cannot_be_written_leaves_the_others(capsys, words, photos, tmp_path, enlarged):
     (tmp_path / "out" / "a" / "c.png").mkdir(parents=True)  # the first of the batch, where no file can go
     words.append("--overwrite")
-    assert f"{photos / 'a' / 'c.jpg'}: {tmp_path / 'out' / 'a' / 'c.png'}: cannot be written" in one_line(capsys, words)
+    assert f"{photos / 'a' / 'c.jpg'}: {tmp_path / 'out' / 'a' / 'c.png'} cannot be written" in one_line(capsys, words)
     assert outputs(tmp_path / "out") == ["b.png", "restored.jsonl"]
     (tmp_path / "out" / "b.png").unlink()
-    assert "c.png: cannot be written" in one_line(capsys, [*words, "--on-error", "skip"])
+    assert "c.png cannot be written" in one_line(capsys, [*words, "--on-error", "skip"])
     assert outputs(tmp_path / "out") == ["b.png", "restored.jsonl"]
 
 
@@ -78,7 +79,7 @@ def test_one_result_that_cannot_be_written_leaves_the_others(capsys, words, phot
 def test_a_format_that_refuses_is_one_images_and_a_full_disk_ends_all(
     capsys, words, tmp_path, monkeypatch, enlarged, full
 ):
-    write, tried = sample.write_restored, []
+    write, tried = job.write_restored, []
 
     def refuses_the_first(path, *args, **options):
         tried.append(path.name)
@@ -87,7 +88,7 @@ def test_a_format_that_refuses_is_one_images_and_a_full_disk_ends_all(
             raise UserError(f"{path}: cannot be written: {cause}") from cause
         write(path, *args, **options)
 
-    monkeypatch.setattr(sample, "write_restored", refuses_the_first)
+    monkeypatch.setattr(job, "write_restored", refuses_the_first)
     error = one_line(capsys, [*words, "--on-error", "skip", "--format", "jpeg"])
     assert ("c.jpg: " in error and "EXIF data is too long; --format png may hold it" in error) is not full
     assert tried == (["c.jpg"] if full else ["c.jpg", "b.jpg"])

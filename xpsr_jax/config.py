@@ -25,41 +25,44 @@ class Sampling:
     The defaults are the paper's, and where it is silent the released code's (method §7, §11).
 
     Attributes:
-      sampler: "ddpm" (paper), "ddim", "dpm_solver" (DPM-Solver++(2M)), "unipc", "euler" or "euler_ancestral"; see
-        docs/sampling.md.
+      sampler: how to get from noise to the image: "ddpm" (paper), "ddim", "dpm_solver" (DPM-Solver++(2M)), "unipc",
+        "euler" or "euler_ancestral"; docs/sampling.md compares them.
       steps: of the sampler, from pure noise to the image.
-      spacing: which timesteps are visited; None: as the model's schedule says.
+      spacing: which noise levels the steps visit; None: as the model's schedule says.
       karras: visit Karras' noise levels instead; of "dpm_solver", "unipc" and "euler".
       eta: randomness of "ddim", from 0 (none) to 1 (as random as DDPM).
-      strength: fraction of the steps that is run, the last ones: below 1 less is made up, from an LR image with less
-        noise upon it.
-      guidance_scale: s in `guidance_form`.
+      strength: fraction of the steps to run, the last ones. Below 1 the start is an LR image with less noise, less is
+        made up, and the result keeps closer to the input.
+      guidance_scale: s of `guidance_form`, how far to move away from the negative prompt. In the paper's form 0 turns
+        it off, in the released code's 1 does.
       guidance_form: "paper": eps + s (eps - eps_negative); "released": eps_negative + s (eps - eps_negative). One
         equals the other with s larger by 1.
-      guidance_rescale: from 0 to 1, how far the prediction's deviation is brought back to what it was before the
-        guidance (Lin et al., 2023).
-      guidance_interval: part of the steps with guidance, as fractions of the whole way from 0 (pure noise) to 1.
-      conditioning_scale: multiplies the ControlNet's residuals.
+      guidance_rescale: from 0 to 1, how far to take back what guidance adds to the prediction's contrast (Lin et al.,
+        2023).
+      guidance_interval: part of the steps with guidance, as fractions from 0 (pure noise) to 1 (image). Elsewhere it
+        costs nothing.
+      conditioning_scale: strength of the ControlNet: multiplies its residuals.
       conditioning_interval: part of the steps with the ControlNet; outside of it the scale is 0.
-      start: initial latents. "lr": the LR image's latents noised to the first timestep; "noise": pure noise;
-        "lr_noised_twice": as "lr" and noised once more, to `added_noise_level` (the released code).
+      start: what sampling starts from. "lr": the LR image's latents noised to the first timestep (paper); "noise": pure
+        noise; "lr_noised_twice": as "lr" and noised once more, to `added_noise_level` (released code).
       added_noise_level: timestep of that second noise.
-      positive_words: appended to the high-level caption; a long caption is cut so that they stay within CLIP's 77
-        tokens.
-      negative_high: high-level prompt of the negative half.
-      negative_low: low-level prompt of the negative half; None: the image's own low-level caption (paper, eq. 6).
-      color_fix: colours are taken from the LR image by its mean and deviation ("adain"), by its low frequencies
-        ("wavelet"), or not at all.
-      upscale: output size over input size.
+      positive_words: appended to every high-level caption, "" for none. A long caption is cut, so that they stay within
+        CLIP's 77 tokens.
+      negative_high: high-level negative prompt, "" for an empty one (paper, Table 5).
+      negative_low: low-level negative prompt; None: the image's own low-level caption (paper, eq. 6). The released code
+        has fixed words.
+      color_fix: how the result gets the colours of the LR image: by its mean and deviation ("adain"), by its low
+        frequencies ("wavelet"), or not at all.
+      upscale: how many times larger the result is.
       process_size: a shorter side below it is enlarged to it before the networks see the image, in pixels.
-      size_multiple: what the networks see is continued by reflection to multiples of so many latent cells, and cut
+      size_multiple: what the networks see is continued by reflection to multiples of that many latent cells, and cut
         again: pictures of many sizes are then of few, each of which has to be compiled for. 1: as it is.
-      tile_size: side, in latent cells, of the tiles in which the networks see a picture of more than `tile_size`²
-        cells; 0: always the whole.
+      tile_size: side, in latent cells of 8 pixels, of the tiles in which the networks see a picture of more than
+        `tile_size`² cells; 0: always the whole.
       tile_overlap: of neighbouring tiles, in latent cells.
       tile_weights: by which overlapping tiles are blended: a Gaussian around a tile's middle ("centred"), or the
         released code's, half a cell off.
-      vae_tile_size: as `tile_size`, for the autoencoder; a border that is computed twice is part of it.
+      vae_tile_size: as `tile_size`, for encoding and decoding; a border that is computed twice is part of it.
     """
 
     sampler: SamplerName = "ddpm"
@@ -147,8 +150,11 @@ class Networks:
         XPSR's). Their own config.json files hold.
       from_scratch: components that may be absent from `base`; they are initialised at random, of the configurations
         below.
-      unet, controlnet, autoencoder, text_encoder, schedule: configurations of what `base` lacks. Of what it has,
-        `unet.conditional_attention`, `controlnet.return_rgbs` and `controlnet.use_latent_pred` hold all the same.
+      unet: configuration if `base` has none; of one that it has, `conditional_attention` holds all the same.
+      controlnet: the same; of one that `base` has, `return_rgbs` and `use_latent_pred` hold all the same.
+      autoencoder: configuration if `base` has none.
+      text_encoder: configuration if `base` has none.
+      schedule: of the noise, if `base` has none.
       tokenizer: folder of CLIP's vocabulary; None: the base's, or else the one that ships with this package.
     """
 
@@ -201,8 +207,9 @@ class Loss:
 
     Attributes:
       constraint: λ of the Degradation-Free Constraint (paper, eq. 5; method §6); 0 does not build its heads anew.
-      reconstruction, perceptual, kl: of the autoencoder's and the decoder's stage: L1 in [-1, 1], a perceptual
-        distance, and (autoencoder only) the posterior's divergence from N(0, 1), a mean over latent elements.
+      reconstruction: of L1 in [-1, 1], in the autoencoder's and the decoder's stage.
+      perceptual: of the perceptual distance, in the same two stages.
+      kl: of the posterior's divergence from N(0, 1), a mean over latent elements, in the autoencoder's stage.
       metric: the perceptual distance: LPIPS, which on AlexNet costs a twentieth of VGG16's, or DISTS, on VGG16 too.
       patch: the perceptual distance is that of squares of this size, in pixels; None: of whole crops. DISTS compares
         the statistics of all that it is given; within patches, a texture where none belongs counts.
@@ -222,7 +229,8 @@ class Optimizer:
 
     Attributes:
       learning_rate: after the warmup.
-      b1, b2: decay of the gradients' first and second moments.
+      b1: decay of the gradients' first moment.
+      b2: decay of their second moment.
       epsilon: added to the root of the second moment.
       weight_decay: times the learning rate, of a parameter a step.
       schedule: of the learning rate after `warmup` steps of linear rise: "constant", or "cosine" down to 2 % of it at
@@ -314,7 +322,8 @@ class Config:
         matches is frozen. A pattern that matches nothing is an error.
       sampling: defaults that the exported model carries.
       note: what the exported model says of itself.
-      log_every, checkpoint_every: so many steps.
+      log_every: steps between lines of the log.
+      checkpoint_every: steps between checkpoints.
       keep: newest checkpoints kept, 2 or more: should the newest be damaged, the run goes on from the one before it.
       profile: steps to trace, from the third that this process runs, into the run's folder; 0: none.
       wandb: project of Weights & Biases to log to as well; None: none.

@@ -15,7 +15,7 @@ from xpsr_jax.images.picture import Picture
 from xpsr_jax.images.reading import read_picture
 from xpsr_jax.images.writing import SUFFIX_OF, Format
 from xpsr_jax.inference.files import checked_size, write_restored
-from xpsr_jax.inference.restore import Restorer, not_a_number
+from xpsr_jax.inference.restore import Restorer, not_finite
 from xpsr_jax.weights.model_folder import Model
 
 # Pictures of another size need programs of their own. JAX would keep them for ever.
@@ -91,5 +91,5 @@ class Studio:
             advance(0)
             [rgb] = restorer([picture.rgb], [caption], seed=settings.seed, on_steps=advance)
         if rgb is None:
-            raise UserError(not_a_number(source.name))
+            raise UserError(not_finite(source.name))
         write_restored(output, picture, rgb, upscale=settings.sampling.upscale, format=settings.format)

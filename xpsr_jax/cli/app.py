@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
-from xpsr_jax.assets import TINY_MODEL
+from xpsr_jax.cli.model_options import ModelOptions
 from xpsr_jax.cli.run import command
 from xpsr_jax.errors import UserError
 from xpsr_jax.images.reading import limit_from_millions
@@ -24,33 +24,26 @@ from xpsr_jax.images.reading import limit_from_millions
 
 @dataclass(frozen=True)
 class Arguments:
-    """How samples are made is chosen on the page."""
+    """How samples are made is chosen on the page.
 
-    model: Annotated[
-        tuple[Path, ...],
-        tyro.conf.arg(metavar="DIR...", help_behavior_hint="(default: the one that ships with the package)"),
-    ] = ()
-    """Model folder, or single file of Stable Diffusion. Of several, a later one's components are taken first: Stable
-    Diffusion 1.5's, then XPSR's."""
-    variant: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: the plain files)")] = (
-        None
-    )
-    """Variant of the weight files, such as fp16 for model.fp16.safetensors."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number format of weights and computation."""
+    Attributes:
+        model: The model.
+        host: Address to listen on. 0.0.0.0 lets everybody in who can reach this machine: there is no password.
+        port: Port to listen on.
+        max_upload_megabytes: Larger files are refused.
+        max_megapixels: Larger images are refused, and those that would be larger when restored.
+        max_files: Files to restore at one go, on the page's second tab.
+        max_queue: How many may wait while a photograph is restored; further ones are turned away.
+    """
+
+    model: Annotated[ModelOptions, tyro.conf.OmitArgPrefixes] = ModelOptions()
 
     host: str = "127.0.0.1"
-    """Address to listen on. 0.0.0.0 lets everybody in who can reach this machine: there is no password."""
     port: int = 7860
-    """Port to listen on."""
     max_upload_megabytes: float = 64
-    """Larger files are refused."""
     max_megapixels: float = 16
-    """Larger images are refused, and those that would be larger when restored."""
     max_files: int = 100
-    """Files to restore at one go, on the page's second tab."""
     max_queue: int = 8
-    """How many may wait while a photograph is restored; further ones are turned away."""
 
 
 @command(
@@ -73,18 +66,12 @@ def run(arguments: Arguments) -> None:
         if getattr(arguments, name) <= 0:
             raise UserError(f"--{name.replace('_', '-')} must be above 0, not {getattr(arguments, name)}")
     check_address(arguments.host, arguments.port)
-    import jax.numpy as jnp
-
-    import xpsr_jax
     from xpsr_jax.app.studio import Studio
-    from xpsr_jax.inference.compilation import use_compilation_cache, use_tpu_flags, with_fast_convolutions
+    from xpsr_jax.inference.compilation import use_compilation_cache, use_tpu_flags
 
     use_compilation_cache()
     use_tpu_flags()
-    folders = arguments.model or (TINY_MODEL,)
-    model = with_fast_convolutions(xpsr_jax.load(*folders, dtype=jnp.dtype(arguments.dtype), variant=arguments.variant))
-    print(f"Model: {', '.join(map(str, folders))}. {model.note}")
-
+    model = arguments.model.load()
     with tempfile.TemporaryDirectory(prefix="xpsr-page-") as folder:
         # gradio reads both when it is imported.
         os.environ["GRADIO_TEMP_DIR"] = folder

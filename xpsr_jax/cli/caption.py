@@ -38,110 +38,140 @@ File = Annotated[Path, tyro.conf.arg(metavar="FILE")]
 
 @dataclass(frozen=True)
 class ImagesToCaption:
-    """What the work is about."""
+    """What the work is about.
+
+    Attributes:
+        images: A folder of images, at any depth; also images and patterns.
+        output: JSON lines to append to. With --shard captions.00000-of-00016.jsonl and so on in the place of
+            captions.jsonl.
+        shard: Only the I-th of N parts, from 0/N; each image's part depends on its name alone. `merge` puts them
+            together.
+        limit: The first so many images only.
+        rest: Captions to take what is not written here from, by content or else by path.
+        on_error: An image that fails is counted and named in captions.failed.txt, and the exit code is 1; or it ends
+            the work.
+    """
 
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES...")]
-    """A folder of images, at any depth; also images and patterns."""
     output: File
-    """JSON lines to append to. With --shard captions.00000-of-00016.jsonl and so on in the place of captions.jsonl."""
     shard: Annotated[str, tyro.conf.arg(metavar="I/N")] = "0/1"
-    """Only the I-th of N parts, from 0/N; each image's part depends on its name alone. `merge` puts them together."""
     limit: int | None = None
-    """The first so many images only."""
     rest: Path | None = None
-    """Captions to take what is not written here from, by content or else by path."""
     on_error: Literal["skip", "stop"] = "skip"
-    """An image that fails is counted and named in captions.failed.txt, and the exit code is 1; or it ends the work."""
 
 
 @dataclass(frozen=True)
 class AskedModel(ImagesToCaption):
-    """What a model that is asked is told."""
+    """What a model that is asked is told.
+
+    Attributes:
+        instructions: The paper's two instructions, or those of the released code, whose low-level one is for
+            Q-Instruct.
+        ask: What to ask for.
+        max_new_tokens: The most tokens of an answer.
+    """
 
     instructions: Preset = "paper"
-    """The paper's two instructions, or those of the released code, whose low-level one is for Q-Instruct."""
     ask: Which = "both"
-    """What to ask for."""
     max_new_tokens: int = 200
-    """The most tokens of an answer."""
 
 
 @dataclass(frozen=True)
 class LlavaCommand(AskedModel):
-    """LLaVA in this process, with PyTorch: pip install "xpsr-jax[torch]"."""
+    """LLaVA in this process, with PyTorch: pip install "xpsr-jax[torch]".
+
+    Attributes:
+        model: Folder, or name on the hub, of a LlavaForConditionalGeneration.
+        dtype: Number format; auto: bfloat16 or float16 on a GPU, float32 on a CPU.
+        device: cuda, cuda:1, mps, cpu.
+        template: How an instruction becomes a prompt: as the released code does for LLaVA 1.5, or by the model's chat
+            template.
+        batch_size: Images at once.
+    """
 
     model: str = llava.DEFAULT_MODEL
-    """Folder, or name on the hub, of a LlavaForConditionalGeneration."""
     dtype: llava.Dtype = "auto"
-    """Number format; auto: bfloat16 or float16 on a GPU, float32 on a CPU."""
     device: str = "auto"
-    """cuda, cuda:1, mps, cpu."""
     template: llava.Template = "released"
-    """How an instruction becomes a prompt: as the released code does for LLaVA 1.5, or by the model's chat template."""
     batch_size: int = 8
-    """Images at once."""
 
 
 @dataclass(frozen=True)
 class ServerCommand(AskedModel):
-    """A model behind an OpenAI-compatible server: vLLM, SGLang, Ollama. The variable OPENAI_API_KEY is its key."""
+    """A model behind an OpenAI-compatible server: vLLM, SGLang, Ollama. The variable OPENAI_API_KEY is its key.
+
+    Attributes:
+        url: Address of the API.
+        model: Its name there (default: the only one there).
+        requests: In flight at once.
+        timeout: Seconds until an answer must be there in whole.
+        retries: Further tries while the server is busy, silent or broken: at once, after 1, 2, 4 ... and then every 60
+            s.
+        wait: Seconds to wait, before the first request, for a server that is starting.
+    """
 
     url: str = "http://localhost:8000/v1"
-    """Address of the API."""
     model: str | None = None
-    """Its name there (default: the only one there)."""
     requests: int = 64
-    """In flight at once."""
     timeout: float = 120.0
-    """Seconds until an answer must be there in whole."""
     retries: int = 10
-    """Further tries while the server is busy, silent or broken: at once, after 1, 2, 4 ... and then every 60 s."""
     wait: float = 600.0
-    """Seconds to wait, before the first request, for a server that is starting."""
 
 
 @dataclass(frozen=True)
 class MeasuredCommand(ImagesToCaption):
-    """Low-level captions from measurements, without a model; high-level ones from --high or --rest, or empty."""
+    """Low-level captions from measurements, without a model; high-level ones from --high or --rest, or empty.
+
+    Attributes:
+        high: High-level caption of all these images.
+        workers: Threads.
+    """
 
     high: str = ""
-    """High-level caption of all these images."""
     workers: int = os.cpu_count() or 1
-    """Threads."""
 
 
 @dataclass(frozen=True)
 class MergeCommand:
-    """Puts files of captions together, such as those of shards. Of two lines for one image the later file's stands."""
+    """Puts files of captions together, such as those of shards. Of two lines for one image the later file's stands.
+
+    Attributes:
+        files: Files of captions.
+        output: File to write.
+    """
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE...")]
-    """Files of captions."""
     output: File
-    """File to write."""
 
 
 @dataclass(frozen=True)
 class ReportCommand:
-    """One page with pictures and their captions, in one HTML file."""
+    """One page with pictures and their captions, in one HTML file.
+
+    Attributes:
+        captions: File of captions.
+        images: Folder that the image paths are relative to.
+        output: HTML file to write.
+        count: Images to show, spread evenly over the file.
+    """
 
     captions: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
-    """File of captions."""
     images: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    """Folder that the image paths are relative to."""
     output: File
-    """HTML file to write."""
     count: int = 200
-    """Images to show, spread evenly over the file."""
 
 
 @dataclass(frozen=True)
 class PairsCommand:
-    """Captions of a folder of ready-made pairs into its text files: dataset_0/highlevel_prompt/a.txt and so on."""
+    """Captions of a folder of ready-made pairs into its text files: dataset_0/highlevel_prompt/a.txt and so on.
+
+    Attributes:
+        captions: File of captions, of images such as dataset_0/LR/a.png.
+        pairs: Folder of the pairs.
+    """
 
     captions: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
-    """File of captions, of images such as dataset_0/LR/a.png."""
     pairs: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    """Folder of the pairs."""
 
 
 CaptionCommand = (

@@ -22,27 +22,34 @@ from xpsr_jax.errors import UserError
 
 @dataclass(frozen=True)
 class Arguments:
+    """The command line.
+
+    Attributes:
+        sources: Folders and files to convert, later ones first choice.
+        output: Folder to write. It appears when it is complete.
+        to: torch: safetensors, which PyTorch and this package read. orbax: for restoring straight onto many devices.
+        dtype: Type of the weights; same: as they are, bit for bit.
+        variant: Read files such as model.fp16.safetensors: --variant fp16. Of a component that has none, the plain
+            files.
+        ema: Take the averaged UNet of a single file that has it beside the trained one.
+        average: Of a checkpoint of train.py take the moving average of what trained, if the run has one, as the run
+            itself does. --no-average: what trained.
+        shard_gb: Start another safetensors file above this size, in GB (10^9 bytes).
+        verify: Read everything again and compare every tensor, and what each network computes, before the folder
+            appears.
+        overwrite: Replace an existing model folder.
+    """
+
     sources: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE...")]
-    """Folders and files to convert, later ones first choice."""
     output: Path
-    """Folder to write. It appears when it is complete."""
     to: Literal["torch", "orbax"] = "torch"
-    """torch: safetensors, which PyTorch and this package read. orbax: for restoring straight onto many devices."""
     dtype: Literal["same", "float32", "float16", "bfloat16"] = "same"
-    """Type of the weights; same: as they are, bit for bit."""
     variant: str | None = None
-    """Read files such as model.fp16.safetensors: --variant fp16. Of a component that has none, the plain files."""
     ema: bool = False
-    """Take the averaged UNet of a single file that has it beside the trained one."""
     average: bool = True
-    """Of a checkpoint of train.py take the moving average of what trained, if the run has one, as the run itself does.
-    --no-average: what trained."""
     shard_gb: float | None = None
-    """Start another safetensors file above this size, in GB (10^9 bytes)."""
     verify: bool = False
-    """Read everything again and compare every tensor, and what each network computes, before the folder appears."""
     overwrite: bool = False
-    """Replace an existing model folder."""
 
 
 @command(

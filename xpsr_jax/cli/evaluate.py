@@ -33,26 +33,34 @@ from xpsr_jax.inference.manifest import sha256
 
 @dataclass(frozen=True)
 class Arguments:
+    """The command line.
+
+    Attributes:
+        restored: Folders of restored images, named as their originals; several are compared.
+        reference: Folder of originals, or of a set that has them in HR, test_HR or gt and its inputs in LR, test_LR or
+            lq.
+        lr: Folder of inputs, to be seen in the report (default: that of the set).
+        protocol: Whose way of measuring: which MANIQA, which border, which channels.
+        metrics: Which (default: those of the protocol that need no PyTorch; all: the protocol's).
+        set_name: Which of the paper's sets it is, for the reports' headings (default: by the folder's name).
+        beside: JSON with scores from elsewhere to stand beside, such as the paper's Table 1: {"SeeSR": {"psnr": 28.1,
+            ...}}.
+        output: Folder for report.html, report.md, scores of each method as JSON, and manifest.json.
+        json: The scores alone: {"mean": {...}, "images": {name: {...}}}; of several folders a file each,
+            FILE-NAME.json.
+        batch_size: Images at a time (default: by the devices).
+    """
+
     restored: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="DIR...")]
-    """Folders of restored images, named as their originals; several are compared."""
     reference: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    """Folder of originals, or of a set that has them in HR, test_HR or gt and its inputs in LR, test_LR or lq."""
     lr: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder of inputs, to be seen in the report (default: that of the set)."""
     protocol: Literal["xpsr", "seesr"] = "xpsr"
-    """Whose way of measuring: which MANIQA, which border, which channels."""
     metrics: tuple[MetricName | Literal["all"], ...] = ()
-    """Which (default: those of the protocol that need no PyTorch; all: the protocol's)."""
     set_name: Annotated[Literal["DIV2K-Val", "RealSR", "DRealSR", "none"] | None, tyro.conf.arg(name="set")] = None
-    """Which of the paper's sets it is, for the reports' headings (default: by the folder's name)."""
     beside: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """JSON with scores from elsewhere to stand beside, such as the paper's Table 1: {"SeeSR": {"psnr": 28.1, ...}}."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder for report.html, report.md, scores of each method as JSON, and manifest.json."""
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """The scores alone: {"mean": {...}, "images": {name: {...}}}; of several folders a file each, FILE-NAME.json."""
     batch_size: int | None = None
-    """Images at a time (default: by the devices)."""
 
 
 @command(

@@ -6,8 +6,8 @@ python -m xpsr_jax.preflight --config configs/xpsr.py --topology v5e:4x4
 import argparse
 from collections.abc import Sequence
 
+from xpsr_jax.cli.config_arguments import read_config
 from xpsr_jax.cli.run import command
-from xpsr_jax.config_arguments import read_config
 
 _EXAMPLES = """\
 examples:

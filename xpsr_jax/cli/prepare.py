@@ -30,82 +30,97 @@ _FREE = ("output", "workers", "on_error")
 
 @dataclass(frozen=True)
 class Photographs:
-    """What the work is about."""
+    """What the work is about.
+
+    Attributes:
+        input: Folder of photographs, at any depth; also ArrayRecord files, a TFDS dataset or ready-made pairs.
+        output: Folder to make; it must not exist, unless the same command made it.
+        captions: JSON lines of captions by image path (default: captions.jsonl in the folder).
+        lr_captions: The same of degraded versions of the photographs.
+        missing_captions: An image without a caption is an error, or has an empty one.
+        exclude: Names, paths or subfolders to leave out.
+        limit: The first so many images only.
+        minimum_pixels: Smaller photographs are left out and reported.
+        minimum_bytes: So are smaller files; the released training set's limit is 102400, of PNG files.
+        on_error: An image that cannot be read is left out and reported, and the exit code is 1; or it ends the work.
+        workers: Processes.
+    """
 
     input: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INPUT")]
-    """Folder of photographs, at any depth; also ArrayRecord files, a TFDS dataset or ready-made pairs."""
     output: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    """Folder to make; it must not exist, unless the same command made it."""
     captions: Path | None = None
-    """JSON lines of captions by image path (default: captions.jsonl in the folder)."""
     lr_captions: Path | None = None
-    """The same of degraded versions of the photographs."""
     missing_captions: Literal["error", "empty"] = "error"
-    """An image without a caption is an error, or has an empty one."""
     exclude: tuple[str, ...] = ()
-    """Names, paths or subfolders to leave out."""
     limit: int | None = None
-    """The first so many images only."""
     minimum_pixels: int = 384**2
-    """Smaller photographs are left out and reported."""
     minimum_bytes: int = 0
-    """So are smaller files; the released training set's limit is 102400, of PNG files."""
     on_error: Literal["skip", "stop"] = "skip"
-    """An image that cannot be read is left out and reported, and the exit code is 1; or it ends the work."""
     workers: int = os.cpu_count() or 1
-    """Processes."""
 
 
 @dataclass(frozen=True)
 class Records(Photographs):
-    """Photographs and captions into ArrayRecord files, with images as they are stored."""
+    """Photographs and captions into ArrayRecord files, with images as they are stored.
+
+    Attributes:
+        format: Plain ArrayRecord files, or a TFDS dataset of them.
+        images_per_file: Photographs in a file.
+    """
 
     format: RecordFormat = "array_record"
-    """Plain ArrayRecord files, or a TFDS dataset of them."""
     images_per_file: int = 1000
-    """Photographs in a file."""
 
 
 @dataclass(frozen=True)
 class Pairs(Photographs):
-    """Ready-made pairs in the layout of the released training set, dataset_0/HR/..., dataset_0/LR/..."""
+    """Ready-made pairs in the layout of the released training set, dataset_0/HR/..., dataset_0/LR/...
+
+    Attributes:
+        rounds: How often each photograph is degraded, each time another crop of it: one dataset_* folder each.
+        crop_size: Side of HR, and of the enlarged LR, in pixels.
+        degradation: The released training set's, or the milder one.
+        low_captions: Low-level captions are written from the degradation that was drawn, or are those of the files.
+    """
 
     rounds: int = 10
-    """How often each photograph is degraded, each time another crop of it: one dataset_* folder each."""
     crop_size: int = 512
-    """Side of HR, and of the enlarged LR, in pixels."""
     degradation: Literal["xpsr", "mild"] = "xpsr"
-    """The released training set's, or the milder one."""
     low_captions: Literal["drawn", "file"] = "drawn"
-    """Low-level captions are written from the degradation that was drawn, or are those of the files."""
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Validation(Photographs):
-    """Pairs to evaluate on: HR of 512 and LR of 128 pixels; of DIV2K's 100 validation images 3000."""
+    """Pairs to evaluate on: HR of 512 and LR of 128 pixels; of DIV2K's 100 validation images 3000.
+
+    Attributes:
+        crops: Pairs of each photograph.
+        crop_size: Side of HR in pixels; LR's is a quarter.
+        degradation: The released training set's, or the milder one.
+    """
 
     crops: int = 30
-    """Pairs of each photograph."""
     crop_size: int = 512
-    """Side of HR in pixels; LR's is a quarter."""
     degradation: Literal["xpsr", "mild"] = "xpsr"
-    """The released training set's, or the milder one."""
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Text embeddings of all captions, so that training needs no text encoder (data.embeddings)."""
+    """Text embeddings of all captions, so that training needs no text encoder (data.embeddings).
+
+    Attributes:
+        input: Files of captions (.jsonl), and whatever holds photographs with captions.
+        output: Folder to make; it must not exist.
+        model: Model folder with text_encoder/, and tokenizer/ unless it is CLIP's own: the base of the training.
+        dtype: Of a caption 236 KB or half of it, at CLIP's size.
+    """
 
     input: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INPUT...")]
-    """Files of captions (.jsonl), and whatever holds photographs with captions."""
     output: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    """Folder to make; it must not exist."""
     model: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    """Model folder with text_encoder/, and tokenizer/ unless it is CLIP's own: the base of the training."""
     dtype: Literal["float32", "float16"] = "float32"
-    """Of a caption 236 KB or half of it, at CLIP's size."""
 
 
 Command = (

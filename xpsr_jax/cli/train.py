@@ -5,9 +5,9 @@ import sys
 import typing
 from collections.abc import Sequence
 
+from xpsr_jax.cli.config_arguments import read_config
 from xpsr_jax.cli.run import INTERRUPTED, command
 from xpsr_jax.config import ProcessMode
-from xpsr_jax.config_arguments import read_config
 
 _EXAMPLES = """\
 configs:

@@ -25,7 +25,8 @@ class BlurConfig:
         13) or pi/5 to pi.
       shape_weights: of iso, aniso, generalized_iso, generalized_aniso, plateau_iso, plateau_aniso.
       sigma: of the Gaussians in pixels, uniform.
-      generalized_beta, plateau_beta: exponents; half the time uniform below 1 and half above.
+      generalized_beta: exponent of the generalized shapes; half the time uniform below 1 and half above.
+      plateau_beta: the same of the plateau shapes.
     """
 
     probability: float = 1.0
@@ -50,7 +51,8 @@ class StageConfig:
       gaussian_sigma: standard deviation, in 255ths.
       poisson_scale: what the image's own Poisson noise is multiplied by.
       gray_probability: of noise that is the same in all three channels.
-      jpeg_probability, jpeg_quality: of JPEG compression at all, and its quality.
+      jpeg_probability: of JPEG compression at all.
+      jpeg_quality: of that compression, uniform.
     """
 
     blur: BlurConfig = BlurConfig()
@@ -73,8 +75,10 @@ class DegradationConfig:
     Attributes:
       upscale: HR size over LR size.
       sharpen: unsharp-mask the HR image first. The sharpened image is both what is degraded and the target.
-      first, second: the two rounds. The second one's scale is relative to the LR size.
-      sinc_probability, sinc_sizes: of the last sinc filter, and its widths; the cutoff is uniform from pi/3 to pi.
+      first: the first round.
+      second: the second round. Its scale is relative to the LR size.
+      sinc_probability: of the last sinc filter; its cutoff is uniform from pi/3 to pi.
+      sinc_sizes: its widths in pixels, all equally likely.
       final_modes: of the resize to the LR size.
       jpeg_last_probability: of compressing after that resize and the sinc filter, not before.
     """
@@ -141,7 +145,8 @@ class DataConfig:
       clean_input_probability: of `lr` being the HR image itself, with a low-level caption of its good quality (method
         §6).
       caption_dropout: of replacing both captions by "".
-      high_dropout, low_dropout: of replacing the one by "".
+      high_dropout: of replacing the high-level caption by "".
+      low_dropout: of replacing the low-level caption by "".
       high_caption_from: the caption of the HR image or of its degraded version; where there is only one, that one.
       low_caption_from: "drawn" describes the degradation that was drawn; "file", and "drawn" for a ready-made pair,
         takes the caption of the degraded image (for want of it, of the photograph).

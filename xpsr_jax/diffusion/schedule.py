@@ -44,7 +44,8 @@ class Schedule:
 
     Attributes:
         num_train_timesteps: T; timesteps are 0 .. T-1.
-        beta_start, beta_end: variances added at the first and at the last timestep.
+        beta_start: variance added at the first timestep.
+        beta_end: variance added at the last timestep.
         beta_schedule: "scaled_linear" (square roots evenly spaced) or "linear".
         prediction_type: what the network predicts: the noise ("epsilon"), the velocity ("v_prediction") or the clean
             latents ("sample").

@@ -49,9 +49,13 @@ class Manifest:
             return f"the two cannot be compared: {error}"
         return None
 
+    def settings(self, output: Path) -> dict[str, Any]:
+        """The settings by which the output was made, as JSON. There must be a line for it: see `why_foreign`."""
+        return self._lines[self._name(output)].get("settings", {})
+
     def differences(self, output: Path, settings: Mapping[str, Any]) -> list[str]:
         """How the settings by which the output was made differ from these, a text for each."""
-        before, now = self._lines[self._name(output)].get("settings", {}), as_json(settings)
+        before, now = self.settings(output), as_json(settings)
         names = [name for name in now | before if before.get(name) != now.get(name)]
         return [f"{name}: was {before.get(name)!r}, is {now.get(name)!r}" for name in names]
 

@@ -79,12 +79,12 @@ def restore(
         restored = restorer([images[i] for i in batch], [captions[i] for i in batch], seed=seed)
         for i, result in zip(batch, restored, strict=True):
             if result is None:
-                raise UserError(not_a_number(names[i]))
+                raise UserError(not_finite(names[i]))
             results[i] = result
     return [results[i] for i in range(len(images))]
 
 
-def not_a_number(name: str) -> str:
+def not_finite(name: str) -> str:
     """What to say of an image that came out as NaN or infinite."""
     return f"{name}: the networks computed NaN or infinity; try float32, lower scales, or other weights"
 

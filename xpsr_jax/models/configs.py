@@ -116,8 +116,10 @@ class EncoderConfig:
         misnomer), unless `num_attention_heads` is given.
       num_attention_heads: the same under its right name, which some files have.
       transformer_layers_per_block: transformer layers at each attention site.
-      norm_num_groups, norm_eps: of the group norms.
-      flip_sin_to_cos, freq_shift: of the timesteps' sinusoidal embedding, see `layers.timestep_embedding`.
+      norm_num_groups: groups of the group norms.
+      norm_eps: epsilon of the group norms.
+      flip_sin_to_cos: of the timesteps' sinusoidal embedding, see `layers.timestep_embedding`.
+      freq_shift: of the same embedding.
       downsample_padding: of the strided convolutions, in pixels on each side.
       use_linear_projection: linear layers, not 1x1 convolutions, lead into and out of the transformers.
       upcast_attention: scores and softmax in float32. It has no effect, because here they are so in any case; None is
@@ -247,10 +249,12 @@ class AutoencoderConfig:
     """Fields of diffusers' AutoencoderKL config.json, with Stable Diffusion 1.5's values.
 
     Attributes:
-      in_channels, out_channels: of images.
+      in_channels: of the images that are encoded.
+      out_channels: of the images that are decoded.
       latent_channels: of latents.
       block_out_channels: widths, one a level; each level after the first works at half the size of the one before.
-      down_block_types, up_block_types: one a level; only the ones that stand here are supported.
+      down_block_types: one a level; only the ones that stand here are supported.
+      up_block_types: the same.
       layers_per_block: resnets a level of the encoder; the decoder has one more.
       norm_num_groups: of the group norms.
       sample_size: side of the images in training, in pixels; nothing depends on it.

@@ -4,9 +4,7 @@ import dataclasses
 import functools
 import os
 import shutil
-import types
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +24,10 @@ from xpsr_jax.models.layers import Compute
 from xpsr_jax.models.text_encoder import TextEncoder
 from xpsr_jax.models.unet import UNet
 from xpsr_jax.weights.networks import CONTROLNET, NETWORKS, UNET, load_network, parse_config, save_network
+from xpsr_jax.weights.sampling_defaults import INDEX, load_defaults
 from xpsr_jax.weights.sources import SUBFOLDERS, lacking_variant, merge, open_source, require
 from xpsr_jax.weights.tensors import together
 
-INDEX = "model_index.json"
 _CLASSES = {network.subfolder: network.torch_class for network in NETWORKS.values()} | {
     "tokenizer": ("transformers", "CLIPTokenizer"),
     "scheduler": ("diffusers", "DDPMScheduler"),
@@ -227,30 +225,6 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     tokenizer.backend_tokenizer.model.save(str(folder))
 
 
-def load_defaults(folders: Sequence[Path]) -> tuple[Sampling, str]:
-    """Sampling settings and note of the last folder whose model_index.json has them; else the preset "paper", no note.
-
-    Raises UserError for settings that do not exist, or have values that they cannot have.
-    """
-    for file in [folder / INDEX for folder in reversed(folders)]:
-        block = read_json(file).get("xpsr_jax") if file.exists() else None
-        if block is None:
-            continue
-        settings = block.get("sampling", {})
-        hints = typing.get_type_hints(Sampling)
-        if unknown := settings.keys() - hints.keys():
-            raise UserError(f"{file}: no sampling settings {', '.join(sorted(unknown))}; known: {', '.join(hints)}")
-        if wrong := [f"{name}={value!r}" for name, value in settings.items() if not _fits(value, hints[name])]:
-            raise UserError(f"{file}: sampling settings cannot be {', '.join(wrong)}")
-        # JSON has lists for tuples.
-        settings = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
-        try:
-            return Sampling(**settings), str(block.get("note", ""))
-        except UserError as error:
-            raise UserError(f"{file}: {error}") from error
-    return PAPER, ""
-
-
 def write_index(folder: Path, defaults: Sampling | None, note: str) -> None:
     """Writes model_index.json for the components that the folder has.
 
@@ -270,15 +244,3 @@ def copy_folder(source: Path, target: Path) -> None:
         shutil.copytree(source, target, copy_function=shutil.copyfile)
     except (OSError, shutil.Error) as error:
         raise UserError(f"{source} cannot be copied to {target}: {error}") from error
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a JSON value is one of a simple type, a Literal, a tuple of fixed length or a union of them."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return any(_fits(value, each) for each in typing.get_args(hint))
-    if typing.get_origin(hint) is typing.Literal:
-        return value in typing.get_args(hint)
-    if typing.get_origin(hint) is tuple:
-        kinds = typing.get_args(hint)
-        return isinstance(value, list) and len(value) == len(kinds) and all(map(_fits, value, kinds))
-    return isinstance(value, (int, float) if hint is float else hint) and (hint is bool or not isinstance(value, bool))

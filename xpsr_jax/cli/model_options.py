@@ -1,0 +1,52 @@
+"""Which model a command uses, and how it computes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from xpsr_jax.assets import TINY_MODEL
+
+if TYPE_CHECKING:
+    from xpsr_jax.weights.model_folder import Model
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The model.
+
+    Attributes:
+        model: Model folder, or single file of Stable Diffusion. Of several, a later one's components are taken first:
+            Stable Diffusion 1.5's, then XPSR's.
+        variant: Variant of the weight files, such as fp16 for model.fp16.safetensors.
+        dtype: Number format of weights and computation.
+    """
+
+    model: Annotated[
+        tuple[Path, ...],
+        tyro.conf.arg(metavar="DIR...", help_behavior_hint="(default: the one that ships with the package)"),
+    ] = ()
+    variant: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: the plain files)")] = (
+        None
+    )
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where the model is: the one that ships with the package unless another is named."""
+        return self.model or (TINY_MODEL,)
+
+    def load(self) -> "Model":
+        """The model, ready for inference alone, after a line that says which it is. Raises UserError."""
+        import jax.numpy as jnp
+
+        import xpsr_jax
+        from xpsr_jax.inference.compilation import with_fast_convolutions
+
+        loaded = xpsr_jax.load(*self.folders, dtype=jnp.dtype(self.dtype), variant=self.variant)
+        model = with_fast_convolutions(loaded)
+        print(f"Model: {', '.join(map(str, self.folders))}. {model.note}")
+        if not self.model:
+            print("This is the model that ships with the package: it is small and knows 42 photographs.")
+        return model

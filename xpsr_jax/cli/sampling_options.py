@@ -1,0 +1,55 @@
+"""The fields of `config.Sampling` as options of a command, with the values of a model or a preset as defaults."""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from xpsr_jax.assets import TINY_MODEL
+from xpsr_jax.config import SAMPLING_PRESETS, Sampling
+from xpsr_jax.inference.settings import choose_sampling
+from xpsr_jax.weights.sampling_defaults import load_defaults
+
+
+@dataclass(frozen=True)
+class SamplingOptions(Sampling):
+    """How images are restored. The defaults shown are those of the model and the preset that are named.
+
+    A sampler that is named comes without the settings of another one.
+    """
+
+    # Short names that these flags have besides their fields' names.
+    positive_words: Annotated[str, tyro.conf.arg(aliases=["--positive"])] = Sampling.positive_words
+    negative_high: Annotated[str, tyro.conf.arg(aliases=["--negative"])] = Sampling.negative_high
+    tile_size: Annotated[int, tyro.conf.arg(aliases=["--tile"])] = Sampling.tile_size
+    vae_tile_size: Annotated[int, tyro.conf.arg(aliases=["--vae-tile"])] = Sampling.vae_tile_size
+
+    def chosen(self) -> Sampling:
+        """The settings by themselves."""
+        return Sampling(**dataclasses.asdict(self))
+
+
+def default_options(words: Sequence[str]) -> SamplingOptions:
+    """What holds where a command line says nothing else: its preset's settings, or else its model's own.
+
+    Args:
+        words: the command line, of which only --model, --preset and --sampler are looked at here.
+
+    Raises UserError if the settings in a model folder cannot be read.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--model", nargs="*", type=Path)
+    parser.add_argument("--preset")
+    parser.add_argument("--sampler")
+    try:
+        named, _ = parser.parse_known_args(list(words))
+    except argparse.ArgumentError:  # tyro says what is wrong
+        named = argparse.Namespace(model=None, preset=None, sampler=None)
+    defaults, _ = load_defaults(named.model or [TINY_MODEL])
+    preset = named.preset if named.preset in SAMPLING_PRESETS else None
+    chosen = choose_sampling(defaults, preset, sampler=named.sampler)
+    return SamplingOptions(**dataclasses.asdict(chosen))

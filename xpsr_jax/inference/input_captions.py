@@ -1,0 +1,29 @@
+"""Which captions a file has for which input."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from xpsr_jax.data.captions import Caption, read_captions
+from xpsr_jax.images.listing import Input
+
+
+def find_captions(inputs: Sequence[Input], file: Path | None) -> list[Caption | None]:
+    """Each input's captions, None where the file has none for it.
+
+    They are looked up by the input's path relative to the file, a link's own path first, or else by its path within
+    the folder where it was found.
+
+    Args:
+        file: JSON lines; None: there are no captions.
+
+    Raises UserError if the file cannot be read.
+    """
+    if file is None:
+        return [None] * len(inputs)
+    known, base = read_captions(file), file.resolve().parent
+    found = []
+    for each in inputs:
+        places = (each.path.absolute(), each.path.resolve())
+        names = [place.relative_to(base) for place in places if place.is_relative_to(base)]
+        found.append(next((known[name.as_posix()] for name in (*names, each.name) if name.as_posix() in known), None))
+    return found

@@ -1,0 +1,294 @@
+"""Restores a list of image files as a policy says, and goes on where it was stopped."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from xpsr_jax.data.captions import Caption
+from xpsr_jax.errors import UserError
+from xpsr_jax.images.picture import Picture
+from xpsr_jax.images.reading import read_picture
+from xpsr_jax.images.writing import Format
+from xpsr_jax.inference.compare import write_comparison
+from xpsr_jax.inference.files import checked_size, not_written, write_restored
+from xpsr_jax.inference.manifest import Manifest
+from xpsr_jax.inference.restore import Restorer, not_finite
+
+Describe = Callable[[UInt8[np.ndarray, "h w 3"]], Caption]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One file to restore.
+
+    Attributes:
+        source: the image.
+        output: where its result goes.
+        caption: its captions; None: a `Describe` function writes them from its pixels when it is restored.
+        name: what to call it on a page.
+    """
+
+    source: Path
+    output: Path
+    caption: Caption | None
+    name: str
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How files are restored and written.
+
+    Attributes:
+        max_pixels: larger images are refused, and those that would be larger when restored.
+        seed: of the noise.
+        format: of the results.
+        quality: of JPEG and WebP, 1 to 100.
+        skip_errors: go on after an image that cannot be read, restored or written. Otherwise it ends the work, after
+            the rest of its batch is written.
+    """
+
+    max_pixels: int
+    seed: int = 0
+    format: Format = "png"
+    quality: int = 95
+    skip_errors: bool = False
+
+
+class Progress(NamedTuple):
+    """How far the work is.
+
+    Attributes:
+        done: sampling steps of all images so far; those of images that were passed over count as done.
+        total: sampling steps of all images.
+        at: the first image of the batch at hand.
+    """
+
+    done: int
+    total: int
+    at: Task
+
+
+class Restored(NamedTuple):
+    """An image was restored and its file written.
+
+    Attributes:
+        seconds: its share of the time that its batch took.
+    """
+
+    task: Task
+    seconds: float
+
+
+class Failed(NamedTuple):
+    """An image could not be read, restored or written.
+
+    Attributes:
+        message: one line, which names the image.
+    """
+
+    task: Task
+    message: str
+
+
+def restore_files(
+    restorer: Restorer,
+    tasks: Sequence[Task],
+    policy: Policy,
+    *,
+    describe: Describe | None = None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    when_complete: Callable[[Task, Caption, float, Path], None] = lambda task, caption, seconds, complete: None,
+) -> Iterator[Restored | Failed]:
+    """Restores files in batches of one size, and yields what became of each as soon as it is known.
+
+    All sizes are read before the first image is restored.
+
+    Args:
+        describe: writes the captions of tasks that have none.
+        on_progress: called before each batch and after some steps of it. What it raises ends the work.
+        when_complete: called with a task, its captions, its seconds and its complete file, before the file gets its
+            name.
+
+    Raises:
+        UserError: unless `policy.skip_errors`, what is wrong with the first image that fails; in any case a full or
+            broken disk.
+    """
+
+    def failed(task: Task, message: str) -> Failed:
+        if not policy.skip_errors:
+            raise UserError(message)
+        return Failed(task, message)
+
+    sizes: list[tuple[int, int]] = []
+    planned: list[Task] = []
+    for task in tasks:
+        try:
+            sizes.append(checked_size(restorer, task.source, policy.max_pixels, policy.format))
+            planned.append(task)
+        except UserError as error:
+            yield failed(task, str(error))
+    done, total = 0, len(planned) * restorer.steps
+    for indices in restorer.plan(sizes):
+        batch = [planned[i] for i in indices]
+        on_progress(Progress(done, total, batch[0]))
+        pictures: dict[Task, Picture] = {}
+        for task in batch:
+            try:
+                pictures[task] = read_picture(task.source, max_pixels=policy.max_pixels)
+            except UserError as error:
+                done += restorer.steps
+                yield failed(task, str(error))
+        if not pictures:
+            continue
+        captions = [_caption(task, picture, describe) for task, picture in pictures.items()]
+
+        def advance(steps: int, batch: Sequence[Task] = list(pictures)) -> None:
+            nonlocal done
+            done += len(batch) * steps
+            on_progress(Progress(done, total, batch[0]))
+
+        begin = time.perf_counter()
+        images = [picture.rgb for picture in pictures.values()]
+        results = restorer(images, captions, seed=policy.seed, on_steps=advance)
+        seconds = (time.perf_counter() - begin) / len(pictures)
+        wrong: dict[Task, str] = {}
+        for (task, picture), caption, rgb in zip(pictures.items(), captions, results, strict=True):
+            if rgb is None:
+                wrong[task] = not_finite(str(task.source))
+                continue
+            try:
+                write_restored(
+                    task.output,
+                    picture,
+                    rgb,
+                    upscale=restorer.sampling.upscale,
+                    format=policy.format,
+                    quality=policy.quality,
+                    when_complete=functools.partial(when_complete, task, caption, seconds),
+                )
+            except UserError as error:
+                wrong[task] = not_written(task.source, error, policy.format)
+            else:
+                yield Restored(task, seconds)
+        # Now that the rest of the batch is written.
+        for task, message in wrong.items():
+            yield failed(task, message)
+
+
+class FolderJob:
+    """Restores files into one folder, whose restored.jsonl says what is done already.
+
+    Attributes:
+        done: tasks whose results are there already, as the same work would make them.
+        todo: the other tasks.
+        failed: tasks that failed in `run`.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        folder: Path,
+        policy: Policy,
+        settings: Mapping[str, Any],
+        *,
+        describe: Describe | None = None,
+        overwrite: bool = False,
+        changed: float = 0.0,
+    ) -> None:
+        """Finds out what is done. The model is not needed for it.
+
+        Args:
+            settings: all that decides the results besides the policy and the captions; for JSON.
+            describe: writes the captions of tasks that have none.
+            overwrite: make anew what is there for other reasons or of other settings.
+            changed: time of the model's last change; what is older is overwritten, if anything is.
+
+        Raises UserError if something there was not made of its input or not with these settings, unless `overwrite`.
+        """
+        self._tasks, self._policy, self._describe = tasks, policy, describe
+        self._manifest = Manifest(folder)
+        self._settings = dict(settings) | {"seed": policy.seed, "format": policy.format}
+        if policy.format in ("jpeg", "webp"):
+            self._settings["quality"] = policy.quality
+        self.failed: list[Task] = []
+        self.done = self._made_of_these_inputs(overwrite)
+        different = {task: found for task in self.done if (found := self._differences(task))}
+        if overwrite:
+            self.done = [t for t in self.done if t not in different and t.output.stat().st_mtime > changed]
+        elif different:
+            task, found = next(iter(different.items()))
+            raise UserError(
+                f"{task.output} exists already, made with other settings ({'; '.join(found)}): choose another "
+                "--output, or --overwrite"
+            )
+        self.todo = [task for task in tasks if task not in set(self.done)]
+
+    def run(
+        self, restorer: Restorer, *, on_progress: Callable[[Progress], None] = lambda progress: None
+    ) -> Iterator[Restored | Failed]:
+        """Restores what is not done: see `restore_files`. Each result has a line in restored.jsonl."""
+
+        def add(task: Task, caption: Caption, seconds: float, complete: Path) -> None:
+            settings = self._settings_of(task, caption)
+            self._manifest.add(task.output, complete, source=task.source, settings=settings, seconds=seconds)
+
+        events = restore_files(
+            restorer, self.todo, self._policy, describe=self._describe, on_progress=on_progress, when_complete=add
+        )
+        for event in events:
+            if isinstance(event, Failed):
+                self.failed.append(event.task)
+            yield event
+
+    def compare(self, page: Path) -> int:
+        """Writes a web page that shows what did not fail before and after; returns how many images that are."""
+        read = functools.partial(read_picture, max_pixels=self._policy.max_pixels)
+        # What failed may have a result from before.
+        shown = [task for task in self._tasks if task not in self.failed and task.output.exists()]
+        write_comparison(page, ((task.name, read(task.source), read(task.output)) for task in shown))
+        return len(shown)
+
+    def _made_of_these_inputs(self, overwrite: bool) -> list[Task]:
+        existing = [task for task in self._tasks if task.output.exists()]
+        reasons = {task: self._manifest.why_foreign(task.output, task.source) for task in existing}
+        foreign = [(task.output, reason) for task, reason in reasons.items() if reason]
+        if foreign and not overwrite:
+            output, reason = foreign[0]
+            others = f"; {len(foreign) - 1} others likewise" if len(foreign) > 1 else ""
+            raise UserError(
+                f"{output} exists already, and was not made of this input ({reason}){others}: choose another "
+                "--output, or --overwrite"
+            )
+        return [task for task in existing if not reasons[task]]
+
+    def _differences(self, task: Task) -> list[str]:
+        before = self._manifest.settings(task.output)
+        caption = task.caption
+        if caption is None and before.get("captions") == "measured":
+            # Of the same picture the same would be written.
+            caption = Caption(before.get("high", ""), before.get("low", ""))
+        elif caption is None:
+            picture = read_picture(task.source, max_pixels=self._policy.max_pixels)
+            caption = _caption(task, picture, self._describe)
+        # Who wrote a caption makes no difference.
+        now = self._settings_of(task, caption) | {"captions": before.get("captions")}
+        return self._manifest.differences(task.output, now)
+
+    def _settings_of(self, task: Task, caption: Caption) -> dict[str, Any]:
+        by = {"captions": "measured"} if task.caption is None else {}
+        return self._settings | dataclasses.asdict(caption) | by
+
+
+def _caption(task: Task, picture: Picture, describe: Describe | None) -> Caption:
+    if task.caption is not None:
+        return task.caption
+    if describe is None:
+        raise ValueError("a task without captions needs a function that describes pictures")
+    return describe(picture.rgb)
