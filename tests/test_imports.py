@@ -1,7 +1,12 @@
 """Imports point one way: docs/architecture.md draws the floors. Imports within functions count like any others."""
 
+import re
+from pathlib import Path
+
 import grimp
 import pytest
+
+PICTURE = Path(__file__).parents[1] / "docs" / "images" / "architecture.svg"
 
 # From the top down. Modules of one line know nothing of each other.
 FLOORS = (
@@ -13,7 +18,6 @@ FLOORS = (
     {"inference"},
     {"weights"},
     {"sharding", "distributed"},
-    {"config_arguments"},
     {"config"},
     {"data"},
     {"models", "diffusion", "images"},
@@ -48,6 +52,13 @@ def upward(graph: grimp.ImportGraph) -> set[str]:
 def test_every_part_has_its_floor():
     parts = {name.removeprefix("xpsr_jax.") for name in imports().find_children("xpsr_jax")}
     assert parts == set().union(*FLOORS) and len(parts) == sum(map(len, FLOORS))
+
+
+def test_the_picture_shows_these_floors():
+    """A row's rooms stand at one height, and higher rows have smaller ones."""
+    rooms = re.findall(r'y="(\d+)"[^>]*monospace[^>]*>(\w+)<', PICTURE.read_text())
+    heights = sorted({int(y) for y, _ in rooms})
+    assert [{name for y, name in rooms if int(y) == height} for height in heights] == list(FLOORS)
 
 
 def test_imports_point_down():
