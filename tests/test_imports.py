@@ -21,7 +21,7 @@ FLOORS = (
     {"config"},
     {"data"},
     {"models", "diffusion", "images"},
-    {"json_files", "locks"},
+    {"serialisation", "json_files", "locks"},
     {"files"},
     {"errors", "assets"},
 )

@@ -52,11 +52,11 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else _escape(c) for c in text)
 
 
-def listed(items: Iterable[object], *, limit: int = 10) -> str:
+def listed(items: Iterable[object], *, separator: str = ", ", limit: int = 10) -> str:
     """The first `limit` items, then how many more there are: "a, b and 3 more"."""
     texts = [printable(item) for item in items]
     more = len(texts) - limit
-    return ", ".join(texts[:limit]) + (f" and {more} more" if more > 0 else "")
+    return separator.join(texts[:limit]) + (f" and {more} more" if more > 0 else "")
 
 
 def _escape(character: str) -> str:

@@ -87,7 +87,12 @@ def test_json_round_trip_and_defaults():
         ("thresholding", True),
         ("variance_type", "learned"),
         ("num_train_timesteps", 0),
+        ("num_train_timesteps", 10**9),
+        ("num_train_timesteps", "1000"),
         ("beta_end", 2.0),
+        ("beta_start", float("nan")),
+        ("prediction_type", 3),
+        ("clip_sample", "no"),
     ],
 )
 def test_what_is_not_supported_is_named(field, value):

@@ -5,9 +5,19 @@ import json
 import pytest
 
 from tests.models.golden import VECTORS
+from xpsr_jax.errors import UserError
 from xpsr_jax.models.configs import ControlNetConfig, UNetConfig
 from xpsr_jax.weights import rules
-from xpsr_jax.weights.networks import AUTOENCODER, CONTROLNET, TEXT_ENCODER, UNET, abstract, parameters, read_config
+from xpsr_jax.weights.networks import (
+    AUTOENCODER,
+    CONTROLNET,
+    TEXT_ENCODER,
+    UNET,
+    abstract,
+    parameters,
+    parse_config,
+    read_config,
+)
 
 STOCK = {
     "unet_odd_size": UNET,
@@ -36,6 +46,41 @@ def test_unsupported_values_are_all_named():
         UNetConfig.from_json(config)
     for part in ("class_embed_type='timestep'", "act_fn='gelu'", "colour='blue' (unknown key)"):
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("network", "changed", "problem"),
+    [
+        (UNET, {"layers_per_block": 10**9}, "layers_per_block must be from 1 to 32, not 1000000000"),
+        (UNET, {"layers_per_block": 10**30}, "layers_per_block must be a number of ordinary size"),
+        (UNET, {"layers_per_block": 32, "transformer_layers_per_block": 32}, "make more than 128 layers"),
+        (UNET, {"layers_per_block": [2, 2, 2, 1]}, r"layers_per_block must be a whole number, not \[2, 2, 2, 1\]"),
+        (UNET, {"transformer_layers_per_block": [[1]] * 4}, r"transformer_layers_per_block must be a whole number"),
+        (UNET, {"block_out_channels": [32] * 9}, "block_out_channels must have 1 to 8 entries, not 9"),
+        (UNET, {"block_out_channels": 3}, "block_out_channels must be a list, not 3"),
+        (UNET, {"up_block_types": ["UpBlock2D"]}, "up_block_types must have one entry a level"),
+        (CONTROLNET, {"attention_head_dim": [8, 8, 8, 0]}, r"attention_head_dim\[3\] must be from 1 to"),
+        (CONTROLNET, {"norm_eps": float("nan")}, "norm_eps must be a number of ordinary size, not NaN"),
+        (CONTROLNET, {"fusion": "sfb"}, 'fusion must be one of "sfa", "serial", "high", "low", not "sfb"'),
+        (CONTROLNET, {"down_block_types": [1] * 4}, r"down_block_types\[0\] must be a text"),
+        (AUTOENCODER, {"scaling_factor": -1}, "scaling_factor must be above 0, not -1"),
+        (AUTOENCODER, {"scaling_factor": None}, "scaling_factor must be a number, not null"),
+        (TEXT_ENCODER, {"num_hidden_layers": 0}, "num_hidden_layers must be from 1 to 64, not 0"),
+        (TEXT_ENCODER, {"hidden_act": ["gelu"]}, 'hidden_act must be "quick_gelu" or "gelu"'),
+    ],
+)
+def test_values_that_make_no_network_are_named(network, changed, problem):
+    with pytest.raises(UserError, match=problem) as caught:
+        parse_config(network, network.config().to_json() | changed, "a/config.json")
+    assert str(caught.value).startswith("a/config.json: ") and "\n" not in str(caught.value)
+
+
+def test_a_list_of_equal_values_is_one_value():
+    """diffusers allows one value for all levels, or a list of one a level."""
+    lists = {"transformer_layers_per_block": [1] * 4, "layers_per_block": [2] * 4, "only_cross_attention": [False] * 4}
+    config = UNetConfig.from_json(UNetConfig().to_json() | lists | {"attention_head_dim": [8] * 4})
+    assert config == UNetConfig(attention_head_dim=(8,) * 4)
+    assert config.heads == UNetConfig().heads
 
 
 def test_stock_unet_is_said_by_one_key():

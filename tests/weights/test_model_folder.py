@@ -260,10 +260,16 @@ def test_broken_small_files(folder, tmp_path):
 @pytest.mark.parametrize(
     ("sampling", "message"),
     [
-        ({"stepz": 3}, "no sampling settings stepz; known: sampler, steps, spacing"),
-        ({"steps": "many", "start": "here", "upscale": 4}, "cannot be steps='many', start='here'"),
+        ({"stepz": 3}, r"model_index\.json: xpsr_jax: sampling\.stepz=3 is an unknown field"),
+        (
+            {"steps": "many", "start": "here", "upscale": 4},
+            r'sampling\.steps must be a whole number, not "many"; sampling\.start must be one of "lr"',
+        ),
         ({"steps": 0}, "steps must be at least 1"),
-        ({"guidance_interval": [0.5], "karras": 1}, r"cannot be guidance_interval=\[0.5\], karras=1"),
+        (
+            {"guidance_interval": [0.5], "karras": 1},
+            r"guidance_interval must be a list of 2 values, not \[0.5\]; sampling\.karras must be true or false",
+        ),
         ({"strength": 2}, "strength must be above 0 and at most 1"),
     ],
 )

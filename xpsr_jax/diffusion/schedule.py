@@ -4,16 +4,14 @@
 """
 
 import dataclasses
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from xpsr_jax.errors import UserError
+from xpsr_jax.serialisation import Range, check_fields, from_json
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 Spacing = Literal["leading", "trailing", "linspace"]
-
-_BETA_SCHEDULES = ("scaled_linear", "linear")
-_PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-_SPACINGS = ("leading", "trailing", "linspace")
 
 # What diffusers' classes take for a missing `timestep_spacing`. Any other class must state it.
 _CLASSES: dict[str, Spacing] = {
@@ -58,48 +56,44 @@ class Schedule:
             diffusion.
     """
 
-    num_train_timesteps: int = 1000
+    num_train_timesteps: Annotated[int, Range(1, 100_000)] = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.012
     beta_schedule: Literal["scaled_linear", "linear"] = "scaled_linear"
     prediction_type: PredictionType = "epsilon"
     rescale_betas_zero_snr: bool = False
     timestep_spacing: Spacing = "leading"
-    steps_offset: int = 1
+    steps_offset: Annotated[int, Range(0, 100_000)] = 1
     set_alpha_to_one: bool = False
     clip_sample: bool = False
-    clip_sample_range: float = 1.0
+    clip_sample_range: Annotated[float, Range(0, above=True)] = 1.0
 
     def __post_init__(self) -> None:
-        for field, known in (
-            ("beta_schedule", _BETA_SCHEDULES),
-            ("prediction_type", _PREDICTION_TYPES),
-            ("timestep_spacing", _SPACINGS),
-        ):
-            value = getattr(self, field)
-            if value not in known:
-                raise UserError(f'schedule: {field} "{value}" is not supported; it may be {", ".join(known)}')
-        if self.num_train_timesteps < 1:
-            raise UserError(f"schedule: num_train_timesteps must be at least 1, not {self.num_train_timesteps}")
+        check_fields(self)
         if not 0 < self.beta_start <= self.beta_end < 1:
-            raise UserError(f"schedule: need 0 < beta_start <= beta_end < 1, not {self.beta_start} and {self.beta_end}")
+            raise UserError(f"need 0 < beta_start <= beta_end < 1, not {self.beta_start} and {self.beta_end}")
 
     @classmethod
-    def from_json(cls, config: dict[str, Any]) -> "Schedule":
+    def from_json(cls, config: Mapping[str, Any], where: object = "schedule") -> "Schedule":
         """Reads a `scheduler_config.json`. Only the noising matters, which is the same for every class.
 
         What it says of a sampler (its order, Karras' noise levels) is passed over: settings choose the sampler. A
-        missing field has the value that diffusers gives it. Values that describe another process than ours raise
-        `UserError`.
+        missing field has the value that diffusers gives it.
+
+        Args:
+          where: it was read, for messages.
+
+        Raises:
+          UserError: a value is wrong, or describes another process than ours.
         """
         name = config.get("_class_name", "DDPMScheduler")
-        if name not in _CLASSES and "timestep_spacing" not in config:
-            raise UserError(
-                f"schedule: {name} without timestep_spacing is ambiguous; add that field to scheduler_config.json"
-            )
+        # A class that is not a text is as one that is unknown.
+        name = name if isinstance(name, str) else repr(name)
+        if name not in _CLASSES and config.get("timestep_spacing") is None:
+            raise UserError(f"{where}: {name} without timestep_spacing is ambiguous; add that field")
         for field, harmless in _UNSUPPORTED.items():
             if config.get(field) not in (*harmless, None):
-                raise UserError(f"schedule: {field}={config[field]!r} is not supported; it may be {harmless[0]!r}")
+                raise UserError(f"{where}: {field}={config[field]!r} is not supported; it may be {harmless[0]!r}")
         # What diffusers' classes take for a missing field is not what Stable Diffusion's files say. PNDM cannot clip.
         absent = {
             "beta_start": 0.0001,
@@ -111,7 +105,8 @@ class Schedule:
             "clip_sample": name in ("DDPMScheduler", "DDIMScheduler"),
         }
         known = {field.name for field in dataclasses.fields(cls)}
-        return cls(**absent | {key: value for key, value in config.items() if key in known})
+        said = {key: value for key, value in config.items() if key in known and value is not None}
+        return from_json(cls, absent | said, where)
 
     def to_json(self) -> dict[str, Any]:
         """The `scheduler_config.json` from which diffusers and `from_json` make this schedule again."""

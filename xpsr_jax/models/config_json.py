@@ -4,7 +4,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from xpsr_jax.errors import listed
+from xpsr_jax.serialisation import Mismatch, structure
+
 T = TypeVar("T")
+
+# What diffusers takes as one value for all levels or as a list of one a level, and these networks have alike in all.
+_ONE_FOR_ALL = ("transformer_layers_per_block", "layers_per_block", "cross_attention_dim", "only_cross_attention")
 
 
 def read_config(
@@ -12,23 +18,33 @@ def read_config(
 ) -> T:
     """Makes the frozen dataclass `cls` of a config.json.
 
-    `fixed` lists the keys whose values the network does not vary, each with the values it accepts; keys in `ignored`,
-    and those that begin with "_", say nothing about the architecture. Raises ValueError naming every key that is
-    unknown or has a value that is not supported.
+    Args:
+      fixed: the keys whose values the network does not vary, each with the values it accepts.
+      ignored: keys that say nothing about the architecture, like those that begin with "_".
+
+    Raises:
+      ValueError: naming every key that is unknown, or has a value that is wrong or not supported.
     """
     names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     values, problems = {}, []
     for key, value in data.items():
+        if key in _ONE_FOR_ALL:
+            value = _one_for_all(value, data.get("block_out_channels"))
         if key in names:
-            values[key] = tuple(value) if isinstance(value, list) else value
+            values[key] = value
         elif key in fixed:
             if value not in fixed[key]:
                 problems.append(f"{key}={value!r} (supported: {', '.join(map(repr, fixed[key]))})")
         elif not key.startswith("_") and key not in ignored:
             problems.append(f"{key}={value!r} (unknown key)")
+    try:
+        config = structure(cls, values)
+    except Mismatch as mismatch:
+        problems += mismatch.problems
     if problems:
-        raise ValueError(f"{cls.__name__} cannot be made of this config.json: " + "; ".join(problems))
-    return cls(**values)
+        text = listed([problem[:300] for problem in problems], separator="; ")
+        raise ValueError(f"{cls.__name__} cannot be made of this config.json: {text}")
+    return config
 
 
 def write_config(config: Any, class_name: str, fixed: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
@@ -45,3 +61,9 @@ def per_level(value: int | tuple[int, ...], levels: int) -> tuple[int, ...]:
     if len(values) != levels:
         raise ValueError(f"expected {levels} values, one a level, got {values}")
     return values
+
+
+def _one_for_all(value: Any, levels: Any) -> Any:
+    """The value that all levels have; a list in which they differ stays one, and is refused as such."""
+    same = isinstance(value, list) and isinstance(levels, list) and len(value) == len(levels)
+    return value[0] if same and value and all(each == value[0] for each in value) else value

@@ -6,15 +6,26 @@ Nothing here imports JAX: command lines read these settings before they know whe
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from xpsr_jax.errors import UserError
 from xpsr_jax.models.config_json import per_level, read_config, write_config
+from xpsr_jax.serialisation import Length, Range, check_fields
 
 Kernel = Literal["auto", "plain", "chunked", "two_pass", "flash", "cudnn"]
 """A way to compute attention, see `attention.attention`."""
 
 Fusion = Literal["sfa", "serial", "high", "low"]
 """How a network attends to the two captions, see `ControlNetConfig`."""
+
+# Bounds of what a network may be. Beyond them are mistakes, and files that would keep one busy for ever.
+_Count = Annotated[int, Range(1, 32)]
+_Width = Annotated[int, Range(1, 2**17)]
+_Size = Annotated[int, Range(1, 2**20)]
+_Epsilon = Annotated[float, Range(0, 1, above=True)]
+_Widths = Annotated[tuple[_Width, ...], Length(1, 8)]
+_Names = Annotated[tuple[str, ...], Length(1, 8)]
+_MOST_LAYERS = 128
 
 # What UNets and ControlNets of diffusers may vary and these do not, with the values that are accepted.
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -126,26 +137,34 @@ class EncoderConfig:
         False, as some of Stable Diffusion 2's files have it.
     """
 
-    in_channels: int = 4
-    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    layers_per_block: int = 2
-    down_block_types: tuple[str, ...] = (
+    in_channels: _Width = 4
+    block_out_channels: _Widths = (320, 640, 1280, 1280)
+    layers_per_block: _Count = 2
+    down_block_types: _Names = (
         "CrossAttnDownBlock2D",
         "CrossAttnDownBlock2D",
         "CrossAttnDownBlock2D",
         "DownBlock2D",
     )
-    cross_attention_dim: int = 768
-    attention_head_dim: int | tuple[int, ...] = 8
-    num_attention_heads: int | tuple[int, ...] | None = None
-    transformer_layers_per_block: int = 1
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-5
+    cross_attention_dim: _Width = 768
+    attention_head_dim: _Width | tuple[_Width, ...] = 8
+    num_attention_heads: _Width | tuple[_Width, ...] | None = None
+    transformer_layers_per_block: _Count = 1
+    norm_num_groups: _Width = 32
+    norm_eps: _Epsilon = 1e-5
     flip_sin_to_cos: bool = True
     freq_shift: float = 0
-    downsample_padding: int = 1
+    downsample_padding: Annotated[int, Range(0, 1)] = 1
     use_linear_projection: bool = False
     upcast_attention: bool | None = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        levels = len(self.block_out_channels)
+        if len(self.down_block_types) != levels:
+            raise UserError(f"down_block_types must have {levels} entries, one a level of block_out_channels")
+        if levels * self.layers_per_block * self.transformer_layers_per_block > _MOST_LAYERS:
+            raise UserError(f"layers_per_block and transformer_layers_per_block make more than {_MOST_LAYERS} layers")
 
     @property
     def heads(self) -> tuple[int, ...]:
@@ -174,10 +193,15 @@ class UNetConfig(EncoderConfig):
       conditional_attention: False is the stock UNet.
     """
 
-    out_channels: int = 4
-    up_block_types: tuple[str, ...] = ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
-    sample_size: int | None = 64
+    out_channels: _Width = 4
+    up_block_types: _Names = ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
+    sample_size: _Size | tuple[_Size, _Size] | None = 64
     conditional_attention: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.up_block_types) != len(self.block_out_channels):
+            raise UserError("up_block_types must have one entry a level of block_out_channels")
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "UNetConfig":
@@ -186,9 +210,9 @@ class UNetConfig(EncoderConfig):
         Raises:
           ValueError: naming every value that is not supported.
         """
-        fixed = _FIXED_UNET | {
-            "up_use_lowlevel_prompt": ([False] * len(data.get("block_out_channels", cls.block_out_channels)),)
-        }
+        blocks = data.get("up_block_types", cls.up_block_types)
+        none = [False] * len(blocks) if isinstance(blocks, list | tuple) else None
+        fixed = _FIXED_UNET | {"up_use_lowlevel_prompt": (none,)}
         return read_config(cls, data, fixed)
 
     def to_json(self) -> dict[str, Any]:
@@ -213,8 +237,8 @@ class ControlNetConfig(EncoderConfig):
         alone.
     """
 
-    conditioning_channels: int = 3
-    conditioning_embedding_out_channels: tuple[int, ...] = (16, 32, 96, 256)
+    conditioning_channels: _Width = 3
+    conditioning_embedding_out_channels: _Widths = (16, 32, 96, 256)
     return_rgbs: bool = True
     use_latent_pred: bool = True
     use_rrdb: bool = False
@@ -261,18 +285,19 @@ class AutoencoderConfig:
       scaling_factor: the diffusion sees latents times this, so that their variance is about 1.
     """
 
-    in_channels: int = 3
-    out_channels: int = 3
-    latent_channels: int = 4
-    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
-    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",) * 4
-    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",) * 4
-    layers_per_block: int = 2
-    norm_num_groups: int = 32
-    sample_size: int = 512
-    scaling_factor: float = 0.18215
+    in_channels: _Width = 3
+    out_channels: _Width = 3
+    latent_channels: _Width = 4
+    block_out_channels: _Widths = (128, 256, 512, 512)
+    down_block_types: _Names = ("DownEncoderBlock2D",) * 4
+    up_block_types: _Names = ("UpDecoderBlock2D",) * 4
+    layers_per_block: _Count = 2
+    norm_num_groups: _Width = 32
+    sample_size: _Size | tuple[_Size, _Size] = 512
+    scaling_factor: Annotated[float, Range(0, above=True)] = 0.18215
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if set(self.down_block_types) != {"DownEncoderBlock2D"} or set(self.up_block_types) != {"UpDecoderBlock2D"}:
             raise ValueError("supported blocks: DownEncoderBlock2D and UpDecoderBlock2D")
         if not len(self.down_block_types) == len(self.up_block_types) == len(self.block_out_channels):
@@ -307,16 +332,17 @@ class TextEncoderConfig:
       layer_norm_eps: of the layer norms.
     """
 
-    vocab_size: int = 49408
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    max_position_embeddings: int = 77
+    vocab_size: _Size = 49408
+    hidden_size: _Width = 768
+    intermediate_size: _Width = 3072
+    num_hidden_layers: Annotated[int, Range(1, 64)] = 12
+    num_attention_heads: _Width = 12
+    max_position_embeddings: _Size = 77
     hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"
-    layer_norm_eps: float = 1e-5
+    layer_norm_eps: _Epsilon = 1e-5
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.hidden_act not in ("quick_gelu", "gelu"):
             raise ValueError(f"unsupported hidden_act {self.hidden_act!r}; supported: quick_gelu, gelu")
 

@@ -2,10 +2,7 @@
 
 import dataclasses
 import re
-import types
-import typing
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import grain
@@ -14,6 +11,7 @@ from xpsr_jax import distributed
 from xpsr_jax.config import Config
 from xpsr_jax.errors import UserError
 from xpsr_jax.json_files import as_json
+from xpsr_jax.serialisation import from_json
 from xpsr_jax.training.checkpoints import Checkpoints, Damaged
 from xpsr_jax.training.state import TrainState
 
@@ -101,34 +99,11 @@ def newest(
 
 
 def config_of(record: Mapping[str, Any]) -> Config:
-    """The config that a record was made of. Fields that exist no more are passed over."""
-    return _from_json(Config, record)
+    """The config that a record was made of. Fields that exist no more are ignored.
 
-
-def _from_json(kind: Any, value: Any) -> Any:
-    """A JSON value as the type hint says: dataclasses, tuples and paths, and what JSON has anyway."""
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        return kind(**{name: _from_json(hints[name], each) for name, each in value.items() if name in hints})
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        kinds = [each for each in typing.get_args(kind) if each is not type(None)]
-        return None if value is None else _from_json(_chosen(kinds, value), value)
-    if isinstance(value, list):
-        inner = [each for each in typing.get_args(kind) if each is not Ellipsis]
-        if len(inner) == len(value) and Ellipsis not in typing.get_args(kind):
-            return tuple(_from_json(each, item) for each, item in zip(inner, value, strict=True))
-        return tuple(_from_json(inner[0] if inner else Any, item) for item in value)
-    return Path(value) if kind is Path else value
-
-
-def _chosen(kinds: list[Any], value: Any) -> Any:
-    """Of a union the member that a value is of: the tuple for a list, and of several dataclasses the one that fits."""
-    if isinstance(value, list):
-        return next(kind for kind in kinds if typing.get_origin(kind) is tuple)
-    if isinstance(value, Mapping):
-        classes = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
-        return next(kind for kind in classes if {field.name for field in dataclasses.fields(kind)} >= set(value))
-    return next(kind for kind in kinds if typing.get_origin(kind) is not tuple)
+    Raises UserError naming the fields whose values are wrong.
+    """
+    return from_json(Config, record, "this run's settings", unknown="ignore")
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -196,7 +196,8 @@ def load_schedule(folder: Path | Schedule) -> Schedule:
     """The noise schedule of a `scheduler/` folder; a schedule is itself."""
     if isinstance(folder, Schedule):
         return folder
-    return Schedule.from_json(read_json(folder / "scheduler_config.json"))
+    file = folder / "scheduler_config.json"
+    return Schedule.from_json(read_json(file), file)
 
 
 def load_tokenizer(folder: Path) -> Any:
