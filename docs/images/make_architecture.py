@@ -30,7 +30,10 @@ FLOORS: tuple[tuple[str, dict[str, str]], ...] = (
             "images": "pictures in and out,|of any format",
         },
     ),
-    ("#e8e8e8", {"json_files": "JSON in and out", "locks": "one process at a time"}),
+    (
+        "#e8e8e8",
+        {"serialisation": "settings from JSON", "json_files": "JSON in and out", "locks": "one process at a time"},
+    ),
     ("#e8e8e8", {"files": "written whole or not at all"}),
     ("#e8e8e8", {"errors": "what a person can put right", "assets": "what ships besides code"}),
 )
