@@ -20,7 +20,7 @@ from xpsr_jax.caption.server import Server, served_model, server_captioner, wait
 from xpsr_jax.cli.caption import main
 from xpsr_jax.data.captions import Caption, read_captions
 from xpsr_jax.errors import UserError
-from xpsr_jax.images.reading import decode_image
+from xpsr_jax.images.reading import decode_image, decode_picture
 
 ANSWER = {"choices": [{"message": {"role": "assistant", "content": " A cat.\nIt sits. "}}]}
 
@@ -113,7 +113,8 @@ def image(seed=0, kind="PNG", orientation=None):
         exif[0x0112] = orientation
     PillowImage.fromarray(pixels).save(buffer, kind, exif=exif)
     data = buffer.getvalue()
-    return LoadedImage(f"{seed}.{kind.lower()}", data, decode_image(data, "it"), str(seed))
+    picture = decode_picture(data, "it")
+    return LoadedImage(f"{seed}.{kind.lower()}", data, picture.rgb, str(seed), picture.as_stored)
 
 
 def caption(api, images, ask="high", **settings):

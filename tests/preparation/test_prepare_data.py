@@ -16,6 +16,7 @@ from xpsr_jax.data.config import DataConfig
 from xpsr_jax.data.image_folder import ImageFolder
 from xpsr_jax.data.sample_sources import open_sample_source
 from xpsr_jax.errors import UserError
+from xpsr_jax.images.reading import read_image
 from xpsr_jax.preparation.pieces import Choice, Outcome, cut, work
 from xpsr_jax.preparation.write_pairs import WritePairs
 

@@ -14,6 +14,7 @@ import gradio as gr
 from xpsr_jax.app.fields import AT_ONCE, PROGRESS, WORK, buttons, read_settings, said, settings_fields
 from xpsr_jax.app.sessions import Cancelled, Sessions
 from xpsr_jax.app.studio import Studio
+from xpsr_jax.data.by_path import ByPath
 from xpsr_jax.data.captions import Caption, read_captions
 from xpsr_jax.errors import UserError
 from xpsr_jax.images.formats import endings
@@ -87,9 +88,9 @@ class Many:
         self.sessions[request.session_hash].many.set()
 
 
-def captions_by_name(files: Iterable[Path]) -> dict[str, Caption]:
+def captions_by_name(files: Iterable[Path]) -> ByPath[Caption]:
     """Captions by the images' names, without their folders, which an upload does not have. Raises UserError."""
-    return {Path(image).name: caption for file in files for image, caption in read_captions(file).items()}
+    return ByPath({Path(image).name: caption for file in files for image, caption in read_captions(file).items()})
 
 
 def unused(path: Path) -> Path:

@@ -1,6 +1,7 @@
 """A model that is kept ready, and restores one file after the other."""
 
 import functools
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,8 @@ from xpsr_jax.inference.files import checked_size, write_restored
 from xpsr_jax.inference.restore import Restorer, not_finite
 from xpsr_jax.weights.model_folder import Model
 
+# Bytes of a file's name; `unused` may add a number.
+_LONGEST_NAME = 250
 # Pictures of another size need programs of their own. JAX would keep them for ever.
 MAX_SIZES = 16
 
@@ -30,8 +33,9 @@ class Settings(NamedTuple):
     format: Format
 
     def name_of(self, source: Path) -> str:
-        """What the result is called."""
-        return f"{source.stem}_restored{SUFFIX_OF[self.format]}"
+        """What the result is called; the name of a photograph whose name is very long is cut."""
+        ending = f"_restored{SUFFIX_OF[self.format]}"
+        return os.fsencode(source.stem)[: _LONGEST_NAME - len(ending)].decode(errors="ignore") + ending
 
 
 class Studio:

@@ -16,12 +16,13 @@ from tqdm import tqdm
 from xpsr_jax.caption.captions_file import CaptionsFile, content_of
 from xpsr_jax.caption.in_flight import in_flight
 from xpsr_jax.caption.sentences import count_tokens, first_sentences
+from xpsr_jax.data.by_path import ByPath
 from xpsr_jax.data.captions import Caption, CaptionRecord, read_caption_records
 from xpsr_jax.data.tokens import MAX_TOKENS
 from xpsr_jax.errors import UserError, printable
 from xpsr_jax.files import write_text
 from xpsr_jax.images.listing import Input, list_inputs
-from xpsr_jax.images.reading import decode_image, read_bytes
+from xpsr_jax.images.reading import decode_picture, read_bytes
 
 READERS = min(8, os.cpu_count() or 1)
 
@@ -35,12 +36,14 @@ class LoadedImage:
       data: the file's bytes.
       pixels: upright RGB.
       sha256: of the bytes.
+      as_stored: `data` shows these pixels to everybody: nothing was turned, converted or filled.
     """
 
     name: str
     data: bytes
     pixels: UInt8[np.ndarray, "h w 3"]
     sha256: str
+    as_stored: bool = False
 
 
 # Takes images as it wants them, and gives each back with its caption or what went wrong, in any order.
@@ -198,7 +201,7 @@ class _Others:
     """Captions from which empty ones are filled."""
 
     def __init__(self, file: Path | None):
-        self._by_name = read_caption_records(file) if file else {}
+        self._by_name = ByPath(read_caption_records(file) if file else {})
         self._by_content = {record["sha256"]: record for record in self._by_name.values() if content_of(record)}
 
     def fill(self, record: CaptionRecord) -> CaptionRecord:
@@ -232,7 +235,8 @@ def _changed(by_name: dict[str, Path], records: dict[str, CaptionRecord]) -> lis
 
 def _read(name: str, path: Path) -> LoadedImage:
     data = read_bytes(path)
-    return LoadedImage(name, data, decode_image(data, path), hashlib.sha256(data).hexdigest())
+    picture = decode_picture(data, path)
+    return LoadedImage(name, data, picture.rgb, hashlib.sha256(data).hexdigest(), picture.as_stored)
 
 
 def _shortened(record: CaptionRecord) -> CaptionRecord:

@@ -34,7 +34,6 @@ _FAILURES_IN_A_ROW = 20
 _FIRST_REFUSALS = 20
 # Sent as they are. Others, and those that have to be turned, are sent as PNG.
 _FORMATS = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg"}
-_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -153,22 +152,13 @@ def served_model(url: str, *, key: str = "", timeout: float = 30.0) -> str:
 def data_url(image: LoadedImage) -> str:
     """The image within the request, never compressed anew: that would be seen in the low-level caption."""
     kind = next((kind for beginning, kind in _FORMATS.items() if image.data.startswith(beginning)), None)
-    if kind is None or _is_turned(image.data):
+    if kind is None or not image.as_stored:
         kind, buffer = "png", io.BytesIO()
         PillowImage.fromarray(image.pixels).save(buffer, "PNG", compress_level=1)
         data = buffer.getvalue()
     else:
         data = image.data
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _is_turned(data: bytes) -> bool:
-    """Whether EXIF turns the picture, or cannot be read: what the server makes of it is then not known."""
-    try:
-        with PillowImage.open(io.BytesIO(data), formats=("PNG", "JPEG")) as picture:
-            return bool(picture.getexif().get(_ORIENTATION, 1) != 1)
-    except Exception:  # Pillow raises nearly anything for damaged EXIF
-        return True
 
 
 def api_key() -> str:

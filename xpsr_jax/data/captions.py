@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xpsr_jax.data.by_path import ByPath
 from xpsr_jax.errors import UserError
 from xpsr_jax.files import new_file
 
@@ -26,18 +27,18 @@ class Caption:
     low: str = ""
 
 
-def read_captions(path: str | os.PathLike) -> dict[str, Caption]:
+def read_captions(path: str | os.PathLike) -> ByPath[Caption]:
     """Reads JSON lines `{"image": relative path, "high": str, "low": str}`.
 
     Further keys are allowed, empty lines are skipped.
 
-    Returns: captions by image path, with forward slashes.
+    Returns: captions by image path, with forward slashes; letters with accents may be one character or two.
 
     Raises:
       UserError: the file cannot be read or a line is wrong; names the file and the line.
     """
     records = read_caption_records(path)
-    return {image: Caption(record["high"].strip(), record["low"].strip()) for image, record in records.items()}
+    return ByPath({i: Caption(record["high"].strip(), record["low"].strip()) for i, record in records.items()})
 
 
 def read_caption_records(path: str | os.PathLike) -> dict[str, CaptionRecord]:

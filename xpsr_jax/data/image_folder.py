@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
+from xpsr_jax.data.by_path import composed
 from xpsr_jax.data.captions import Caption, read_captions
 from xpsr_jax.data.samples import Sample, StoredSample
 from xpsr_jax.errors import UserError
@@ -96,6 +97,7 @@ def leave_out(names: list[str], exclude: tuple[str, ...], root: Path, missing: L
     """
 
     def matches(name: str, pattern: str) -> bool:
+        name, pattern = composed(name), composed(pattern)
         return pattern in (name, Path(name).name) or name.startswith(pattern.rstrip("/") + "/")
 
     for pattern in exclude:

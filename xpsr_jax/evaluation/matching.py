@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from xpsr_jax.data.by_path import composed
 from xpsr_jax.errors import UserError
 from xpsr_jax.images.listing import list_inputs
 from xpsr_jax.images.reading import read_size
@@ -110,7 +111,7 @@ def _by_stem(folder: Path) -> tuple[dict[str, Path], list[str]]:
     found: dict[str, Path] = {}
     problems = []
     for each in list_inputs([folder]):
-        stem = each.name.with_suffix("").as_posix()
+        stem = composed(each.name.with_suffix("").as_posix())
         if stem in found:
             problems.append(f"twice the same name: {found[stem]} and {each.path}")
         found.setdefault(stem, each.path)

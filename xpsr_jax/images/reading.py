@@ -59,10 +59,18 @@ def decode_picture(data: bytes, name: object, *, max_pixels: int | None = None) 
     """
     with _explained(name):
         stored = open_stored(io.BytesIO(data), name, functools.partial(_check_size, max_pixels))
-        rgb, alpha, profile = to_rgb(stored.decode(), stored.icc_profile, stored.orientation)
+        image, exif = stored.decode(), exif_to_keep(stored.exif)
+        rgb, alpha, profile = to_rgb(image, stored.icc_profile, stored.orientation)
         if alpha is not None:
             rgb = fill_invisible(rgb, alpha)
-        return Picture(rgb, alpha, profile, exif_to_keep(stored.exif), stored.print_resolution)
+        as_stored = (
+            image.mode in ("L", "RGB")
+            and alpha is None
+            and profile == stored.icc_profile
+            and stored.orientation == 1
+            and (stored.exif is None) == (exif is None)  # Of damaged EXIF others may make something else.
+        )
+        return Picture(rgb, alpha, profile, exif, stored.print_resolution, as_stored)
 
 
 def read_image(path: Path, *, max_pixels: int | None = None) -> UInt8[np.ndarray, "h w 3"]:

@@ -60,7 +60,7 @@ def write_picture(
             when_complete(temporary)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot be written: {reason}") from error
+        raise UserError(f"{path} cannot be written: {reason}") from error
 
 
 def write_png(path: Path, image: UInt8[np.ndarray, "h w 3"]) -> None:

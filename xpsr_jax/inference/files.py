@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,15 +19,25 @@ from xpsr_jax.inference.sizes import to_output_size
 
 # The most pixels along a side that a format can hold.
 _LONGEST_SIDE: dict[Format, int] = {"jpeg": 65500, "webp": 16383}
+# Bytes of a file's name.
+_LONGEST_NAME = 255
 # Errors of the system that the next file would meet as well.
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
 
 def output_paths(inputs: Sequence[Input], folder: Path, format: Format) -> list[Path]:
-    """Where each input's result goes: under its name, with the format's ending. Raises if two would go to one place."""
+    """Where each input's result goes: under its name, with the format's ending.
+
+    Raises UserError if two would go to one place, one would overwrite an input, or its name would be too long.
+    """
     outputs = [folder / each.name.with_suffix(SUFFIX_OF[format]) for each in inputs]
     taken: dict[Path, Path] = {}
     for each, output in zip(inputs, outputs, strict=True):
+        if (length := len(os.fsencode(output.name))) > _LONGEST_NAME:
+            raise UserError(
+                f"{each.path}: the name of its result would have {length} bytes, and file systems take at most "
+                f"{_LONGEST_NAME}: rename it, or choose another --format"
+            )
         if output in taken:
             raise UserError(
                 f"{taken[output]} and {each.path} would both become {output}: restore them into different folders"
