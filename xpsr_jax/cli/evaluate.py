@@ -6,6 +6,7 @@ Prints a table; --output writes a report (HTML, Markdown, JSON, manifest), --jso
 import importlib.metadata
 import json
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from xpsr_jax.evaluation.html_report import html_report
 from xpsr_jax.evaluation.matching import Comparison, match_images, name_methods, name_of_set, set_folders
 from xpsr_jax.evaluation.perceptual import weight_files
 from xpsr_jax.evaluation.protocols import METRIC_NAMES, NATIVE, PROTOCOLS, MetricName, Protocol
-from xpsr_jax.evaluation.scoring import MethodScores, default_batch_size, score
+from xpsr_jax.evaluation.scoring import ImageReport, MethodScores, default_batch_size, score
 from xpsr_jax.evaluation.tables import Evaluation, describe_protocol, markdown, print_scores
 from xpsr_jax.evaluation.with_pyiqa import require_pyiqa
 from xpsr_jax.files import check_writable, write_text
@@ -49,6 +50,8 @@ class Arguments:
         json: The scores alone: {"mean": {...}, "images": {name: {...}}}; of several folders a file each,
             FILE-NAME.json.
         batch_size: Images at a time (default: by the devices).
+        on_error: What to do about an image that cannot be read. skip: its original is left out for all methods and
+            reported, and the exit code is 1.
     """
 
     restored: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="DIR...")]
@@ -61,6 +64,7 @@ class Arguments:
     output: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     batch_size: int | None = None
+    on_error: Literal["stop", "skip"] = "stop"
 
 
 @command(
@@ -68,13 +72,16 @@ class Arguments:
     interrupted="evaluate: interrupted",
     lower="lower --batch-size, or leave out --metrics that need large networks",
 )
-def main(argv: Sequence[str] | None) -> None:
-    """Runs the command line; returns the exit code: 0, 1 after an error, 130 if interrupted."""
-    evaluate(tyro.cli(Arguments, args=argv, description=__doc__, prog="python -m xpsr_jax.evaluate"))
+def main(argv: Sequence[str] | None) -> int:
+    """Runs the command line; returns the exit code: 0, 1 if anything went wrong, 130 if interrupted."""
+    return evaluate(tyro.cli(Arguments, args=argv, description=__doc__, prog="python -m xpsr_jax.evaluate"))
 
 
-def evaluate(arguments: Arguments) -> None:
-    """Measures, prints and writes what was asked for. Raises UserError before anything is measured, or written."""
+def evaluate(arguments: Arguments) -> int:
+    """Measures, prints and writes what was asked for; returns the exit code.
+
+    Raises UserError before anything is measured, or written.
+    """
     protocol = PROTOCOLS[arguments.protocol]
     metrics = choose_metrics(arguments.metrics, protocol)
     if arguments.batch_size is not None and arguments.batch_size < 1:
@@ -85,7 +92,14 @@ def evaluate(arguments: Arguments) -> None:
     others = read_others(arguments.beside) if arguments.beside else {}
     methods = name_methods(arguments.restored)
     reference, lr = set_folders(arguments.reference)
-    comparisons = match_images(methods, reference, arguments.lr or lr, least_side=least_side(metrics, protocol))
+    report = ImageReport(arguments.on_error)
+    comparisons = match_images(
+        methods,
+        reference,
+        arguments.lr or lr,
+        least_side=least_side(metrics, protocol),
+        unreadable=report.failed if arguments.on_error == "skip" else None,
+    )
     if "fid" in metrics and len(comparisons) < 2:
         raise UserError("FID takes at least two images; leave it out with --metrics")
 
@@ -98,7 +112,13 @@ def evaluate(arguments: Arguments) -> None:
             metrics,
             batch_size=arguments.batch_size or default_batch_size(),
             on_images=bar.update,
+            report=report,
         )
+    for reason in report.failed.values():
+        print(f"evaluate: {reason}", file=sys.stderr)
+    comparisons = [each for each in comparisons if each.name not in report.failed]
+    if report.transparent:
+        print(f"{report.transparent} images are transparent in places: they were compared as they are seen on white")
     set_name = arguments.set_name or name_of_set(reference)
     result = Evaluation(scores, protocol, metrics, None if set_name == "none" else set_name, others)
     print_scores(result)
@@ -107,6 +127,10 @@ def evaluate(arguments: Arguments) -> None:
     if arguments.output is not None:
         write_report(arguments.output, result, comparisons, manifest_of(arguments, result, comparisons))
         print(f"report: {arguments.output / 'report.html'}")
+    if report.failed:
+        total = len(comparisons) + len(report.failed)
+        print(f"{len(comparisons)} of {total} images measured; {len(report.failed)} skipped")
+    return 1 if report.failed else 0
 
 
 def choose_metrics(asked: Sequence[str], protocol: Protocol) -> tuple[MetricName, ...]:

@@ -27,3 +27,6 @@ class ByPath(Mapping[str, Value]):
 
     def __len__(self) -> int:
         return len(self._values)
+
+    def __or__(self, other: Mapping[str, Value]) -> "ByPath[Value]":
+        return ByPath({**self, **other})

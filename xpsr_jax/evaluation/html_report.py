@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.matching import Comparison
 from xpsr_jax.evaluation.protocols import LOWER_IS_BETTER, NATIVE, TITLES, MetricName
 from xpsr_jax.evaluation.tables import Evaluation, best, describe_protocol, digits, heading, other_rows, title
-from xpsr_jax.images.reading import read_image
+from xpsr_jax.images.alpha import on_white
+from xpsr_jax.images.reading import read_picture
 
 _CASES = 4  # best and worst ones that are shown
 _SIDE = 512  # pixels of a picture's longer side
@@ -84,8 +86,12 @@ def _figure(result: Evaluation, comparison: Comparison) -> str:
             row = result.scores[name].images[comparison.name]
             said = ", ".join(f"{TITLES[n]} {digits(n, row[n])}" for n in row if n in NATIVE)
         label = html.escape(name)
+        try:
+            image = _data_uri(path, comparison.size)
+        except UserError:  # an input, which was not measured; or a file that has changed since
+            continue
         tiles.append(
-            f'<figure><img src="{_data_uri(path, comparison.size)}" alt="{label} of {html.escape(comparison.name)}">'
+            f'<figure><img src="{image}" alt="{label} of {html.escape(comparison.name)}">'
             f"<figcaption><b>{label}</b> {html.escape(said)}</figcaption></figure>"
         )
     return f"<h3>{html.escape(comparison.name)}</h3><div class=case>{''.join(tiles)}</div>"
@@ -138,7 +144,7 @@ def _cell(name: MetricName, value: float | None, mark: str = "") -> str:
 
 def _data_uri(path: Path, size: tuple[int, int]) -> str:
     """A JPEG no larger than is shown; an input is enlarged to its original's size, pixel by pixel."""
-    image = Image.fromarray(np.ascontiguousarray(read_image(path)))
+    image = Image.fromarray(np.ascontiguousarray(on_white(read_picture(path))))
     height, width = size
     scale = min(1.0, _SIDE / max(height, width))
     shown = (max(1, round(width * scale)), max(1, round(height * scale)))

@@ -59,7 +59,12 @@ def name_of_set(folder: Path) -> str | None:
 
 
 def match_images(
-    restored: Mapping[str, Path], reference: Path, lr: Path | None = None, *, least_side: int = 1
+    restored: Mapping[str, Path],
+    reference: Path,
+    lr: Path | None = None,
+    *,
+    least_side: int = 1,
+    unreadable: dict[str, str] | None = None,
 ) -> list[Comparison]:
     """Every original with its restored images, in natural order.
 
@@ -68,6 +73,8 @@ def match_images(
         reference: folder of originals.
         lr: folder of inputs; not all of them need be there.
         least_side: the shortest side, in pixels, that the metrics take.
+        unreadable: takes, by the original's name, why an image cannot be read; the original is then left out. None:
+            that is one more problem.
 
     Raises:
         UserError: names all at once: missing, extra and probably misnamed images, and those of another size, too
@@ -75,11 +82,12 @@ def match_images(
     """
     originals, problems = _by_stem(reference)
     sizes: dict[str, tuple[int, int]] = {}
+    broken: dict[str, str] = {}
     for stem, path in originals.items():
         try:
             sizes[stem] = read_size(path)
         except UserError as error:
-            problems.append(str(error))
+            broken[stem] = str(error)
             continue
         if min(sizes[stem]) < least_side:
             height, width = sizes[stem]
@@ -88,7 +96,13 @@ def match_images(
     for method, folder in restored.items():
         files[method], ambiguous = _by_stem(folder)
         problems += ambiguous + _compare_names(files[method], originals, folder, reference)
-        problems += _compare_sizes(files[method], sizes)
+        problems += _compare_sizes(files[method], sizes, broken)
+    if unreadable is None:
+        problems += broken.values()
+    else:
+        unreadable |= {originals[stem].relative_to(reference).as_posix(): why for stem, why in broken.items()}
+        if not problems and len(broken) == len(originals):
+            problems += broken.values()
     if problems:
         summary = f"nothing was measured: {len(problems)} images do not fit:"
         raise UserError(summary, *(f"  {problem}" for problem in problems))
@@ -102,6 +116,7 @@ def match_images(
             sizes[stem],
         )
         for stem, path in originals.items()
+        if stem not in broken
     ]
 
 
@@ -134,13 +149,16 @@ def _compare_names(
     return problems + [f"extra: {path} has no original in {reference}" for path in extra.values()]
 
 
-def _compare_sizes(restored: Mapping[str, Path], sizes: Mapping[str, tuple[int, int]]) -> list[str]:
+def _compare_sizes(
+    restored: Mapping[str, Path], sizes: Mapping[str, tuple[int, int]], broken: dict[str, str]
+) -> list[str]:
+    """What has another size than its original; what cannot be read is put into `broken`."""
     problems = []
     for stem in (stem for stem in sizes if stem in restored):
         try:
             height, width = read_size(restored[stem])
         except UserError as error:
-            problems.append(str(error))
+            broken.setdefault(stem, str(error))
             continue
         if (height, width) != sizes[stem]:
             original = f"{sizes[stem][1]} x {sizes[stem][0]}"

@@ -2,20 +2,24 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.frechet import FeatureStatistics, frechet_distance
 from xpsr_jax.evaluation.matching import Comparison
 from xpsr_jax.evaluation.metrics import Metric, compare, load_metric
 from xpsr_jax.evaluation.pixels import Psnr, Ssim
 from xpsr_jax.evaluation.protocols import NATIVE, MetricName, Protocol
 from xpsr_jax.evaluation.with_pyiqa import InceptionFeatures, NoReferenceMetric
-from xpsr_jax.images.reading import read_image
+from xpsr_jax.images.alpha import on_white
+from xpsr_jax.images.reading import read_picture
 
 _READERS = 4
 
@@ -50,6 +54,22 @@ class _Loaded:
     restored: UInt8[np.ndarray, "k b h w 3"]
 
 
+@dataclass
+class ImageReport:
+    """How the images were.
+
+    Attributes:
+        on_error: "stop": an image that cannot be decoded ends the work; "skip": its original is left out, for all
+            methods.
+        failed: why an original was left out, by its name.
+        transparent: how many originals, or what was restored of them, are transparent in places.
+    """
+
+    on_error: Literal["stop", "skip"] = "stop"
+    failed: dict[str, str] = field(default_factory=dict)
+    transparent: int = 0
+
+
 def score(
     comparisons: Sequence[Comparison],
     methods: Sequence[str],
@@ -58,16 +78,18 @@ def score(
     *,
     batch_size: int,
     on_images: Callable[[int], object] = lambda count: None,
+    report: ImageReport | None = None,
 ) -> dict[str, MethodScores]:
-    """Every metric of every method on every image.
+    """Every metric of every method on every image, as it is seen on white where it is transparent.
 
     Args:
         metrics: which; each is loaded before the first image is read.
         batch_size: images that are in memory, and given to the devices, at once.
         on_images: is called with the number of further originals that are done.
+        report: what to do about images that cannot be decoded, and what became of all; None: the first ends the work.
 
     Raises:
-        UserError: weights or a package are missing, or an image cannot be decoded.
+        UserError: weights or a package are missing, or an image cannot be decoded, or none can.
     """
     native = [name for name in metrics if name in NATIVE]
     measure_native = _native(native, protocol)
@@ -76,7 +98,8 @@ def score(
 
     rows: list[dict[str, dict[MetricName, float]]] = [{} for _ in methods]
     statistics: list[FeatureStatistics | None] = [None] * (len(methods) + 1)
-    for batch in _batches(comparisons, batch_size):
+    report = report or ImageReport()
+    for batch in _batches(comparisons, batch_size, report):
         values = dict(zip(native, measure_native(batch), strict=True))
         for name, judge in judges.items():
             values[name] = np.stack([judge(images) for images in batch.restored])
@@ -89,7 +112,10 @@ def score(
                 statistics[k] = new if old is None else old.merge(new)
         on_images(len(batch.comparisons))
 
-    order = [comparison.name for comparison in comparisons]  # batches were of one size each
+    # Batches were of one size each.
+    order = [comparison.name for comparison in comparisons if comparison.name not in report.failed]
+    if len(order) < (2 if inception is not None else 1):
+        raise UserError(f"nothing was measured: {next(iter(report.failed.values()))}")
     results = {}
     for method, row, of_method in zip(methods, rows, statistics, strict=False):
         sets: dict[MetricName, float] = {}
@@ -131,24 +157,44 @@ def _native(names: Sequence[MetricName], protocol: Protocol) -> Callable[[_Loade
     return measure
 
 
-def _batches(comparisons: Sequence[Comparison], batch_size: int) -> Iterator[_Loaded]:
+def _batches(comparisons: Sequence[Comparison], batch_size: int, report: ImageReport) -> Iterator[_Loaded]:
     """Of one size each; while one is measured, the next is read."""
     by_size: dict[tuple[int, int], list[Comparison]] = {}
     for comparison in comparisons:
         by_size.setdefault(comparison.size, []).append(comparison)
     pieces = [group[i : i + batch_size] for group in by_size.values() for i in range(0, len(group), batch_size)]
     with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(_READERS) as readers:
-        pending = ahead.submit(_load, pieces[0], readers)
+        pending = ahead.submit(_load, pieces[0], readers, report)
         for following in [*pieces[1:], None]:
             batch = pending.result()
             if following is not None:
-                pending = ahead.submit(_load, following, readers)
-            yield batch
+                pending = ahead.submit(_load, following, readers, report)
+            if batch is not None:
+                yield batch
 
 
-def _load(comparisons: Sequence[Comparison], readers: ThreadPoolExecutor) -> _Loaded:
-    paths = [comparison.reference for comparison in comparisons]
-    paths += [comparison.restored[k] for k in range(len(comparisons[0].restored)) for comparison in comparisons]
-    images = np.stack(list(readers.map(read_image, paths)))
-    images = images.reshape(-1, len(comparisons), *images.shape[1:])
-    return _Loaded(comparisons, images[0], images[1:])
+def _load(comparisons: Sequence[Comparison], readers: ThreadPoolExecutor, report: ImageReport) -> _Loaded | None:
+    """The images of those comparisons that can be read; None if none can."""
+    pending = [[readers.submit(_seen, path) for path in (each.reference, *each.restored)] for each in comparisons]
+    loaded, read = [], []
+    for comparison, futures in zip(comparisons, pending, strict=True):
+        try:
+            images, transparent = zip(*(future.result() for future in futures), strict=True)
+        except UserError as error:
+            if report.on_error == "stop":
+                raise
+            report.failed[comparison.name] = str(error)
+            continue
+        report.transparent += any(transparent)
+        loaded.append(comparison)
+        read.append(images)
+    if not loaded:
+        return None
+    reference, *restored = (np.stack(images) for images in zip(*read, strict=True))
+    return _Loaded(loaded, reference, np.stack(restored))
+
+
+def _seen(path: Path) -> tuple[UInt8[np.ndarray, "h w 3"], bool]:
+    """An image as it is seen on white, and whether it is transparent anywhere."""
+    picture = read_picture(path)
+    return on_white(picture), picture.alpha is not None

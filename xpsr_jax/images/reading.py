@@ -41,8 +41,8 @@ def read_picture(path: Path, *, max_pixels: int | None = None) -> Picture:
     """Reads an image file, of an animation the first picture.
 
     Args:
-      max_pixels: a larger picture is refused before it is decoded; None: MAX_PIXELS. A file of more than 16 bytes for
-        each of them is refused too.
+      max_pixels: a larger picture is refused before it is decoded (what --max-megapixels says; None: MAX_PIXELS). A
+        file of more than 16 bytes for each of them is refused too.
 
     Raises:
       UserError: it cannot be read, is no regular file or no image, is damaged, too large, a camera's raw file or of
@@ -108,9 +108,8 @@ def _check_size(max_pixels: int | None, size: tuple[int, int]) -> None:
     if min(size) < 1:
         raise UserError(f"a picture of {width} x {height} pixels")
     if width * height > limit:
-        raise UserError(
-            f"{width} x {height} pixels are more than {limit / 1e6:g} million; --max-megapixels allows more"
-        )
+        advice = "--max-megapixels allows more" if max_pixels else "reduce it first"
+        raise UserError(f"{width} x {height} pixels are more than {limit / 1e6:g} million; {advice}")
 
 
 @contextlib.contextmanager
