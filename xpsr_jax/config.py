@@ -184,6 +184,7 @@ class Images:
       exclude: paths within the folder that are held out of training.
       missing_exclusions: an exclusion that is not in the folder is an error, or nothing to speak of.
       missing_captions: an image without a caption is an error, or has an empty one.
+      on_error: an image that cannot be read ends the training ("stop"), or is named, and the next one takes its place.
       cache: keep decoded images in memory.
     """
 
@@ -194,6 +195,7 @@ class Images:
     exclude: tuple[str, ...] = ()
     missing_exclusions: Literal["error", "ignore"] = "error"
     missing_captions: Literal["error", "empty"] = "error"
+    on_error: Literal["stop", "skip"] = "stop"
     cache: bool = False
 
     def __post_init__(self) -> None:

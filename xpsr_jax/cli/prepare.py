@@ -3,6 +3,7 @@
 Work that was stopped goes on where it was when the same command is started again; the result is the same.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -17,6 +18,7 @@ from xpsr_jax.cli.run import command
 from xpsr_jax.data.config import MILD, XPSR, DataConfig
 from xpsr_jax.data.sample_sources import StoredSource, open_sample_source
 from xpsr_jax.data.stored_records import import_tfds
+from xpsr_jax.errors import UserError
 from xpsr_jax.preparation.pieces import REPORT, Choice, Outcome, cut, work
 from xpsr_jax.preparation.write_pairs import WritePairs, check_names, write_evaluation_captions
 from xpsr_jax.preparation.write_records import RecordFormat, WriteRecords, write_tfds_metadata
@@ -163,15 +165,15 @@ def prepare(command: Records | Pairs | Validation) -> Outcome:
     choice = Choice(command.minimum_pixels, command.minimum_bytes, command.on_error)
     if isinstance(command, Records):
         return _prepare_records(command, source, choice, count, settings)
-    check_names(names)
+    evaluation = isinstance(command, Validation)
+    rounds = command.crops if isinstance(command, Validation) else command.rounds
+    check_names(names, rounds=rounds, evaluation=evaluation)
     drawn = isinstance(command, Validation) or command.low_captions == "drawn"
     data = DataConfig(
         crop_size=command.crop_size,
         degradation=_DEGRADATIONS[command.degradation],
         low_caption_from="drawn" if drawn else "file",
     )
-    evaluation = isinstance(command, Validation)
-    rounds = command.crops if isinstance(command, Validation) else command.rounds
     return work(
         command.output,
         WritePairs(source, choice, data, command.seed, count, evaluation),
@@ -189,7 +191,7 @@ def _prepare_records(
     if command.format == "tfds":
         import_tfds()  # better missed now than at the end
     pieces = cut(count, command.images_per_file)
-    pairs = source.record(0).lr is not None
+    pairs = _has_lr(source)
 
     def finish(folder: Path, outcomes: Sequence[Outcome]) -> None:
         if command.format == "tfds":
@@ -236,6 +238,14 @@ def prepare_embeddings(command: Embeddings) -> Outcome:
         finish=lambda folder, _: write_embeddings.write_description(folder, keys=keys, text_encoder=text_encoder),
         unit="caption",
     )
+
+
+def _has_lr(source: StoredSource) -> bool:
+    """Whether images come with their LR images: what the first says that can be read."""
+    for index in range(len(source)):
+        with contextlib.suppress(UserError):  # `Choice` deals with it.
+            return source.record(index).lr is not None
+    return False
 
 
 def _digest(names: Sequence[str]) -> str:

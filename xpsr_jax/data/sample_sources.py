@@ -3,6 +3,7 @@
 import bisect
 import itertools
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -82,6 +83,33 @@ def _refuse(path: Path, kind: str, **options: Any) -> None:
         if value:
             hint = " (prepare_data has it, too)" if name == "exclude" else ""
             raise UserError(f"{path} holds {kind}: {name} is not for them{hint}.")
+
+
+class Skipping:
+    """A source of which an image that cannot be read is named once, and the next one takes its place.
+
+    So a sample still depends on its number alone. Worker processes name images each for themselves.
+    """
+
+    def __init__(self, source: SampleSource):
+        self._source = source
+        self._broken: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Raises UserError if none of all images can be read."""
+        first = range(len(self))[index]
+        for number in itertools.chain(range(first, len(self)), range(first)):
+            if number in self._broken:
+                continue
+            try:
+                return self._source[number]
+            except UserError as error:
+                self._broken.add(number)
+                print(f"{error}; the next image takes its place ({len(self._broken)} such)", file=sys.stderr)
+        raise UserError("no image can be read")
 
 
 class Cached:

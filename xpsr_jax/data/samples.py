@@ -54,6 +54,8 @@ class StoredSample:
         return Sample(decode_image(self.image, name), self.caption, self.path, self.lr_caption, lr)
 
 
+# How Python has file names that are not UTF-8 in texts.
+_NAMES = "surrogateescape"
 # Captions by their keys in a stored record.
 _CAPTIONS = {"caption": ("high", "low"), "lr_caption": ("lr_high", "lr_low")}
 
@@ -72,7 +74,7 @@ def from_fields(fields: dict[str, Any]) -> StoredSample:
 
     def text(name: str) -> str:
         value = fields.get(name, "")
-        return value.decode() if isinstance(value, bytes) else value
+        return value.decode(errors=_NAMES) if isinstance(value, bytes) else value
 
     caption, lr_caption = (Caption(text(high), text(low)) for high, low in _CAPTIONS.values())
     return StoredSample(
@@ -86,13 +88,13 @@ def from_fields(fields: dict[str, Any]) -> StoredSample:
 
 def pack(record: StoredSample) -> bytes:
     """As one record of an ArrayRecord file: msgpack."""
-    return msgpack.packb(to_fields(record))
+    return msgpack.packb(to_fields(record), unicode_errors=_NAMES)
 
 
 def unpack(data: bytes, where: str) -> StoredSample:
     """Raises UserError for data that `pack` did not make; says `where`."""
     try:
-        return from_fields(msgpack.unpackb(data))
+        return from_fields(msgpack.unpackb(data, unicode_errors=_NAMES))
     except (msgpack.UnpackException, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"{where} is no record of a photograph ({error}). Write such files with python -m xpsr_jax.prepare_data"

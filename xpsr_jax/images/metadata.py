@@ -40,6 +40,11 @@ def orientation_of(exif: bytes | None, xmp: bytes | None) -> int:
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
+def is_damaged(exif: bytes | None) -> bool:
+    """Whether any of it cannot be read."""
+    return exif is not None and _unless_damaged(lambda: _loaded(exif).tobytes()) is None
+
+
 def exif_to_keep(exif: bytes | None) -> bytes | None:
     """What EXIF says of how the picture was made, without how it is stored or has to be turned; None if damaged."""
     if not exif:

@@ -17,7 +17,7 @@ from xpsr_jax.errors import UserError
 from xpsr_jax.files import open_regular, read_regular
 from xpsr_jax.images.alpha import fill_invisible
 from xpsr_jax.images.formats import open_stored
-from xpsr_jax.images.metadata import exif_to_keep
+from xpsr_jax.images.metadata import exif_to_keep, is_damaged
 from xpsr_jax.images.picture import Picture
 from xpsr_jax.images.pixels import to_rgb
 
@@ -68,7 +68,7 @@ def decode_picture(data: bytes, name: object, *, max_pixels: int | None = None) 
             and alpha is None
             and profile == stored.icc_profile
             and stored.orientation == 1
-            and (stored.exif is None) == (exif is None)  # Of damaged EXIF others may make something else.
+            and not is_damaged(stored.exif)  # Others may make something else of it.
         )
         return Picture(rgb, alpha, profile, exif, stored.print_resolution, as_stored)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from xpsr_jax.errors import UserError
+from xpsr_jax.files import open_regular
 from xpsr_jax.json_files import as_json
 
 NAME = "restored.jsonl"
@@ -45,7 +46,7 @@ class Manifest:
             if entry.get("input_sha256") != sha256(source):
                 before = entry.get("input")
                 return f"{source} has changed since" if before == str(source) else f"it was made of {before}"
-        except OSError as error:
+        except (OSError, UserError) as error:
             return f"the two cannot be compared: {error}"
         return None
 
@@ -92,8 +93,9 @@ class Manifest:
 
 
 def sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    """Of a file's bytes. Raises UserError where it is no regular file or cannot be read."""
+    with open_regular(file) as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def _ends_with_newline(file: Any) -> bool:

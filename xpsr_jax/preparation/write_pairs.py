@@ -1,5 +1,6 @@
 """Ready-made pairs: training sets in the released layout (method §6, §9), and sets to evaluate on."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,9 @@ from xpsr_jax.data.sample_sources import StoredSource
 from xpsr_jax.data.samples import Sample
 from xpsr_jax.errors import UserError
 from xpsr_jax.preparation.pieces import Choice, Outcome
+
+# Bytes of a file's name.
+_LONGEST_NAME = 255
 
 
 @dataclass(frozen=True)
@@ -96,10 +100,17 @@ def write_evaluation_captions(folder: Path, outcomes: Sequence[Outcome]) -> None
     write_captions(folder / "LR" / "captions.jsonl", captions)
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Raises UserError for two images whose pairs would have one name: a.png and a.jpg."""
+def check_names(names: Sequence[str], *, rounds: int, evaluation: bool) -> None:
+    """Raises UserError for two images whose pairs would have one name (a.png and a.jpg), and for names too long.
+
+    Args:
+        rounds, evaluation: of `WritePairs`, which make them longer.
+    """
+    ending = f"_{rounds - 1}.png" if evaluation else ".png"
     seen: dict[PurePosixPath, str] = {}
     for name in names:
+        if len(os.fsencode(PurePosixPath(name).stem + ending)) > _LONGEST_NAME:
+            raise UserError(f"{name}: the names of its pairs would have more than {_LONGEST_NAME} bytes; rename it")
         other = seen.setdefault(PurePosixPath(name).with_suffix(""), name)
         if other != name:
             raise UserError(f"the pairs of {other} and {name} would have the same name; rename one of the images")

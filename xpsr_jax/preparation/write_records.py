@@ -91,7 +91,8 @@ def _tfds_encoder(pairs: bool) -> Callable[[StoredSample], bytes]:
 
     def encode(record: StoredSample) -> bytes:
         fields = {
-            name: io.BytesIO(value) if isinstance(value, bytes) else value for name, value in to_fields(record).items()
+            name: io.BytesIO(value) if isinstance(value, bytes) else value.encode(errors="surrogateescape")
+            for name, value in to_fields(record).items()
         }
         # The order of a message's entries would be another in each process.
         return serializer.get_tf_example(features.encode_example(fields)).SerializeToString(deterministic=True)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from xpsr_jax.config import Images
-from xpsr_jax.data.sample_sources import Cached, Mixture, SampleSource, open_sample_source
+from xpsr_jax.data.sample_sources import Cached, Mixture, SampleSource, Skipping, open_sample_source
 from xpsr_jax.errors import UserError
 
 
@@ -34,4 +34,5 @@ def _open(folder: Path, images: Images, exclude: tuple[str, ...]) -> SampleSourc
         lr_captions=images.lr_captions,
         missing=images.missing_captions,
     )
-    return Cached(source) if images.cache else source
+    readable = Skipping(source) if images.on_error == "skip" else source
+    return Cached(readable) if images.cache else readable

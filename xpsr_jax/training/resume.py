@@ -26,7 +26,7 @@ MAY_CHANGE: tuple[tuple[str, str], ...] = (
     (r"optimizer\.(learning_rate|schedule|warmup)", "how fast it learns"),
     (r"mesh\..*|accumulation", "how it is shared out among devices"),
     (r"precision\.(attention|remat)", "how it is computed"),
-    (r"images\.(folder|captions|lr_captions|cache)|networks\.base", "where things are"),
+    (r"images\.(folder|captions|lr_captions|on_error|cache)|networks\.base", "where things are"),
     (r"data\.(embeddings|workers|threads|prefetch)", "how the data come"),
     (r"log_every|checkpoint_every|keep|validation\..*|profile|wandb", "how often and what it shows and saves"),
     (r"sampling\..*|note", "what the exported model says"),
