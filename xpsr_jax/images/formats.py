@@ -1,6 +1,8 @@
 """The kinds of image files that are opened, and the endings that a folder is searched for."""
 
+import functools
 import importlib
+import io
 import struct
 from collections.abc import Callable
 from typing import IO
@@ -21,7 +23,17 @@ def _avif() -> Plugin | None:
         module = importlib.import_module("PIL.AvifImagePlugin")
     except ImportError:
         return None
-    return module.AvifImageFile if module.SUPPORTED else None
+    return functools.partial(_open_avif, module.AvifImageFile) if module.SUPPORTED else None
+
+
+def _open_avif(plugin: Plugin, file: IO[bytes]) -> ImageFile.ImageFile:
+    """Without its EXIF where that is damaged: libavif and Pillow then refuse the whole picture."""
+    try:
+        return plugin(file)
+    except Exception:
+        file.seek(0)
+        head, mark, pixels = file.read().partition(b"mdat")
+        return plugin(io.BytesIO(head.replace(b"Exif", b"none") + mark + pixels))
 
 
 _AVIF = _avif()

@@ -92,13 +92,21 @@ def _images_below(folder: Path, exclude: Path | None = None) -> list[str]:
             found.append(name)
         elif (ending := PurePosixPath(name).suffix.lower()) not in _OURS:
             others[ending or "no ending"] += 1
-    kinds, total = listed(f"{ending} ({count})" for ending, count in others.most_common()), others.total()
+    kinds, total = (
+        listed(f"{ending} ({count})" for ending, count in sorted(others.items(), key=_most_first)),
+        others.total(),
+    )
     if not found:
         instead = f", and found {kinds}" if others else ""
         raise UserError(f"{folder}: no image in this folder (looked for {', '.join(endings())}{instead})")
     if others:
         print(f"{printable(folder)}: {total} {'file' if total == 1 else 'files'} passed over: {kinds}", file=sys.stderr)
     return sorted(found, key=natural_order)
+
+
+def _most_first(counted: tuple[str, int]) -> tuple[int, str]:
+    ending, count = counted
+    return -count, ending
 
 
 def _files_below(folder: Path, exclude: Path | None) -> Iterator[str]:

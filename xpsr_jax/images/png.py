@@ -19,6 +19,10 @@ from xpsr_jax.images.stored import Stored
 BEGINNING = b"\x89PNG\r\n\x1a\n"
 # Chunks that pixels are made of.
 _PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+# How many numbers make a pixel of each kind; and of interlaced pictures, where each pass begins and its steps (x, y).
+_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+_WHOLE = ((0, 0, 1, 1),)
+_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 # The most bytes that EXIF and XMP, and that a colour profile may have.
 _MOST_TEXT, _MOST_PROFILE = 2**20, 2**26
 _XMP, _RAW_EXIF = b"XML:com.adobe.xmp", b"Raw profile type exif"
@@ -41,13 +45,14 @@ def open_png(file: IO[bytes]) -> Stored:
     chunks = list(_chunks(file))
     if not chunks or chunks[0].kind != b"IHDR" or chunks[0].length != 13:
         raise OSError("it does not begin with its header")
-    width, height, depth, kind = struct.unpack(">IIBB", _content(file, chunks[0])[:10])
+    width, height, depth, kind, _, _, interlaced = struct.unpack(">IIBBBBB", _content(file, chunks[0]))
     found: dict[str, object] = {}
     for chunk in chunks:
         with contextlib.suppress(OSError, ValueError, zlib.error, struct.error):  # Whatever is damaged is left out.
             found |= _metadata(file, chunk)
 
     def decode() -> Image.Image:
+        _check_pixels(file, chunks, _raw_bytes(width, height, depth * _SAMPLES.get(kind, 1), bool(interlaced)))
         data = _essence(file, chunks)
         image = PngImagePlugin.PngImageFile(io.BytesIO(data))
         image.load()
@@ -133,3 +138,26 @@ def _essence(file: IO[bytes], chunks: list[_Chunk]) -> bytes:
             essence.write(struct.pack(">I4s", chunk.length, chunk.kind) + content)
             essence.write(struct.pack(">I", zlib.crc32(content, zlib.crc32(chunk.kind))))
     return essence.getvalue()
+
+
+def _raw_bytes(width: int, height: int, bits: int, interlaced: bool) -> int:
+    """How many bytes the unpacked rows of a picture have."""
+    total = 0
+    for left, top, across, down in _PASSES if interlaced else _WHOLE:
+        columns, rows = -(-(width - left) // across), -(-(height - top) // down)
+        if columns > 0 and rows > 0:
+            total += rows * (1 + (columns * bits + 7) // 8)
+    return total
+
+
+def _check_pixels(file: IO[bytes], chunks: list[_Chunk], expected: int) -> None:
+    """Raises OSError or zlib.error where rows are missing, though their packing is whole: Pillow would not say."""
+    stream, found = zlib.decompressobj(), 0
+    for chunk in chunks:
+        if chunk.kind == b"IDAT":
+            packed = _content(file, chunk)
+            while packed and not stream.eof and found < expected:
+                found += len(stream.decompress(packed, 2**20))
+                packed = stream.unconsumed_tail
+    if found < expected:
+        raise OSError("rows of pixels are missing")

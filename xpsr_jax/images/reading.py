@@ -123,4 +123,5 @@ def _explained(name: object) -> Iterator[None]:
         raise UserError(f"{name}: there is not enough memory to read it") from error
     except Exception as error:
         # Decoders raise all sorts on damaged files: OSError, SyntaxError, ValueError, struct.error, RecursionError, ...
-        raise UserError(f"{name}: damaged, or an unsupported kind of image: {error}") from error
+        reason = type(error).__name__ if isinstance(error, KeyError) else str(error) or type(error).__name__
+        raise UserError(f"{name}: damaged, or an unsupported kind of image: {reason}") from error

@@ -1,0 +1,77 @@
+"""What a file says of its picture is true of the result's: size, print resolution, colours."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from xpsr_jax.images.picture import Picture
+from xpsr_jax.images.reading import decode_picture, read_picture
+from xpsr_jax.images.writing import SUFFIX_OF, write_picture
+
+RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+
+
+def camera(**tags: float) -> bytes:
+    exif = Image.Exif()
+    details = exif.get_ifd(0x8769)
+    details[40962], details[40963] = 9, 6
+    for tag, value in tags.items():
+        exif[int(tag.strip("_"))] = value
+    return exif.tobytes()
+
+
+def stored(format: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(RGB).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("format", SUFFIX_OF)
+@pytest.mark.parametrize(
+    "source",
+    [
+        stored("JPEG", dpi=(300, 150)),
+        stored("PNG", dpi=(300, 150)),
+        stored("TIFF", dpi=(300, 150)),
+        stored("WEBP", exif=camera(_282=300.0, _283=150.0, _296=2)),
+        stored("JPEG", exif=camera(_282=300.0, _283=150.0, _296=2)),
+    ],
+    ids=["jpeg", "png", "tiff", "webp, exif", "jpeg, exif"],
+)
+def test_print_resolution_is_kept(tmp_path, format, source):
+    picture = decode_picture(source, "it")
+    write_picture(tmp_path / "a", picture, format=format)
+    again = read_picture(tmp_path / "a")
+    assert again.dpi == pytest.approx((300, 150), abs=0.02)  # PNG counts whole pixels a metre
+    with Image.open(tmp_path / "a") as image:
+        exif = image.getexif()
+        assert format == "webp" or image.info["dpi"] == pytest.approx((300, 150), abs=0.02)
+        assert 282 not in exif or (float(exif[282]), float(exif[283])) == pytest.approx((300, 150), abs=0.02)
+
+
+def test_a_resolution_that_makes_no_sense_is_left_out():
+    for dpi in ((0, 0), (1, 65535)):
+        assert decode_picture(stored("JPEG", dpi=dpi), "it").dpi == (None if dpi[0] == 0 else dpi)
+    assert decode_picture(stored("PNG", dpi=(1e7, 1e7)), "it").dpi is None
+    assert decode_picture(stored("PNG"), "it").dpi is None
+
+
+@pytest.mark.parametrize("format", SUFFIX_OF)
+def test_exif_has_the_result_s_size(tmp_path, format):
+    picture = decode_picture(stored("JPEG", exif=camera()), "it")
+    larger = Picture(RGB.repeat(4, 0).repeat(4, 1), exif=picture.exif)
+    write_picture(tmp_path / "a", larger, format=format)
+    with Image.open(tmp_path / "a") as image:
+        details = image.getexif().get_ifd(0x8769)
+    assert (details[40962], details[40963]) == (36, 24)
+
+
+def test_a_large_profile_is_kept(tmp_path):
+    """Pillow refuses to unpack more than 1 MB of one."""
+    profile = np.random.default_rng(1).integers(0, 256, 3_000_000, np.uint8).tobytes()
+    for format in ("PNG", "JPEG", "WEBP", "TIFF"):
+        assert decode_picture(stored(format, icc_profile=profile), "it").icc_profile == profile
+    write_picture(tmp_path / "a.png", Picture(RGB, icc_profile=profile))
+    assert read_picture(tmp_path / "a.png").icc_profile == profile
