@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 
 from xpsr_jax.errors import UserError
-from xpsr_jax.images.metadata import ORIENTATION, exif_of_tiff, upright_size
-from xpsr_jax.images.pixels import decode_deep, to_8_bits
+from xpsr_jax.images.metadata import exif_of_tiff
+from xpsr_jax.images.pixels import to_8_bits
 from xpsr_jax.images.stored import Stored
 
 BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -56,7 +56,8 @@ def open_tiff(file: IO[bytes], check: Callable[[tuple[int, int]], None]) -> Stor
       check: raises UserError for a size (width, height) that is too large.
 
     Raises:
-      UserError: a camera's raw file.
+      UserError: a camera's raw file, or planes of 16 bits.
+      SyntaxError: pixels of a kind that Pillow does not know. OpenCV is not asked: what it cannot decode is black.
     """
     number, tags = _full_size(file)
     size = int(tags[_WIDTH]), int(tags[_HEIGHT])
@@ -71,14 +72,9 @@ def open_tiff(file: IO[bytes], check: Callable[[tuple[int, int]], None]) -> Stor
         return image
 
     deep = max(tags.get(_BITS, (8,))) == 16
-    try:
-        if deep and tags.get(_PLANES, 1) != 1:
-            raise SyntaxError("Pillow would take their bytes for pixels")
-        image = open_again()
-    except SyntaxError:  # Pillow's word for pixels that it does not know
-        if number:
-            raise
-        return _with_opencv(file, size, tags)
+    if deep and tags.get(_PLANES, 1) != 1:  # Pillow and OpenCV would take one plane for all
+        raise UserError("16 bits a channel are not supported plane by plane; save it pixel by pixel")
+    image = open_again()
 
     def decode() -> Image.Image:
         image.load()
@@ -101,20 +97,6 @@ def _of_16_bits(upper: Image.Image, image: _Tiff) -> Image.Image:
     image.load()
     values = np.asarray(upper).astype(np.uint16) << 8 | np.asarray(image)
     return Image.fromarray(to_8_bits(values))
-
-
-def _with_opencv(file: IO[bytes], size: tuple[int, int], tags: Tags) -> Stored:
-    """Pixels that Pillow does not know, such as three times 16 bits, plane by plane. OpenCV turns them upright."""
-    height, width = upright_size(size, int(tags.get(ORIENTATION, 1)))
-
-    def decode() -> Image.Image:
-        file.seek(0)
-        image = decode_deep(file.read())
-        if image.size != (width, height):
-            raise OSError(f"its pixels are {image.width} x {image.height}")
-        return image
-
-    return Stored((width, height), decode)
 
 
 def _full_size(file: IO[bytes]) -> tuple[int, Tags]:

@@ -43,9 +43,10 @@ def output_paths(inputs: Sequence[Input], folder: Path, format: Format) -> list[
                 f"{taken[output]} and {each.path} would both become {output}: restore them into different folders"
             )
         taken[output] = each.path
-    sources = {each.path.resolve() for each in inputs}
+    # Not `Path.resolve`, which raises for loops of links.
+    sources = {os.path.realpath(each.path) for each in inputs}
     for output in outputs:
-        if output.resolve() in sources:
+        if os.path.realpath(output) in sources:
             raise UserError(f"{output} is an input and would be overwritten: choose another --output")
     return outputs
 
