@@ -11,28 +11,16 @@ from tests.training import tiny
 from xpsr_jax import sharding
 from xpsr_jax.config import Mesh
 from xpsr_jax.data.captions import Caption
-from xpsr_jax.data.pipeline import make_pipeline
 from xpsr_jax.errors import UserError
 from xpsr_jax.inference import restore
 from xpsr_jax.models.layers import Compute
 from xpsr_jax.pods import programs
 from xpsr_jax.training.export import tokenizer_of
-from xpsr_jax.training.images import open_images
 from xpsr_jax.weights.model_folder import Model
 from xpsr_jax.weights.networks import NETWORKS, abstract
 
 CONFIG = dataclasses.replace(tiny.config(), batch_size=16, accumulation=2, mesh=Mesh(data=2, fsdp=4))
 GPUS = AbstractMesh((1, 8), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
-
-
-def test_the_training_step_is_the_one_that_trains(tmp_path):
-    """Shardings, donation and accumulation included: the text of the lowered program is the same."""
-    run = tiny.Run(CONFIG, 8)
-    source, tokenizer = open_images(tiny.make_photos(tmp_path)), tokenizer_of(CONFIG.networks)
-    batch = next(iter(make_pipeline(source, CONFIG.data, tokenizer=tokenizer, batch_size=CONFIG.batch_size)))
-    del batch["index"]
-    real = run.step.lower(run.state, run.frozen, None, sharding.shard_batch(batch, run.mesh))
-    assert programs.train_step(CONFIG, run.mesh).lower().as_text() == real.as_text()
 
 
 def test_the_sampling_step_is_the_one_that_samples(monkeypatch):

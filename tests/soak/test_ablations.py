@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,9 +14,7 @@ from xpsr_jax.data.pipeline import make_pipeline
 from xpsr_jax.models.configs import ControlNetConfig, UNetConfig
 from xpsr_jax.training.export import tokenizer_of
 from xpsr_jax.training.images import open_images
-from xpsr_jax.training.state import abstract_state, make_optimizer
-from xpsr_jax.training.step import make_step
-from xpsr_jax.training.structure import make_structure
+from xpsr_jax.training.plan import make_plan
 
 EVERYTHING = ("unet", "controlnet", "autoencoder", "text_encoder")
 # Attention to both captions in one down block, Conditional Attention in the decoder.
@@ -71,25 +68,10 @@ def test_the_step_at_full_size_as_shapes(variant):
     config = load_config(f"configs/ablations.py:{variant}")
     networks = dataclasses.replace(config.networks, base=(), from_scratch=EVERYTHING)
     config = dataclasses.replace(config, networks=networks, mesh=Mesh(data=1, fsdp=8))
-    structure, mesh = make_structure(config), sharding.make_mesh(config.mesh)
-    assert isinstance(structure.networks.unet, UNetConfig) and isinstance(
-        structure.networks.controlnet, ControlNetConfig
-    )
-    optimizer = make_optimizer(config, structure.trained)
-    abstract = abstract_state(config, structure, optimizer, sharding.parameter_shardings(structure.shapes(), mesh))
-    shapes = structure.shapes()
-    frozen = {path: jax.ShapeDtypeStruct(shapes[path].shape, jnp.bfloat16) for path in structure.frozen}
-    b, s = config.batch_size, config.data.crop_size
-    batch = {
-        "hr": jax.ShapeDtypeStruct((b, s, s, 3), jnp.float32),
-        "lr": jax.ShapeDtypeStruct((b, s, s, 3), jnp.float32),
-        "high_ids": jax.ShapeDtypeStruct((b, 77), jnp.int32),
-        "low_ids": jax.ShapeDtypeStruct((b, 77), jnp.int32),
-        "key": jax.ShapeDtypeStruct((b,), jnp.uint32),
-    }
-    state, terms = jax.eval_shape(
-        make_step(config, structure, optimizer, abstract, mesh), abstract, frozen, None, batch
-    )
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(lambda x: (x.shape, x.dtype), abstract)
+    plan = make_plan(config, sharding.make_mesh(config.mesh))
+    networks = plan.structure.networks
+    assert isinstance(networks.unet, UNetConfig) and isinstance(networks.controlnet, ControlNetConfig)
+    state, terms = jax.eval_shape(plan.step, plan.state, plan.frozen, None, plan.batch)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(lambda x: (x.shape, x.dtype), plan.state)
     heads = {"unconstrained": 0, "pixel": 3, "latent": 13}.get(variant, 16)
     assert len([name for name in terms if name.startswith(("rgb_", "latent_"))]) == heads

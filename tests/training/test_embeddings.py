@@ -22,25 +22,6 @@ from xpsr_jax.training.fingerprints import check_embeddings, fingerprints
 from xpsr_jax.training.images import open_images
 from xpsr_jax.training.losses import xpsr_loss
 from xpsr_jax.training.structure import make_structure
-from xpsr_jax.weights.networks import NETWORKS, save_network
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder with the tiny text encoder, its parameters as `tiny.Run` has them."""
-    folder = tmp_path_factory.mktemp("base")
-    structure = make_structure(tiny.config())
-    bundle = structure.merge({path: tiny.random_parameter(path, s.shape) for path, s in structure.shapes().items()})
-    (folder / "text_encoder").mkdir()
-    save_network(NETWORKS["text_encoder"], bundle.text_encoder, folder / "text_encoder")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def embeddings(base: Path, images: Images, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cache") / "embeddings"
-    assert main(["embeddings", str(images.folder), "--model", str(base), "--output", str(folder)]) == 0
-    return folder
 
 
 def test_the_loss_is_the_same(images: Images, embeddings: Path):

@@ -27,6 +27,7 @@ from xpsr_jax.inference.restore import restore
 from xpsr_jax.training import loop
 from xpsr_jax.training.loop import stop_signals, train
 from xpsr_jax.training.parameters import load_parameters
+from xpsr_jax.training.plan import make_plan
 from xpsr_jax.training.structure import make_structure
 
 ROOT = Path(__file__).parents[2]
@@ -163,28 +164,25 @@ def test_a_run_does_not_go_on_with_other_settings(whole, images):
 
 
 def pretended(bad_step, term):
-    """In the place of `make_step`: a step that does nothing, but gives a term that is no number once."""
+    """In the place of `make_plan`: a step that does nothing, but gives a term that is NaN once."""
 
-    def make_step(*_):
-        def step(state, frozen, constants, batch):
-            number = int(state.step) + 1
-            terms = {"loss": np.float32(1), "gradient_norm": np.float32(1)}
-            if number < 0:  # it has failed
-                return state, terms
-            if number == bad_step:
-                return dataclasses.replace(state, step=~state.step), terms | {term: np.float32("nan")}
-            return dataclasses.replace(state, step=state.step + 1), terms
+    def step(state, frozen, constants, batch):
+        number = int(state.step) + 1
+        terms = {"loss": np.float32(1), "gradient_norm": np.float32(1)}
+        if number < 0:  # it has failed
+            return state, terms
+        if number == bad_step:
+            return dataclasses.replace(state, step=~state.step), terms | {term: np.float32("nan")}
+        return dataclasses.replace(state, step=state.step + 1), terms
 
-        return step
-
-    return make_step
+    return lambda config, mesh: dataclasses.replace(make_plan(config, mesh), step=step)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("term", ["loss", "gradient_norm"])
 def test_what_is_no_number_ends_the_run_and_is_not_saved(term, images, tmp_path, monkeypatch):
     run = tmp_path / "run"
-    monkeypatch.setattr(loop, "make_step", pretended(4, term))
+    monkeypatch.setattr(loop, "make_plan", pretended(4, term))
     message = (
         rf"the {term} became nan at step 4 \(samples 24, 25, .* 31\)\. .*failed/3 is a checkpoint of the state before"
     )
@@ -200,7 +198,7 @@ def test_what_is_no_number_ends_the_run_and_is_not_saved(term, images, tmp_path,
         train(config(images, again, log_every=100, checkpoint_every=2))
     assert not (again / "checkpoints" / "2").exists()
     # The run itself goes on from its last checkpoint, and a later failure takes the place of the first.
-    monkeypatch.setattr(loop, "make_step", pretended(7, term))
+    monkeypatch.setattr(loop, "make_plan", pretended(7, term))
     with pytest.raises(UserError, match=r"at step 7 \(samples 48, 49, .*failed/6 is"):
         train(config(images, run, log_every=100, checkpoint_every=2))
     assert [path.name for path in (run / "failed").iterdir()] == ["6"]
@@ -209,13 +207,13 @@ def test_what_is_no_number_ends_the_run_and_is_not_saved(term, images, tmp_path,
 @pytest.mark.soak
 def test_what_was_logged_after_the_last_checkpoint_is_logged_once(images, tmp_path, monkeypatch):
     run = tmp_path / "run"
-    monkeypatch.setattr(loop, "make_step", pretended(8, "loss"))
+    monkeypatch.setattr(loop, "make_plan", pretended(8, "loss"))
     with pytest.raises(UserError, match="at step 8"):
         train(config(images, run))
     assert [line["step"] for line in metrics(run)] == list(range(1, 8))
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 8, "lo')  # a process that was killed
-    monkeypatch.setattr(loop, "make_step", pretended(None, ""))
+    monkeypatch.setattr(loop, "make_plan", pretended(None, ""))
     for _ in range(2):  # the second time nothing is left to do but to export the model again
         assert train(config(images, run)) == run / "model"
         assert [line["step"] for line in metrics(run)] == list(range(1, STEPS + 1))

@@ -12,8 +12,9 @@ from xpsr_jax.config import Mesh, Precision
 
 
 def run(batches, devices, mesh, accumulation=1):
-    config = dataclasses.replace(tiny.config(), batch_size=16, mesh=Mesh(*mesh), accumulation=accumulation)
-    run = tiny.Run(config, devices, replicated_bytes=0)
+    sizes = Mesh(*mesh, replicated_bytes=0)
+    config = dataclasses.replace(tiny.config(), batch_size=16, mesh=sizes, accumulation=accumulation)
+    run = tiny.Run(config, devices)
     before = run.state.trained
     terms = [run.advance(batch) for batch in batches]
     return run, terms, before

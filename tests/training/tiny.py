@@ -16,9 +16,8 @@ from xpsr_jax.config import Config, Images, Loss, Mesh, Networks, Optimizer, Pre
 from xpsr_jax.data.captions import Caption, write_captions
 from xpsr_jax.data.config import DataConfig
 from xpsr_jax.models.configs import AutoencoderConfig, ControlNetConfig, TextEncoderConfig, UNetConfig
-from xpsr_jax.training.state import abstract_state, initial_state, make_optimizer
-from xpsr_jax.training.step import make_step
-from xpsr_jax.training.structure import make_structure
+from xpsr_jax.training.plan import make_plan
+from xpsr_jax.training.state import initial_state
 
 VARIANTS = ("default", "autoencoder", "decoder")
 SIZE = 64
@@ -117,22 +116,18 @@ class Run:
     Its parameters are all random, those that start at zero too, so that each of them counts.
     """
 
-    def __init__(self, config: Config, devices: int | None = None, *, replicated_bytes: int | None = None):
+    def __init__(self, config: Config, devices: int | None = None):
         self.config = config
         self.mesh = sharding.make_mesh(config.mesh, jax.devices()[:devices])
-        self.structure = make_structure(config)
-        self.optimizer = make_optimizer(config, self.structure.trained)
-        options: dict[str, Any] = {} if replicated_bytes is None else {"replicated_bytes": replicated_bytes}
-        shardings = sharding.parameter_shardings(self.structure.shapes(), self.mesh, **options)
-        self.abstract = abstract_state(config, self.structure, self.optimizer, shardings)
+        plan = make_plan(config, self.mesh)
+        self.structure, self.optimizer, self.abstract, self.step = plan.structure, plan.optimizer, plan.state, plan.step
         parameters = {
-            path: sharding.place(random_parameter(path, shape.shape), shardings[path], np.float32)
+            path: sharding.place(random_parameter(path, shape.shape), plan.shardings[path], np.float32)
             for path, shape in self.structure.shapes().items()
         }
         self.frozen = {path: parameters[path] for path in self.structure.frozen}
         trained = {path: parameters[path] for path in self.structure.trained}
         self.state = initial_state(config, self.optimizer, trained, self.abstract)
-        self.step = make_step(config, self.structure, self.optimizer, self.abstract, self.mesh)
 
     def advance(self, batch: dict[str, np.ndarray], constants: Any = None) -> dict[str, float]:
         """One step; its terms."""

@@ -11,11 +11,13 @@ from xpsr_jax.config import Config
 from xpsr_jax.models.attention import TPU_KERNEL
 from xpsr_jax.pods import chips, compiling, programs, report
 from xpsr_jax.pods.report import Report
+from xpsr_jax.training.plan import example_shapes
+from xpsr_jax.training.structure import make_structure
 
-# What of a config decides what is compiled.
-_COMPILED = (
-    *("stage", "batch_size", "accumulation", "seed", "steps", "trained", "networks", "loss", "optimizer"),
-    *("precision", "mesh", "sampling"),
+# What of a config decides nothing of what is compiled. Anything else makes another report, a new field too.
+_NOT_COMPILED = (
+    *("name", "run", "images", "data", "validation", "note"),
+    *("log_every", "checkpoint_every", "keep", "profile", "wandb"),
 )
 
 
@@ -33,13 +35,31 @@ def preflight(
     kernel = config.precision.attention
     config = programs.without_files(config, attention=TPU_KERNEL if kernel == "auto" else kernel)
     chips.chip(topology)
-    compiled = [repr(getattr(config, name)) for name in _COMPILED] + [repr(config.data.crop_size)]
-    kept = compiling.cache_file(topology, sample, effort, compiled)
+    kept = compiling.cache_file(topology, sample, effort, compiled_settings(config))
     if not again and (data := compiling.read_cached(kept)) is not None:
         return report.from_json(data)
     result = _compile(config, topology, sample=sample, effort=effort)
     compiling.write_cached(kept, dataclasses.asdict(result))
     return result
+
+
+def compiled_settings(config: Config) -> dict[str, str]:
+    """All that decides what is compiled, as text: two configs with the same have the same programs.
+
+    Of the data it is what the step is given, of the networks their configurations as the base's folders have them now.
+    """
+    settings = {
+        field.name: repr(getattr(config, field.name))
+        for field in dataclasses.fields(config)
+        if field.name not in _NOT_COMPILED
+    }
+    structure = make_structure(config)
+    inputs = example_shapes(config.data, structure.networks.text_encoder.hidden_size)
+    return settings | {
+        "networks": repr(structure.networks),
+        "data": repr(inputs),
+        "crop_size": str(config.data.crop_size),
+    }
 
 
 def lower_for_gpus(config: Config, gpus: int, *, sample: bool = False) -> str:

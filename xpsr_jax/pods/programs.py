@@ -11,20 +11,17 @@ from jax.sharding import PartitionSpec
 
 from xpsr_jax import sharding
 from xpsr_jax.config import Config, Networks
+from xpsr_jax.data.tokens import MAX_TOKENS
 from xpsr_jax.diffusion.guidance import is_guided
 from xpsr_jax.diffusion.making import make_sampler
 from xpsr_jax.errors import UserError
-from xpsr_jax.evaluation.perceptual import load_distance
 from xpsr_jax.inference import restore
 from xpsr_jax.inference.plan import first_step, full_table
 from xpsr_jax.models.configs import Kernel
 from xpsr_jax.models.layers import Compute
-from xpsr_jax.training.state import abstract_state, make_optimizer
-from xpsr_jax.training.step import make_step
+from xpsr_jax.training.plan import loss_constants, make_plan
 from xpsr_jax.training.structure import make_structure
 from xpsr_jax.weights.networks import NETWORKS, abstract
-
-TOKENS = 77
 
 
 class Program(NamedTuple):
@@ -60,29 +57,13 @@ def without_files(config: Config, *, attention: Kernel) -> Config:
 
 
 def train_step(config: Config, mesh: sharding.AnyMesh) -> Program:
-    """The very step that `training.loop.train` runs, with its shardings, donation and accumulation.
+    """The step that `training.loop.train` runs, of the same plan: shardings, donation and accumulation included.
 
     Raises UserError for a config that cannot be trained on this mesh.
     """
-    if config.batch_size % (mesh.size * config.accumulation):
-        raise UserError(
-            f"batch_size={config.batch_size} must be a multiple of {mesh.size * config.accumulation}: "
-            f"{mesh.size} chips x accumulation={config.accumulation}"
-        )
-    structure = make_structure(config)
-    optimizer = make_optimizer(config, structure.trained)
-    shapes = structure.shapes()
-    shardings = sharding.parameter_shardings(shapes, mesh)
-    state = abstract_state(config, structure, optimizer, shardings)
-    frozen = {
-        path: jax.ShapeDtypeStruct(shapes[path].shape, config.precision.frozen_dtype, sharding=shardings[path])
-        for path in structure.frozen
-    }
-    constants = None
-    if config.stage != "xpsr":
-        constants = _placed(load_distance(config.loss.metric), sharding.replicated(mesh))
-    step = make_step(config, structure, optimizer, state, mesh)
-    return Program(step, (state, frozen, constants, _batch(config, mesh)), {})
+    plan = make_plan(config, mesh)
+    constants = _placed(loss_constants(config), sharding.replicated(mesh))
+    return Program(plan.step, (plan.state, plan.frozen, constants, plan.batch), {})
 
 
 def sampling_step(config: Config, mesh: sharding.AnyMesh) -> Program:
@@ -103,8 +84,8 @@ def sampling_step(config: Config, mesh: sharding.AnyMesh) -> Program:
     size, guided = config.data.crop_size, is_guided(sampling.guidance_scale, sampling.guidance_form)
     images = config.batch_size
     pixels = jax.ShapeDtypeStruct((images, size, size, 3), jnp.uint8)
-    high = jax.ShapeDtypeStruct((images, 1 + guided, TOKENS), jnp.int32)
-    low = jax.ShapeDtypeStruct((images, 1 + (guided and sampling.negative_low is not None), TOKENS), jnp.int32)
+    high = jax.ShapeDtypeStruct((images, 1 + guided, MAX_TOKENS), jnp.int32)
+    low = jax.ShapeDtypeStruct((images, 1 + (guided and sampling.negative_low is not None), MAX_TOKENS), jnp.int32)
     digests, seed = jax.ShapeDtypeStruct((images, 2), jnp.uint32), jax.ShapeDtypeStruct((2,), jnp.uint32)
     number = jax.ShapeDtypeStruct((), jnp.float32)
     prepared = jax.eval_shape(
@@ -133,19 +114,6 @@ def _networks(networks: Networks, compute: Compute) -> tuple[Any, ...]:
     """As `Restorer` has them, without arrays."""
     names = ("unet", "controlnet", "autoencoder", "text_encoder")
     return tuple(abstract(NETWORKS[name], getattr(networks, name), compute=compute) for name in names)
-
-
-def _batch(config: Config, mesh: sharding.AnyMesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """What the step is given of a batch of `data.pipeline.make_pipeline`."""
-    image = (config.data.crop_size, config.data.crop_size, 3)
-    shapes: dict[str, tuple[tuple[int, ...], Any]] = {"hr": (image, jnp.float32), "key": ((), jnp.uint32)}
-    if config.data.degrade:
-        shapes |= {"lr": (image, jnp.float32), "high_ids": ((TOKENS,), jnp.int32), "low_ids": ((TOKENS,), jnp.int32)}
-    split = sharding.batch_sharding(mesh)
-    return {
-        name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=split)
-        for name, (shape, dtype) in shapes.items()
-    }
 
 
 def _placed(tree: Any, where: jax.sharding.NamedSharding) -> Any:

@@ -17,7 +17,6 @@ from xpsr_jax import distributed, sharding
 from xpsr_jax.config import Config
 from xpsr_jax.data.pipeline import make_pipeline
 from xpsr_jax.errors import UserError
-from xpsr_jax.evaluation.perceptual import load_distance
 from xpsr_jax.files import check_writable
 from xpsr_jax.json_files import write_json
 from xpsr_jax.training import fingerprints, resume
@@ -26,11 +25,10 @@ from xpsr_jax.training.export import export, tokenizer_of
 from xpsr_jax.training.images import open_images
 from xpsr_jax.training.log import Log, NotANumber, check_wandb
 from xpsr_jax.training.parameters import initial_parameters
+from xpsr_jax.training.plan import loss_constants, make_plan
 from xpsr_jax.training.plot import plot_losses
 from xpsr_jax.training.profiling import Profiler
-from xpsr_jax.training.state import TrainState, abstract_state, initial_state, make_optimizer
-from xpsr_jax.training.step import make_step
-from xpsr_jax.training.structure import make_structure
+from xpsr_jax.training.state import TrainState, initial_state
 from xpsr_jax.training.validation import Validator
 
 
@@ -50,13 +48,8 @@ def train(config: Config) -> Path | None:
     run = config.run_folder
     check_wandb(config.wandb)
     mesh = sharding.make_mesh(config.mesh)
-    if config.batch_size % (mesh.size * config.accumulation):
-        raise UserError(
-            f"batch_size={config.batch_size} must be a multiple of "
-            f"{mesh.size * config.accumulation}: {mesh.size} devices x accumulation={config.accumulation}"
-        )
-    structure = make_structure(config)
-    optimizer = make_optimizer(config, structure.trained)
+    plan = make_plan(config, mesh)
+    structure = plan.structure
     tokenizer = tokenizer_of(config.networks)
     source = open_images(config.images)
     record = resume.record(config, photographs=len(source))
@@ -71,17 +64,15 @@ def train(config: Config) -> Path | None:
             process_count=jax.process_count(),
         )
     )
-    shardings = sharding.parameter_shardings(structure.shapes(), mesh, replicated_bytes=config.mesh.replicated_bytes)
-    abstract = abstract_state(config, structure, optimizer, shardings)
     check_writable(run)
     with contextlib.closing(data), Checkpoints(run / "checkpoints", keep=config.keep) as checkpoints, _full_disk(run):
-        resumed = resume.newest(checkpoints, record, abstract, data)
+        resumed = resume.newest(checkpoints, record, plan.state, data)
         first = resumed.step if resumed else 0
         base: dict[str, str] = {}
         parameters = initial_parameters(
             structure,
             structure.frozen if resumed else structure.frozen | structure.trained,
-            shardings,
+            plan.shardings,
             seed=config.seed,
             frozen_dtype=config.precision.frozen_dtype,
             fingerprints=base if distributed.is_first() else None,
@@ -92,12 +83,10 @@ def train(config: Config) -> Path | None:
             resume.check_base(resumed.record, record)
             state = resumed.state
         else:
-            state = initial_state(config, optimizer, {path: parameters[path] for path in structure.trained}, abstract)
+            trained = {path: parameters[path] for path in structure.trained}
+            state = initial_state(config, plan.optimizer, trained, plan.state)
         frozen = {path: parameters[path] for path in structure.frozen}
-        constants = None
-        if config.stage != "xpsr":
-            constants = jax.device_put(load_distance(config.loss.metric), sharding.replicated(mesh))
-        step = make_step(config, structure, optimizer, abstract, mesh)
+        constants = jax.device_put(loss_constants(config), sharding.replicated(mesh))
         validator = Validator(config, structure, tokenizer=tokenizer, mesh=mesh)
         if distributed.is_first():
             write_json(record, run / "config.json")
@@ -125,7 +114,7 @@ def train(config: Config) -> Path | None:
                     positions.append((done, data.get_state()))
                     batch = next(data)
                     samples = batch.pop("index")
-                    state, terms = step(state, frozen, constants, sharding.shard_batch(batch, mesh))
+                    state, terms = plan.step(state, frozen, constants, sharding.shard_batch(batch, mesh))
                     log.add(done, terms, samples)
                     profiler.after(done, terms)
                     checkpoints.check()

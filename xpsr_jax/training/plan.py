@@ -1,0 +1,94 @@
+"""What a run compiles and where its arrays live, before there are any: training runs it, preflight compiles it."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding
+
+from xpsr_jax import sharding
+from xpsr_jax.config import Config
+from xpsr_jax.data.config import DataConfig
+from xpsr_jax.data.tokens import MAX_TOKENS
+from xpsr_jax.errors import UserError
+from xpsr_jax.evaluation.perceptual import Dists, Lpips, load_distance
+from xpsr_jax.training.state import TrainState, abstract_state, make_optimizer
+from xpsr_jax.training.step import Step, make_step
+from xpsr_jax.training.structure import Structure, make_structure
+
+Shapes = dict[str, jax.ShapeDtypeStruct]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run on a mesh, without arrays.
+
+    Attributes:
+      structure: its networks.
+      optimizer: of what trains.
+      shardings: of every parameter, by path.
+      state: shapes, types and shardings of what a step changes.
+      frozen: those of the frozen parameters, by path.
+      batch: those of what a step is given of a batch, by name.
+      step: the training step, jitted. Its arguments are a state, the frozen parameters, `loss_constants` and a batch.
+    """
+
+    structure: Structure
+    optimizer: optax.GradientTransformation
+    shardings: dict[str, NamedSharding]
+    state: TrainState
+    frozen: Shapes
+    batch: Shapes
+    step: Step
+
+
+def make_plan(config: Config, mesh: sharding.AnyMesh) -> Plan:
+    """The plan of a run on these devices. Nothing is allocated, and devices need not be there.
+
+    Raises UserError for a config that cannot be trained on this mesh.
+    """
+    parts = mesh.size * config.accumulation
+    if config.batch_size % parts:
+        raise UserError(
+            f"batch_size={config.batch_size} must be a multiple of {parts}: "
+            f"{mesh.size} devices x accumulation={config.accumulation}"
+        )
+    structure = make_structure(config)
+    optimizer = make_optimizer(config, structure.trained)
+    shapes = structure.shapes()
+    shardings = sharding.parameter_shardings(shapes, mesh, replicated_bytes=config.mesh.replicated_bytes)
+    state = abstract_state(config, structure, optimizer, shardings)
+    frozen = {
+        path: jax.ShapeDtypeStruct(shapes[path].shape, config.precision.frozen_dtype, sharding=shardings[path])
+        for path in structure.frozen
+    }
+    split = sharding.batch_sharding(mesh)
+    batch = {
+        name: jax.ShapeDtypeStruct((config.batch_size, *each.shape), each.dtype, sharding=split)
+        for name, each in example_shapes(config.data, structure.networks.text_encoder.hidden_size).items()
+    }
+    step = make_step(config, structure, optimizer, state, mesh)
+    return Plan(structure, optimizer, shardings, state, frozen, batch, step)
+
+
+def example_shapes(config: DataConfig, embedding_size: int) -> Shapes:
+    """What the training step is given of an example of `data.pipeline.make_pipeline`: all of it but its `index`.
+
+    Args:
+      embedding_size: channels of the text encoder's output, which `config.embeddings` holds.
+    """
+    image = jax.ShapeDtypeStruct((config.crop_size, config.crop_size, 3), jnp.float32)
+    shapes = {"hr": image, "key": jax.ShapeDtypeStruct((), jnp.uint32)}
+    if not config.degrade:
+        return shapes
+    if config.embeddings is None:
+        name, text = "ids", jax.ShapeDtypeStruct((MAX_TOKENS,), jnp.int32)
+    else:
+        name, text = "embedding", jax.ShapeDtypeStruct((MAX_TOKENS, embedding_size), jnp.float32)
+    return shapes | {"lr": image, f"high_{name}": text, f"low_{name}": text}
+
+
+def loss_constants(config: Config) -> Lpips | Dists | None:
+    """The perceptual distance of a stage that has one in its loss. Raises UserError where its weights are missing."""
+    return None if config.stage == "xpsr" else load_distance(config.loss.metric)
