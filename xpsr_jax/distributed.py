@@ -4,8 +4,8 @@ Everything here does without others where there is one process.
 """
 
 import jax
+import jax.extend.backend
 import numpy as np
-from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 
 from xpsr_jax.config import ProcessMode
@@ -72,9 +72,15 @@ def part_of(
             raise
     if not jax.distributed.is_initialized():
         return 0, 1
-    # jax.process_index() would make devices that depend on the others for ever.
-    found = global_state.process_id, global_state.num_processes
-    jax.distributed.shutdown()
+    # Asked of the CPU, whose devices are then forgotten: any made now would depend on the others for ever.
+    platforms = jax.config.read("jax_platforms")
+    jax.config.update("jax_platforms", "cpu")
+    try:
+        found = jax.process_index(), jax.process_count()
+        jax.extend.backend.clear_backends()
+    finally:
+        jax.config.update("jax_platforms", platforms)
+        jax.distributed.shutdown()
     return found
 
 

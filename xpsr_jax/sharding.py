@@ -89,6 +89,18 @@ def place(array: np.ndarray, sharding: NamedSharding, dtype: Any) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index].astype(dtype, copy=False))
 
 
+def host() -> jax.Device:
+    """The CPU as a device of JAX, for arrays that are not to take an accelerator's memory.
+
+    With JAX_PLATFORMS=cuda or tpu alone JAX has no CPU; then it is the first device of this process.
+    JAX_PLATFORMS=cuda,cpu has both.
+    """
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return jax.local_devices()[0]
+
+
 def on_every_device(weights: Any, mesh: jax.sharding.Mesh) -> Any:
     """A tree of arrays, each whole on every device of the mesh; those that are on all of them stay as they are."""
     devices = set(mesh.devices.flat)

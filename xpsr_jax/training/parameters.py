@@ -50,14 +50,14 @@ def initial_parameters(
 
 
 def random_parameters(structure: Structure, paths: Collection[str], seed: int) -> dict[str, np.ndarray]:
-    """Random initial values, on the host: the same whatever the mesh, and no device has to hold a whole network.
+    """Random initial values, made on the CPU (`sharding.host`): the same whatever the mesh.
 
     Operation by operation, each compiled once for a shape: as one program a network takes minutes to compile.
     """
     components = sorted({path.partition(".")[0] for path in paths})
     if "controlnet" in components and "unet" not in structure.sources:
         components = sorted({*components, "unet"})  # It begins as its copy.
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    with jax.default_device(sharding.host()):
         state = nnx.to_flat_state(nnx.state(structure.make(components, jax.random.key(seed))))
     values = {".".join(map(str, keys)): value for keys, value in state}
     return {path: np.asarray(values[path][...]) for path in paths}

@@ -13,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 
+from xpsr_jax import sharding
 from xpsr_jax.errors import UserError
 from xpsr_jax.weights.tensors import Tensor
 
@@ -27,7 +28,7 @@ def write(arrays: Iterable[tuple[str, np.ndarray]], folder: Path) -> None:
     Raises UserError if the folder cannot be written.
     """
     # As JAX's arrays, on the host: of numpy's, Orbax copies all at once, whatever the limit.
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    with jax.default_device(sharding.host()):
         tree = {path: jax.device_put(array) for path, array in arrays}
     try:
         limit = max([_CONCURRENT_BYTES, *(array.nbytes for array in tree.values())])
