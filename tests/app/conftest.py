@@ -4,6 +4,7 @@ Neither may reach for anything beyond this machine: what the browser asks for an
 at in every test.
 """
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -53,7 +55,15 @@ class Server:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("server")
+    """The page with small limits, for all tests together."""
+    limits = ["--max-upload-megabytes", 0.2, "--max-megapixels", 0.5, "--max-files", 3, "--max-sessions", 100]
+    with running(tmp_path_factory.mktemp("server"), *limits) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def running(folder: Path, *options: object) -> Iterator[Server]:
+    """Serves the page; looks at the end at its exit code, its log, whom it spoke to, and what it left behind."""
     (folder / "sitecustomize.py").write_text(_WATCH)
     log, watched, temporary = folder / "log", folder / "watched", folder / "temporary"
     watched.touch()
@@ -66,18 +76,19 @@ def server(tmp_path_factory):
         "WATCHED": str(watched),
         "TMPDIR": str(temporary),
         "JAX_LOG_COMPILES": "1",
+        # The environment must not open what the command line does not.
+        "GRADIO_ALLOWED_PATHS": "/",
+        "GRADIO_SHARE": "True",
+        "GRADIO_MCP_SERVER": "True",
     }
-    limits = ["--max-upload-megabytes", "0.2", "--max-megapixels", "0.5", "--max-files", "3"]
+    command = [sys.executable, "-u", "-m", "xpsr_jax.app", "--port", port, *options]
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-u", "-m", "xpsr_jax.app", "--port", str(port), *limits],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=one_device() | environment,
+            [str(part) for part in command], stdout=output, stderr=subprocess.STDOUT, env=one_device() | environment
         )
     try:
         deadline = time.monotonic() + 120
-        while "The page:" not in log.read_text():
+        while "Browsers may open it" not in log.read_text():
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
         yield Server(f"http://127.0.0.1:{port}/", log, watched)
@@ -86,7 +97,8 @@ def server(tmp_path_factory):
         assert not list(temporary.glob("xpsr-page-*")), "what visitors uploaded is deleted at the end"
     finally:
         process.kill()
-    assert "Traceback" not in log.read_text()
+    lines = [line for line in log.read_text().splitlines() if not line.startswith("WARNING:jax")]
+    assert not any("Traceback" in line for line in lines), "\n".join(lines[-60:])
     assert set(watched.read_text().split()) <= {"127.0.0.1", "localhost", "None"}
 
 

@@ -1,7 +1,6 @@
 """What the page does without a browser."""
 
 import os
-import time
 
 import numpy as np
 import pytest
@@ -9,9 +8,8 @@ from PIL import Image
 
 from tests.compilations import compilations
 from tests.inference.tiny_model import SAMPLING, tiny_model
-from xpsr_jax.app import sessions, studio
+from xpsr_jax.app import studio
 from xpsr_jax.app.many import packed, unused
-from xpsr_jax.app.sessions import Sessions
 from xpsr_jax.app.studio import Settings, Studio
 from xpsr_jax.cli.app import main
 from xpsr_jax.data.captions import Caption
@@ -36,16 +34,6 @@ def test_programs_are_kept_but_not_for_ever(tmp_path, monkeypatch):
     assert restore(8, steps=7) == restore(8, strength=0.5, steps=3) == restore(8, guidance_scale=3.0) == []
     assert len(restore(12)) == 3 and restore(12) == []
     assert len(restore(8)) == 3, "they were let go when the second size came"
-
-
-def test_an_old_sessions_files_are_deleted(tmp_path, monkeypatch):
-    visitors = Sessions(tmp_path)
-    first = visitors["a"]
-    assert visitors["a"] is first and first.folder.is_dir()
-    monkeypatch.setattr(sessions, "MAX_AGE", 0.05)
-    time.sleep(0.1)
-    assert visitors["b"].folder.is_dir() and not first.folder.exists()
-    assert visitors["a"] is not first
 
 
 def test_results_of_one_name_are_kept_apart(tmp_path):
@@ -75,6 +63,10 @@ def umask() -> int:
             "cannot listen on 192.0.2.1, port 7860: Cannot assign requested address; try",
         ),
         (["--port", "70000"], "cannot listen on 127.0.0.1, port 70000"),
+        (["--max-sessions", "0"], "--max-sessions must be above 0, not 0"),
+        (["--auth", "nowhere"], "nowhere cannot be read: No such file or directory"),
+        (["--root-path", "xpsr"], "--root-path: xpsr is neither a path such as /xpsr nor an address"),
+        (["--allowed-hosts", "https://a.b"], "--allowed-hosts: https://a.b is no name of a machine"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(capsys, argv, message):

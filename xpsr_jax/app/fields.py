@@ -55,6 +55,8 @@ def read_settings(defaults: Sampling, values: Sequence[Any]) -> Settings:
     preset, sampler, strength, steps, upscale, seed, format = values
     if None in (strength, steps, upscale, seed):
         raise UserError("strength, steps, upscale and seed must be numbers")
+    if format is None:
+        raise UserError("choose a file format")
     sampling = choose_sampling(
         defaults, preset or None, sampler=sampler, strength=float(strength), steps=int(steps), upscale=int(upscale)
     )

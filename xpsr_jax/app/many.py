@@ -11,8 +11,8 @@ from typing import Any
 
 import gradio as gr
 
-from xpsr_jax.app.fields import AT_ONCE, PROGRESS, WORK, buttons, read_settings, said, settings_fields
-from xpsr_jax.app.sessions import Cancelled, Sessions
+from xpsr_jax.app.fields import AT_ONCE, PRIVATE, PROGRESS, WORK, buttons, read_settings, said, settings_fields
+from xpsr_jax.app.sessions import Cancelled, Session, Sessions
 from xpsr_jax.app.studio import Studio
 from xpsr_jax.data.by_path import ByPath
 from xpsr_jax.data.captions import Caption, read_captions
@@ -22,35 +22,62 @@ from xpsr_jax.images.formats import endings
 
 @dataclass(frozen=True)
 class Many:
-    """What happens when."""
+    """The tab's events.
+
+    Attributes:
+        studio: restores.
+        sessions: of the visitors.
+        max_files: how many a visitor may have here.
+    """
 
     studio: Studio
     sessions: Sessions
     max_files: int
 
+    def upload(self, files: list[dict[str, Any]], request: gr.Request) -> tuple[None, list[list[str]]]:
+        """Takes uploads, and shows all that are there in the table."""
+        session = self.sessions.of(request.session_hash)
+        try:
+            for number, file in enumerate(files):
+                if len(session.photos) == self.max_files:
+                    raise UserError(f"{len(files) - number} files too many: at most {self.max_files} at one go")
+                session.photos.append(self.sessions.take(session, file["path"]))
+        except UserError as error:
+            gr.Warning(html.escape(str(error)))
+        return None, waiting(session.photos)
+
+    def clear(self, request: gr.Request) -> list[list[str]]:
+        """Forgets all uploads."""
+        session = self.sessions.of(request.session_hash)
+        if session.at_work:
+            raise UserError("They are being restored: cancel that first.")
+        photos, session.photos = session.photos, []
+        for photo in photos:
+            session.remove(photo)
+        return []
+
     def begin(self, request: gr.Request) -> tuple[gr.Button, gr.Button, None, gr.DownloadButton]:
-        self.sessions[request.session_hash].many.clear()
+        """Forgets that the work before was cancelled."""
+        self.sessions.of(request.session_hash).many.clear()
         archive = gr.DownloadButton(value=None, interactive=False)
         return *buttons(at_work=True), None, archive
 
-    def restore(
-        self,
-        request: gr.Request,
-        progress: gr.Progress = PROGRESS,
-        *fields: Any,
-    ) -> Iterator[tuple]:
+    def restore(self, request: gr.Request, progress: gr.Progress = PROGRESS, *values: Any) -> Iterator[tuple]:
         """Yields, after each file, the table, the restored files, and at the end their archive."""
-        session = self.sessions[request.session_hash]
-        uploads, *values = fields
-        uploads = [Path(upload) for upload in uploads or ()]
+        session = self.sessions.of(request.session_hash)
+        with session.working():
+            yield from self._restore(session, progress, values)
+
+    def _restore(self, session: Session, progress: gr.Progress, values: Sequence[Any]) -> Iterator[tuple]:
+        uploads = list(session.photos)
         sources = [upload for upload in uploads if upload.suffix.lower() != ".jsonl"]
         try:
-            if not 0 < len(sources) <= self.max_files:
-                raise UserError(f"{len(sources)} photographs: drop at least 1, at most {self.max_files}")
+            if not sources:
+                raise UserError(f"0 photographs: drop at least 1, at most {self.max_files}")
             settings = read_settings(self.studio.defaults, values)
             captions = captions_by_name(set(uploads) - set(sources))
         except UserError as error:
-            raise gr.Error(html.escape(said(error, *uploads)), print_exception=False) from error
+            raise UserError(said(error, *uploads)) from error
 
         rows: list[list[str]] = []
         outputs: list[str] = []
@@ -67,16 +94,17 @@ class Many:
 
             begin = time.perf_counter()
             try:
+                self.sessions.check_room()
                 self.studio.restore_file(source, output, caption, settings, on_steps=on_steps)
             except UserError as error:
                 rows.append([source.name, said(error, source)])
             except Cancelled:
-                rows.append([source.name, "cancelled"])
+                rows += [[each.name, "cancelled"] for each in sources[number:]]
                 break
             else:
                 rows.append([source.name, f"restored in {time.perf_counter() - begin:.1f} s"])
                 outputs.append(str(output))
-            yield rows, outputs, gr.skip()
+            yield [*rows, *waiting(sources[number + 1 :])], outputs, gr.skip()
         archive = (
             gr.DownloadButton(value=packed([Path(output) for output in outputs]), interactive=True)
             if outputs
@@ -85,7 +113,13 @@ class Many:
         yield rows, outputs, archive
 
     def cancel(self, request: gr.Request) -> None:
-        self.sessions[request.session_hash].many.set()
+        """Ends the work at its next step."""
+        self.sessions.of(request.session_hash).many.set()
+
+
+def waiting(photos: Iterable[Path]) -> list[list[str]]:
+    """The table's rows of photographs that have not been restored yet."""
+    return [[photo.name, "waits"] for photo in photos]
 
 
 def captions_by_name(files: Iterable[Path]) -> ByPath[Caption]:
@@ -122,15 +156,19 @@ def build_many(studio: Studio, sessions: Sessions, *, max_files: int) -> None:
             with gr.Row():
                 start = gr.Button("Restore all", variant="primary", min_width=100)
                 cancel = gr.Button("Cancel", variant="stop", interactive=False, min_width=100)
+                clear = gr.Button("Remove all", min_width=100)
             settings = settings_fields(studio.defaults)
         with gr.Column(scale=3, min_width=300, elem_classes="half"):
-            table = gr.Dataframe(headers=["File", "Result"], label="What became of them", wrap=True, interactive=False)
+            table = gr.Dataframe(headers=["File", "Result"], label="The photographs", wrap=True, interactive=False)
             archive = gr.DownloadButton("Download all (zip)", interactive=False)
             restored = gr.File(label="Restored", file_count="multiple", interactive=False)
 
+    # The files as they were uploaded, which gradio would otherwise read.
+    uploads.upload(many.upload, uploads, [uploads, table], preprocess=False, **PRIVATE)
+    clear.click(many.clear, None, table, **PRIVATE)
     begun = start.click(many.begin, None, [start, cancel, restored, archive], **AT_ONCE)
     outputs = [table, restored, archive]
-    done = begun.then(many.restore, [uploads, *settings], outputs, show_progress_on=table, **WORK)
+    done = begun.then(many.restore, settings, outputs, show_progress_on=table, **WORK)
     for after in (done.then, done.failure):  # The former is not called after an error.
         after(lambda: buttons(at_work=False), None, [start, cancel], **AT_ONCE)
     cancel.click(many.cancel, **AT_ONCE)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from xpsr_jax.app.fields import AT_ONCE, PRIVATE, PROGRESS, WORK, buttons, read_settings, said, settings_fields
-from xpsr_jax.app.sessions import Cancelled, Result, Session, Sessions
+from xpsr_jax.app.sessions import Cancelled, Refused, Result, Session, Sessions
 from xpsr_jax.app.studio import Settings, Studio
 from xpsr_jax.assets import DEMO
 from xpsr_jax.caption.measured import describe_quality
@@ -26,53 +27,77 @@ from xpsr_jax.inference.compare import to_webp
 
 @dataclass(frozen=True)
 class One:
-    """What happens when."""
+    """The tab's events.
+
+    Attributes:
+        studio: restores.
+        sessions: of the visitors.
+        captions: the examples and their captions.
+    """
 
     studio: Studio
     sessions: Sessions
     captions: dict[Path, Caption]
 
     def upload(self, file: dict[str, Any], request: gr.Request) -> tuple:
-        session = self.sessions[request.session_hash]
+        """Takes the upload, and shows a preview of it."""
+        session = self.sessions.of(request.session_hash)
         # The captions are of the photograph that was there before. Without one, somebody is just writing them.
         high = low = gr.skip() if session.photo is None else ""
-        session.photo = None
-        source = Path(file["path"])
+        self._take_away(session)
+        source = None
         try:
-            preview = write_preview(session, self.studio.read(source))
+            source = self.sessions.take(session, file["path"])
+            preview = write_preview(source.parent, self.studio.read(source))
         except UserError as error:
-            gr.Warning(html.escape(said(error, source)))
+            session.remove(source)
+            gr.Warning(html.escape(said(error, *([source] if source else []))))
             return None, high, low
         session.photo = source
         return preview, high, low
 
     def clear(self, request: gr.Request) -> tuple[str, str]:
-        self.sessions[request.session_hash].photo = None
+        """Forgets the photograph and its captions."""
+        self._take_away(self.sessions.of(request.session_hash))
         return "", ""
 
-    def choose(self, index: int, request: gr.Request) -> tuple[Path, str, str]:
-        session = self.sessions[request.session_hash]
+    def choose(self, index: Any, request: gr.Request) -> tuple:
+        """Takes an example, by its number."""
+        session = self.sessions.of(request.session_hash)
+        if type(index) is not int or not 0 <= index < len(self.captions):
+            raise Refused
+        self._take_away(session)
         session.photo, caption = list(self.captions.items())[index]
         return session.photo, caption.high, caption.low
 
+    def _take_away(self, session: Session) -> None:
+        photo, session.photo = session.photo, None
+        session.remove(photo)
+
     def measure(self, request: gr.Request) -> str:
-        source = self.sessions[request.session_hash].photo
+        """Describes how the photograph is degraded."""
+        source = self.sessions.of(request.session_hash).photo
         if source is None:
-            raise gr.Error("Drop a photograph first.", print_exception=False)
-        return describe_quality(self.studio.read(source).rgb)
+            raise UserError("Drop a photograph first.")
+        try:
+            return describe_quality(self.studio.read(source).rgb)
+        except UserError as error:
+            raise UserError(said(error, source)) from error
 
     def begin(self, request: gr.Request) -> tuple[gr.Button, gr.Button]:
-        session = self.sessions[request.session_hash]
+        """Remembers what is to be restored, before it waits."""
+        session = self.sessions.of(request.session_hash)
         session.chosen = session.photo
         session.one.clear()
         return buttons(at_work=True)
 
     def restore(self, request: gr.Request, progress: gr.Progress = PROGRESS, *fields: Any) -> tuple:
-        session = self.sessions[request.session_hash]
+        """Restores the photograph; returns what the slider, the button and the gallery show."""
+        session = self.sessions.of(request.session_hash)
         source = session.chosen
         high, low, *values = fields
         if source is None:
-            raise gr.Error("Drop a photograph first.", print_exception=False)
+            raise UserError("Drop a photograph first.")
 
         def on_steps(done: int, steps: int) -> None:
             if session.one.is_set():
@@ -80,13 +105,18 @@ class One:
             progress((done, steps), desc="Sampling" if done else "Preparing; the first picture of a size takes longer")
 
         try:
-            settings = read_settings(self.studio.defaults, values)
-            result = self._result(session, source, Caption(high.strip(), low.strip()), settings, on_steps)
+            with session.working():
+                settings = read_settings(self.studio.defaults, values)
+                caption = Caption((high or "").strip(), (low or "").strip())
+                result = self._result(session, source, caption, settings, on_steps)
         except UserError as error:
-            raise gr.Error(html.escape(said(error, source)), print_exception=False) from error
+            raise UserError(said(error, source)) from error
         except Cancelled:
             gr.Info("Cancelled.")
             return gr.skip(), gr.skip(), gr.skip()
+        finally:
+            session.chosen = None
+            session.remove(source)
         session.results.append(result)
         pictures = [(each.after, each.file.name) for each in session.results]
         return *presented(result), gr.Gallery(pictures, visible=True)
@@ -99,21 +129,27 @@ class One:
         settings: Settings,
         on_steps: Callable[[int, int], None],
     ) -> Result:
+        self.sessions.check_room()
         begin = time.perf_counter()
         file = session.new_folder() / settings.name_of(source)
         self.studio.restore_file(source, file, caption, settings, on_steps=on_steps)
         seconds = time.perf_counter() - begin
         restored = read_picture(file)
         height, width = restored.rgb.shape[:2]
-        after = write_preview(session, restored)
-        before = write_preview(session, self.studio.read(source), like=after)
+        after = write_preview(session.new_folder(), restored)
+        before = write_preview(session.new_folder(), self.studio.read(source), like=after)
         return Result(file, before, after, note=f"{width} × {height}, {seconds:.0f} s")
 
     def cancel(self, request: gr.Request) -> None:
-        self.sessions[request.session_hash].one.set()
+        """Ends the work at its next step."""
+        self.sessions.of(request.session_hash).one.set()
 
     def show(self, event: gr.SelectData, request: gr.Request) -> tuple:
-        return presented(self.sessions[request.session_hash].results[event.index])
+        """Shows an earlier result, by its number."""
+        results = self.sessions.of(request.session_hash).results
+        if type(event.index) is not int or not 0 <= event.index < len(results):
+            raise Refused
+        return presented(results[event.index])
 
 
 def presented(result: Result) -> tuple[tuple[Path, Path], gr.DownloadButton]:
@@ -122,12 +158,13 @@ def presented(result: Result) -> tuple[tuple[Path, Path], gr.DownloadButton]:
     return (result.before, result.after), gr.DownloadButton(label, value=result.file, interactive=True)
 
 
-def write_preview(session: Session, picture: Picture, *, like: Path | None = None) -> Path:
-    """A file that a browser can show; of the size of another one, if one is given."""
+def write_preview(folder: Path, picture: Picture, *, like: Path | None = None) -> Path:
+    """Writes a file that a browser can show, of the size of `like` if it is given; returns its path."""
     if like is not None:
         with Image.open(like) as other:
             picture = resized(picture, other.size)
-    file = session.new_folder() / "preview.webp"
+    file = folder / "preview" / "preview.webp"
+    file.parent.mkdir()
     file.write_bytes(to_webp(picture))
     return file
 
@@ -144,7 +181,9 @@ def resized(picture: Picture, size: tuple[int, int]) -> Picture:
 
 def build_one(studio: Studio, sessions: Sessions) -> None:
     """Lays out the tab."""
-    captions = {DEMO / name: caption for name, caption in read_captions(DEMO / "captions.jsonl").items()}
+    # Among the visitors' files, since Gradio shows no others.
+    examples = Path(shutil.copytree(DEMO, sessions.folder / "examples"))
+    captions = {examples / name: caption for name, caption in read_captions(examples / "captions.jsonl").items()}
     one = One(studio, sessions, captions)
     with gr.Row(elem_classes="halves"):
         with gr.Column(scale=2, min_width=300, elem_classes="half"):
@@ -178,7 +217,7 @@ def build_one(studio: Studio, sessions: Sessions) -> None:
     # The photograph as it was uploaded, which gradio would otherwise open.
     photo.upload(one.upload, photo, [photo, high, low], preprocess=False, **PRIVATE)
     photo.clear(one.clear, None, [high, low], **AT_ONCE)
-    shelf.click(one.choose, shelf, [photo, high, low], **PRIVATE)
+    shelf.click(one.choose, shelf, [photo, high, low], **AT_ONCE)
     measure.click(one.measure, None, low, **PRIVATE)
     begun = start.click(one.begin, None, [start, cancel], **AT_ONCE)
     outputs = [slider, download, gallery]

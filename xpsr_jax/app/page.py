@@ -1,44 +1,53 @@
-"""The page as a whole, and its server."""
+"""The page as a whole."""
 
 import html
-from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
 from xpsr_jax.app.many import build_many
 from xpsr_jax.app.one import build_one
-from xpsr_jax.app.sessions import Sessions
+from xpsr_jax.app.sessions import REFUSED, Sessions
 from xpsr_jax.app.studio import Studio
-
-_CSS = """
-.gradio-container { max-width: 1200px !important; margin: 0 auto; }
-/* It has links that lead out. */
-footer { display: none !important; }
-/* On a phone the result is right below the button, and the settings are below the result. */
-@media (max-width: 700px) {
-  .halves { display: grid !important; grid-template-columns: minmax(0, 1fr); }
-  .half { display: contents !important; }
-  .last-on-phones { order: 1; }
-}
-"""
+from xpsr_jax.errors import UserError
 
 
-def build_page(studio: Studio, folder: Path, *, max_files: int, max_queue: int) -> gr.Blocks:
+class Page(gr.Blocks):
+    """Blocks that tell a visitor what was wrong, and leave no traceback of it in the log."""
+
+    async def preprocess_data(self, *args: Any, **kwargs: Any) -> list[Any]:
+        """What a function is given of what the browser sent. Raises gr.Error if that is not what the page sends."""
+        try:
+            return await super().preprocess_data(*args, **kwargs)
+        except gr.Error as error:  # A component's own words, about a number that is too large.
+            raise gr.Error(html.escape(error.message), print_exception=False) from error
+        except Exception as error:
+            raise gr.Error(REFUSED, print_exception=False) from error
+
+    async def call_function(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Calls a function of the page. Raises gr.Error for what a visitor can put right."""
+        try:
+            return await super().call_function(*args, **kwargs)
+        except UserError as error:
+            raise gr.Error(html.escape(str(error)), print_exception=False) from error
+
+
+def build_page(studio: Studio, sessions: Sessions, *, max_files: int, max_queue: int) -> Page:
     """The page of a model.
 
     Args:
-        folder: for what visitors upload and what becomes of it.
+        studio: restores.
+        sessions: of the visitors.
         max_files: that may be restored at one go.
         max_queue: how many may wait.
     """
-    sessions = Sessions(folder)
 
     def leave(request: gr.Request) -> None:
-        session = sessions[request.session_hash]
-        session.one.set()
-        session.many.set()
+        name = request.session_hash
+        if name is not None and name in sessions:
+            sessions.of(name).leave()
 
-    with gr.Blocks(title="XPSR", analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
+    with Page(title="XPSR", analytics_enabled=False) as page:
         gr.Markdown(f"# XPSR\nRestores a photograph, guided by two captions of it. {html.escape(studio.note)}")
         with gr.Tab("One photograph"):
             build_one(studio, sessions)
@@ -46,29 +55,3 @@ def build_page(studio: Studio, folder: Path, *, max_files: int, max_queue: int) 
             build_many(studio, sessions, max_files=max_files)
         page.unload(leave)
     return page.queue(max_size=max_queue, api_open=False)
-
-
-def launch(page: gr.Blocks, host: str, port: int, *, max_file_size: int) -> str:
-    """Serves the page from a thread of its own; returns its address.
-
-    Args:
-        max_file_size: of an upload, in bytes.
-    """
-    _, address, _ = page.launch(
-        server_name=host,
-        server_port=port,
-        max_file_size=max_file_size,
-        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-        css=_CSS,
-        footer_links=[],
-        prevent_thread_lock=True,
-        quiet=True,
-        # Whatever the environment may ask of gradio: no tunnel, no node, no MCP server, no log of runs.
-        share=False,
-        ssr_mode=False,
-        mcp_server=False,
-        run_history=False,
-        pwa=False,
-        enable_monitoring=False,
-    )
-    return address

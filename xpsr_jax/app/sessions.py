@@ -1,18 +1,69 @@
-"""What the page remembers of each visitor."""
+"""What the page keeps of each visitor, and how much of it.
 
+A visitor's paths are kept here, on the server: an event is told by the browser whose session it belongs to, and nothing
+about files. The one exception, an upload, is checked and copied by `Sessions.take`.
+"""
+
+import re
+import secrets
 import shutil
-import tempfile
+import stat
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# Of a session that nobody has used for a day, the files are deleted.
+from xpsr_jax.errors import UserError
+from xpsr_jax.files import open_regular
+
+# The files of a session that nobody has used for a day are deleted.
 MAX_AGE = 24 * 3600.0
+# An upload is copied to its session at once. What is still in the upload folder after this time, nobody will ask for.
+MAX_UPLOAD_AGE = 120.0
+# When there is no room, sessions without an open page end, if they have been idle for this time.
+MIN_IDLE = 60.0
+
+NAME = re.compile("[A-Za-z0-9_-]{1,64}")
+# The folder of an upload is a hash, with a salt of this process.
+UPLOAD = re.compile("[0-9a-f]{64}")
+REFUSED = "This was refused. Reload the page and drop the photograph again."
 
 
 class Cancelled(Exception):
-    """The visitor wants no more of it."""
+    """The visitor has ended the work."""
+
+
+class Refused(UserError):
+    """What the browser sent does not come from the page as it is."""
+
+    def __init__(self) -> None:
+        super().__init__(REFUSED)
+
+
+class Full(UserError):
+    """A limit for all visitors together is reached."""
+
+    def __init__(self, limit: str) -> None:
+        super().__init__(f"The page is busy: {limit}. Try again later.")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What all visitors together may use.
+
+    Attributes:
+        sessions: browser tabs.
+        upload_bytes: size of one uploaded file.
+        all_uploads_bytes: uploads that are on the disk or on their way.
+        disk_bytes: uploads, previews and results.
+    """
+
+    sessions: int = 32
+    upload_bytes: int = 64_000_000
+    all_uploads_bytes: int = 1_000_000_000
+    disk_bytes: int = 4_000_000_000
 
 
 @dataclass(frozen=True)
@@ -20,9 +71,9 @@ class Result:
     """A restored photograph.
 
     Attributes:
-        file: in full.
-        before, after: of one size, for the browser.
-        note: its size, and how long it took.
+        file: the whole result.
+        before, after: two previews of the same size, for the browser.
+        note: the size, and how long it took.
     """
 
     file: Path
@@ -36,41 +87,186 @@ class Session:
     """One visitor's browser tab.
 
     Attributes:
-        folder: for its files.
-        photo: what was uploaded last to be restored; None: nothing.
-        chosen: what is being restored; another photo may be uploaded meanwhile.
+        folder: for its files; made when it is needed.
+        photo: the photograph of the first tab; None: there is none.
+        chosen: what is being restored; another photograph may be uploaded meanwhile.
         results: the oldest first.
+        photos: the files of the second tab.
         one, many: set when the work of the first or second tab is to end.
+        connections: open pages.
+        at_work: restorations that are going on.
+        used: when, on the monotonic clock.
     """
 
     folder: Path
     photo: Path | None = None
     chosen: Path | None = None
     results: list[Result] = field(default_factory=list)
+    photos: list[Path] = field(default_factory=list)
     one: threading.Event = field(default_factory=threading.Event)
     many: threading.Event = field(default_factory=threading.Event)
+    connections: int = 0
+    at_work: int = 0
     used: float = field(default_factory=time.monotonic)
 
     def new_folder(self) -> Path:
-        return Path(tempfile.mkdtemp(dir=self.folder))
+        """A new folder of the session, whose name cannot be guessed."""
+        folder = self.folder / secrets.token_urlsafe(16)
+        folder.mkdir(parents=True)
+        return folder
+
+    def remove(self, file: Path | None) -> None:
+        """Deletes a photograph's folder, unless the photograph is still needed or is an example."""
+        if file is not None and file not in (self.photo, self.chosen) and file.is_relative_to(self.folder):
+            shutil.rmtree(file.parent, ignore_errors=True)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """The session stays while this is open."""
+        self.at_work += 1
+        try:
+            yield
+        finally:
+            self.at_work -= 1
+
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """The page is open while this is."""
+        self.connections += 1
+        try:
+            yield
+        finally:
+            self.connections -= 1
+
+    def leave(self) -> None:
+        """Ends the work: the visitor is gone."""
+        self.one.set()
+        self.many.set()
 
 
 class Sessions:
-    """Sessions by gradio's name for them."""
+    """Sessions by the name that the browser made up for each.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    Args:
+        folder: Gradio's upload folder: an upload is `folder/HASH/NAME`. Sessions have their own folders in it, because
+            what is there Gradio shows to the browser without another copy.
+        limits: for all sessions together.
+    """
+
+    def __init__(self, folder: Path, limits: Limits) -> None:
+        self.folder = folder.resolve()
+        self.limits = limits
         self._sessions: dict[str, Session] = {}
-        self._lock = threading.Lock()
+        self._arriving = 0
+        self._lock = threading.RLock()
 
-    def __getitem__(self, name: str | None) -> Session:
-        if name is None:
-            raise ValueError("a request that is not from the page")
+    def __contains__(self, name: str) -> bool:
+        return name in self._sessions
+
+    def of(self, name: str | None) -> Session:
+        """The session of this name, a new one if there is none. Raises Refused and Full."""
+        if name is None or not NAME.fullmatch(name):
+            raise Refused
         with self._lock:
-            now = time.monotonic()
-            for old in [old for old, session in self._sessions.items() if now - session.used > MAX_AGE]:
-                shutil.rmtree(self._sessions.pop(old).folder, ignore_errors=True)
+            self._end(lambda session: time.monotonic() - session.used > MAX_AGE)
             if name not in self._sessions:
-                self._sessions[name] = Session(Path(tempfile.mkdtemp(dir=self._folder)))
-            self._sessions[name].used = now
+                while len(self._sessions) >= self.limits.sessions:
+                    if not self._end_the_idlest():
+                        raise Full(f"{self.limits.sessions} visitors are here already")
+                self._sessions[name] = Session(self.folder / "sessions" / secrets.token_urlsafe(16))
+            self._sessions[name].used = time.monotonic()
             return self._sessions[name]
+
+    def uploaded(self, path: object) -> Path:
+        """The upload that the browser names, links resolved. Raises Refused if it is not one."""
+        try:
+            if isinstance(path, str):
+                file = Path(path).resolve(strict=True)
+                is_upload = file.parent.parent == self.folder and UPLOAD.fullmatch(file.parent.name)
+                if is_upload and stat.S_ISREG(file.stat().st_mode):
+                    return file
+        except (OSError, ValueError, RuntimeError):
+            pass
+        raise Refused
+
+    def take(self, session: Session, path: object) -> Path:
+        """Copies an upload to the session's own folder, under its name. Raises Refused and Full."""
+        upload = self.uploaded(path)
+        self.check_room(upload.stat().st_size)
+        file = session.new_folder() / upload.name
+        with open_regular(upload, max_bytes=self.limits.upload_bytes) as source, file.open("wb") as copy:
+            shutil.copyfileobj(source, copy)
+        return file
+
+    @contextmanager
+    def arriving(self, size: int) -> Iterator[None]:
+        """Keeps room for an upload of so many bytes while it arrives. Raises Full."""
+        with self._lock:
+            self.check_room(size)
+            self._arriving += size
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._arriving -= size
+
+    def check_room(self, size: int = 0) -> None:
+        """Raises Full if so many bytes more, of an upload, are too many. Ends sessions without a page before that."""
+        with self._lock:
+            self._remove_old_uploads()
+            while True:
+                uploads, all_files = self._bytes()
+                if uploads + self._arriving + size > self.limits.all_uploads_bytes:
+                    limit = "all uploads together are too large"
+                elif all_files + self._arriving + size > self.limits.disk_bytes:
+                    limit = "its disk space is used up"
+                else:
+                    return
+                if not self._end_the_idlest():
+                    raise Full(limit)
+
+    def _bytes(self) -> tuple[int, int]:
+        """What is on the disk: of uploads, and in all."""
+        sources = {file for session in self._sessions.values() for file in (session.photo, session.chosen) if file}
+        sources |= {file for session in self._sessions.values() for file in session.photos}
+        uploads = others = 0
+        for path in self.folder.rglob("*"):
+            try:
+                status = path.stat()
+            except OSError:  # It has just been deleted.
+                continue
+            if stat.S_ISREG(status.st_mode):
+                top = path.relative_to(self.folder).parts[0]
+                if path in sources or UPLOAD.fullmatch(top) or top.startswith("tmp"):
+                    uploads += status.st_size
+                else:
+                    others += status.st_size
+        return uploads, uploads + others
+
+    def _remove_old_uploads(self) -> None:
+        """Also what is left of uploads that broke off."""
+        hashes = [path for path in self.folder.iterdir() if UPLOAD.fullmatch(path.name)]
+        for path in [*self.folder.glob("tmp*"), *(file for folder in hashes for file in folder.iterdir())]:
+            try:
+                status = path.stat()
+                old = time.time() - max(status.st_mtime, status.st_ctime) > MAX_UPLOAD_AGE
+                if old and stat.S_ISREG(status.st_mode):
+                    path.unlink()
+            except OSError:
+                continue
+
+    def _end(self, when: Callable[[Session], bool]) -> None:
+        for name in [name for name, session in self._sessions.items() if when(session) and not session.at_work]:
+            shutil.rmtree(self._sessions.pop(name).folder, ignore_errors=True)
+
+    def _end_the_idlest(self) -> bool:
+        """Ends the session that has been idle for the longest, of those without a page; False: there is none."""
+        now = time.monotonic()
+        idle = [
+            session
+            for session in self._sessions.values()
+            if not session.connections and not session.at_work and now - session.used > MIN_IDLE
+        ]
+        idlest = min(idle, key=lambda session: session.used, default=None)
+        self._end(lambda session: session is idlest)
+        return idlest is not None
