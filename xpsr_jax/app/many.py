@@ -38,10 +38,13 @@ class Many:
         """Takes uploads, and shows all that are there in the table."""
         session = self.sessions.of(request.session_hash)
         try:
-            for number, file in enumerate(files):
-                if len(session.photos) == self.max_files:
-                    raise UserError(f"{len(files) - number} files too many: at most {self.max_files} at one go")
-                session.photos.append(self.sessions.take(session, file["path"]))
+            for file in files:
+                upload = self.sessions.take(session, file["path"])
+                session.photos.append(upload)
+                if sum(is_captions(photo) == is_captions(upload) for photo in session.photos) > self.max_files:
+                    session.photos.remove(upload)
+                    session.remove(upload)
+                    raise UserError(f"At most {self.max_files} photographs at one go: {upload.name} is left out.")
         except UserError as error:
             gr.Warning(html.escape(str(error)))
         return None, waiting(session.photos)
@@ -70,7 +73,7 @@ class Many:
 
     def _restore(self, session: Session, progress: gr.Progress, values: Sequence[Any]) -> Iterator[tuple]:
         uploads = list(session.photos)
-        sources = [upload for upload in uploads if upload.suffix.lower() != ".jsonl"]
+        sources = [upload for upload in uploads if not is_captions(upload)]
         try:
             if not sources:
                 raise UserError(f"0 photographs: drop at least 1, at most {self.max_files}")
@@ -115,6 +118,11 @@ class Many:
     def cancel(self, request: gr.Request) -> None:
         """Ends the work at its next step."""
         self.sessions.of(request.session_hash).many.set()
+
+
+def is_captions(upload: Path) -> bool:
+    """Whether it is a file of captions, by its name."""
+    return upload.suffix.lower() == ".jsonl"
 
 
 def waiting(photos: Iterable[Path]) -> list[list[str]]:
