@@ -113,9 +113,11 @@ def main(argv: list[str]) -> int:
     if len(argv) != 1 or not re.fullmatch(r"[^\s:#][^:\n]*", argv[0]):
         print("usage: python -m xpsr_jax.app.passwords NAME >> FILE    (a name without a colon)", file=sys.stderr)
         return 2
-    password = (
-        getpass.getpass("Password: ", stream=sys.stderr) if sys.stdin.isatty() else sys.stdin.readline().rstrip("\n")
-    )
+    try:
+        typed = sys.stdin.isatty()
+        password = getpass.getpass("Password: ", stream=sys.stderr) if typed else sys.stdin.readline().rstrip("\n")
+    except KeyboardInterrupt:
+        return 130
     if not MIN_PASSWORD <= len(password) <= MAX_PASSWORD:
         print(f"A password has {MIN_PASSWORD} to {MAX_PASSWORD} characters.", file=sys.stderr)
         return 1
