@@ -73,7 +73,7 @@ def part_of(
     if not jax.distributed.is_initialized():
         return 0, 1
     # Asked of the CPU, whose devices are then forgotten: any made now would depend on the others for ever.
-    platforms = jax.config.read("jax_platforms")
+    platforms = jax.config.values["jax_platforms"]
     jax.config.update("jax_platforms", "cpu")
     try:
         found = jax.process_index(), jax.process_count()
