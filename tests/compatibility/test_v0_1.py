@@ -182,6 +182,32 @@ def test_unfinished_records_are_gone_on_with(here: Path, command: Command):
     assert contents(here / "unfinished") == contents(here / "records")
 
 
+def test_a_setting_that_did_not_exist_then_had_its_default(
+    here: Path, command: Command, capsys: pytest.CaptureFixture[str]
+):
+    """A later version has more settings than its files tell of: work goes on with their defaults alone."""
+    restored, prepared = here / "restored/restored.jsonl", here / "records/prepared.json"
+    without(restored, '"tile_weights": "centred", ')
+    without(prepared, '    "minimum_bytes": 0,\n')
+    without(here / ".unfinished.progress/settings.json", '  "minimum_bytes": 0,\n')
+    arguments = ("validation/LR", "--model", "runs/whole/model", "--captions", "validation/LR/captions.jsonl")
+    assert command("sample.py", *arguments, "--distributed", "off", "--output", "restored") == 0
+    assert "4 of 4 images were restored before" in capsys.readouterr().out
+    records = ("records", "photos", "--images-per-file", 2, "--on-error", "stop", *PREPARE)
+    for output in ("records", "unfinished"):
+        assert command("xpsr_jax.prepare_data", *records, "--output", output, "--minimum-bytes", 1) == 1
+        assert command("xpsr_jax.prepare_data", *records, "--output", output) == 0
+    without(restored, '"tile_size": 96, ')
+    assert command("sample.py", *arguments, "--distributed", "off", "--output", "restored", "--tile", 64) == 1
+    assert "made with other settings (tile_size: was 96, is 64)" in capsys.readouterr().err
+
+
+def without(file: Path, text: str) -> None:
+    before = file.read_text()
+    assert text in before
+    file.write_text(before.replace(text, ""))
+
+
 def test_captions_are_gone_on_with(here: Path, command: Command):
     """A finished file stays as it is; the one of two images gets the others."""
     finished, half = here / "captions_measured.jsonl", here / "captions_half.jsonl"

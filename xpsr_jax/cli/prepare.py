@@ -179,6 +179,7 @@ def prepare(command: Records | Pairs | Validation) -> Outcome:
         WritePairs(source, choice, data, command.seed, count, evaluation),
         cut(rounds * count, _PAIRS_IN_A_PIECE),
         settings=settings,
+        defaults=_defaults(command),
         workers=command.workers,
         finish=write_evaluation_captions if evaluation else lambda folder, outcomes: None,
         unit="pair",
@@ -202,6 +203,7 @@ def _prepare_records(
         WriteRecords(source, choice, command.format, len(pieces), pairs),
         pieces,
         settings=settings,
+        defaults=_defaults(command),
         workers=command.workers,
         finish=finish,
     )
@@ -238,6 +240,12 @@ def prepare_embeddings(command: Embeddings) -> Outcome:
         finish=lambda folder, _: write_embeddings.write_description(folder, keys=keys, text_encoder=text_encoder),
         unit="caption",
     )
+
+
+def _defaults(command: Photographs) -> dict[str, Any]:
+    """Of the options that have one."""
+    fields = dataclasses.fields(command)
+    return {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
 
 
 def _has_lr(source: StoredSource) -> bool:

@@ -1,5 +1,6 @@
 """What was restored into a folder, of what and how: a line an image, so that work can go on where it was stopped."""
 
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -8,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from xpsr_jax.config import Sampling
 from xpsr_jax.errors import UserError
 from xpsr_jax.files import open_regular
 from xpsr_jax.json_files import as_json
@@ -55,9 +57,13 @@ class Manifest:
         return self._lines[self._name(output)].get("settings", {})
 
     def differences(self, output: Path, settings: Mapping[str, Any]) -> list[str]:
-        """How the settings by which the output was made differ from these, a text for each."""
-        before, now = self.settings(output), as_json(settings)
-        names = [name for name in now | before if before.get(name) != now.get(name)]
+        """How the settings by which the output was made differ from these, a text for each.
+
+        A setting of the sampling that its line lacks did not exist yet, and was what is now its default.
+        """
+        recorded, now = self.settings(output), as_json(settings)
+        before = as_json(dataclasses.asdict(Sampling())) | recorded
+        names = [name for name in now | recorded if before.get(name) != now.get(name)]
         return [f"{name}: was {before.get(name)!r}, is {now.get(name)!r}" for name in names]
 
     def add(self, output: Path, complete: Path, *, source: Path, settings: Mapping[str, Any], seconds: float) -> None:

@@ -92,6 +92,7 @@ def work(
     pieces: Sequence[range],
     *,
     settings: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
     workers: int,
     finish: Callable[[Path, list[Outcome]], None] = lambda folder, outcomes: None,
     unit: str = "image",
@@ -102,6 +103,7 @@ def work(
       output: the folder to make.
       do: picklable with `workers` above 1. Its result may depend on its arguments alone.
       settings: all that decides the result, for JSON: unfinished work of other settings is not gone on with.
+      defaults: of settings. Work of a version that had not all of them was done with these.
       workers: processes; 1: this one.
       finish: completes the folder, given the outcomes of all pieces in their order.
 
@@ -109,13 +111,16 @@ def work(
       UserError: the output exists and is something else, cannot be written, is being written by another process, is
         unfinished work of other settings, or nothing is left of the images.
     """
-    settings = as_json(settings)
+    settings, defaults = as_json(settings), as_json(defaults or {})
     progress = beside(output, "progress")
-    if (output / REPORT).is_file() and (report := read_json(output / REPORT)).pop("settings", None) == settings:
-        shutil.rmtree(progress, ignore_errors=True)
-        return Outcome(**report)
+    if (output / REPORT).is_file():
+        report = read_json(output / REPORT)
+        if not _changed(report.pop("settings", {}), settings, defaults):
+            shutil.rmtree(progress, ignore_errors=True)
+            return Outcome(**report)
     check_free(output)
     with locked_output(output):
+        _begin(beside(output, "partial"), progress, settings, defaults)
         return _work(output, do, pieces, settings=settings, workers=workers, finish=finish, unit=unit)
 
 
@@ -130,7 +135,6 @@ def _work(
     unit: str,
 ) -> Outcome:
     partial, progress = (beside(output, what) for what in ("partial", "progress"))
-    _begin(partial, progress, settings)
     outcomes = {number: outcome for number in range(len(pieces)) if (outcome := _done(progress, number))}
     todo = [(number, piece) for number, piece in enumerate(pieces) if number not in outcomes]
     initial = sum(len(pieces[number]) for number in outcomes)
@@ -161,20 +165,25 @@ def cut(count: int, size: int) -> list[range]:
     return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
 
-def _begin(partial: Path, progress: Path, settings: Any) -> None:
+def _begin(partial: Path, progress: Path, settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     known = progress / "settings.json"
     if known.is_file() and partial.is_dir():
-        before = read_json(known)
-        if changed := [name for name in settings if before.get(name) != settings[name]]:
-            differences = "; ".join(f"{name}: was {before.get(name)!r}, is {settings[name]!r}" for name in changed)
+        if changed := _changed(read_json(known), settings, defaults):
             raise UserError(
-                f"{partial} is unfinished work of other settings ({differences}). Set them back to go on, or delete it"
+                f"{partial} is unfinished work of other settings ({'; '.join(changed)}). Set them back to go on, or "
+                "delete it"
             )
         return
     for folder in (partial, progress):
         shutil.rmtree(folder, ignore_errors=True)
         check_writable(folder)
     write_json(settings, known)
+
+
+def _changed(before: Mapping[str, Any], settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
+    before = {**defaults, **before}
+    different = [name for name in settings if before.get(name) != settings[name]]
+    return [f"{name}: was {before.get(name)!r}, is {settings[name]!r}" for name in different]
 
 
 def _done(progress: Path, number: int) -> Outcome | None:
