@@ -50,3 +50,13 @@ def test_unreadable_and_unwritable(tmp_path):
         read_captions(tmp_path / "binary")
     with pytest.raises(UserError, match="cannot be written"):
         write_captions(tmp_path / "no" / "folder.jsonl", {})
+
+
+def test_captions_are_found_however_letters_are_put_together(tmp_path):
+    composed, decomposed = "caf\u00e9.png", "cafe\u0301.png"
+    write_captions(tmp_path / "a.jsonl", {composed: Caption("one", "")})
+    captions = read_captions(tmp_path / "a.jsonl")
+    assert captions[decomposed] == captions[composed] == Caption("one", "") and decomposed in captions
+    assert list(captions) == [composed] and captions.get("cafe.png") is None
+    write_captions(tmp_path / "b.jsonl", {composed: Caption("one", ""), decomposed: Caption("two", "")})
+    assert read_captions(tmp_path / "b.jsonl")[decomposed] == Caption("two", "")

@@ -7,7 +7,7 @@ from PIL import Image
 
 from xpsr_jax.data.captions import Caption, write_captions
 from xpsr_jax.data.image_folder import ImageFolder
-from xpsr_jax.data.sample_sources import Cached
+from xpsr_jax.data.sample_sources import Cached, Skipping
 from xpsr_jax.errors import UserError
 from xpsr_jax.images.reading import read_image
 
@@ -126,3 +126,28 @@ def test_modes_and_orientation(tmp_path):
     exif[0x0112] = 6  # to be turned by 90 degrees
     picture.save(tmp_path / "y.jpg", exif=exif)
     assert read_image(tmp_path / "y.jpg").shape == (5, 4, 3)
+
+
+def test_the_next_image_takes_the_place_of_one_that_cannot_be_read(folder, capsys):
+    (folder / "a/img10.png").write_bytes(b"")
+    (folder / "c/d/e.webp").write_bytes(b"")
+    source = Skipping(ImageFolder(folder))
+    paths = [sample.path for sample in (*(source[i] for i in range(4)), *(source[i] for i in range(4)), source[-1])]
+    assert paths == [*(["a/img2.png", "b.JPG", "b.JPG", "a/img2.png"] * 2), "a/img2.png"]
+    *_, first, second = capsys.readouterr().err.splitlines()
+    assert "img10.png: not an image" in first and "(1 such)" in first
+    assert "e.webp: not an image" in second and "(2 such)" in second
+    for name in NAMES:
+        (folder / name).write_bytes(b"")
+    with pytest.raises(UserError, match="no image can be read"):
+        Skipping(ImageFolder(folder))[0]
+
+
+def test_names_with_accents_match_however_they_are_composed(tmp_path):
+    decomposed = "cafe\u0301.png"
+    Image.new("RGB", (4, 4)).save(tmp_path / decomposed)
+    Image.new("RGB", (4, 4)).save(tmp_path / "b.png")
+    write_captions(tmp_path / "captions.jsonl", {"caf\u00e9.png": Caption("a cup", ""), "b.png": Caption("b", "")})
+    source = ImageFolder(tmp_path, captions=tmp_path / "captions.jsonl")
+    assert [(each.path, each.caption.high) for each in source] == [("b.png", "b"), (decomposed, "a cup")]
+    assert ImageFolder(tmp_path, exclude=["caf\u00e9.png"]).names == ("b.png",)

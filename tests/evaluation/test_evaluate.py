@@ -163,3 +163,51 @@ def test_what_cannot_be_is_refused_before_anything_is_read(folders, tmp_path, ca
     said = capsys.readouterr().err
     assert "named twice" in said
     assert "--batch-size is at least 1" in said
+
+
+def test_transparent_images_are_compared_as_they_are_seen(folders, tmp_path, capsys):
+    """Their colours where nothing can be seen do not count; the white that is seen there does."""
+    image = read(folders / "good" / "a.png")
+    alpha = np.zeros((40, 40, 1), np.uint8)
+    alpha[:, 10:] = 255
+    other = image.copy()
+    other[:, :10] = 77
+    for folder, pixels in (("HR", image), ("sr", other)):
+        write(tmp_path / folder / "a.png", np.dstack([pixels[..., ::-1], alpha]))
+    white = image.copy()
+    white[:, :10] = 255
+    write(tmp_path / "white" / "a.png", white[..., ::-1])
+    for restored in ("sr", "white"):
+        words = ["--restored", str(tmp_path / restored), "--reference", str(tmp_path / "HR"), "--metrics", "psnr"]
+        assert evaluate.main([*words, "--json", str(tmp_path / "s.json")]) == 0
+        assert json.loads((tmp_path / "s.json").read_text())["mean"]["psnr"] == pytest.approx(80, abs=1e-4)
+        assert "transparent in places: 1 of 1 images; they were compared as they are seen" in capsys.readouterr().out
+
+
+def test_images_that_cannot_be_read_are_left_out_when_asked(folders, tmp_path, capsys):
+    """One whose header is broken, and one whose pixels are: of either, the first too."""
+    for folder in ("HR", "sr"):
+        for name in ("1", "2", "3"):
+            write(tmp_path / folder / f"{name}.png", read(folders / "good" / "a.png"))
+    (tmp_path / "sr" / "1.png").write_bytes(b"?")
+    damaged = bytearray((tmp_path / "HR" / "3.png").read_bytes())
+    damaged[len(damaged) // 2] ^= 255
+    (tmp_path / "HR" / "3.png").write_bytes(damaged)
+    words = ["--restored", str(tmp_path / "sr"), "--reference", str(tmp_path / "HR"), "--metrics", "psnr"]
+    assert evaluate.main(words) == 1
+    assert "nothing was measured: 1 images do not fit" in capsys.readouterr().err
+    assert evaluate.main([*words, "--on-error", "skip", "--output", str(tmp_path / "report")]) == 1
+    said = capsys.readouterr()
+    assert "1.png: not an image" in said.err and "3.png: damaged" in said.err
+    assert "1 of 3 images measured; 2 skipped" in said.out
+    assert list(json.loads((tmp_path / "report" / "scores.json").read_text())["images"]) == ["2.png"]
+    (tmp_path / "sr" / "2.png").write_bytes(b"?")
+    assert evaluate.main([*words, "--on-error", "skip"]) == 1
+    assert "nothing was measured" in capsys.readouterr().err
+
+
+def test_images_are_matched_however_their_names_are_composed(folders, tmp_path):
+    for folder, name in (("HR", "caf\u00e9"), ("sr", "cafe\u0301")):
+        write(tmp_path / folder / f"{name}.png", read(folders / "good" / "a.png"))
+    [found] = match_images({"sr": tmp_path / "sr"}, tmp_path / "HR")
+    assert found.restored == (tmp_path / "sr" / "cafe\u0301.png",)

@@ -7,6 +7,8 @@ import zlib
 import numpy as np
 from PIL import Image, ImageCms
 
+from xpsr_jax.images.formats import endings
+
 WIDTH, HEIGHT = 53, 37
 PHOTO = np.asarray(
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)).resize((WIDTH, HEIGHT))
@@ -29,8 +31,7 @@ FILES = {
     "GIF": {},
     "PPM": {},
     "JPEG2000": {},
-    "AVIF": {},
-}
+} | ({"AVIF": {}} if ".avif" in endings() else {})
 
 
 def stored(kind: str, image: np.ndarray = PHOTO, **more) -> bytes:

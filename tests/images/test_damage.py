@@ -63,7 +63,7 @@ def test_a_png_that_lacks_rows_is_refused():
             decode_picture(png(chunk(b"IDAT", zlib.compress(rows(PHOTO[:count])))), "it")
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "AVIF"])
+@pytest.mark.parametrize("kind", [kind for kind in ("PNG", "JPEG", "WEBP", "AVIF") if kind in FILES])
 def test_damaged_exif_never_costs_the_picture(kind):
     rng = np.random.default_rng(2)
     exif = Image.Exif()

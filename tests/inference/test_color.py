@@ -5,7 +5,15 @@ import pytest
 from safetensors.numpy import load_file
 
 from xpsr_jax.inference import color
-from xpsr_jax.inference.color import adain, fix_color, fix_large_color, low_frequencies, truncate_to_uint8, wavelet
+from xpsr_jax.inference.color import (
+    adain,
+    fix_color,
+    fix_large_color,
+    keep_grey,
+    low_frequencies,
+    truncate_to_uint8,
+    wavelet,
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +69,16 @@ def test_large_pictures_are_fixed_alike_in_pieces(pair, method, monkeypatch):
     ours = fix_large_color(target, source, method)
     difference = np.abs(np.int32(ours) - expected)
     assert difference.max() <= (0 if method == "none" else 1)  # measured 0
+
+
+def test_a_black_and_white_photograph_stays_black_and_white():
+    rng = np.random.default_rng(0)
+    restored, grey = rng.integers(0, 256, (8, 12, 3), np.uint8), rng.integers(0, 256, (2, 3, 1), np.uint8)
+    kept = keep_grey(restored, grey.repeat(3, 2))
+    assert (kept == kept[..., :1]).all()
+    luma = restored @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(kept[..., 0] - luma).max() <= 0.51
+    np.testing.assert_array_equal(keep_grey(kept, grey.repeat(3, 2)), kept)
+    almost = grey.repeat(3, 2)
+    almost[0, 0, 2] ^= 1
+    assert keep_grey(restored, almost) is restored

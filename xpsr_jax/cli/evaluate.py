@@ -118,7 +118,8 @@ def evaluate(arguments: Arguments) -> int:
         print(f"evaluate: {reason}", file=sys.stderr)
     comparisons = [each for each in comparisons if each.name not in report.failed]
     if report.transparent:
-        print(f"{report.transparent} images are transparent in places: they were compared as they are seen on white")
+        seen = "they were compared as they are seen on white"
+        print(f"transparent in places: {report.transparent} of {len(comparisons)} images; {seen}")
     set_name = arguments.set_name or name_of_set(reference)
     result = Evaluation(scores, protocol, metrics, None if set_name == "none" else set_name, others)
     print_scores(result)

@@ -1,5 +1,6 @@
 """Writing pictures."""
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,8 @@ from xpsr_jax.images.picture import Picture
 Format = Literal["png", "jpeg", "webp", "tiff"]
 SUFFIX_OF: dict[Format, str] = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
 
+_MOST_EXIF_OF_JPEG = 65533  # bytes
+
 
 def write_picture(
     path: Path,
@@ -27,7 +30,7 @@ def write_picture(
 ) -> None:
     """Writes a file that appears under its name only when complete, making its folder if need be.
 
-    What EXIF says of the picture's size and print resolution is made true.
+    What EXIF says of the picture's size and print resolution is made true. EXIF too long for a JPEG is left out.
 
     Args:
       format: of the file. JPEG has no transparency and loses it.
@@ -43,7 +46,8 @@ def write_picture(
     options: dict[str, object] = {"icc_profile": picture.icc_profile}
     if picture.dpi and format != "webp":
         options["dpi"] = picture.dpi
-    if exif := exif_to_write(picture.exif, (width, height), picture.dpi, add_dpi=format == "webp"):
+    exif = exif_to_write(picture.exif, (width, height), picture.dpi, add_dpi=format == "webp")
+    if exif and (format != "jpeg" or len(exif) <= _MOST_EXIF_OF_JPEG):
         options["exif"] = exif
     if format in ("jpeg", "webp"):
         options["quality"] = quality
@@ -58,7 +62,7 @@ def write_picture(
             with temporary.open("wb") as file:
                 Image.fromarray(pixels).save(file, format=format.upper(), **options)
             when_complete(temporary)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, OverflowError, MemoryError, SystemError, struct.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path} cannot be written: {reason}") from error
 

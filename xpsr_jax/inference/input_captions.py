@@ -1,5 +1,6 @@
 """Which captions a file has for which input."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,10 +21,10 @@ def find_captions(inputs: Sequence[Input], file: Path | None) -> list[Caption | 
     """
     if file is None:
         return [None] * len(inputs)
-    known, base = read_captions(file), file.resolve().parent
+    known, base = read_captions(file), Path(os.path.realpath(file)).parent
     found = []
     for each in inputs:
-        places = (each.path.absolute(), each.path.resolve())
+        places = (each.path.absolute(), Path(os.path.realpath(each.path)))
         names = [place.relative_to(base) for place in places if place.is_relative_to(base)]
         found.append(next((known[name.as_posix()] for name in (*names, each.name) if name.as_posix() in known), None))
     return found

@@ -147,16 +147,24 @@ def restore_files(
                 yield failed(task, str(error))
         if not pictures:
             continue
-        captions = [_caption(task, picture, describe) for task, picture in pictures.items()]
 
         def advance(steps: int, batch: Sequence[Task] = list(pictures)) -> None:
             nonlocal done
             done += len(batch) * steps
             on_progress(Progress(done, total, batch[0]))
 
-        begin = time.perf_counter()
+        begin, at = time.perf_counter(), done
         images = [picture.rgb for picture in pictures.values()]
-        results = restorer(images, captions, seed=policy.seed, on_steps=advance)
+        try:
+            captions = [_caption(task, picture, describe) for task, picture in pictures.items()]
+            results = restorer(images, captions, seed=policy.seed, on_steps=advance)
+        except (MemoryError, OverflowError, RecursionError) as error:
+            if not policy.skip_errors:
+                raise
+            done = at + len(pictures) * restorer.steps
+            for task in pictures:
+                yield failed(task, f"{task.source}: cannot be restored: {str(error) or type(error).__name__}")
+            continue
         seconds = (time.perf_counter() - begin) / len(pictures)
         wrong: dict[Task, str] = {}
         for (task, picture), caption, rgb in zip(pictures.items(), captions, results, strict=True):
