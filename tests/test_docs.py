@@ -30,6 +30,11 @@ def test_what_it_names_is_there(document: Path):
     assert list(missing(document)) == []
 
 
+def test_the_readme_leads_to_every_document():
+    linked = {link for link, _ in LINK.findall((ROOT / "README.md").read_text())}
+    assert linked >= {path.relative_to(ROOT).as_posix() for path in DOCUMENTS[1:]}
+
+
 @pytest.mark.parametrize(
     ("text", "lacks"),
     [
