@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image, TiffImagePlugin
+from PIL import Image, ImageFile, TiffImagePlugin
 
 from xpsr_jax.errors import UserError
 from xpsr_jax.images.metadata import exif_of_tiff
@@ -22,7 +22,7 @@ _RAW_ENDINGS = (
     *(".kdc", ".mef", ".mos", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".ptx", ".raf", ".raw", ".rw2", ".rwl", ".rwz"),
     *(".sr2", ".srf", ".srw", ".x3f"),
 )
-_WIDTH, _HEIGHT, _BITS, _PLANES, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 258, 284, 322, 323
+_WIDTH, _HEIGHT, _BITS, _PLANES, _X_RESOLUTION, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 258, 284, 282, 322, 323
 _SUBFILE_TYPE, _REDUCED, _PHOTOMETRIC = 254, 1, 262
 # Tags of DNG's version and of a sensor's colour filters; kinds of pixels that are a sensor's; and the tag of where
 # pictures lie that are not among the others.
@@ -33,7 +33,14 @@ Tags = TiffImagePlugin.ImageFileDirectory_v2
 
 
 class _Tiff(TiffImagePlugin.TiffImageFile):
-    """Pillow's, without what it does after decoding: reading EXIF, which may be damaged, and turning the picture."""
+    """Pillow's, without its limit of pixels for the whole process, and without what it does after decoding: it reads
+    EXIF, which may be damaged, and turns the picture.
+    """
+
+    def load_prepare(self) -> None:
+        if self._im is None:
+            self.im = Image.core.new(self.mode, (int(self.tag_v2[_WIDTH]), int(self.tag_v2[_HEIGHT])))
+        ImageFile.ImageFile.load_prepare(self)
 
     def load_end(self) -> None:
         self._size = self.im.size
@@ -83,7 +90,8 @@ def open_tiff(file: IO[bytes], check: Callable[[tuple[int, int]], None]) -> Stor
         return image
 
     info = image.info
-    return Stored(size, decode, exif_of_tiff(image), info.get("xmp"), info.get("icc_profile"), info.get("dpi"))
+    dpi = info.get("dpi") if _X_RESOLUTION in tags else None  # Pillow's would be 1
+    return Stored(size, decode, exif_of_tiff(image), info.get("xmp"), info.get("icc_profile"), dpi)
 
 
 def _of_16_bits(upper: Image.Image, image: _Tiff) -> Image.Image:
