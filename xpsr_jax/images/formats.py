@@ -3,14 +3,13 @@
 import functools
 import importlib
 import io
-import struct
 from collections.abc import Callable
 from typing import IO
 
-from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, Jpeg2KImagePlugin, PpmImagePlugin, WebPImagePlugin
+from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, Jpeg2KImagePlugin, PpmImagePlugin
 
 from xpsr_jax.errors import UserError
-from xpsr_jax.images import jpeg, png, tiff
+from xpsr_jax.images import jpeg, png, tiff, webp
 from xpsr_jax.images.stored import Stored
 
 Check = Callable[[tuple[int, int]], None]
@@ -79,9 +78,7 @@ def open_stored(file: IO[bytes], name: object, check: Check) -> Stored:
         tiff.refuse_raw(beginning, name)
         if beginning[:4] in tiff.BEGINNINGS:
             return tiff.open_tiff(file, check)
-        if beginning[:4] == b"RIFF" and beginning[8:12] == b"WEBP":
-            check(_webp_size(beginning))  # Pillow takes memory for the whole picture as it opens one.
-        stored = _with_pillow(file, _plugin(beginning))
+        stored = webp.open_webp(file) if webp.is_webp(beginning) else _with_pillow(file, _plugin(beginning))
     check(stored.size)
     return stored
 
@@ -90,8 +87,6 @@ def _plugin(beginning: bytes) -> Plugin:
     for begins, plugin in _BEGINNINGS:
         if beginning.startswith(begins):
             return plugin
-    if beginning[:4] == b"RIFF" and beginning[8:12] == b"WEBP":
-        return WebPImagePlugin.WebPImageFile
     if beginning[4:8] == b"ftyp":
         brand = beginning[8:12]
         if _AVIF and brand in (b"avif", b"avis"):
@@ -122,15 +117,3 @@ def _with_pillow(file: IO[bytes], plugin: Plugin) -> Stored:
 
     info = image.info
     return Stored(image.size, decode, info.get("exif"), info.get("xmp"), info.get("icc_profile"), info.get("dpi"))
-
-
-def _webp_size(beginning: bytes) -> tuple[int, int]:
-    """(width, height), of the first 32 bytes of a WebP file."""
-    kind, data = beginning[12:16], beginning[20:]
-    if kind == b"VP8X":
-        return int.from_bytes(data[4:7], "little") + 1, int.from_bytes(data[7:10], "little") + 1
-    if kind == b"VP8L":
-        (bits,) = struct.unpack("<I", data[1:5])
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    width, height = struct.unpack("<HH", data[6:10])
-    return width & 0x3FFF, height & 0x3FFF
