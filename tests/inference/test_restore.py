@@ -161,6 +161,12 @@ def test_odd_sizes(model, shape):
     assert sum(seen) == 2
 
 
+def test_a_black_and_white_image_comes_back_black_and_white(model, one_by_one):
+    [result] = restore(model, [IMAGES[0][..., :1].repeat(3, 2)], CAPTIONS[:1])
+    assert (result == result[..., :1]).all() and result.std() > 5
+    assert changed(one_by_one[0], one_by_one[0][..., :1]) > 0.5  # others do not
+
+
 def test_an_image_that_comes_out_as_nan_is_named(model):
     networks = nnx.clone(model.autoencoder)
     networks.decoder.conv_out.bias[...] = jnp.nan
