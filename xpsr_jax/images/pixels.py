@@ -2,7 +2,6 @@
 
 import io
 
-import cv2
 import numpy as np
 from jaxtyping import UInt8, UInt16
 from PIL import Image, ImageCms
@@ -23,39 +22,12 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# It logs what it also raises or returns.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-
 _EIGHT_OF_SIXTEEN = ((np.arange(65536) + 128) // 257).astype(np.uint8)
 
 
 def to_8_bits(values: UInt16[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
     """16-bit values over 257, rounded: 65535 becomes 255."""
     return _EIGHT_OF_SIXTEEN[values]
-
-
-def decode_deep(data: bytes) -> Image.Image:
-    """A whole file with 16 bits for each of several channels, of which Pillow would keep the upper eight.
-
-    Returns: the picture in 8 bits, as it is stored: RGB or RGBA.
-
-    Raises:
-      UserError: its pixels are floating-point numbers.
-      OSError: it cannot be decoded.
-    """
-    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if values is None:
-        raise OSError("its pixels cannot be decoded")
-    if values.dtype.kind == "f":
-        raise UserError("floating-point pixels are not supported; save it with 8 or 16 bits")
-    if values.dtype == np.uint16:
-        values = to_8_bits(values)
-    elif values.dtype != np.uint8:
-        raise OSError(f"pixels of {values.dtype} are not supported")
-    if values.ndim == 2:
-        return Image.fromarray(values)
-    order = cv2.COLOR_BGRA2RGBA if values.shape[-1] == 4 else cv2.COLOR_BGR2RGB
-    return Image.fromarray(cv2.cvtColor(values, order))
 
 
 def to_rgb(

@@ -11,14 +11,19 @@ import zlib
 from collections.abc import Iterator
 from typing import IO, NamedTuple
 
+import cv2
+import numpy as np
 from PIL import Image, PngImagePlugin
 
-from xpsr_jax.images.pixels import decode_deep
+from xpsr_jax.images.pixels import to_8_bits
 from xpsr_jax.images.stored import Stored
 
 BEGINNING = b"\x89PNG\r\n\x1a\n"
 # Chunks that pixels are made of.
 _PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+# OpenCV logs what it also raises or returns.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
 # How many numbers make a pixel of each kind; and of interlaced pictures, where each pass begins and its steps (x, y).
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _WHOLE = ((0, 0, 1, 1),)
@@ -57,7 +62,7 @@ def open_png(file: IO[bytes]) -> Stored:
         image = PngImagePlugin.PngImageFile(io.BytesIO(data))
         image.load()
         deep = depth == 16 and kind != 0
-        return decode_deep(data) if deep else image
+        return _of_16_bits(data) if deep else image
 
     return Stored((width, height), decode, **found)  # type: ignore[arg-type]
 
@@ -117,6 +122,19 @@ def _text(kind: bytes, content: bytes) -> dict[str, object]:
     elif kind == b"zTXt":
         text = _unpacked(text[1:], _MOST_TEXT)
     return {"xmp": text} if keyword == _XMP else {"exif": bytes.fromhex("".join(text.decode("ascii").split("\n")[3:]))}
+
+
+def _of_16_bits(data: bytes) -> Image.Image:
+    """A picture with 16 bits for each of several channels, of which Pillow would keep the upper eight: RGB or RGBA.
+
+    Raises:
+      OSError: it cannot be decoded.
+    """
+    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None or values.dtype != np.uint16:
+        raise OSError("its pixels cannot be decoded")
+    order = cv2.COLOR_BGRA2RGBA if values.shape[-1] == 4 else cv2.COLOR_BGR2RGB
+    return Image.fromarray(cv2.cvtColor(to_8_bits(values), order))
 
 
 def _unpacked(packed: bytes, most: int) -> bytes:
