@@ -6,10 +6,10 @@ import io
 from collections.abc import Callable
 from typing import IO
 
-from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, Jpeg2KImagePlugin, PpmImagePlugin
+from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, PpmImagePlugin
 
 from xpsr_jax.errors import UserError
-from xpsr_jax.images import jpeg, png, tiff, webp
+from xpsr_jax.images import jpeg, jpeg2000, png, tiff, webp
 from xpsr_jax.images.stored import Stored
 
 Check = Callable[[tuple[int, int]], None]
@@ -44,8 +44,6 @@ _BEGINNINGS: tuple[tuple[bytes, Plugin], ...] = (
     *((begin, GifImagePlugin.GifImageFile) for begin in (b"GIF87a", b"GIF89a")),
     (b"BM", BmpImagePlugin.BmpImageFile),
     *((b"P%d" % kind, PpmImagePlugin.PpmImageFile) for kind in range(1, 7)),
-    (b"\xff\x4f\xff\x51", Jpeg2KImagePlugin.Jpeg2KImageFile),
-    (b"\0\0\0\x0cjP  \r\n\x87\n", Jpeg2KImagePlugin.Jpeg2KImageFile),
 )
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
@@ -74,6 +72,8 @@ def open_stored(file: IO[bytes], name: object, check: Check) -> Stored:
         stored = png.open_png(file)
     elif beginning.startswith(jpeg.BEGINNING):
         stored = jpeg.open_jpeg(file)
+    elif beginning.startswith(jpeg2000.BEGINNINGS):
+        stored = jpeg2000.open_jpeg2000(file)
     else:
         tiff.refuse_raw(beginning, name)
         if beginning[:4] in tiff.BEGINNINGS:

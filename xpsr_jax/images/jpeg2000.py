@@ -1,0 +1,41 @@
+"""JPEG 2000 files. Of more than 8 bits for each of several channels Pillow makes white black: OpenCV decodes those."""
+
+from typing import IO
+
+import cv2
+import numpy as np
+from PIL import Image, Jpeg2KImagePlugin
+
+from xpsr_jax.images.stored import Stored
+
+BEGINNINGS = (b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n")
+# Where the pixels' header begins, and how far behind it the bits of the first channel are, less 1.
+# (128 is added where they are signed: that is refused as too many.)
+_HEADER, _BITS = b"\xff\x4f\xff\x51", 42
+
+
+def open_jpeg2000(file: IO[bytes]) -> Stored:
+    """Reads the header."""
+    image = Jpeg2KImagePlugin.Jpeg2KImageFile(file)
+
+    def decode() -> Image.Image:
+        image.load()
+        if image.mode not in ("RGB", "RGBA"):
+            return image
+        file.seek(0)
+        data = file.read()
+        bits = data[data.index(_HEADER) + _BITS]
+        return image if bits < 8 else _of_many_bits(data, bits + 1)
+
+    info = image.info
+    return Stored(image.size, decode, icc_profile=info.get("icc_profile"), dpi=info.get("dpi"))
+
+
+def _of_many_bits(data: bytes, bits: int) -> Image.Image:
+    """Raises OSError where they cannot be decoded."""
+    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if bits <= 16 else None
+    if values is None or values.dtype != np.uint16 or values.ndim != 3:
+        raise OSError(f"JPEG 2000 with {bits} bits a channel is not supported here")
+    order = cv2.COLOR_BGRA2RGBA if values.shape[-1] == 4 else cv2.COLOR_BGR2RGB
+    scaled = np.round(cv2.cvtColor(values, order).astype(np.float32) * np.float32(255 / (2**bits - 1)))
+    return Image.fromarray(scaled.astype(np.uint8))
