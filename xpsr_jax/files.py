@@ -140,13 +140,18 @@ def open_regular(path: Path, *, max_bytes: int | None = None) -> IO[bytes]:
 def read_regular(path: Path, *, max_bytes: int) -> bytes:
     """All bytes of a regular file. Raises as `open_regular`."""
     with open_regular(path, max_bytes=max_bytes) as file:
+        parts, room = [], max_bytes + 1
         try:
-            data = file.read(max_bytes + 1)
+            # Not `read(room)`, which takes memory for all of it. A file may have more than it said, or grow.
+            size = max(os.fstat(file.fileno()).st_size, 2**16)
+            while room and (part := file.read(min(room, size + 1))):
+                parts.append(part)
+                room -= len(part)
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    if len(data) > max_bytes:
+    if not room:
         raise UserError(f"{path} cannot be read: it has more bytes than the limit of {max_bytes:,}")
-    return data
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def resolved(path: Path) -> Path:

@@ -11,7 +11,7 @@ from PIL import Image, ImageFile
 from tests.images.making import FILES, chunk, png, stored
 from xpsr_jax.errors import UserError
 from xpsr_jax.images import reading
-from xpsr_jax.images.reading import decode_picture, read_picture, read_size
+from xpsr_jax.images.reading import decode_picture, limit_from_millions, read_picture, read_size
 
 
 def bombs() -> dict[str, bytes]:
@@ -87,6 +87,14 @@ def test_a_file_of_too_many_bytes_is_refused(tmp_path):
     for read in (read_size, read_picture):
         with pytest.raises(UserError, match=r"a\.png cannot be read: it has 1,024,000,001 bytes"):
             read(file)
+
+
+def test_no_limit_takes_no_memory(tmp_path):
+    (tmp_path / "a.png").write_bytes(stored("PNG"))
+    for millions in (1e6, float("inf")):
+        limit = limit_from_millions("--max-megapixels", millions)
+        assert read_picture(tmp_path / "a.png", max_pixels=limit).rgb.shape == (37, 53, 3)
+        assert read_size(tmp_path / "a.png", max_pixels=limit) == (37, 53)
 
 
 @pytest.mark.parametrize(
