@@ -290,19 +290,25 @@ class Mesh:
     replicated_bytes: int = 2**18
 
 
+ValidationMetric = Literal["psnr", "lpips", "dists"]
+
+
 @dataclass(frozen=True)
 class Validation:
-    """Pictures restored during training.
+    """Pictures restored during training, and how near they come to their originals.
 
     Attributes:
-      every: steps between validations; 0: never.
-      count: of pictures.
+      every: interval between validations, in steps; 0: never.
+      count: number of pictures.
+      metrics: what is measured on them and logged: PSNR on luma, LPIPS (AlexNet) and DISTS. The last two need the extra
+        "metrics" and are left out without it.
       images: where they come from; None: the training images.
       sampling: how they are restored.
     """
 
     every: int = 5000
     count: int = 4
+    metrics: tuple[ValidationMetric, ...] = ("psnr", "lpips", "dists")
     images: Images | None = None
     sampling: Sampling = Sampling()
 

@@ -9,7 +9,7 @@ import pytest
 
 from xpsr_jax.errors import UserError
 from xpsr_jax.training.log import Log, check_wandb
-from xpsr_jax.training.plot import plot_losses
+from xpsr_jax.training.plot import plot_metrics
 
 SAMPLES = np.array([0])
 
@@ -26,7 +26,7 @@ def test_weights_and_biases(tmp_path, monkeypatch):
     with Log(tmp_path, first=0, steps=2, batch_size=4, wandb="xpsr", record={"seed": 3}) as log:
         log.add(1, {"loss": np.float32(2), "gradient_norm": np.float32(1)}, SAMPLES)
         log.scalars(1)
-        log.pictures(1, {"validation_0": np.zeros((2, 6, 3), np.uint8)})
+        log.validation(1, {"validation_0": np.zeros((2, 6, 3), np.uint8)}, {"validation_psnr": 20.0})
     assert calls == [
         {
             "project": "xpsr",
@@ -38,6 +38,7 @@ def test_weights_and_biases(tmp_path, monkeypatch):
         },
         (1, {"loss": 2.0, "gradient_norm": 1.0}),
         (1, {"validation_0": (2, 6, 3)}),
+        (1, {"validation_psnr": 20.0}),
         "finished",
     ]
 
@@ -52,9 +53,29 @@ def test_weights_and_biases_is_not_installed(monkeypatch):
 def test_losses_are_drawn(tmp_path):
     lines = [f'{{"step": {i}, "loss": {1 / i}, "mse": {-i}, "images_per_second": 3.0}}\n' for i in range(1, 30)]
     (tmp_path / "metrics.jsonl").write_text("".join(lines))
-    plot_losses(tmp_path / "metrics.jsonl", tmp_path / "losses.png")
+    plot_metrics(tmp_path / "metrics.jsonl", tmp_path / "losses.png")
     picture = cv2.imread(str(tmp_path / "losses.png"))
     assert picture.shape[1] == 2 * 4 * 120 and picture.std() > 10  # two panels
     (tmp_path / "metrics.jsonl").write_text("")
-    plot_losses(tmp_path / "metrics.jsonl", tmp_path / "none.png")
+    plot_metrics(tmp_path / "metrics.jsonl", tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+def test_the_learning_rate_and_scores_are_drawn_too(tmp_path):
+    """Of a log that was begun without them as well."""
+    lines = [f'{{"step": {i}, "loss": {1 / i}, "gradient_norm": 1.0}}\n' for i in range(1, 10)]
+    lines += [f'{{"step": {i}, "loss": {1 / i}, "learning_rate": 1e-5}}\n' for i in range(10, 20)]
+    lines += ['{"step": 15, "validation_psnr": 21.5, "validation_lpips": 0.5}\n']
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    plot_metrics(tmp_path / "metrics.jsonl", tmp_path / "losses.png")
+    assert cv2.imread(str(tmp_path / "losses.png")).shape[1] == 4 * 4 * 120  # four panels
+
+
+def test_a_validation_that_an_ended_run_has_not_logged_is_known(tmp_path):
+    with Log(tmp_path, first=0, steps=4, batch_size=4) as log:
+        log.validation(2, {}, {"validation_psnr": 20.0})
+    for first, lacks in ((2, False), (4, True)):
+        with Log(tmp_path, first=first, steps=4, batch_size=4) as log:
+            assert log.lacks_validation(first) == lacks
+    with Log(tmp_path, first=1, steps=4, batch_size=4) as log:  # goes on from before it
+        assert log.lacks_validation(2)

@@ -23,11 +23,14 @@ from tests.training import tiny
 from xpsr_jax.config import Images, Validation
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.errors import UserError
+from xpsr_jax.evaluation.fidelity import psnr_y
 from xpsr_jax.inference.restore import restore
 from xpsr_jax.training import loop
+from xpsr_jax.training.log import is_validation
 from xpsr_jax.training.loop import stop_signals, train
 from xpsr_jax.training.parameters import load_parameters
 from xpsr_jax.training.plan import make_plan
+from xpsr_jax.training.state import learning_rate
 from xpsr_jax.training.structure import make_structure
 
 ROOT = Path(__file__).parents[2]
@@ -40,9 +43,16 @@ def config(images, run, **fields):
 
 
 def metrics(run):
-    """The logged lines, without how fast it was."""
+    """The logged lines of steps, without how fast it was."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+    steps = [line for line in lines if not is_validation(line)]
+    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in steps]
+
+
+def scores(run):
+    """The logged lines of validations."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if is_validation(line)]
 
 
 def weights(model):
@@ -54,7 +64,7 @@ def weights(model):
 def whole(images, tmp_path_factory):
     """The run folder of a training that nothing interrupts, and what was compiled in its course."""
     run = tmp_path_factory.mktemp("runs") / "whole"
-    validation = Validation(every=STEPS // 2, count=2, sampling=tiny.config().sampling)
+    validation = Validation(every=STEPS // 2, count=2, metrics=("psnr", "lpips"), sampling=tiny.config().sampling)
     with compilations() as compiled:
         assert train(config(images, run, validation=validation, profile=2)) == run / "model"
     return run, compiled
@@ -87,11 +97,32 @@ def test_a_run_leaves_what_its_folder_says(whole):
     assert cv2.imread(str(run / "losses.png")).std() > 1
     assert list((run / "profile").rglob("*.xplane.pb"))
     said = (run / "log.txt").read_text().splitlines()
-    assert len(said) == 1 + STEPS + 1 and f"trace of steps 3 to 4 in {run / 'profile'}" in said[4]
+    assert len(said) == 1 + STEPS + 3 and f"trace of steps 3 to 4 in {run / 'profile'}" in said[4]
     last = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d 12: .*loss \S+.*, mse \S+; \S+ images/s, 0:00:00 to go"
-    assert re.fullmatch(last, said[-1]), said[-1]
+    assert re.fullmatch(last, said[-2]), said[-2]
     record = json.loads((run / "config.json").read_text())
     assert (record["steps"], record["photographs"], record["data"]["crop_size"]) == (STEPS, 5, tiny.SIZE)
+
+
+def test_validations_are_measured(whole):
+    """On the very pictures that are kept: LR, restored, original side by side."""
+    run, _ = whole
+    lines = scores(run)
+    assert [line["step"] for line in lines] == [STEPS // 2, STEPS]
+    for line in lines:
+        rows = [cv2.imread(str(run / "samples" / f"{line['step']:07d}_validation_{i}.png"))[..., ::-1] for i in (0, 1)]
+        expected = np.mean([psnr_y(*np.split(row, 3, axis=1)[1:]) for row in rows])
+        assert line["validation_psnr"] == pytest.approx(expected, abs=2e-5)  # measured 1e-5
+        assert 0 < line["validation_lpips"] < 2
+    assert f"{STEPS}: validation psnr {lines[-1]['validation_psnr']:.4g}, lpips" in (run / "log.txt").read_text()
+
+
+def test_the_learning_rate_is_logged(whole):
+    """As the optimizer has it in that step, in its warmup too."""
+    run, _ = whole
+    settings = tiny.config().optimizer
+    rates = [line["learning_rate"] for line in metrics(run)]
+    assert rates == [float(learning_rate(settings, STEPS)(step)) for step in range(STEPS)]
 
 
 def test_each_step_of_training_and_of_its_two_validations_is_compiled_once(whole):

@@ -57,8 +57,10 @@ class Checkpoints:
     def __exit__(self, kind: type | None, *_: Any) -> None:
         # What ended the run says more than what became of its last checkpoint.
         with self._writing() if kind is None else contextlib.suppress(Exception):
-            self._manager.wait_until_finished()
-            self._manager.close()
+            try:
+                self._manager.wait_until_finished()
+            finally:
+                self._manager.close()  # Its threads would keep the process alive.
 
     @property
     def latest(self) -> int | None:

@@ -26,7 +26,7 @@ A training run of XPSR. The same command goes on with it, if it was stopped.
 
 config.json     all settings
 log.txt         what was said in the terminal
-metrics.jsonl   every term of the loss, a line each so many steps
+metrics.jsonl   a line each interval of steps: every term of the loss, the learning rate; and a line each validation
 losses.png      the same as curves (at the end)
 tensorboard/    the same, and the pictures: tensorboard --logdir .
 samples/        validation pictures: LR, restored, original; and what the constraint's heads predict
@@ -85,6 +85,8 @@ class Log:
         # Since when steps are timed, and how many were: not the first one, which compiles.
         self._since: float | None = None
         self._timed = 0
+        # Steps of whose validations an earlier run has logged the scores.
+        self._validated: set[int] = set()
 
     def __enter__(self) -> "Log":
         self._bar = tqdm(
@@ -100,7 +102,9 @@ class Log:
             self._text = (self._run / "log.txt").open("a", buffering=1)
             self._online = _open_wandb(self._wandb, self._run, self._record) if self._wandb else None
             file = self._run / "metrics.jsonl"
-            write_text("".join(_lines_until(file, self._first)), file)
+            kept = list(_lines_until(file, self._first))
+            self._validated = {line["step"] for line in map(json.loads, kept) if is_validation(line)}
+            write_text("".join(kept), file)
             self._metrics = file.open("a", buffering=1)
             self._board = SummaryWriter(str(self._run / "tensorboard"), purge_step=self._first + 1)
         return self
@@ -153,21 +157,16 @@ class Log:
                 self._timed += 1
         self._unread.clear()
 
-    def scalars(self, step: int) -> dict[str, float]:
-        """Writes and returns the means since the last call."""
+    def scalars(self, step: int, **also: float) -> dict[str, float]:
+        """Writes and returns the means of every term since the last call, and what else is given."""
         self.settle()
-        means = {name: total / self._summed for name, total in self._sums.items()}
+        means = {name: total / self._summed for name, total in self._sums.items()} | also
         now = time.monotonic()
         if self._since is not None and self._timed:
             means["images_per_second"] = self._batch_size * self._timed / (now - self._since)
         self._since, self._timed, self._sums, self._summed = now, 0, {}, 0
         if self._writes:
-            # First: on a full disk this is an error, where TensorBoard's writer waits for its dead thread for ever.
-            self._metrics.write(json.dumps({"step": step} | means) + "\n")
-            for name, value in means.items():
-                self._board.add_scalar(name, value, step)
-            if self._online is not None:
-                self._online.log(means, step=step)
+            self._write(step, means)
             shown = ", ".join(f"{name} {means[name]:.4g}" for name in means if "_" not in name)
             self._bar.set_postfix_str(shown)
             self.say(f"{step}: {shown}{self._speed(step, means.get('images_per_second'))}")
@@ -179,11 +178,32 @@ class Log:
         left = datetime.timedelta(seconds=round((self._steps - step) * self._batch_size / images_per_second))
         return f"; {images_per_second:.4g} images/s, {left} to go"
 
-    def pictures(self, step: int, pictures: Mapping[str, UInt8[np.ndarray, "h w 3"]]) -> None:
-        for name, picture in pictures.items() if self._writes else ():
+    def _write(self, step: int, values: Mapping[str, float]) -> None:
+        # First: on a full disk this is an error, where TensorBoard's writer waits for its dead thread for ever.
+        self._metrics.write(json.dumps({"step": step} | dict(values)) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        if self._online is not None:
+            self._online.log(dict(values), step=step)
+
+    def validation(
+        self, step: int, pictures: Mapping[str, UInt8[np.ndarray, "h w 3"]], scores: Mapping[str, float]
+    ) -> None:
+        """Logs a validation: its pictures by name, and its scores by name, on a line of their own."""
+        if not self._writes:
+            return
+        for name, picture in pictures.items():
             self._board.add_image(name, picture, step, dataformats="HWC")
             if self._online is not None:
                 self._online.log({name: importlib.import_module("wandb").Image(picture)}, step=step)
+        if scores:
+            self._write(step, scores)
+            shown = (f"{name.removeprefix('validation_')} {value:.4g}" for name, value in scores.items())
+            self.say(f"{step}: validation {', '.join(shown)}")
+
+    def lacks_validation(self, step: int) -> bool:
+        """Whether an earlier run was ended between its step `first` and that step's validation. All have to ask."""
+        return not distributed.all_agree(step in self._validated or not self._writes)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -206,6 +226,11 @@ def _open_wandb(project: str | None, run: Path, record: Mapping[str, Any] | None
     return wandb.init(
         project=project, id=run.name, name=run.name, resume="allow", dir=str(run), config=dict(record or {})
     )
+
+
+def is_validation(line: Mapping[str, float]) -> bool:
+    """Whether a line of metrics.jsonl is a validation's; the others are of training steps."""
+    return any(name.startswith("validation_") for name in line)
 
 
 def _lines_until(file: Path, step: int) -> Iterator[str]:

@@ -14,7 +14,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from xpsr_jax import distributed, sharding
-from xpsr_jax.config import Config
+from xpsr_jax.config import Config, Validation
 from xpsr_jax.data.pipeline import make_pipeline
 from xpsr_jax.errors import UserError
 from xpsr_jax.files import check_writable
@@ -26,9 +26,9 @@ from xpsr_jax.training.images import open_images
 from xpsr_jax.training.log import Log, NotANumber, check_wandb
 from xpsr_jax.training.parameters import initial_parameters
 from xpsr_jax.training.plan import loss_constants, make_plan
-from xpsr_jax.training.plot import plot_losses
+from xpsr_jax.training.plot import plot_metrics
 from xpsr_jax.training.profiling import Profiler
-from xpsr_jax.training.state import TrainState, initial_state
+from xpsr_jax.training.state import TrainState, initial_state, learning_rate
 from xpsr_jax.training.validation import Validator
 
 
@@ -109,6 +109,14 @@ def train(config: Config) -> Path | None:
                 log.say(note)
             # Where the data stood before each of the last batches: the host knows of a failure a step too late.
             positions: collections.deque[tuple[int, Any]] = collections.deque(maxlen=3)
+            rate = learning_rate(config.optimizer, config.steps)
+
+            def validate(done: int) -> None:
+                with log.paused():
+                    log.validation(done, *validator(state.result, frozen, done))
+
+            if first and _is_due(config.validation, first) and log.lacks_validation(first):
+                validate(first)
             try:
                 for done in range(first + 1, config.steps + 1):
                     positions.append((done, data.get_state()))
@@ -120,7 +128,7 @@ def train(config: Config) -> Path | None:
                     checkpoints.check()
                     last, stop = done == config.steps, stopped(done)
                     if done % config.log_every == 0 or last:
-                        log.scalars(done)
+                        log.scalars(done, learning_rate=float(rate(done - 1)))
                     if done % config.checkpoint_every == 0 or last or stop:
                         log.settle()  # What is not a number is never saved.
                         checkpoints.save(done, state, data, record, log.unlogged)
@@ -128,9 +136,8 @@ def train(config: Config) -> Path | None:
                         checkpoints.wait()
                         log.say(f"stopped at step {done}; the same command goes on from there")
                         return None
-                    if config.validation.every and done % config.validation.every == 0:
-                        with log.paused():
-                            log.pictures(done, validator(state.result, frozen, done))
+                    if _is_due(config.validation, done):
+                        validate(done)
             except NotANumber as failure:
                 data.set_state(dict(positions)[failure.step])
                 folder = _save_failed(run, failure.step, state.before_failure, data, record)
@@ -142,7 +149,7 @@ def train(config: Config) -> Path | None:
                 ) from failure
         checkpoints.wait()
         if distributed.is_first():
-            plot_losses(run / "metrics.jsonl", run / "losses.png")
+            plot_metrics(run / "metrics.jsonl", run / "losses.png")
         return export(
             run / "model",
             config=config,
@@ -152,6 +159,10 @@ def train(config: Config) -> Path | None:
             source=source,
             tokenizer=tokenizer,
         )
+
+
+def _is_due(validation: Validation, step: int) -> bool:
+    return validation.every > 0 and step % validation.every == 0
 
 
 def _devices(mesh: jax.sharding.Mesh) -> str:

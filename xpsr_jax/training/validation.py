@@ -4,7 +4,8 @@ LR, restored and original side by side; and what the Degradation-Free Constraint
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import cv2
 import jax
@@ -21,14 +22,28 @@ from xpsr_jax.data.quality import describe
 from xpsr_jax.data.rounding import round_to_uint8
 from xpsr_jax.diffusion.process import add_noise
 from xpsr_jax.diffusion.schedule import Schedule
+from xpsr_jax.evaluation.metrics import Metric
 from xpsr_jax.images.writing import write_png
 from xpsr_jax.inference.restore import restore
 from xpsr_jax.training.export import as_model
 from xpsr_jax.training.images import open_images
 from xpsr_jax.training.parameters import Parameters
 from xpsr_jax.training.structure import Structure
+from xpsr_jax.training.validation_scores import load_scores, mean_scores
 
 _SEED = 7
+
+
+class Validated(NamedTuple):
+    """What a validation gives.
+
+    Attributes:
+      pictures: by name, as they are written.
+      scores: mean over the pictures of each metric, by name; of the first process alone.
+    """
+
+    pictures: dict[str, UInt8[np.ndarray, "h w 3"]]
+    scores: dict[str, float]
 
 
 class Validator:
@@ -37,6 +52,7 @@ class Validator:
     def __init__(self, config: Config, structure: Structure, *, tokenizer: Any, mesh: jax.sharding.Mesh):
         self._config, self._structure = config, structure
         self._tokenizer, self._mesh = tokenizer, mesh
+        self._metrics: dict[str, Metric] | None = None
         self._examples: list[tuple[np.ndarray, np.ndarray, Caption]] | None = None
         self._reconstruct = jax.jit(
             lambda *parts, image: (n := structure.merge(*parts).autoencoder).decode(n.encode(image)),
@@ -44,21 +60,27 @@ class Validator:
         )
         self._predict = jax.jit(self._predict_constraint, out_shardings=sharding.replicated(mesh))
 
-    def __call__(self, parameters: Parameters, frozen: Parameters, step: int) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
-        """Writes samples/<step>_<i>.png in the run's folder and returns the same pictures by name.
+    def __call__(self, parameters: Parameters, frozen: Parameters, step: int) -> Validated:
+        """Writes samples/<step>_<name>.png in the run's folder, and measures what was restored.
 
-        Every process has to call it; the first one writes.
+        Every process has to call it; the first one writes and measures.
+
+        Args:
+          parameters: those that train, by path.
+          frozen: the others.
+          step: after which they are so.
         """
         if self._examples is None:
             self._examples = self._make_examples()
+        originals = [hr for _, hr, _ in self._examples]
         if self._config.stage == "autoencoder":
-            originals = [hr for _, hr, _ in self._examples]
             images = np.stack(originals).astype(np.float32) / 127.5 - 1
             decoded = np.asarray(self._reconstruct(parameters, frozen, image=images))
-            rows = [[hr, round_to_uint8((image + 1) / 2)] for hr, image in zip(originals, decoded, strict=True)]
+            restored = [round_to_uint8((image + 1) / 2) for image in decoded]
+            rows = [list(row) for row in zip(originals, restored, strict=True)]
         else:
             model = as_model(self._structure.merge(parameters, frozen), self._config, self._structure, self._tokenizer)
-            lrs, hrs, captions = zip(*self._examples, strict=True)
+            lrs, _, captions = zip(*self._examples, strict=True)
             # The networks see crops of the size that they are trained on.
             sampling = dataclasses.replace(
                 self._config.validation.sampling,
@@ -66,7 +88,7 @@ class Validator:
                 process_size=self._config.data.crop_size,
             )
             restored = restore(model, lrs, captions, sampling, seed=_SEED, mesh=self._mesh)
-            rows = [[_enlarge(lr, hr), out, hr] for lr, hr, out in zip(lrs, hrs, restored, strict=True)]
+            rows = [[_enlarge(lr, hr), out, hr] for lr, hr, out in zip(lrs, originals, restored, strict=True)]
         pictures = {f"validation_{i}": np.concatenate(row, axis=1) for i, row in enumerate(rows)}
         controlnet = self._structure.networks.controlnet
         heads = controlnet.return_rgbs or controlnet.use_latent_pred
@@ -78,7 +100,14 @@ class Validator:
             folder.mkdir(parents=True, exist_ok=True)
             for name, picture in pictures.items():
                 write_png(folder / f"{step:07d}_{name}.png", picture)
-        return pictures
+        return Validated(pictures, self._scores(restored, originals))
+
+    def _scores(self, restored: Sequence[np.ndarray], originals: Sequence[np.ndarray]) -> dict[str, float]:
+        if not distributed.is_first():
+            return {}
+        if self._metrics is None:
+            self._metrics = load_scores(self._config.validation.metrics, crop_size=self._config.data.crop_size)
+        return mean_scores(self._metrics, restored, originals)
 
     def _predict_constraint(self, *parameters: Parameters, **inputs: Array) -> tuple[Array, ...]:
         networks, schedule = self._structure.merge(*parameters), self._structure.networks.schedule
