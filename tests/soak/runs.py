@@ -14,6 +14,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from safetensors.numpy import load_file
 
+from xpsr_jax.training.log import is_validation
+
 ROOT = Path(__file__).parents[2]
 CONFIG = "tests/training/tiny.py"
 
@@ -87,9 +89,10 @@ def ended_well(job: Job) -> list[str]:
 
 
 def metrics(run: Path) -> list[dict[str, float]]:
-    """The logged lines, without how fast it was."""
+    """The logged lines of steps, without how fast it was."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+    steps = [line for line in lines if not is_validation(line)]
+    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in steps]
 
 
 def checkpoint(run: Path, step: int, *, folder: str = "checkpoints") -> dict[str, Any]:

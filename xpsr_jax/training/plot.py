@@ -44,7 +44,7 @@ def plot_metrics(metrics: Path, file: Path) -> None:
             panel.plot(*points.T, color="C2")
         else:
             _draw_loss(panel, points)
-        panel.set_xlim(0, last)
+        panel.set_xlim(0, 1.02 * last)
         panel.set_title(name.replace("_", " "), fontsize="medium")
         panel.grid(alpha=0.3)
     figure.supxlabel("step", fontsize="medium")
