@@ -1,6 +1,8 @@
 """How commands end, and that their help does not wait for JAX."""
 
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -93,3 +95,36 @@ def test_any_other_error_keeps_its_traceback(capsys):
 
         with pytest.raises(type(error), match="bug"):
             run(work, capsys)
+
+
+# With "import tests" of what no help may wait for: JAX takes seconds to import.
+_HELP = """
+import runpy, sys
+file, *sys.argv[1:] = sys.argv[1:]
+try:
+    runpy.run_path(file, run_name="__main__") if file.endswith(".py") else runpy.run_module(file, run_name="__main__")
+except SystemExit as end:
+    print(end.code, *sorted({"jax", "flax", "torch", "grain", "transformers", "cv2", "gradio"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["sample.py"],
+        ["train.py", "--config", "configs/xpsr.py"],
+        ["convert_weights.py"],
+        ["xpsr_jax.caption"],
+        ["xpsr_jax.caption", "server"],
+        ["xpsr_jax.evaluate"],
+        ["xpsr_jax.prepare_data", "records"],
+        ["xpsr_jax.preflight"],
+        ["xpsr_jax.app"],
+        ["xpsr_jax.demo"],
+    ],
+    ids=" ".join,
+)
+def test_help_is_there_without_importing_jax(words):
+    done = subprocess.run([sys.executable, "-c", _HELP, *words, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "0", done.stdout + done.stderr
+    assert len(done.stdout) > 100

@@ -1,31 +1,51 @@
 """XPSR in JAX: image super-resolution by Stable Diffusion, steered by a high- and a low-level caption.
 
-`xpsr_jax.load(folder)` reads a whole model folder, `xpsr_jax.load_networks(folder)` the two networks of XPSR. They are
-imported when first used, so `import xpsr_jax` alone costs nothing and touches no device. So are the measures of how
-alike two images are: `xpsr_jax.dists`, `lpips`, `psnr` and `ssim`.
+`load` reads a model folder, `restore` restores photographs with it, guided by a `Caption` of each and by settings, a
+`Sampling`. `convert` makes a model folder of other weights, `train` of photographs. `load_networks` reads the two
+networks of XPSR alone. `dists`, `lpips`, `psnr` and `ssim` measure how alike two images are.
+
+All are imported when first used, so `import xpsr_jax` alone costs nothing and touches no device.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from xpsr_jax.config import Sampling as Sampling
+    from xpsr_jax.data.captions import Caption as Caption
     from xpsr_jax.evaluation.metrics import dists as dists
     from xpsr_jax.evaluation.metrics import lpips as lpips
     from xpsr_jax.evaluation.metrics import psnr as psnr
     from xpsr_jax.evaluation.metrics import ssim as ssim
+    from xpsr_jax.inference.restore import restore as restore
+    from xpsr_jax.training.conversion import convert as convert
+    from xpsr_jax.training.loop import train as train
     from xpsr_jax.weights.model_folder import load as load
     from xpsr_jax.weights.model_folder import load_networks as load_networks
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "dists", "load", "load_networks", "lpips", "psnr", "ssim"]
+
+_MODULES = {
+    "Caption": "data.captions",
+    "Sampling": "config",
+    "convert": "training.conversion",
+    "dists": "evaluation.metrics",
+    "load": "weights.model_folder",
+    "load_networks": "weights.model_folder",
+    "lpips": "evaluation.metrics",
+    "psnr": "evaluation.metrics",
+    "restore": "inference.restore",
+    "ssim": "evaluation.metrics",
+    "train": "training.loop",
+}
+__all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("load", "load_networks"):
-        from xpsr_jax.weights import model_folder
+    if name not in _MODULES:
+        raise AttributeError(f"module 'xpsr_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"xpsr_jax.{_MODULES[name]}"), name)
 
-        return getattr(model_folder, name)
-    if name in ("dists", "lpips", "psnr", "ssim"):
-        from xpsr_jax.evaluation import metrics
 
-        return getattr(metrics, name)
-    raise AttributeError(f"module 'xpsr_jax' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

@@ -28,18 +28,18 @@ def test_programs_are_kept_but_not_for_ever(tmp_path, monkeypatch):
         with compilations() as compiled:
             at_work.restore_file(source, output, Caption(), settings, on_steps=lambda *done: steps.append(done))
         assert steps[0][0] == 0 and steps[-1][0] == steps[-1][1] and output.exists()
-        return [name for name in compiled if name in ("prepare", "run_steps", "_finish")]
+        return [name for name in compiled if name in ("prepare_texts", "prepare_pictures", "run_steps", "finish")]
 
-    assert len(restore(8)) == 3
+    assert len(restore(8)) == 4
     assert restore(8, steps=7) == restore(8, strength=0.5, steps=3) == restore(8, guidance_scale=3.0) == []
-    assert len(restore(12)) == 3 and restore(12) == []
-    assert len(restore(8)) == 3, "they were let go when the second size came"
+    assert len(restore(12)) == 4 and restore(12) == []
+    assert len(restore(8)) == 4, "they were let go when the second size came"
 
 
 def test_results_of_one_name_are_kept_apart(tmp_path):
-    names = []
+    names, taken = [], set()
     for content in (b"0", b"1", b"2"):
-        path = unused(tmp_path / "a.png")
+        path = unused(tmp_path / "a.png", taken)
         path.write_bytes(content)
         names.append(path.name)
     assert names == ["a.png", "a_2.png", "a_3.png"]

@@ -9,6 +9,7 @@ import pytest
 
 from xpsr_jax.cli import evaluate
 from xpsr_jax.errors import UserError
+from xpsr_jax.evaluation import report_files
 from xpsr_jax.evaluation.fidelity import psnr_y, ssim_y
 from xpsr_jax.evaluation.matching import match_images, name_of_set, set_folders
 
@@ -148,10 +149,10 @@ def test_layouts_and_sets_by_name(tmp_path):
 def test_scores_from_elsewhere_are_numbers_by_method(tmp_path):
     (tmp_path / "others.json").write_text('{"SeeSR": [25.5]}')
     with pytest.raises(UserError, match=r"others\.json is not JSON like"):
-        evaluate.read_others(tmp_path / "others.json")
+        report_files.read_others(tmp_path / "others.json")
     (tmp_path / "others.json").write_text('{"SeeSR": {"PSNR": 25.5, "ssim": 0.7}}')
     with pytest.raises(UserError, match=r"others\.json: no metric PSNR; there are psnr, ssim"):
-        evaluate.read_others(tmp_path / "others.json")
+        report_files.read_others(tmp_path / "others.json")
 
 
 def test_what_cannot_be_is_refused_before_anything_is_read(folders, tmp_path, capsys):

@@ -12,7 +12,7 @@ from xpsr_jax.diffusion.ddpm import Ddpm
 from xpsr_jax.diffusion.samplers import start_latents
 from xpsr_jax.inference.color import adain, truncate_to_uint8
 from xpsr_jax.inference.image_keys import content_digest, image_key
-from xpsr_jax.inference.prompts import tokenize
+from xpsr_jax.inference.prompts import prompt_tokens
 from xpsr_jax.inference.tiling import Tiles
 from xpsr_jax.weights.model_folder import Model
 
@@ -27,7 +27,7 @@ def restored_plainly(model: Model, image: np.ndarray, caption: Caption, tiles: T
     tiles = tiles or Tiles(shape[:2], shape[:2], ((0, 0),))
     crops = [crop[None] for crop in tiles.cut(pixels[0], scale=FACTOR)]
     high, negative, low = (
-        tokenize(model.tokenizer, [text]) for text in (caption.high, SAMPLING.negative_high, caption.low)
+        prompt_tokens(model.tokenizer, [text]) for text in (caption.high, SAMPLING.negative_high, caption.low)
     )
     keys = jax.random.split(image_key(np.zeros(2, np.uint32), content_digest(image)), 4)
     posterior, first, second = (jax.random.normal(key, shape)[None] for key in keys[:3])

@@ -6,7 +6,7 @@ from transformers import CLIPTokenizer
 
 import xpsr_jax
 from xpsr_jax.errors import UserError
-from xpsr_jax.inference.prompts import tokenize
+from xpsr_jax.inference.prompts import prompt_tokens
 
 WORDS = "clean, high-resolution, 8k, high quality, clear text."
 CAPTION = "A bird's nest on a branch, with three blue eggs in it."
@@ -18,7 +18,7 @@ def tokenizer():
 
 
 def test_pads_to_77_as_clip_does(tokenizer):
-    ids = tokenize(tokenizer, [CAPTION, ""])
+    ids = prompt_tokens(tokenizer, [CAPTION, ""])
     expected = tokenizer([CAPTION, ""], padding="max_length", max_length=77, truncation=True)["input_ids"]
     assert ids.dtype == np.int32
     np.testing.assert_array_equal(ids, expected)
@@ -26,14 +26,14 @@ def test_pads_to_77_as_clip_does(tokenizer):
 
 
 def test_a_short_caption_and_its_words_are_one_text(tokenizer):
-    ids = tokenize(tokenizer, [CAPTION], positive_words=WORDS)
-    np.testing.assert_array_equal(ids, tokenize(tokenizer, [f"{CAPTION} {WORDS}"]))
+    ids = prompt_tokens(tokenizer, [CAPTION], positive_words=WORDS)
+    np.testing.assert_array_equal(ids, prompt_tokens(tokenizer, [f"{CAPTION} {WORDS}"]))
 
 
 def test_a_long_caption_is_cut_and_the_words_stay(tokenizer):
     long = " ".join([CAPTION] * 20)
     words = tokenizer(WORDS, add_special_tokens=False)["input_ids"]
-    (ids,) = tokenize(tokenizer, [long], positive_words=WORDS)
+    (ids,) = prompt_tokens(tokenizer, [long], positive_words=WORDS)
     assert len(ids) == 77
     assert ids[-1] == tokenizer.eos_token_id
     assert ids[-1 - len(words) : -1].tolist() == words
@@ -45,10 +45,10 @@ def test_a_long_caption_is_cut_and_the_words_stay(tokenizer):
 
 def test_words_that_are_too_long(tokenizer):
     with pytest.raises(UserError, match="positive words take 80 tokens of the 75"):
-        tokenize(tokenizer, [CAPTION], positive_words="sharp " * 80)
+        prompt_tokens(tokenizer, [CAPTION], positive_words="sharp " * 80)
 
 
 @pytest.mark.parametrize("caption", [None, 3, ["a"]])
 def test_a_caption_must_be_text(tokenizer, caption):
     with pytest.raises(UserError, match="must be text, not"):
-        tokenize(tokenizer, [caption])
+        prompt_tokens(tokenizer, [caption])

@@ -41,7 +41,7 @@ def tokenizer(request, folder, tmp_path_factory):
 @pytest.mark.parametrize("text", ["", "a bird", "nine words " * 60])
 def test_rows_are_padded_with_0(text, tokenizer):
     row = examples.tokenize_caption(text, tokenizer)
-    np.testing.assert_array_equal(prompts.tokenize(tokenizer, [text]), row[None])
+    np.testing.assert_array_equal(prompts.prompt_tokens(tokenizer, [text]), row[None])
     end = row.tolist().index(END)
     assert (row[0], row.dtype, row.shape) == (START, np.int32, (77,))
     assert row[end + 1 :].tolist() == [0] * (76 - end)
@@ -51,9 +51,9 @@ def test_rows_are_padded_with_0(text, tokenizer):
 def test_an_exclamation_mark_in_a_caption_is_no_padding(tokenizer):
     expected = LOUD_IDS + [0] * (77 - len(LOUD_IDS))
     assert examples.tokenize_caption(LOUD, tokenizer).tolist() == expected
-    assert prompts.tokenize(tokenizer, [LOUD])[0].tolist() == expected
+    assert prompts.prompt_tokens(tokenizer, [LOUD])[0].tolist() == expected
 
 
 def test_positive_words_come_before_the_padding(tokenizer):
-    (row,) = prompts.tokenize(tokenizer, ["a bird"], positive_words="sharp!")
+    (row,) = prompts.prompt_tokens(tokenizer, ["a bird"], positive_words="sharp!")
     assert row.tolist() == [START, 320, 3329, 8157, 256, END] + [0] * 71

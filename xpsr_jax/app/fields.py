@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import gradio as gr
 
@@ -12,7 +12,7 @@ from xpsr_jax.errors import UserError
 from xpsr_jax.images.writing import SUFFIX_OF
 from xpsr_jax.inference.settings import choose_sampling
 
-_SAMPLERS = list(get_type_hints(Sampling)["sampler"].__args__)
+_HINTS = get_type_hints(Sampling)
 # Of events: none is part of a public interface, and some do not wait in the queue.
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 AT_ONCE: dict[str, Any] = PRIVATE | {"queue": False}
@@ -22,6 +22,11 @@ WORK: dict[str, Any] = PRIVATE | {"concurrency_id": "model", "concurrency_limit"
 PROGRESS = gr.Progress()
 
 
+# The settings of `Sampling` that the page has, and the most that its sliders go to.
+SHOWN = ("sampler", "strength", "steps", "upscale")
+_MOST = {"steps": 100, "upscale": 8, "strength": 1}
+
+
 def settings_fields(defaults: Sampling) -> list[gr.components.Component]:
     """The fields whose values `read_settings` takes, in its order.
 
@@ -29,38 +34,42 @@ def settings_fields(defaults: Sampling) -> list[gr.components.Component]:
         defaults: the model's own settings.
     """
 
-    def follow(preset: str) -> tuple[str, float, int, int]:
+    def follow(preset: str) -> tuple[Any, ...]:
         chosen = choose_sampling(defaults, preset or None)
-        return chosen.sampler, chosen.strength, chosen.steps, chosen.upscale
+        return tuple(getattr(chosen, name) for name in SHOWN)
 
     presets = [("Default", ""), *((name.capitalize(), name) for name in SAMPLING_PRESETS)]
     with gr.Accordion("Settings", elem_classes="last-on-phones"):
         with gr.Row():
             preset = gr.Dropdown(presets, value="", label="Preset", min_width=130)
-            sampler = gr.Dropdown(_SAMPLERS, value=defaults.sampler, label="Sampler", min_width=130)
-        with gr.Row():
-            steps = gr.Slider(1, 100, defaults.steps, step=1, label="Steps", min_width=160)
-            strength = gr.Slider(0.01, 1, defaults.strength, step=0.01, label="Strength", min_width=160)
-        with gr.Row():
-            upscale = gr.Slider(1, 8, defaults.upscale, step=1, label="Upscale", min_width=160)
+            shown = [_field(name, getattr(defaults, name)) for name in SHOWN]
         with gr.Row():
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=130)
             format = gr.Dropdown(list(SUFFIX_OF), value="png", label="File format", min_width=130)
-    preset.input(follow, preset, [sampler, strength, steps, upscale], **AT_ONCE)
-    return [preset, sampler, strength, steps, upscale, seed, format]
+    preset.input(follow, preset, shown, **AT_ONCE)
+    return [preset, *shown, seed, format]
 
 
 def read_settings(defaults: Sampling, values: Sequence[Any]) -> Settings:
     """What the fields say. Raises UserError if it does not go together."""
-    preset, sampler, strength, steps, upscale, seed, format = values
-    if None in (strength, steps, upscale, seed):
-        raise UserError("strength, steps, upscale and seed must be numbers")
+    preset, *shown, seed, format = values
+    given = dict(zip(SHOWN, shown, strict=True))
+    if None in (*shown, seed):
+        raise UserError(f"{', '.join(SHOWN)} and the seed must have values")
     if format is None:
         raise UserError("choose a file format")
-    sampling = choose_sampling(
-        defaults, preset or None, sampler=sampler, strength=float(strength), steps=int(steps), upscale=int(upscale)
-    )
-    return Settings(sampling, int(seed), format)
+    # A browser has one kind of number.
+    typed = {name: _HINTS[name](value) if _HINTS[name] in (int, float) else value for name, value in given.items()}
+    return Settings(choose_sampling(defaults, preset or None, **typed), int(seed), format)
+
+
+def _field(name: str, default: Any) -> gr.components.Component:
+    """A field for one setting, by its type: one of some words, or a number."""
+    label, hint = name.replace("_", " ").capitalize(), _HINTS[name]
+    if get_origin(hint) is Literal:
+        return gr.Dropdown(list(get_args(hint)), value=default, label=label, min_width=130)
+    step = 1 if hint is int else 0.01
+    return gr.Slider(step, _MOST[name], default, step=step, label=label, min_width=160)
 
 
 def buttons(*, at_work: bool) -> tuple[gr.Button, gr.Button]:

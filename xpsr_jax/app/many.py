@@ -2,9 +2,8 @@
 
 import html
 import itertools
-import time
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,10 @@ from xpsr_jax.data.by_path import ByPath
 from xpsr_jax.data.captions import Caption, read_captions
 from xpsr_jax.errors import UserError
 from xpsr_jax.images.formats import endings
+from xpsr_jax.inference.job import Failed, Progress, Task
+
+# What the table says of a photograph that has not been restored yet.
+WAITS = "waits"
 
 
 @dataclass(frozen=True)
@@ -82,38 +85,47 @@ class Many:
         except UserError as error:
             raise UserError(said(error, *uploads)) from error
 
-        rows: list[list[str]] = []
+        folder, taken = session.new_folder(), set[Path]()
+        tasks = [
+            Task(
+                source=source,
+                output=unused(folder / settings.name_of(source), taken),
+                caption=captions.get(source.name, Caption()),
+                name=source.name,
+            )
+            for source in sources
+        ]
+        results = dict.fromkeys(tasks, WAITS)
         outputs: list[str] = []
-        folder = session.new_folder()
-        for number, source in enumerate(sources):
-            output = unused(folder / settings.name_of(source))
-            caption = captions.get(source.name, Caption())
-            place = f"{number + 1} of {len(sources)}: {source.name}"
 
-            def on_steps(done: int, steps: int, number: int = number, place: str = place) -> None:
-                if session.many.is_set():
-                    raise Cancelled
-                progress((number + done / steps) / len(sources), desc=place)
-
-            begin = time.perf_counter()
-            try:
+        def on_progress(now: Progress) -> None:
+            if session.many.is_set():
+                raise Cancelled
+            if now.done == now.before:
                 self.sessions.check_room()
-                self.studio.restore_file(source, output, caption, settings, on_steps=on_steps)
-            except UserError as error:
-                rows.append([source.name, said(error, source)])
-            except Cancelled:
-                rows += [[each.name, "cancelled"] for each in sources[number:]]
-                break
-            else:
-                rows.append([source.name, f"restored in {time.perf_counter() - begin:.1f} s"])
-                outputs.append(str(output))
-            yield [*rows, *waiting(sources[number + 1 :])], outputs, gr.skip()
+            progress((now.done, now.total), desc=f"{tasks.index(now.at) + 1} of {len(tasks)}: {now.at.name}")
+
+        def rest_is(text: str) -> None:
+            results.update({task: text for task, result in results.items() if result == WAITS})
+
+        try:
+            for event in self.studio.restore_files(tasks, settings, on_progress=on_progress):
+                if isinstance(event, Failed):
+                    results[event.task] = said(UserError(event.message), event.task.source)
+                else:
+                    results[event.task] = f"restored in {event.seconds:.1f} s"
+                    outputs.append(str(event.task.output))
+                yield table(results), outputs, gr.skip()
+        except UserError as error:
+            rest_is(said(error, *uploads))
+        except Cancelled:
+            rest_is("cancelled")
         archive = (
             gr.DownloadButton(value=packed([Path(output) for output in outputs]), interactive=True)
             if outputs
             else gr.skip()
         )
-        yield rows, outputs, archive
+        yield table(results), outputs, archive
 
     def cancel(self, request: gr.Request) -> None:
         """Ends the work at its next step."""
@@ -127,7 +139,7 @@ def is_captions(upload: Path) -> bool:
 
 def waiting(photos: Iterable[Path]) -> list[list[str]]:
     """The table's rows of photographs that have not been restored yet."""
-    return [[photo.name, "waits"] for photo in photos]
+    return [[photo.name, WAITS] for photo in photos]
 
 
 def captions_by_name(files: Iterable[Path]) -> ByPath[Caption]:
@@ -135,10 +147,17 @@ def captions_by_name(files: Iterable[Path]) -> ByPath[Caption]:
     return ByPath({Path(image).name: caption for file in files for image, caption in read_captions(file).items()})
 
 
-def unused(path: Path) -> Path:
-    """The path, or one with a number if there is such a file: a.png and a.jpg may be restored together."""
+def table(results: Mapping[Task, str]) -> list[list[str]]:
+    """The table's rows while photographs are restored."""
+    return [[task.name, result] for task, result in results.items()]
+
+
+def unused(path: Path, taken: set[Path]) -> Path:
+    """The path, or one with a number if it is taken: a.png and a.jpg may be restored together. It is taken then."""
     others = (path.with_stem(f"{path.stem}_{number}") for number in itertools.count(2))
-    return path if not path.exists() else next(other for other in others if not other.exists())
+    free = next(each for each in itertools.chain([path], others) if each not in taken)
+    taken.add(free)
+    return free
 
 
 def packed(files: Sequence[Path]) -> Path:

@@ -1,13 +1,16 @@
 """A model that is kept ready, and restores one file after the other."""
 
+import contextlib
 import functools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from jaxtyping import UInt8
 
 from xpsr_jax.config import Sampling
 from xpsr_jax.data.captions import Caption
@@ -15,8 +18,8 @@ from xpsr_jax.errors import UserError
 from xpsr_jax.images.picture import Picture
 from xpsr_jax.images.reading import read_picture
 from xpsr_jax.images.writing import SUFFIX_OF, Format
-from xpsr_jax.inference.files import checked_size, write_restored
-from xpsr_jax.inference.restore import Restorer, not_finite
+from xpsr_jax.inference.job import Failed, Policy, Progress, Restored, Task, restore_files
+from xpsr_jax.inference.restore import Restorer
 from xpsr_jax.weights.model_folder import Model
 
 # Bytes of a file's name; `unused` may add a number.
@@ -52,13 +55,26 @@ class Studio:
         self.defaults: Sampling = model.defaults
         self.note = model.note
         self._max_pixels = max_pixels
-        self._restorer = functools.lru_cache(maxsize=4)(functools.partial(Restorer, model))
+        self._restorer = functools.lru_cache(maxsize=4)(functools.partial(_OneAtATime, self, model))
         self._sizes: set[tuple[int, int]] = set()
         self._at_work = threading.Lock()
 
     def read(self, source: Path) -> Picture:
         """Raises UserError if it is no image or too large."""
         return read_picture(source, max_pixels=self._max_pixels)
+
+    def restore_files(
+        self, tasks: Sequence[Task], settings: Settings, *, on_progress: Callable[[Progress], None]
+    ) -> Iterator[Restored | Failed]:
+        """What `inference.job.restore_files` yields; a file that fails does not end the work.
+
+        Args:
+            on_progress: what it raises ends the work.
+
+        Raises UserError if a setting cannot be used, or for a full disk.
+        """
+        policy = Policy(self._max_pixels, settings.seed, settings.format, skip_errors=True)
+        yield from restore_files(self._restorer(settings.sampling), tasks, policy, on_progress=on_progress)
 
     def restore_file(
         self,
@@ -77,23 +93,30 @@ class Studio:
         Raises:
             UserError: the file is no image, it or the result is too large, or a setting cannot be used.
         """
-        restorer = self._restorer(settings.sampling)
-        size = checked_size(restorer, source, self._max_pixels, settings.format)
-        picture = self.read(source)
-        done = 0
+        task = Task(source, output, caption, source.name)
+        events = self.restore_files([task], settings, on_progress=lambda now: on_steps(now.done, now.total))
+        for event in events:
+            if isinstance(event, Failed):
+                raise UserError(event.message)
 
-        def advance(steps: int) -> None:
-            nonlocal done
-            done += steps
-            on_steps(done, restorer.steps)
-
+    @contextlib.contextmanager
+    def at_work(self, size: tuple[int, int]) -> Iterator[None]:
+        """While a picture of this network size is restored. Others wait."""
         with self._at_work:
             self._sizes.add(size)
             if len(self._sizes) > MAX_SIZES:
                 jax.clear_caches()
                 self._sizes = {size}
-            advance(0)
-            [rgb] = restorer([picture.rgb], [caption], seed=settings.seed, on_steps=advance)
-        if rgb is None:
-            raise UserError(not_finite(source.name))
-        write_restored(output, picture, rgb, upscale=settings.sampling.upscale, format=settings.format)
+            yield
+
+
+class _OneAtATime(Restorer):
+    """A Restorer that waits for the others of its studio."""
+
+    def __init__(self, studio: Studio, model: Model, sampling: Sampling) -> None:
+        super().__init__(model, sampling)
+        self._studio = studio
+
+    def __call__(self, images: Sequence[UInt8[np.ndarray, "h w 3"]], *args: Any, **options: Any) -> Any:
+        with self._studio.at_work(self.network_size(*images[0].shape[:2])):
+            return super().__call__(images, *args, **options)

@@ -3,21 +3,18 @@
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from xpsr_jax.caption.answers import clean
 from xpsr_jax.caption.captioning import Captioner, LoadedImage
 from xpsr_jax.caption.in_flight import Stop
 from xpsr_jax.caption.instructions import Instructions
+from xpsr_jax.caption.llava_choices import LlavaDtype, LlavaTemplate
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.errors import UserError
 
-DEFAULT_MODEL = "llava-hf/llava-1.5-7b-hf"
 # The released code's, to the blank (method §10).
 RELEASED_TEMPLATE = "<image>\nUSER: {instruction} \nASSISTANT:"
-
-Dtype = Literal["auto", "bfloat16", "float16", "float32"]
-Template = Literal["released", "model"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class Llava:
 
     model: Any
     processor: Any
-    template: Template = "released"
+    template: LlavaTemplate = "released"
     max_new_tokens: int = 200
 
     def prompt(self, instruction: str) -> str:
@@ -66,9 +63,9 @@ class Llava:
 def load_llava(
     name: str,
     *,
-    dtype: Dtype = "auto",
+    dtype: LlavaDtype = "auto",
     device: str = "auto",
-    template: Template = "released",
+    template: LlavaTemplate = "released",
     max_new_tokens: int = 200,
 ) -> Llava:
     """Loads a local folder, or a model of the Hugging Face hub by its name.
@@ -112,7 +109,7 @@ def load_llava(
     return Llava(model, processor, template, max_new_tokens)
 
 
-def _best_dtype(torch: Any, device: str) -> Dtype:
+def _best_dtype(torch: Any, device: str) -> LlavaDtype:
     if device == "cpu":
         return "float32"
     return "float16" if device.startswith("cuda") and not torch.cuda.is_bf16_supported() else "bfloat16"

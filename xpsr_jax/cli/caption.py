@@ -8,30 +8,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from xpsr_jax.caption import llava, server
-from xpsr_jax.caption.caption_page import write_caption_page
-from xpsr_jax.caption.captioning import (
-    Captioner,
-    LoadedImage,
-    Tally,
-    caption_images,
-    failures_file,
-    find_images,
-    parse_shard,
-    shard_file,
-)
-from xpsr_jax.caption.captions_file import CaptionsFile, merge_captions
-from xpsr_jax.caption.in_flight import in_flight
 from xpsr_jax.caption.instructions import Preset, Which, instructions
-from xpsr_jax.caption.measured import describe_quality
-from xpsr_jax.caption.pair_texts import write_into_pairs
+from xpsr_jax.caption.llava_choices import DEFAULT_MODEL, LlavaDtype, LlavaTemplate
 from xpsr_jax.cli.run import command
-from xpsr_jax.data.captions import Caption
 from xpsr_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from xpsr_jax.caption.captioning import Captioner, LoadedImage, Tally
 
 File = Annotated[Path, tyro.conf.arg(metavar="FILE")]
 
@@ -89,10 +76,10 @@ class LlavaCommand(AskedModel):
         batch_size: Images at once.
     """
 
-    model: str = llava.DEFAULT_MODEL
-    dtype: llava.Dtype = "auto"
+    model: str = DEFAULT_MODEL
+    dtype: LlavaDtype = "auto"
     device: str = "auto"
-    template: llava.Template = "released"
+    template: LlavaTemplate = "released"
     batch_size: int = 8
 
 
@@ -208,6 +195,12 @@ def run_command(
     command: LlavaCommand | ServerCommand | MeasuredCommand | MergeCommand | ReportCommand | PairsCommand,
 ) -> int:
     """Does what a parsed command line says; returns the exit code. Raises UserError."""
+    # Imported late, so that --help is quick.
+    from xpsr_jax.caption.caption_page import write_caption_page
+    from xpsr_jax.caption.captioning import caption_images, find_images, parse_shard, shard_file
+    from xpsr_jax.caption.captions_file import CaptionsFile, merge_captions
+    from xpsr_jax.caption.pair_texts import write_into_pairs
+
     if isinstance(command, MergeCommand):
         count, same, replaced = merge_captions(command.files, command.output)
         print(f"{count} captions in {command.output}; {same} lines were there twice, {replaced} replaced by later ones")
@@ -231,12 +224,17 @@ def run_command(
     return 1 if tally.failed else 0
 
 
-def make_captioner(command: LlavaCommand | ServerCommand | MeasuredCommand) -> tuple[Captioner, str]:
+def make_captioner(command: LlavaCommand | ServerCommand | MeasuredCommand) -> "tuple[Captioner, str]":
     """The captioner, and its name for the captions' "source"."""
+    from xpsr_jax.caption import llava, server
+    from xpsr_jax.caption.in_flight import in_flight
+    from xpsr_jax.caption.measured import describe_quality
+    from xpsr_jax.data.captions import Caption
+
     if isinstance(command, MeasuredCommand):
         high, workers = command.high.strip(), command.workers
 
-        def measure(image: LoadedImage) -> Caption:
+        def measure(image: "LoadedImage") -> Caption:
             return Caption(high, describe_quality(image.pixels))
 
         return lambda images: in_flight(measure, images, workers, ordered=True), "measured"
@@ -266,8 +264,10 @@ def make_captioner(command: LlavaCommand | ServerCommand | MeasuredCommand) -> t
     return server.server_captioner(settings, asked), f"{served}, {command.instructions} instructions"
 
 
-def print_tally(tally: Tally, output: Path) -> None:
+def print_tally(tally: "Tally", output: Path) -> None:
     """Says what came of the images."""
+    from xpsr_jax.caption.captioning import failures_file
+
     print(f"{output}: {tally}")
     if tally.shortened:
         print(f"{tally.shortened} captions were longer than CLIP's 77 tokens: their first sentences are kept")

@@ -17,7 +17,6 @@ from typing import Annotated, Literal
 import tyro
 
 from xpsr_jax.cli.run import command
-from xpsr_jax.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -64,22 +63,13 @@ def main(argv: Sequence[str] | None) -> None:
 
 def convert_weights(arguments: Arguments) -> None:
     """Converts, and prints what came from where. Raises UserError."""
-    if not arguments.sources:
-        raise UserError("name at least one folder or file to convert")
     # Imported late, so that --help is quick.
+    from xpsr_jax.training.conversion import open_weights
     from xpsr_jax.weights.convert import convert
-    from xpsr_jax.weights.sources import SUBFOLDERS, Source, is_training_checkpoint, lacking_variant, merge, open_source
-    from xpsr_jax.weights.tensors import FLOATS, together
+    from xpsr_jax.weights.sources import SUBFOLDERS, lacking_variant, merge
+    from xpsr_jax.weights.tensors import FLOATS
 
-    def opened(i: int, path: Path) -> Source:
-        if not is_training_checkpoint(path):
-            return open_source(path, variant=arguments.variant, ema=arguments.ema)
-        from xpsr_jax.training.checkpoint_source import open_checkpoint
-
-        return open_checkpoint(path, bases=arguments.sources[:i], average=arguments.average)
-
-    parts = [lambda i=i, path=path: opened(i, path) for i, path in enumerate(arguments.sources)]
-    sources = together(*parts)
+    sources = open_weights(arguments.sources, variant=arguments.variant, ema=arguments.ema, average=arguments.average)
     lacking = lacking_variant(merge(sources), arguments.variant) if arguments.variant else []
     done = convert(
         sources,

@@ -8,21 +8,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-import xpsr_jax
 from xpsr_jax.assets import DEMO, TINY_MODEL
 from xpsr_jax.cli.run import command
-from xpsr_jax.data.captions import read_captions
 from xpsr_jax.errors import UserError
 from xpsr_jax.files import check_writable
-from xpsr_jax.images.reading import read_image
-from xpsr_jax.images.writing import write_png
-from xpsr_jax.inference.compare import side_by_side
-from xpsr_jax.inference.compilation import use_compilation_cache
-from xpsr_jax.inference.restore import Restorer
 
 
 @command("xpsr_jax.demo", interrupted="xpsr_jax.demo: interrupted", lower="close other programs")
@@ -38,6 +29,18 @@ def main(argv: Sequence[str] | None) -> int:
 
 def run(folder: Path) -> None:
     """Writes restored.png and comparison.png into `folder` and says where they are. Raises `UserError`."""
+    # Imported late, so that --help is quick.
+    import numpy as np
+    from PIL import Image
+
+    import xpsr_jax
+    from xpsr_jax.data.captions import read_captions
+    from xpsr_jax.images.reading import read_image
+    from xpsr_jax.images.writing import write_png
+    from xpsr_jax.inference.compare import side_by_side
+    from xpsr_jax.inference.compilation import use_compilation_cache
+    from xpsr_jax.inference.restore import Restorer
+
     begin = time.perf_counter()
     use_compilation_cache()
     check_writable(folder)

@@ -10,18 +10,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from xpsr_jax.cli.run import command
 from xpsr_jax.data.config import MILD, XPSR, DataConfig
-from xpsr_jax.data.sample_sources import StoredSource, open_sample_source
-from xpsr_jax.data.stored_records import import_tfds
 from xpsr_jax.errors import UserError
-from xpsr_jax.preparation.pieces import REPORT, Choice, Outcome, cut, work
-from xpsr_jax.preparation.write_pairs import WritePairs, check_names, write_evaluation_captions
-from xpsr_jax.preparation.write_records import RecordFormat, WriteRecords, write_tfds_metadata
+
+if TYPE_CHECKING:
+    from xpsr_jax.data.sample_sources import StoredSource
+    from xpsr_jax.preparation.pieces import Choice, Outcome
 
 _DEGRADATIONS = {"xpsr": XPSR, "mild": MILD}
 # Pairs to be done again when the work is stopped.
@@ -70,7 +69,7 @@ class Records(Photographs):
         images_per_file: Photographs in a file.
     """
 
-    format: RecordFormat = "array_record"
+    format: Literal["array_record", "tfds"] = "array_record"
     images_per_file: int = 1000
 
 
@@ -140,6 +139,8 @@ Command = (
 )
 def main(argv: Sequence[str] | None) -> int:
     """Runs the command line; returns the exit code: 0, 1 if an image was broken or all failed, 130 if interrupted."""
+    from xpsr_jax.preparation.pieces import REPORT
+
     chosen: Any = tyro.cli(Command, args=argv, description=__doc__, prog="python -m xpsr_jax.prepare_data")
     outcome = prepare_embeddings(chosen) if isinstance(chosen, Embeddings) else prepare(chosen)
     print(f"{outcome.written} written to {chosen.output}")
@@ -149,8 +150,13 @@ def main(argv: Sequence[str] | None) -> int:
     return 1 if outcome.broken else 0
 
 
-def prepare(command: Records | Pairs | Validation) -> Outcome:
+def prepare(command: Records | Pairs | Validation) -> "Outcome":
     """Stored photographs, or pairs of them."""
+    # Imported late, so that --help is quick.
+    from xpsr_jax.data.sample_sources import open_sample_source
+    from xpsr_jax.preparation.pieces import Choice, cut, work
+    from xpsr_jax.preparation.write_pairs import WritePairs, check_names, write_evaluation_captions
+
     source = open_sample_source(
         command.input,
         exclude=command.exclude,
@@ -187,14 +193,18 @@ def prepare(command: Records | Pairs | Validation) -> Outcome:
 
 
 def _prepare_records(
-    command: Records, source: StoredSource, choice: Choice, count: int, settings: dict[str, Any]
-) -> Outcome:
+    command: Records, source: "StoredSource", choice: "Choice", count: int, settings: dict[str, Any]
+) -> "Outcome":
+    from xpsr_jax.data.stored_records import import_tfds
+    from xpsr_jax.preparation.pieces import cut, work
+    from xpsr_jax.preparation.write_records import WriteRecords, write_tfds_metadata
+
     if command.format == "tfds":
         import_tfds()  # better missed now than at the end
     pieces = cut(count, command.images_per_file)
     pairs = _has_lr(source)
 
-    def finish(folder: Path, outcomes: Sequence[Outcome]) -> None:
+    def finish(folder: Path, outcomes: "Sequence[Outcome]") -> None:
         if command.format == "tfds":
             write_tfds_metadata(folder, outcomes, pairs=pairs)
 
@@ -209,12 +219,14 @@ def _prepare_records(
     )
 
 
-def prepare_embeddings(command: Embeddings) -> Outcome:
+def prepare_embeddings(command: Embeddings) -> "Outcome":
     """Embeddings of all captions."""
     # Imported here: they bring JAX, which the other commands and their processes do without.
     from xpsr_jax.config import Networks
     from xpsr_jax.data.captions import read_captions
+    from xpsr_jax.data.sample_sources import open_sample_source
     from xpsr_jax.preparation import write_embeddings
+    from xpsr_jax.preparation.pieces import cut, work
     from xpsr_jax.training.export import tokenizer_of
     from xpsr_jax.training.fingerprints import fingerprint
     from xpsr_jax.weights.networks import NETWORKS, load_network
@@ -248,7 +260,7 @@ def _defaults(command: Photographs) -> dict[str, Any]:
     return {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
 
 
-def _has_lr(source: StoredSource) -> bool:
+def _has_lr(source: "StoredSource") -> bool:
     """Whether images come with their LR images: what the first says that can be read."""
     for index in range(len(source)):
         with contextlib.suppress(UserError):  # `Choice` deals with it.

@@ -18,7 +18,8 @@ from jaxtyping import Array, Float, Shaped
 
 from xpsr_jax.evaluation.backbones import SMALLEST_SIDE
 from xpsr_jax.evaluation.perceptual import Dists, Lpips
-from xpsr_jax.evaluation.pixels import Channels, Psnr, Ssim
+from xpsr_jax.evaluation.pixels import Psnr, Ssim
+from xpsr_jax.evaluation.protocols import Channels
 
 RgbBatch = Shaped[Array, "b h w 3"] | Shaped[np.ndarray, "b h w 3"]
 

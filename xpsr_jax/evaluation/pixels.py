@@ -11,14 +11,13 @@ With luma of the studio range, PSNR comes out 1.32 dB higher than with full rang
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-Channels = Literal["y", "y-full", "rgb"]
+from xpsr_jax.evaluation.protocols import Channels
 
 # (weights of R, G and B in [0, 1], offset): values of 255.
 _CHANNELS: dict[str, tuple[np.ndarray, float]] = {

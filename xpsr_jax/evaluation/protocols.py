@@ -7,8 +7,7 @@ which has released no script, its paper and the authors' answers in its reposito
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from xpsr_jax.evaluation.pixels import Channels
-
+Channels = Literal["y", "y-full", "rgb"]
 MetricName = Literal[
     "psnr", "ssim", "lpips", "lpips_vgg", "dists", "niqe", "musiq", "maniqa", "maniqa_pipal", "clipiqa", "fid"
 ]

@@ -68,11 +68,13 @@ class Progress(NamedTuple):
         done: sampling steps of all images so far; those of images that were passed over count as done.
         total: sampling steps of all images.
         at: the first image of the batch at hand.
+        before: what `done` was when that batch began.
     """
 
     done: int
     total: int
     at: Task
+    before: int
 
 
 class Restored(NamedTuple):
@@ -137,7 +139,8 @@ def restore_files(
     done, total = 0, len(planned) * restorer.steps
     for indices in restorer.plan(sizes):
         batch = [planned[i] for i in indices]
-        on_progress(Progress(done, total, batch[0]))
+        before = done
+        on_progress(Progress(done, total, batch[0], before))
         pictures: dict[Task, Picture] = {}
         for task in batch:
             try:
@@ -148,10 +151,10 @@ def restore_files(
         if not pictures:
             continue
 
-        def advance(steps: int, batch: Sequence[Task] = list(pictures)) -> None:
+        def advance(steps: int, batch: Sequence[Task] = list(pictures), before: int = before) -> None:
             nonlocal done
             done += len(batch) * steps
-            on_progress(Progress(done, total, batch[0]))
+            on_progress(Progress(done, total, batch[0], before))
 
         begin, at = time.perf_counter(), done
         images = [picture.rgb for picture in pictures.values()]

@@ -1,14 +1,14 @@
-"""What is done with a whole large picture's latents, between what is done tile by tile (docs/sampling.md)."""
+"""Restores one picture of any size: the devices never hold more than its latents and some tiles (docs/sampling.md)."""
 
-import dataclasses
 import functools
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+import numpy as np
 from jaxtyping import Array, Float, Int, UInt8, UInt32
 
+from xpsr_jax.config import Sampling
 from xpsr_jax.diffusion.choices import Start
 from xpsr_jax.diffusion.process import Latents
 from xpsr_jax.diffusion.samplers import (
@@ -20,25 +20,82 @@ from xpsr_jax.diffusion.samplers import (
     start_latents,
     step_noise,
 )
-from xpsr_jax.diffusion.schedule import Schedule
+from xpsr_jax.inference.color import fix_large_color
 from xpsr_jax.inference.image_keys import image_key
-from xpsr_jax.models.controlnet import ImageFeatures
+from xpsr_jax.inference.on_devices import OnDevices
+from xpsr_jax.inference.plan import Steps
+from xpsr_jax.inference.programs import NoiseLevel, Texts, positive_half, predict_tiles
+from xpsr_jax.inference.tiled_autoencoder import TiledAutoencoder
+from xpsr_jax.inference.tiling import Tiles
 
 
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """A sampler whose step returns the networks' prediction: with it, what samples a picture predicts tiles."""
+def restore_large(
+    networks: OnDevices,
+    steps: Steps,
+    sampling: Sampling,
+    pixels: UInt8[np.ndarray, "H W 3"],
+    tiles: Tiles,
+    texts: Texts,
+    digest: UInt32[np.ndarray, "2"],
+    seed: UInt32[np.ndarray, "2"],
+    on_steps: Callable[[int], None],
+) -> tuple[UInt8[np.ndarray, "H W 3"], bool]:
+    """Restores a picture in tiles.
 
-    schedule: Schedule
+    Args:
+        pixels: the LR image at the size that the networks see.
+        tiles: of its latents.
+        texts: the picture's, for as many tiles as are computed at once.
+        digest: of the LR image.
+        on_steps: called after each step, with 1.
 
-    def table(self, steps: int, first: int = 0) -> Table:
-        raise NotImplementedError("the real sampler's table says what the networks are told")
-
-    def init(self, latents: Latents) -> SamplerState:
-        return SamplerState(latents)
-
-    def step(self, state: SamplerState, row: Table, prediction: Latents, noise: Latents) -> SamplerState:
-        return SamplerState(prediction)
+    Returns:
+        the restored picture, and whether it is finite.
+    """
+    autoencoder = TiledAutoencoder(
+        networks.autoencoder_graph,
+        networks.weights[2],
+        networks.factor,
+        sampling.vae_tile_size,
+        together=networks.devices,
+        place=networks.spread,
+        fetch=networks.fetch,
+    )
+    state, step_key = begin(
+        steps.sampler,
+        sampling.start,
+        autoencoder.encode(pixels),
+        networks.scaling,
+        digest,
+        seed,
+        steps.first_level,
+        steps.second_level,
+    )
+    crops = tiles.cut(pixels, scale=networks.factor)
+    groups = [slice(i, i + networks.capacity) for i in range(0, len(crops), networks.capacity)]
+    positive = positive_half(texts, networks.capacity) if steps.partly_guided else texts
+    for run in steps.runs:
+        guidance = sampling.guidance_form if run.guided else None
+        for index in range(run.first, run.last):
+            latents, predictions = tiles.cut(np.asarray(state.latents[0])), []
+            for group in groups:
+                with networks.within():
+                    prediction = predict_tiles(
+                        networks.graph,
+                        guidance,
+                        networks.weights,
+                        texts if run.guided else positive,
+                        networks.fill(np.stack(crops[group])),
+                        networks.fill(np.stack(latents[group])),
+                        steps.table.timestep[index],
+                        steps.scales(run),
+                    )
+                predictions += list(networks.fetch(prediction))
+            whole = tiles.blend(predictions[: len(crops)], sampling.tile_weights)
+            state = step(steps.sampler, state, steps.table, np.int32(index), whole[None], step_key)
+            on_steps(1)
+    restored, finite = autoencoder.decode(np.asarray(state.latents[0]))
+    return fix_large_color(restored, pixels, sampling.color_fix), finite
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -47,27 +104,25 @@ def begin(
     start: Start,
     moments: tuple[Float[Array, "h w c"], Float[Array, "h w c"]],
     scaling: Float[Array, ""],
-    digests: UInt32[Array, "1 2"],
+    digest: UInt32[Array, "2"],
     seed: UInt32[Array, "2"],
-    levels: tuple[tuple[Float[Array, ""], Float[Array, ""]], tuple[Float[Array, ""], Float[Array, ""]]],
+    first_level: NoiseLevel,
+    second_level: NoiseLevel,
 ) -> tuple[SamplerState, Array]:
-    """State before the first step, and the key of the steps' noise: as `restore.prepare`, for the moments of `encode`.
+    """State before the first step, and the key (1,) of the steps' noise: as `programs.prepare_pictures`.
 
     Noise is drawn for the whole picture, so tiles have no influence on it.
+
+    Args:
+        moments: of the LR image, from `TiledAutoencoder.encode`.
+        scaling: of the latents.
     """
-    posterior_key, *noise_keys, step_key = jax.random.split(image_key(seed, digests[0]), 4)
+    posterior_key, *noise_keys, step_key = jax.random.split(image_key(seed, digest), 4)
     mean, log_variance = moments
     lr_latents = scaling * (mean + jnp.exp(0.5 * log_variance) * normal(posterior_key[None], mean.shape))
     noises = (normal(key[None], mean.shape) for key in noise_keys)
-    latents = start_latents(start, lr_latents, *noises, first_level=levels[0], second_level=levels[1])
+    latents = start_latents(start, lr_latents, *noises, first_level=first_level, second_level=second_level)
     return sampler.init(latents), step_key[None]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def image_features(graph: Any, weights: Any, pixels: UInt8[Array, "b H W 3"]) -> ImageFeatures:
-    """As in `restore.prepare`, of tiles of the LR image: each tile's network sees nothing beyond it (method §7)."""
-    _, controlnet, *_ = nnx.merge(graph, weights)
-    return controlnet.encode_image(pixels.astype(jnp.float32) / 255)._replace(rgb_predictions=())
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,15 +1,21 @@
-"""What the settings make of the sampling: its first step, which steps are done alike; and the batches."""
+"""What the settings make of the sampling: its table, its first step, which steps are done alike; and the batches."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from xpsr_jax.config import Sampling
 from xpsr_jax.diffusion.guidance import is_guided
+from xpsr_jax.diffusion.making import make_sampler
+from xpsr_jax.diffusion.process import levels_at
 from xpsr_jax.diffusion.samplers import Sampler, Table
+from xpsr_jax.diffusion.schedule import Schedule
 
 Size = TypeVar("Size", bound=Hashable)
 
@@ -26,6 +32,79 @@ class Run(NamedTuple):
     last: int
     guided: bool
     conditioned: bool
+
+
+class Scales(NamedTuple):
+    """Numbers of a step, which may change without another program.
+
+    Attributes:
+        guidance: s of the guidance.
+        rescale: of the guidance, from 0 to 1.
+        conditioning: of the ControlNet's residuals.
+    """
+
+    guidance: Any
+    rescale: Any
+    conditioning: Any
+
+
+@dataclass(frozen=True)
+class Steps:
+    """All that the settings and a model's noise schedule say of the steps.
+
+    Attributes:
+        sampler: which one.
+        table: its steps, filled up to one length for any number of them.
+        runs: the steps that are run, those done alike together.
+        first_level: signal and sigma before the first step that is run.
+        second_level: signal and sigma of the second noising, of the start "lr_noised_twice".
+        sampling: the settings.
+    """
+
+    sampler: Sampler
+    table: Table
+    runs: tuple[Run, ...]
+    first_level: tuple[Any, Any]
+    second_level: tuple[Any, Any]
+    sampling: Sampling
+
+    @property
+    def count(self) -> int:
+        """Steps that are run for an image."""
+        return sum(run.last - run.first for run in self.runs)
+
+    @property
+    def guided(self) -> bool:
+        """Whether any of them has a negative half."""
+        return any(run.guided for run in self.runs)
+
+    @property
+    def partly_guided(self) -> bool:
+        """Whether some of them have a negative half and others do not."""
+        return len({run.guided for run in self.runs}) > 1
+
+    def scales(self, run: Run) -> Scales:
+        """The numbers of a run's steps."""
+        conditioning = self.sampling.conditioning_scale if run.conditioned else 0
+        return Scales(float(self.sampling.guidance_scale), float(self.sampling.guidance_rescale), float(conditioning))
+
+
+def plan_steps(sampling: Sampling, schedule: Schedule) -> Steps:
+    """What is known of the steps before sampling. Raises UserError for settings that the schedule does not allow."""
+    spacing = sampling.spacing or schedule.timestep_spacing
+    schedule = dataclasses.replace(schedule, timestep_spacing=spacing)
+    sampler = make_sampler(sampling, schedule)
+    first = first_step(sampling)
+    table = full_table(sampler, sampling.steps, first)
+    return Steps(
+        sampler,
+        table,
+        # No more than a tenth of the steps between two looks at the progress.
+        tuple(plan_runs(sampling, at_most=max(sampling.steps // 10, 1))),
+        first_level=(table.signal[first], table.sigma[first]),
+        second_level=levels_at(schedule, jnp.int32(sampling.added_noise_level)),
+        sampling=sampling,
+    )
 
 
 def full_table(sampler: Sampler, steps: int, first: int) -> Table:

@@ -9,7 +9,7 @@ from xpsr_jax.data.tokens import pad_or_cut
 from xpsr_jax.errors import UserError
 
 
-def tokenize(tokenizer, texts: Sequence[str], *, positive_words: str = "") -> Int[np.ndarray, "b n"]:
+def prompt_tokens(tokenizer, texts: Sequence[str], *, positive_words: str = "") -> Int[np.ndarray, "b n"]:
     """Token ids of texts, each followed by `positive_words`, padded to the tokenizer's length (77 for CLIP), int32.
 
     The positive words stand at the end, where the released code has them. A text that is too long is cut before them;

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -15,8 +16,8 @@ from xpsr_jax.data.tokens import MAX_TOKENS
 from xpsr_jax.diffusion.guidance import is_guided
 from xpsr_jax.diffusion.making import make_sampler
 from xpsr_jax.errors import UserError
-from xpsr_jax.inference import restore
-from xpsr_jax.inference.plan import first_step, full_table
+from xpsr_jax.inference.plan import Scales, first_step, full_table
+from xpsr_jax.inference.programs import prepare_pictures, prepare_texts, run_steps
 from xpsr_jax.models.configs import Kernel
 from xpsr_jax.models.layers import Compute
 from xpsr_jax.training.plan import loss_constants, make_plan
@@ -88,26 +89,28 @@ def sampling_step(config: Config, mesh: sharding.AnyMesh) -> Program:
     low = jax.ShapeDtypeStruct((images, 1 + (guided and sampling.negative_low is not None), MAX_TOKENS), jnp.int32)
     digests, seed = jax.ShapeDtypeStruct((images, 2), jnp.uint32), jax.ShapeDtypeStruct((2,), jnp.uint32)
     number = jax.ShapeDtypeStruct((), jnp.float32)
-    prepared = jax.eval_shape(
-        lambda *inputs: restore.prepare(graph, sampling.start, *inputs),
-        *(weights, pixels, high, low, digests, seed, (number, number), (number, number)),
+    texts = jax.eval_shape(functools.partial(prepare_texts, graph), weights, high, low)
+    pictures = jax.eval_shape(
+        functools.partial(prepare_pictures, graph, sampling.start),
+        *(weights, pixels, digests, seed, (number, number), (number, number)),
     )
     sampler = make_sampler(sampling, networks.schedule)
-    state = jax.eval_shape(sampler.init, prepared.start)
+    state = jax.eval_shape(sampler.init, pictures.start)
     index = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
     arguments = (
         graph,
         sampler,
         sampling.guidance_form if guided else None,
         _placed(weights, everywhere),
-        _placed(prepared, split),
+        _placed(texts, split),
+        _placed(pictures, split),
         _placed(state, split),
         _placed(full_table(sampler, sampling.steps, first_step(sampling)), everywhere),
         index,
         index,
+        Scales(*3 * (_placed(number, everywhere),)),
     )
-    scales = ("guidance_scale", "guidance_rescale", "conditioning_scale")
-    return Program(restore.run_steps, arguments, dict.fromkeys(scales, _placed(number, everywhere)), mesh)
+    return Program(run_steps, arguments, {}, mesh)
 
 
 def _networks(networks: Networks, compute: Compute) -> tuple[Any, ...]:

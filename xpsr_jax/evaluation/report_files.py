@@ -1,0 +1,78 @@
+"""Scores and reports as files, and scores from elsewhere."""
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import xpsr_jax
+from xpsr_jax.errors import UserError
+from xpsr_jax.evaluation.html_report import html_report
+from xpsr_jax.evaluation.matching import Comparison
+from xpsr_jax.evaluation.perceptual import weight_files
+from xpsr_jax.evaluation.protocols import METRIC_NAMES, NATIVE, MetricName
+from xpsr_jax.evaluation.scoring import MethodScores
+from xpsr_jax.evaluation.tables import Evaluation, describe_protocol, markdown
+from xpsr_jax.files import write_text
+from xpsr_jax.inference.manifest import sha256
+
+
+def read_others(file: Path) -> dict[str, dict[MetricName, float]]:
+    """Scores by method and metric. Raises UserError if the file has anything else."""
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        others = {str(method): {name: float(value) for name, value in row.items()} for method, row in data.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f'{file} is not JSON like {{"SeeSR": {{"psnr": 28.1, "ssim": 0.79}}}}: {error}') from error
+    if unknown := sorted({name for row in others.values() for name in row} - set(METRIC_NAMES)):
+        raise UserError(f"{file}: no metric {', '.join(unknown)}; there are {', '.join(METRIC_NAMES)}")
+    return others
+
+
+def write_scores(file: Path, scores: Mapping[str, MethodScores]) -> None:
+    """One method's to `file`, several ones' to a file each beside it."""
+    for method, of_method in scores.items():
+        name = f"{file.stem}-{method.replace('/', '-')}{file.suffix or '.json'}"
+        write_text(_as_text(of_method.as_json()), file if len(scores) == 1 else file.with_name(name))
+
+
+def write_report(
+    folder: Path, result: Evaluation, comparisons: Sequence[Comparison], manifest: Mapping[str, Any]
+) -> None:
+    write_scores(folder / "scores.json", result.scores)
+    write_text(_as_text(manifest), folder / "manifest.json")
+    write_text(markdown(result, manifest), folder / "report.md")
+    write_text(html_report(result, comparisons, manifest), folder / "report.html")
+
+
+def manifest_of(
+    restored: Sequence[Path], reference: Path, result: Evaluation, comparisons: Sequence[Comparison]
+) -> dict[str, Any]:
+    """What it takes to measure the same again, and to see whether it was the same."""
+    packages = ["jax", "jaxlib", "numpy", "pillow"]
+    packages += [] if set(result.metrics) <= set(NATIVE) else ["pyiqa", "torch"]
+    folders = {method: str(folder) for method, folder in zip(result.scores, restored, strict=True)}
+    return {
+        "protocol": describe_protocol(result.protocol),
+        "metrics": list(result.metrics),
+        "set": result.set_name,
+        "restored": folders,
+        "reference": str(reference),
+        "versions": {"python": platform.python_version(), "xpsr_jax": xpsr_jax.__version__}
+        | {name: importlib.metadata.version(name) for name in packages},
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "weights_sha256": {path.name: sha256(path) for path in weight_files(result.metrics)},
+        "images": {
+            comparison.name: {"reference": sha256(comparison.reference)}
+            | {method: sha256(path) for method, path in zip(folders, comparison.restored, strict=True)}
+            for comparison in comparisons
+        },
+    }
+
+
+def _as_text(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"

@@ -1,0 +1,65 @@
+"""A model's networks on their devices, and the way of batches there and back."""
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from xpsr_jax import sharding
+from xpsr_jax.weights.model_folder import Model
+
+
+class OnDevices:
+    """The networks of a model, split by nnx, with their weights on every device.
+
+    Attributes:
+        graph, weights: of the UNet, the ControlNet, the autoencoder and the text encoder, together.
+        autoencoder_graph: of the autoencoder alone; its weights are `weights[2]`.
+        devices: their number.
+        capacity: images, or tiles of one, that are computed at once.
+        factor: pixels of a latent cell.
+        scaling: of the latents.
+        within: makes the context in which the networks' programs are called.
+    """
+
+    def __init__(self, model: Model, *, batch_size: int, mesh: Mesh | None) -> None:
+        """
+        Args:
+            batch_size: images at once on each device.
+            mesh: the devices to spread batches over; None: the default device.
+        """
+        self.graph, weights = nnx.split((model.unet, model.controlnet, model.autoencoder, model.text_encoder))
+        self.autoencoder_graph = nnx.graphdef(model.autoencoder)
+        self.devices = mesh.size if mesh else 1
+        self.capacity = batch_size * self.devices
+        self.factor = model.autoencoder.factor
+        self.scaling = model.autoencoder.config.scaling_factor
+        # The batch is split over all devices. Weights that are there already stay as they are (training may have split
+        # them), others are put on each; XLA shards everything between.
+        self._batch_sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names)) if mesh else None
+        self.weights = sharding.on_every_device(weights, mesh) if mesh else weights
+        self.within: Callable[[], Any] = (
+            functools.partial(sharding.gathering_kernels, mesh) if mesh else contextlib.nullcontext
+        )
+
+    def fill(self, array: np.ndarray) -> np.ndarray | Array:
+        """Fills a batch up to `capacity` with its last image, and spreads it over the devices."""
+        padding = [(0, self.capacity - len(array))] + [(0, 0)] * (array.ndim - 1)
+        return self.spread(np.pad(array, padding, mode="edge"))
+
+    def spread(self, array: np.ndarray) -> np.ndarray | Array:
+        """A batch, over the devices. Its size must be a multiple of their number."""
+        return array if self._batch_sharding is None else jax.device_put(array, self._batch_sharding)
+
+    def fetch(self, tree: Any) -> Any:
+        """What was computed, on the host: all of it in each process."""
+        if self._batch_sharding is not None and not self._batch_sharding.is_fully_addressable:
+            tree = multihost_utils.process_allgather(tree, tiled=True)
+        return jax.device_get(tree)

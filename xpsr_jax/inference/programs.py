@@ -1,0 +1,202 @@
+"""The compiled programs of restoring (method §7). Each takes the networks as `OnDevices` has them: graph, weights."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
+
+from xpsr_jax.diffusion.choices import GuidanceForm, Start
+from xpsr_jax.diffusion.guidance import guide
+from xpsr_jax.diffusion.process import Latents
+from xpsr_jax.diffusion.samplers import (
+    Sampler,
+    SamplerState,
+    Table,
+    Timestep,
+    advance,
+    normal,
+    start_latents,
+    step_noise,
+)
+from xpsr_jax.inference.color import ColorFix, fix_color, truncate_to_uint8
+from xpsr_jax.inference.image_keys import image_key
+from xpsr_jax.inference.plan import Scales
+from xpsr_jax.models.blocks import Text
+from xpsr_jax.models.controlnet import ImageFeatures
+
+NoiseLevel = tuple[Float[Array, ""], Float[Array, ""]]
+
+
+class Texts(NamedTuple):
+    """Keys and values of every text cross-attention, which depend neither on the step nor on the picture.
+
+    An image's positive and negative half are neighbours; without guidance there is the positive half alone. The
+    ControlNet's low-level text is there once for an image if both halves have it in common.
+
+    Attributes:
+        unet: what `UNet.project_text` returned.
+        controlnet: what `ControlNet.project_text` returned, for the high- and for the low-level text.
+    """
+
+    unet: Text
+    controlnet: Text
+
+
+class Pictures(NamedTuple):
+    """What depends on the pictures and not on the step.
+
+    Attributes:
+        start: the latents that sampling starts from.
+        features: what the ControlNet makes of the LR images.
+        step_keys: (b,) random keys of the steps' noise.
+    """
+
+    start: Float[Array, "b h w c"]
+    features: ImageFeatures
+    step_keys: Array
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def prepare_texts(
+    graph: Any, weights: Any, high: Int[Array, "b high_halves n"], low: Int[Array, "b low_halves n"]
+) -> Texts:
+    """Encodes captions and prompts.
+
+    Args:
+        high: token ids of the high-level texts; halves: positive and negative, or the positive one alone.
+        low: the same of the low-level texts; one half also where both have it in common.
+    """
+    unet, controlnet, _, text_encoder = nnx.merge(graph, weights)
+    # An image's two halves are neighbours, so that they are on one device.
+    high_embedding = text_encoder(high.reshape(-1, high.shape[-1]))
+    low_embedding = text_encoder(low.reshape(-1, low.shape[-1]))
+    controlnet_text = Text(controlnet.project_text(high_embedding).high, controlnet.project_text(low_embedding).low)
+    return Texts(unet.project_text(high_embedding), controlnet_text)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def positive_half(texts: Texts, images: int) -> Texts:
+    """The texts of so many images without their negative halves."""
+    return jax.tree.map(lambda array: array[:: array.shape[0] // images], texts)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def prepare_pictures(
+    graph: Any,
+    start: Start,
+    weights: Any,
+    pixels: UInt8[Array, "b H W 3"],
+    digests: UInt32[Array, "b 2"],
+    seed: UInt32[Array, "2"],
+    first_level: NoiseLevel,
+    second_level: NoiseLevel,
+) -> Pictures:
+    """Encodes LR images at the size that the networks see, and draws their noise.
+
+    Args:
+        start: see `start_latents`.
+        digests: hashes of the LR images' content, from which their noise comes, with the seed.
+        first_level: signal and sigma before the first step that is run.
+        second_level: signal and sigma of the second noising, of the start "lr_noised_twice".
+    """
+    _, controlnet, autoencoder, _ = nnx.merge(graph, weights)
+    keys = jax.vmap(lambda digest: jax.random.split(image_key(seed, digest), 4), out_axes=1)(digests)
+    posterior_keys, first_keys, second_keys, step_keys = keys
+    image = pixels.astype(jnp.float32) / 255
+    lr_latents = autoencoder.encode(2 * image - 1, posterior_keys)
+    noises = (normal(keys, lr_latents.shape[1:]) for keys in (first_keys, second_keys))
+    latents = start_latents(start, lr_latents, *noises, first_level=first_level, second_level=second_level)
+    return Pictures(latents, controlnet.encode_image(image)._replace(rgb_predictions=()), step_keys)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def run_steps(
+    graph: Any,
+    sampler: Sampler,
+    guidance: GuidanceForm | None,
+    weights: Any,
+    texts: Texts,
+    pictures: Pictures,
+    state: SamplerState,
+    table: Table,
+    first: Int[Array, ""],
+    last: Int[Array, ""],
+    scales: Scales,
+) -> SamplerState:
+    """Runs the steps `first` to `last` - 1 of the sampler.
+
+    Args:
+        guidance: how the negative half is used; None: `texts` has none.
+        state: the sampler's, before the first of these steps.
+        table: the sampler's, all steps of it.
+    """
+    networks = nnx.merge(graph, weights)
+
+    def denoise(latents: Latents, timestep: Timestep) -> Latents:
+        return _predict(networks, guidance, texts, pictures.features, latents, timestep, scales)
+
+    noise = step_noise(pictures.step_keys, pictures.start.shape[1:])
+    return advance(sampler, denoise, state, table, noise, first, last)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def predict_tiles(
+    graph: Any,
+    guidance: GuidanceForm | None,
+    weights: Any,
+    texts: Texts,
+    pixels: UInt8[Array, "b H W 3"],
+    latents: Latents,
+    timestep: Timestep,
+    scales: Scales,
+) -> Latents:
+    """The guided prediction for tiles of a large picture, of which each tile's networks see nothing else (method §7).
+
+    The tiles' image features are computed anew for each step: that takes less than 1 % of its time, and kept for all
+    tiles they would grow with the picture.
+
+    Args:
+        guidance: as in `run_steps`.
+        pixels: the tiles of the LR image.
+        latents: the same tiles of the latents.
+    """
+    networks = nnx.merge(graph, weights)
+    features = networks[1].encode_image(pixels.astype(jnp.float32) / 255)._replace(rgb_predictions=())
+    return _predict(networks, guidance, texts, features, latents, timestep, scales)
+
+
+def _predict(
+    networks: Any,
+    guidance: GuidanceForm | None,
+    texts: Texts,
+    features: ImageFeatures,
+    latents: Latents,
+    timestep: Timestep,
+    scales: Scales,
+) -> Latents:
+    unet, controlnet, *_ = networks
+    timesteps = jnp.full(latents.shape[0], timestep)
+    text = texts.controlnet
+    control = controlnet(latents, timesteps, text, text, features, scale=scales.conditioning)
+    prediction = unet(latents, timesteps, texts.unet, control.residuals, control.mid)
+    if guidance is None:
+        return prediction
+    pairs = prediction.reshape(-1, 2, *prediction.shape[1:])
+    return guide(pairs[:, 0], pairs[:, 1], scale=scales.guidance, form=guidance, rescale=scales.rescale)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def finish(
+    graph: Any, color: ColorFix, weights: Any, latents: Latents, pixels: UInt8[Array, "b H W 3"]
+) -> tuple[UInt8[Array, "b H W 3"], Bool[Array, "b"]]:
+    """Latents to images with the LR's colours, and which are finite. 8-bit before the colour fix (method §7)."""
+    _, _, autoencoder, _ = nnx.merge(graph, weights)
+    decoded = autoencoder.decode(latents)
+    rounded = jnp.round(jnp.clip(decoded / 2 + 0.5, 0, 1) * 255)
+    finite = jnp.isfinite(decoded).all((1, 2, 3))
+    if color == "none":
+        return rounded.astype(jnp.uint8), finite
+    return truncate_to_uint8(fix_color(rounded / 255, pixels.astype(jnp.float32) / 255, color)), finite

@@ -1,0 +1,57 @@
+"""Conversion of whatever has weights, a run of train.py among it, into a model folder."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from xpsr_jax.errors import UserError
+from xpsr_jax.training.checkpoint_source import open_checkpoint
+from xpsr_jax.weights import convert as conversion
+from xpsr_jax.weights.sources import Source, is_training_checkpoint, open_source
+from xpsr_jax.weights.tensors import together
+
+
+def convert(
+    paths: Sequence[str | Path],
+    output: str | Path,
+    *,
+    variant: str | None = None,
+    ema: bool = False,
+    average: bool = True,
+    **options: Any,
+) -> conversion.Converted:
+    """Merges folders and files by component, later ones first choice, into a new model folder.
+
+    Args:
+      paths: see docs/weights.md.
+      variant, ema, average: as in `open_weights`.
+      options: of `weights.convert.convert`: the format and type to write, and whether to verify or overwrite.
+
+    Raises UserError: a path has no weights, what there is does not fit the networks, or the output cannot be written.
+    """
+    return conversion.convert(open_weights(paths, variant=variant, ema=ema, average=average), Path(output), **options)
+
+
+def open_weights(
+    paths: Sequence[str | Path], *, variant: str | None = None, ema: bool = False, average: bool = True
+) -> list[Source]:
+    """Opens folders in diffusers' layout, single files of Stable Diffusion and checkpoints of train.py.
+
+    Args:
+      variant: of a folder's weight files, such as "fp16"; of a component that has none, the plain files.
+      ema: take the averaged UNet of a single file that has it beside the trained one.
+      average: of a checkpoint take the moving average of what trained, if the run has one.
+
+    Raises UserError: there are none, or one cannot be read; of several that are wrong, every one is named.
+    """
+    if not paths:
+        raise UserError("name at least one folder or file to convert")
+    bases = [Path(path) for path in paths]
+
+    def opened(i: int) -> Source:
+        if is_training_checkpoint(bases[i]):
+            return open_checkpoint(bases[i], bases=bases[:i], average=average)
+        return open_source(bases[i], variant=variant, ema=ema)
+
+    return list(together(*(functools.partial(opened, i) for i in range(len(bases)))))
