@@ -9,7 +9,8 @@ from PIL import Image, ImageCms
 
 from tests.images.making import PROFILE, camera_exif
 from xpsr_jax.errors import UserError
-from xpsr_jax.images.reading import limit_from_millions, read_image, read_picture, read_size
+from xpsr_jax.images.limits import limit_from_millions
+from xpsr_jax.images.reading import read_image, read_picture, read_size
 from xpsr_jax.images.writing import SUFFIX_OF, write_picture
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)

@@ -20,7 +20,7 @@ from xpsr_jax.app.sessions import Limits, Sessions
 from xpsr_jax.cli.model_options import ModelOptions
 from xpsr_jax.cli.run import command
 from xpsr_jax.errors import UserError
-from xpsr_jax.images.reading import limit_from_millions
+from xpsr_jax.images.limits import limit_from_millions
 
 
 @dataclass(frozen=True)

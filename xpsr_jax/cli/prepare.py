@@ -139,9 +139,9 @@ Command = (
 )
 def main(argv: Sequence[str] | None) -> int:
     """Runs the command line; returns the exit code: 0, 1 if an image was broken or all failed, 130 if interrupted."""
+    chosen: Any = tyro.cli(Command, args=argv, description=__doc__, prog="python -m xpsr_jax.prepare_data")
     from xpsr_jax.preparation.pieces import REPORT
 
-    chosen: Any = tyro.cli(Command, args=argv, description=__doc__, prog="python -m xpsr_jax.prepare_data")
     outcome = prepare_embeddings(chosen) if isinstance(chosen, Embeddings) else prepare(chosen)
     print(f"{outcome.written} written to {chosen.output}")
     if outcome.small or outcome.broken:

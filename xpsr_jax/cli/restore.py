@@ -24,11 +24,11 @@ from xpsr_jax.cli.sampling_options import SamplingOptions, default_options
 from xpsr_jax.config import Mesh, ProcessMode, Sampling
 from xpsr_jax.errors import UserError
 from xpsr_jax.files import check_writable
-from xpsr_jax.images.listing import Input, list_inputs
-from xpsr_jax.images.reading import MAX_PIXELS, limit_from_millions
+from xpsr_jax.images.limits import MAX_PIXELS, limit_from_millions
 from xpsr_jax.images.writing import Format
 
 if TYPE_CHECKING:
+    from xpsr_jax.images.listing import Input
     from xpsr_jax.inference.job import Describe, Progress, Task
 
 
@@ -120,6 +120,7 @@ def restore(arguments: Arguments) -> int:
     import jax
 
     from xpsr_jax.distributed import part_of
+    from xpsr_jax.images.listing import list_inputs
     from xpsr_jax.inference.compilation import use_compilation_cache, use_tpu_flags
     from xpsr_jax.inference.files import last_change, output_paths
     from xpsr_jax.inference.job import Failed, FolderJob, Policy
@@ -185,7 +186,7 @@ def restore(arguments: Arguments) -> int:
     return 1 if job.failed else 0
 
 
-def make_tasks(inputs: Sequence[Input], outputs: Sequence[Path], arguments: Arguments) -> "list[Task]":
+def make_tasks(inputs: "Sequence[Input]", outputs: Sequence[Path], arguments: Arguments) -> "list[Task]":
     """Each input with its captions, None where they are to be measured. Raises UserError for one without captions."""
     from xpsr_jax.data.captions import Caption
     from xpsr_jax.inference.input_captions import find_captions

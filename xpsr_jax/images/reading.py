@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import io
-import math
 import os
 import sys
 import warnings
@@ -17,24 +16,16 @@ from xpsr_jax.errors import UserError
 from xpsr_jax.files import open_regular, read_regular
 from xpsr_jax.images.alpha import fill_invisible
 from xpsr_jax.images.formats import open_stored
+from xpsr_jax.images.limits import MAX_PIXELS
 from xpsr_jax.images.metadata import exif_to_keep, is_damaged
 from xpsr_jax.images.picture import Picture
 from xpsr_jax.images.pixels import to_rgb
 
-# Larger images are refused unless asked for: a file of a few bytes may say that it is of any size.
-MAX_PIXELS = 64_000_000
-# So are larger files. 16 bytes are more than a pixel takes in any format, uncompressed.
+# Larger files are refused. 16 bytes are more than a pixel takes in any format, uncompressed.
 _BYTES_A_PIXEL = 16
 
 # Of what is odd in a file but can be read, Pillow warns at length. `warnings.catch_warnings` is not for threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-
-
-def limit_from_millions(option: str, millions: float) -> int:
-    """The number that an option such as --max-megapixels stands for; inf: no limit. Raises UserError unless above 0."""
-    if not millions > 0:  # NaN is not
-        raise UserError(f"{option} must be above 0, not {millions}")
-    return sys.maxsize if math.isinf(millions * 1e6) else max(1, round(millions * 1e6))
 
 
 def read_picture(path: Path, *, max_pixels: int | None = None) -> Picture:
