@@ -33,8 +33,9 @@ from xpsr_jax.errors import UserError
 from xpsr_jax.models.attention import TPU_KERNEL
 from xpsr_jax.models.configs import UNetConfig
 from xpsr_jax.models.layers import Compute
+from xpsr_jax.models.parameters import parameters
 from xpsr_jax.pods import chips, compiling
-from xpsr_jax.weights.networks import UNET, abstract, parameters
+from xpsr_jax.weights.networks import UNET, abstract
 
 PROGRAMS = {"forward": ("v5e:2x2", False), "gradient": ("v5e:4x4", True)}
 SAMPLES = 2

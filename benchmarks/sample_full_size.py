@@ -28,8 +28,9 @@ from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.inference.compilation import use_compilation_cache, with_fast_convolutions
 from xpsr_jax.inference.restore import Restorer
 from xpsr_jax.json_files import write_json
+from xpsr_jax.models.parameters import parameters
 from xpsr_jax.weights import model_folder
-from xpsr_jax.weights.networks import NETWORKS, abstract, parameters
+from xpsr_jax.weights.networks import NETWORKS, abstract
 from xpsr_jax.weights.rules import to_torch
 from xpsr_jax.weights.tensors import Tensor
 from xpsr_jax.weights.torch_files import write_folder

@@ -30,7 +30,7 @@ CONTROLNET = {
 def shapes(name, config):
     options = {"with_constraint_heads": True} if name == "controlnet" else {}
     network = networks.abstract(networks.NETWORKS[name], config, **options)
-    return {f"{name}.{path}": param.shape for path, param in networks.parameters(network).items()}
+    return {f"{name}.{path}": param.shape for path, param in parameters(network).items()}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

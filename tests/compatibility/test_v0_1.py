@@ -23,8 +23,8 @@ from xpsr_jax.data.captions import Caption, read_captions
 from xpsr_jax.data.examples import DataConfig
 from xpsr_jax.data.pipeline import make_pipeline
 from xpsr_jax.data.sample_sources import open_sample_source
+from xpsr_jax.models.parameters import parameters
 from xpsr_jax.weights.model_folder import load_tokenizer
-from xpsr_jax.weights.networks import parameters
 
 PREPARE = ("--workers", 1, "--minimum-pixels", 1000)
 NETWORKS = ("unet", "controlnet", "autoencoder", "text_encoder")

@@ -10,7 +10,8 @@ from flax import nnx
 
 from xpsr_jax.models.autoencoder import initialise_near_linear
 from xpsr_jax.models.configs import AutoencoderConfig
-from xpsr_jax.weights.networks import AUTOENCODER, abstract, parameters
+from xpsr_jax.models.parameters import parameters, with_parameters
+from xpsr_jax.weights.networks import AUTOENCODER, abstract
 
 TINY = AutoencoderConfig(
     latent_channels=2,
@@ -31,10 +32,8 @@ def autoencoder():
     """An autoencoder with random parameters: to initialise one would compile for longer than all of this runs."""
     module = abstract(AUTOENCODER, TINY)
     rng = np.random.default_rng(0)
-    state = nnx.to_flat_state(nnx.state(module, nnx.Param))
-    filled = [(path, leaf.replace(jnp.asarray(rng.uniform(0.01, 1, leaf.shape), jnp.float32))) for path, leaf in state]
-    nnx.update(module, nnx.from_flat_state(filled))
-    return module
+    filled = {path: rng.uniform(0.01, 1, leaf.shape).astype(np.float32) for path, leaf in parameters(module).items()}
+    return with_parameters(module, {path: jnp.asarray(value) for path, value in filled.items()})
 
 
 @pytest.fixture(scope="module")

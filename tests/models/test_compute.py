@@ -9,7 +9,8 @@ from flax import nnx
 
 from tests.models.golden import VECTORS, error, read
 from xpsr_jax.models.layers import Compute
-from xpsr_jax.weights.networks import UNET, load_network, parameters, read_config
+from xpsr_jax.models.parameters import parameters
+from xpsr_jax.weights.networks import UNET, load_network, read_config
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 

@@ -7,17 +7,9 @@ import pytest
 from tests.models.golden import VECTORS
 from xpsr_jax.errors import UserError
 from xpsr_jax.models.configs import ControlNetConfig, UNetConfig
+from xpsr_jax.models.parameters import parameters
 from xpsr_jax.weights import rules
-from xpsr_jax.weights.networks import (
-    AUTOENCODER,
-    CONTROLNET,
-    TEXT_ENCODER,
-    UNET,
-    abstract,
-    parameters,
-    parse_config,
-    read_config,
-)
+from xpsr_jax.weights.networks import AUTOENCODER, CONTROLNET, TEXT_ENCODER, UNET, abstract, parse_config, read_config
 
 STOCK = {
     "unet_odd_size": UNET,

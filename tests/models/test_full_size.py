@@ -6,8 +6,9 @@ import math
 import pytest
 
 from xpsr_jax.models.configs import ControlNetConfig, UNetConfig
+from xpsr_jax.models.parameters import parameters
 from xpsr_jax.weights import rules
-from xpsr_jax.weights.networks import CONTROLNET, UNET, abstract, parameters
+from xpsr_jax.weights.networks import CONTROLNET, UNET, abstract
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from flax import nnx
 from tests.models.golden import assert_close, error, read, under
 from xpsr_jax.models.blocks import Text, context_at
 from xpsr_jax.models.layers import flatten_tokens
-from xpsr_jax.weights.networks import CONTROLNET, abstract, parameters
+from xpsr_jax.models.parameters import parameters, with_parameters
+from xpsr_jax.weights.networks import CONTROLNET, abstract
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -40,12 +41,7 @@ def reference(networks, inputs):
 def with_fusion(networks, fusion):
     """The same weights in a ControlNet of another fusion, which has fewer of them."""
     config = dataclasses.replace(networks[1].config, fusion=fusion)
-    module = abstract(CONTROLNET, config)
-    ours = parameters(networks[1])
-    state = nnx.to_flat_state(nnx.state(module, nnx.Param))
-    values = [(path, leaf.replace(ours[".".join(map(str, path))][...])) for path, leaf in state]
-    nnx.update(module, nnx.from_flat_state(values))
-    return module
+    return with_parameters(abstract(CONTROLNET, config), parameters(networks[1]))
 
 
 def attend(controlnet, x, high, low):

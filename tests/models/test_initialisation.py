@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from xpsr_jax.models.configs import ControlNetConfig, UNetConfig
 from xpsr_jax.models.controlnet import initialise_from_unet
+from xpsr_jax.models.parameters import parameters, with_parameters
 from xpsr_jax.weights import rules
-from xpsr_jax.weights.networks import CONTROLNET, UNET, Keys, abstract, parameters
+from xpsr_jax.weights.networks import CONTROLNET, UNET, Keys, abstract
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -38,11 +38,8 @@ def test_copies_of_the_unet(config, rule):
 
     def filled(network, config, sign, **options):
         module = abstract(network, config, **options)
-        state = nnx.to_flat_state(nnx.state(module, nnx.Param))
-        values = [np.full(leaf.shape, sign * (i + 1.0), np.float32) for i, (_, leaf) in enumerate(state)]
-        state = [(path, leaf.replace(jnp.asarray(value))) for (path, leaf), value in zip(state, values, strict=True)]
-        nnx.update(module, nnx.from_flat_state(state))
-        return module
+        shapes = {path: leaf.shape for path, leaf in parameters(module).items()}
+        return with_parameters(module, {p: jnp.full(s, sign * (i + 1.0)) for i, (p, s) in enumerate(shapes.items())})
 
     def values(module):
         return {rules.torch_key(path): np.unique(leaf[...]) for path, leaf in parameters(module).items()}

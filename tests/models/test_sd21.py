@@ -15,10 +15,11 @@ import xpsr_jax
 from tests.models.golden import VECTORS, assert_close, read, under
 from xpsr_jax.config import load_config
 from xpsr_jax.models.configs import ControlNetConfig, UNetConfig
+from xpsr_jax.models.parameters import parameters
 from xpsr_jax.models.transformer import Transformer
 from xpsr_jax.weights import rules
 from xpsr_jax.weights.model_folder import load_schedule
-from xpsr_jax.weights.networks import AUTOENCODER, CONTROLNET, TEXT_ENCODER, UNET, abstract, parameters, read_config
+from xpsr_jax.weights.networks import AUTOENCODER, CONTROLNET, TEXT_ENCODER, UNET, abstract, read_config
 
 FOLDER = VECTORS / "sd21"
 # Tensors, parameters and digest of the same networks in PyTorch; tests/torch/test_live_sd21.py counts them again.

@@ -20,6 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from tests.models.golden import VECTORS, assert_close, channels_last, error
 from tests.vectors.make_stock_vectors import draw, normal
 from xpsr_jax.models.layers import Compute
+from xpsr_jax.models.parameters import parameters
 from xpsr_jax.models.rrdb import ResidualInResidualDenseBlock
 from xpsr_jax.weights import rules
 from xpsr_jax.weights.networks import (
@@ -28,7 +29,6 @@ from xpsr_jax.weights.networks import (
     TEXT_ENCODER,
     UNET,
     load_network,
-    parameters,
     read_config,
     save_network,
 )

@@ -12,6 +12,7 @@ from xpsr_jax.config import Mesh
 from xpsr_jax.data.config import DataConfig
 from xpsr_jax.data.examples import make_example
 from xpsr_jax.evaluation.perceptual import Lpips
+from xpsr_jax.models.parameters import parameters
 from xpsr_jax.training import resume
 from xpsr_jax.training.checkpoint_source import open_checkpoint
 from xpsr_jax.training.checkpoints import Checkpoints
@@ -19,7 +20,7 @@ from xpsr_jax.training.export import export
 from xpsr_jax.training.images import open_images
 from xpsr_jax.training.structure import make_structure
 from xpsr_jax.weights.convert import convert
-from xpsr_jax.weights.networks import AUTOENCODER, NETWORKS, load_network, parameters
+from xpsr_jax.weights.networks import AUTOENCODER, NETWORKS, load_network
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ import pytest
 import xpsr_jax
 from xpsr_jax.json_files import write_json
 from xpsr_jax.models.configs import AutoencoderConfig, TextEncoderConfig
-from xpsr_jax.weights.networks import AUTOENCODER, TEXT_ENCODER, Network, abstract, parameters
+from xpsr_jax.models.parameters import parameters
+from xpsr_jax.weights.networks import AUTOENCODER, TEXT_ENCODER, Network, abstract
 from xpsr_jax.weights.rules import torch_key, torch_shape
 from xpsr_jax.weights.tensors import Tensor
 from xpsr_jax.weights.torch_files import write_folder

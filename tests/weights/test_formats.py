@@ -20,6 +20,7 @@ from tests.weights.conftest import TINY_TEXT_ENCODER, random_tensors, write_netw
 from xpsr_jax import sharding
 from xpsr_jax.config import Mesh
 from xpsr_jax.errors import UserError
+from xpsr_jax.models.parameters import parameters
 from xpsr_jax.weights import orbax_files
 from xpsr_jax.weights.convert import convert
 from xpsr_jax.weights.folders import read_folder
@@ -31,7 +32,6 @@ from xpsr_jax.weights.networks import (
     UNET,
     load_network,
     open_folder,
-    parameters,
     read_config,
 )
 from xpsr_jax.weights.sources import open_source

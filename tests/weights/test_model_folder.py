@@ -15,6 +15,7 @@ from xpsr_jax.config import PAPER, RELEASED, Sampling
 from xpsr_jax.diffusion.process import visited_timesteps
 from xpsr_jax.errors import UserError
 from xpsr_jax.models.layers import Compute
+from xpsr_jax.models.parameters import parameters
 from xpsr_jax.weights.folders import read_folder
 from xpsr_jax.weights.model_folder import (
     Model,
@@ -25,7 +26,7 @@ from xpsr_jax.weights.model_folder import (
     save,
     write_index,
 )
-from xpsr_jax.weights.networks import AUTOENCODER, CONTROLNET, NETWORKS, load_network, parameters
+from xpsr_jax.weights.networks import AUTOENCODER, CONTROLNET, NETWORKS, load_network
 from xpsr_jax.weights.sources import merge, open_source
 from xpsr_jax.weights.tensors import WeightsError
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from xpsr_jax.models.configs import AutoencoderConfig, TextEncoderConfig
+from xpsr_jax.models.parameters import parameters
 from xpsr_jax.weights import rules
-from xpsr_jax.weights.networks import AUTOENCODER, CONTROLNET, TEXT_ENCODER, UNET, abstract, parameters
+from xpsr_jax.weights.networks import AUTOENCODER, CONTROLNET, TEXT_ENCODER, UNET, abstract
 from xpsr_jax.weights.tensors import Tensor, WeightsError
 
 
@@ -108,7 +109,7 @@ def test_one_error_names_everything_that_is_wrong():
         }
     )
     with pytest.raises(WeightsError) as error:
-        rules.match(file, shapes, rules.UNET, where="some/folder")
+        rules.match(file, shapes, rules.UNET_NAMES, where="some/folder")
     assert error.value.problems == (
         "misshapen: conv_in.weight is (8, 4, 1, 1), the network's is (8, 4, 3, 3)",
         "wrong type: norm.weight is int64, expected one of float64, float32, float16, bfloat16",
@@ -132,7 +133,7 @@ def test_old_names_of_the_autoencoder():
         for key, array in today.items():
             name = key.removeprefix(f"{at}.").removesuffix(".weight")
             file[f"{at}.{old[name]}.weight"] = array[:, :, None, None] if as_convolution else array
-        matched = rules.match(lazy(file), shapes, rules.AUTOENCODER, where="test")
+        matched = rules.match(lazy(file), shapes, rules.AUTOENCODER_NAMES, where="test")
         # They come back under today's names.
         back = dict(rules.to_torch(path, tensor.read()) for path, tensor in matched.items())
         assert back.keys() == today.keys()
@@ -141,11 +142,11 @@ def test_old_names_of_the_autoencoder():
     # Old and new at once is not a matter of taste.
     twice = lazy({**today, f"{at}.query.weight": today[f"{at}.to_q.weight"]})
     with pytest.raises(WeightsError, match=r"given twice: .*query\.weight \(today .*to_q\.weight\)"):
-        rules.match(twice, shapes, rules.AUTOENCODER, where="test")
+        rules.match(twice, shapes, rules.AUTOENCODER_NAMES, where="test")
     # A 1x1 convolution in the place of any other linear is still wrong.
     kernel = lazy({"proj_in.weight": np.zeros((8, 8, 1, 1), np.float32)})
     with pytest.raises(WeightsError, match="misshapen"):
-        rules.match(kernel, {"proj_in.kernel": (8, 8)}, rules.AUTOENCODER, where="test")
+        rules.match(kernel, {"proj_in.kernel": (8, 8)}, rules.AUTOENCODER_NAMES, where="test")
 
 
 def test_old_and_new_names_of_the_text_encoder():
@@ -158,8 +159,8 @@ def test_old_and_new_names_of_the_text_encoder():
                 f"{prefix}embeddings.position_ids": np.arange(77)[None],
             }
         )
-        matched = rules.match(file, shapes, rules.TEXT_ENCODER, where="test")
-        assert [rules.torch_key(path, rules.TEXT_ENCODER) for path in matched] == [
+        matched = rules.match(file, shapes, rules.TEXT_ENCODER_NAMES, where="test")
+        assert [rules.torch_key(path, rules.TEXT_ENCODER_NAMES) for path in matched] == [
             "text_model.final_layer_norm.weight",
             "text_model.embeddings.position_embedding.weight",
         ]
@@ -186,7 +187,7 @@ def test_parts_that_are_not_built_are_skipped_and_only_those(fusion, skipped, ve
         for path, shape in shapes("sfa", True).items()
     }
     wanted = shapes(fusion, False)
-    matched = rules.match(file, wanted, rules.CONTROLNET, where="test")
+    matched = rules.match(file, wanted, rules.CONTROLNET_NAMES, where="test")
     left_out = file.keys() - {rules.torch_key(path) for path in matched}
     parts = ["conv_degradation", "conv_degradation_mid", "to_rgbs", *skipped]
     assert left_out == {key for key in file if set(parts) & set(key.split("."))}
@@ -197,6 +198,6 @@ def test_parts_that_are_not_built_are_skipped_and_only_those(fusion, skipped, ve
             rules.match(
                 {**file, key: dataclasses.replace(file["conv_in.bias"], name=key)},
                 wanted,
-                rules.CONTROLNET,
+                rules.CONTROLNET_NAMES,
                 where="test",
             )

@@ -10,9 +10,11 @@ from jaxtyping import Array, Float, Key
 from xpsr_jax.models.blocks import Downsample, ResnetBlock, Upsample, run
 from xpsr_jax.models.configs import AutoencoderConfig
 from xpsr_jax.models.layers import Compute, conv, flatten_tokens, group_norm
+from xpsr_jax.models.parameters import parameters, set_parameters
 from xpsr_jax.models.transformer import Attention
 
 _EPSILON = 1e-6
+_MAIN_PATH = {"conv_in", "conv_shortcut", "conv2", "downsamplers", "upsamplers"}
 
 
 class _MidBlock(nnx.Module):
@@ -188,19 +190,17 @@ def initialise_near_linear(autoencoder: Autoencoder, key: Key[Array, ""]) -> Non
     for them. So the main path's convolutions begin with their input's scale and with large constant biases as that
     measure, and residual branches begin small.
     """
-    state = dict(nnx.to_flat_state(nnx.state(autoencoder, nnx.Param)))
-    keys = dict(zip(state, jax.random.split(key, len(state)), strict=True))
-    changed = []
-    for path, param in state.items():
-        module, leaf = str(path[-2]), path[-1]
-        on_main_path = any(part in ("conv_in", "conv_shortcut", "conv2", "downsamplers", "upsamplers") for part in path)
-        if leaf == "bias" and on_main_path:
-            changed.append((path, param.replace(jax.random.uniform(keys[path], param.shape, param.dtype, -0.5, 0.5))))
-        elif leaf == "kernel" and module in ("conv2", "to_out"):
-            changed.append((path, param.replace(0.1 * param[...])))
-        elif leaf == "kernel" and param[...].ndim == 4:
-            changed.append((path, param.replace(math.sqrt(3) * param[...])))
-    nnx.update(autoencoder, nnx.from_flat_state(changed))
+    values = parameters(autoencoder)
+    changed = {}
+    for (path, value), own_key in zip(values.items(), jax.random.split(key, len(values)), strict=True):
+        *parents, leaf = path.split(".")
+        if leaf == "bias" and _MAIN_PATH.intersection(parents):
+            changed[path] = jax.random.uniform(own_key, value.shape, value.dtype, -0.5, 0.5)
+        elif leaf == "kernel" and parents[-1] in ("conv2", "to_out"):
+            changed[path] = 0.1 * value
+        elif leaf == "kernel" and value.ndim == 4:
+            changed[path] = math.sqrt(3) * value
+    set_parameters(autoencoder, changed)
 
 
 def _normal(key: Array, shape: tuple[int, ...]) -> Float[Array, "..."]:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from xpsr_jax.models.blocks import Text, TextEmbedding, project_text_at
 from xpsr_jax.models.configs import ControlNetConfig
 from xpsr_jax.models.layers import Compute, conv, timestep_embedding
+from xpsr_jax.models.parameters import parameters, set_parameters
 from xpsr_jax.models.rrdb import ResidualInResidualDenseBlock
 from xpsr_jax.models.unet import UNet, encoder
 
@@ -172,10 +173,10 @@ def initialise_from_unet(controlnet: ControlNet, unet: UNet) -> None:
 
     Everything else keeps what it was made with.
     """
-    source = {".".join(map(str, path)): param for path, param in nnx.to_flat_state(nnx.state(unet, nnx.Param))}
-    copied = []
-    for path, param in nnx.to_flat_state(nnx.state(controlnet, nnx.Param)):
-        twin = source.get(unet_twin(".".join(map(str, path))) or "")
-        if twin is not None and twin.shape == param.shape:
-            copied.append((path, param.replace(twin[...])))
-    nnx.update(controlnet, nnx.from_flat_state(copied))
+    source = parameters(unet)
+    copied = {}
+    for path, value in parameters(controlnet).items():
+        twin = source.get(unet_twin(path) or "")
+        if twin is not None and twin.shape == value.shape:
+            copied[path] = twin
+    set_parameters(controlnet, copied)

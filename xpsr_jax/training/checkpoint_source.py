@@ -18,7 +18,7 @@ from xpsr_jax.training.export import scale_latents, tokenizer_folder
 from xpsr_jax.training.fingerprints import fingerprints
 from xpsr_jax.training.images import open_images
 from xpsr_jax.training.parameters import load_parameters, random_parameters
-from xpsr_jax.training.structure import COMPONENTS, Structure, make_structure
+from xpsr_jax.training.structure import COMPONENTS, Bundle, Structure, make_structure
 from xpsr_jax.weights.networks import NETWORKS, Weights, as_weights
 from xpsr_jax.weights.sources import Source
 
@@ -50,7 +50,7 @@ def open_checkpoint(path: Path, *, bases: Sequence[Path] = (), average: bool = T
     _check_base(step, record.get("base"), structure)
 
     @functools.cache
-    def bundle() -> Any:
+    def bundle() -> Bundle:
         trained = _trained(step, average=average)
         if absent := structure.trained - trained.keys():
             raise UserError(f"{step} lacks trained parameters, such as {min(absent)}")

@@ -6,12 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import NamedSharding
 from jaxtyping import Array
 
 from xpsr_jax import sharding
 from xpsr_jax.models.controlnet import unet_twin
+from xpsr_jax.models.parameters import parameters
 from xpsr_jax.training.fingerprints import Fingerprint
 from xpsr_jax.training.structure import Structure
 from xpsr_jax.weights.networks import CONDITIONAL_ATTENTION, CONSTRAINT_HEADS, NETWORKS, checked, open_folder
@@ -58,9 +58,8 @@ def random_parameters(structure: Structure, paths: Collection[str], seed: int) -
     if "controlnet" in components and "unet" not in structure.sources:
         components = sorted({*components, "unet"})  # It begins as its copy.
     with jax.default_device(sharding.host()):
-        state = nnx.to_flat_state(nnx.state(structure.make(components, jax.random.key(seed))))
-    values = {".".join(map(str, keys)): value for keys, value in state}
-    return {path: np.asarray(values[path][...]) for path in paths}
+        values = parameters(structure.make(components, jax.random.key(seed)))
+    return {path: np.asarray(values[path]) for path in paths}
 
 
 def load_parameters(

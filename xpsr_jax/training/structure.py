@@ -18,6 +18,7 @@ from xpsr_jax.errors import UserError
 from xpsr_jax.models.autoencoder import Autoencoder, initialise_near_linear
 from xpsr_jax.models.controlnet import ControlNet, initialise_from_unet
 from xpsr_jax.models.layers import Compute
+from xpsr_jax.models.parameters import parameters, with_parameters
 from xpsr_jax.models.text_encoder import TextEncoder
 from xpsr_jax.models.unet import UNet
 from xpsr_jax.weights.model_folder import SUBFOLDERS, load_schedule
@@ -57,7 +58,7 @@ class Structure:
       trained: paths of the parameters that train.
       frozen: paths of the others.
       make: (components, key) -> these networks, initialised at random.
-      graph, variables: what nnx.split gives, the latter by path with its keys.
+      abstract: these networks, with shapes in the place of arrays.
     """
 
     networks: Networks
@@ -65,18 +66,15 @@ class Structure:
     trained: frozenset[str]
     frozen: frozenset[str]
     make: Callable[[Sequence[str], Array], Bundle]
-    graph: Any
-    variables: Mapping[str, tuple[tuple[Any, ...], nnx.Variable]]
+    abstract: Bundle
 
-    def merge(self, *parameters: Mapping[str, Array | np.ndarray]) -> Bundle:
+    def merge(self, *parts: Mapping[str, Array | np.ndarray]) -> Bundle:
         """The networks with these parameters, which must be all; under jit this costs nothing."""
-        arrays = {path: array for part in parameters for path, array in part.items()}
-        flat = [(keys, variable.replace(arrays[path])) for path, (keys, variable) in self.variables.items()]
-        return nnx.merge(self.graph, nnx.from_flat_state(flat))
+        return with_parameters(self.abstract, {path: array for part in parts for path, array in part.items()})
 
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Every parameter, as float32."""
-        return {path: jax.ShapeDtypeStruct(v.shape, v.dtype) for path, (_, v) in self.variables.items()}
+        return parameters(self.abstract)
 
 
 def make_structure(config: Config) -> Structure:
@@ -101,14 +99,14 @@ def make_structure(config: Config) -> Structure:
         return Bundle(networks, components, compute=compute, key=key)
 
     try:
-        graph, state = nnx.split(nnx.eval_shape(lambda: make(components, jax.random.key(0))))
+        abstract = nnx.eval_shape(lambda: make(components, jax.random.key(0)))
     except ValueError as error:
         raise UserError(f"no networks can be made of this configuration: {error}") from error
-    variables = {".".join(map(str, keys)): (keys, variable) for keys, variable in nnx.to_flat_state(state)}
-    trained = frozenset(select(variables, config.trained))
+    paths = parameters(abstract).keys()
+    trained = frozenset(select(paths, config.trained))
     if not trained:
         raise UserError("nothing would be trained: no pattern of --trained that matches says True")
-    return Structure(networks, sources, trained, frozenset(variables) - trained, make, graph, variables)
+    return Structure(networks, sources, trained, frozenset(paths) - trained, make, abstract)
 
 
 def select(paths: Iterable[str], rules: tuple[tuple[str, bool], ...]) -> list[str]:

@@ -23,7 +23,9 @@ _NAMES = "|".join(stem for _, stems, _ in _KINDS for stem in stems)
 _VARIANT = re.compile(rf"(?:{_NAMES})\.(?:(\w+)\.(?:safetensors|bin)|(?:safetensors|bin)\.index\.(\w+)\.json)")
 
 
-def read_folder(folder: Path, names: rules.Names = rules.UNET, *, variant: str | None = None) -> dict[str, Tensor]:
+def read_folder(
+    folder: Path, names: rules.Names = rules.UNET_NAMES, *, variant: str | None = None
+) -> dict[str, Tensor]:
     """The tensors of a component's folder by PyTorch's keys and in its layout; only what describes them is read yet.
 
     Args:

@@ -1,10 +1,10 @@
 """One network from its weights under PyTorch's names, and back."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from xpsr_jax.models.autoencoder import Autoencoder
 from xpsr_jax.models.configs import AutoencoderConfig, ControlNetConfig, TextEncoderConfig, UNetConfig
 from xpsr_jax.models.controlnet import ControlNet
 from xpsr_jax.models.layers import Compute
+from xpsr_jax.models.parameters import parameters, with_parameters
 from xpsr_jax.models.text_encoder import TextEncoder
 from xpsr_jax.models.unet import UNet
 from xpsr_jax.weights import orbax_files, rules
@@ -44,8 +45,14 @@ class Keys:
         return jax.random.fold_in(self.key, self.count - 1)
 
 
+AnyConfig = UNetConfig | ControlNetConfig | AutoencoderConfig | TextEncoderConfig
+AnyNetwork = UNet | ControlNet | Autoencoder | TextEncoder
+C = TypeVar("C", bound=AnyConfig)
+M = TypeVar("M", bound=AnyNetwork)
+
+
 @dataclass(frozen=True)
-class Network:
+class Network(Generic[C, M]):
     """A kind of network, here and in PyTorch.
 
     Attributes:
@@ -57,31 +64,36 @@ class Network:
     """
 
     subfolder: str
-    config: Any
-    module: Any
+    config: type[C]
+    module: Callable[..., M]
     names: rules.Names
     stem: str
     torch_class: tuple[str, str]
 
 
 _DIFFUSERS, _TRANSFORMERS = STEMS
-UNET = Network("unet", UNetConfig, UNet, rules.UNET, _DIFFUSERS, ("diffusers", "UNet2DConditionModel"))
+UNET = Network("unet", UNetConfig, UNet, rules.UNET_NAMES, _DIFFUSERS, ("diffusers", "UNet2DConditionModel"))
 CONTROLNET = Network(
-    "controlnet", ControlNetConfig, ControlNet, rules.CONTROLNET, _DIFFUSERS, ("diffusers", "ControlNetModel")
+    "controlnet", ControlNetConfig, ControlNet, rules.CONTROLNET_NAMES, _DIFFUSERS, ("diffusers", "ControlNetModel")
 )
 AUTOENCODER = Network(
-    "vae", AutoencoderConfig, Autoencoder, rules.AUTOENCODER, _DIFFUSERS, ("diffusers", "AutoencoderKL")
+    "vae", AutoencoderConfig, Autoencoder, rules.AUTOENCODER_NAMES, _DIFFUSERS, ("diffusers", "AutoencoderKL")
 )
 TEXT_ENCODER = Network(
     "text_encoder",
     TextEncoderConfig,
     TextEncoder,
-    rules.TEXT_ENCODER,
+    rules.TEXT_ENCODER_NAMES,
     _TRANSFORMERS,
     ("transformers", "CLIPTextModel"),
 )
 # By the name of the field of `model_folder.Model`.
-NETWORKS = {"unet": UNET, "controlnet": CONTROLNET, "autoencoder": AUTOENCODER, "text_encoder": TEXT_ENCODER}
+NETWORKS: dict[str, Network[Any, Any]] = {
+    "unet": UNET,
+    "controlnet": CONTROLNET,
+    "autoencoder": AUTOENCODER,
+    "text_encoder": TEXT_ENCODER,
+}
 
 
 @dataclass(frozen=True)
@@ -101,36 +113,36 @@ class Weights:
     checkpoint: Path | None = None
 
 
-def open_folder(network: Network, folder: Path, *, variant: str | None = None) -> Weights:
+def open_folder(network: Network[Any, Any], folder: Path, *, variant: str | None = None) -> Weights:
     """What a component's folder holds. Raises UserError if a file is missing, broken or cannot be read safely."""
     checkpoint = folder / orbax_files.FOLDER
     tensors = read_folder(folder, network.names, variant=variant)
     return Weights(folder, read_json(folder / "config.json"), tensors, checkpoint if checkpoint.is_dir() else None)
 
 
-def read_config(network: Network, folder: Path) -> Any:
+def read_config(network: Network[C, M], folder: Path) -> C:
     """A folder's configuration of the network. Raises UserError naming what our networks do not support."""
     return parse_config(network, read_json(folder / "config.json"), folder / "config.json")
 
 
-def parse_config(network: Network, data: Mapping[str, Any], where: object) -> Any:
+def parse_config(network: Network[C, M], data: Mapping[str, Any], where: object) -> C:
     """The configuration that a config.json describes. Raises UserError naming what our networks do not support."""
     if str(data.get("_class_name", "")).startswith("Flax"):
         surplus = _FLAX_ONLY - {field.name for field in dataclasses.fields(network.config)}
         data = {key: value for key, value in data.items() if key not in surplus}
     try:
-        return network.config.from_json(data)
+        return cast(C, network.config.from_json(data))
     except (ValueError, TypeError) as error:
         raise UserError(f"{where}: {error}") from error
 
 
-def abstract(network: Network, config: Any, *, compute: Compute | None = None, **options: Any) -> nnx.Module:
+def abstract(network: Network[C, M], config: C, *, compute: Compute | None = None, **options: Any) -> M:
     """The network with shapes in the place of arrays: nothing is initialised or allocated.
 
     Raises UserError if the configuration contradicts itself.
     """
 
-    def make() -> nnx.Module:
+    def make() -> M:
         return network.module(config, rngs=Keys(jax.random.key(0)), compute=compute or Compute(), **options)
 
     try:
@@ -139,20 +151,15 @@ def abstract(network: Network, config: Any, *, compute: Compute | None = None, *
         raise UserError(f"no {network.module.__name__} can be made of this configuration: {error}") from error
 
 
-def parameters(module: nnx.Module) -> dict[str, Any]:
-    """The network's parameters (nnx.Param, of arrays or of shapes) by path, parts joined by "."."""
-    return {".".join(map(str, path)): param for path, param in nnx.to_flat_state(nnx.state(module, nnx.Param))}
-
-
 def load_network(
-    network: Network,
+    network: Network[C, M],
     source: str | Path | Weights,
     *,
     compute: Compute | None = None,
-    config: Any = None,
+    config: C | None = None,
     with_constraint_heads: bool | None = None,
     mesh: jax.sharding.Mesh | None = None,
-) -> Any:
+) -> M:
     """A network with the weights of a component's folder, which are read one tensor at a time.
 
     Args:
@@ -170,31 +177,22 @@ def load_network(
     weights = source if isinstance(source, Weights) else open_folder(network, Path(source))
     compute, where = compute or Compute(), weights.where
     config = config or parse_config(network, weights.config, where)
-    options = {}
-    if network is CONTROLNET:
-        if with_constraint_heads is None:
-            with_constraint_heads = rules.holds(weights.tensors, CONSTRAINT_HEADS)
-        options["with_constraint_heads"] = with_constraint_heads
-    module = abstract(network, config, compute=compute, **options)
-    shapes = {path: param.shape for path, param in parameters(module).items()}
-    matched = rules.match(weights.tensors, shapes, network.names, where=where)
-    dtype = jnp.dtype(compute.param_dtype)
-    structs = {path: jax.ShapeDtypeStruct(shape, dtype) for path, shape in shapes.items()}
+    module, tensors = _fitted(network, weights, config, compute, with_constraint_heads)
+    structs = {path: jax.ShapeDtypeStruct(x.shape, compute.param_dtype) for path, x in parameters(module).items()}
     shardings = _shardings(structs, mesh)
     arrays: dict[str, Any] = {}
     if weights.checkpoint is not None:
-        placed = {path: jax.ShapeDtypeStruct(s.shape, dtype, sharding=shardings[path]) for path, s in structs.items()}
+        placed = {path: struct.update(sharding=shardings[path]) for path, struct in structs.items()}
         arrays = _all_finite(orbax_files.restore(weights.checkpoint, placed), where)
     else:
-        for path, array in read_finite(matched, where=where, dtype=dtype):
+        dtype = jnp.dtype(compute.param_dtype)
+        for path, array in read_finite(tensors, where=where, dtype=dtype):
             arrays[path] = jnp.asarray(array) if mesh is None else sharding.place(array, shardings[path], dtype)
-    graph, state = nnx.split(module)
-    filled = [(path, param.replace(arrays[".".join(map(str, path))])) for path, param in nnx.to_flat_state(state)]
-    return nnx.merge(graph, nnx.from_flat_state(filled))
+    return with_parameters(module, arrays)
 
 
 def save_network(
-    network: Network, module: Any, folder: Path, *, dtype: Any = None, shard_bytes: int | None = None
+    network: Network[Any, Any], module: AnyNetwork, folder: Path, *, dtype: Any = None, shard_bytes: int | None = None
 ) -> None:
     """Writes config.json and weights into an existing folder, as diffusers or transformers would.
 
@@ -205,34 +203,43 @@ def save_network(
     write_folder(weights.tensors, folder, network.stem, where=weights.where, dtype=dtype, shard_bytes=shard_bytes)
 
 
-def as_weights(network: Network, module: Any, *, where: Path) -> Weights:
+def as_weights(network: Network[Any, Any], module: AnyNetwork, *, where: Path) -> Weights:
     """A network in memory, as PyTorch's files have it."""
-    config = module.config
-    if network is CONTROLNET:
-        heads = hasattr(module, "conv_degradation")
-        rgbs = hasattr(module.controlnet_cond_embedding, "to_rgbs")
-        config = dataclasses.replace(config, use_latent_pred=heads, return_rgbs=rgbs)
+    config: AnyConfig = module.config
+    if isinstance(module, ControlNet):
+        heads, rgbs = hasattr(module, "conv_degradation"), hasattr(module.controlnet_cond_embedding, "to_rgbs")
+        config = dataclasses.replace(module.config, use_latent_pred=heads, return_rgbs=rgbs)
     tensors = {}
-    for path, param in parameters(module).items():
-        key, tensor = rules.to_torch(path, Tensor.of(path, param[...]), network.names)
+    for path, array in parameters(module).items():
+        key, tensor = rules.to_torch(path, Tensor.of(path, array), network.names)
         tensors[key] = dataclasses.replace(tensor, name=key)
     return Weights(where, config.to_json(), tensors)
 
 
-def checked(network: Network, weights: Weights) -> tuple[Any, dict[str, Tensor]]:
+def checked(network: Network[C, M], weights: Weights) -> tuple[C, dict[str, Tensor]]:
     """The configuration, and the tensors that it describes by our paths and in our layout, none too many or too few.
 
     A UNet may be Stable Diffusion's own, without Conditional Attention. Raises as `load_network`, except that NaN
     shows when the tensors are read.
     """
     config = parse_config(network, weights.config, weights.where)
-    options: dict[str, Any] = {}
-    if network is CONTROLNET:
-        options["with_constraint_heads"] = rules.holds(weights.tensors, CONSTRAINT_HEADS)
-    if network is UNET and not rules.holds(weights.tensors, CONDITIONAL_ATTENTION):
+    if isinstance(config, UNetConfig) and not rules.holds(weights.tensors, CONDITIONAL_ATTENTION):
         config = dataclasses.replace(config, conditional_attention=False)
-    shapes = {path: param.shape for path, param in parameters(abstract(network, config, **options)).items()}
-    return config, rules.match(weights.tensors, shapes, network.names, where=weights.where)
+    return config, _fitted(network, weights, config, Compute(), None)[1]
+
+
+def _fitted(
+    network: Network[C, M], weights: Weights, config: C, compute: Compute, with_constraint_heads: bool | None
+) -> tuple[M, dict[str, Tensor]]:
+    """The abstract network of this configuration, and its tensors by our paths and in our layout."""
+    options = {}
+    if network is CONTROLNET:
+        if with_constraint_heads is None:
+            with_constraint_heads = rules.holds(weights.tensors, CONSTRAINT_HEADS)
+        options["with_constraint_heads"] = with_constraint_heads
+    module = abstract(network, config, compute=compute, **options)
+    shapes = {path: struct.shape for path, struct in parameters(module).items()}
+    return module, rules.match(weights.tensors, shapes, network.names, where=weights.where)
 
 
 def _shardings(structs: Mapping[str, jax.ShapeDtypeStruct], mesh: jax.sharding.Mesh | None) -> dict[str, Any]:

@@ -47,8 +47,8 @@ class Names:
     optional: tuple[str, ...] = ()
 
 
-UNET = Names()
-CONTROLNET = Names(
+UNET_NAMES = Names()
+CONTROLNET_NAMES = Names(
     optional=(
         # The Degradation-Free Constraint's heads, which only training needs.
         r"^conv_degradation\.",
@@ -60,7 +60,7 @@ CONTROLNET = Names(
         r"\.attentions_connect\.",
     )
 )
-AUTOENCODER = Names(
+AUTOENCODER_NAMES = Names(
     # diffusers before 0.12, and Stable Diffusion 1.5's own folder.
     old=(
         (r"(\.attentions\.\d+)\.query\.", r"\1.to_q."),
@@ -70,7 +70,7 @@ AUTOENCODER = Names(
     ),
     pointwise=r"\.attentions\.\d+\.to_(q|k|v|out\.0)\.weight$",
 )
-TEXT_ENCODER = Names(
+TEXT_ENCODER_NAMES = Names(
     prefix="text_model.",
     # transformers 5 has no prefix in its module.
     old=((r"^(?!text_model\.)", "text_model."),),
@@ -79,7 +79,7 @@ TEXT_ENCODER = Names(
 )
 
 
-def torch_key(path: str, names: Names = UNET) -> str:
+def torch_key(path: str, names: Names = UNET_NAMES) -> str:
     """PyTorch's key of one of our parameter paths (parts joined by ".")."""
     module, _, leaf = path.rpartition(".")
     for pattern, replacement in _MODULE_PATTERNS:
@@ -92,7 +92,7 @@ def torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(shape[axis] for axis in TO_TORCH[len(shape)]) if path.endswith(".kernel") else tuple(shape)
 
 
-def to_torch(path: str, array: Any, names: Names = UNET) -> tuple[str, Any]:
+def to_torch(path: str, array: Any, names: Names = UNET_NAMES) -> tuple[str, Any]:
     """PyTorch's key and layout of one of our parameters: a numpy array (then a view), a JAX array or a `Tensor`."""
     layout = array.transpose(TO_TORCH[len(array.shape)]) if path.endswith(".kernel") else array
     return torch_key(path, names), layout
