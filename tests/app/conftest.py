@@ -87,7 +87,7 @@ def running(folder: Path, *options: object) -> Iterator[Server]:
             [str(part) for part in command], stdout=output, stderr=subprocess.STDOUT, env=one_device() | environment
         )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while "Browsers may open it" not in log.read_text():
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)

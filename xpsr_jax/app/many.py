@@ -138,8 +138,8 @@ def is_captions(upload: Path) -> bool:
 
 
 def waiting(photos: Iterable[Path]) -> list[list[str]]:
-    """The table's rows of photographs that have not been restored yet."""
-    return [[photo.name, WAITS] for photo in photos]
+    """The table's rows of uploads that have not been restored yet."""
+    return [[photo.name, "captions" if is_captions(photo) else WAITS] for photo in photos]
 
 
 def captions_by_name(files: Iterable[Path]) -> ByPath[Caption]:
