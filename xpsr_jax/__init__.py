@@ -10,6 +10,8 @@ All are imported when first used, so `import xpsr_jax` alone costs nothing and t
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from xpsr_jax.version import __version__
+
 if TYPE_CHECKING:
     from xpsr_jax.config import Sampling as Sampling
     from xpsr_jax.data.captions import Caption as Caption
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from xpsr_jax.weights.model_folder import load as load
     from xpsr_jax.weights.model_folder import load_networks as load_networks
 
-__version__ = "0.1.0"
 
 _MODULES = {
     "Caption": "data.captions",

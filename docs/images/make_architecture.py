@@ -35,7 +35,10 @@ FLOORS: tuple[tuple[str, dict[str, str]], ...] = (
         {"serialisation": "settings from JSON", "json_files": "JSON in and out", "locks": "one process at a time"},
     ),
     ("#e8e8e8", {"files": "written whole or not at all"}),
-    ("#e8e8e8", {"errors": "what a person can put right", "assets": "what ships besides code"}),
+    (
+        "#e8e8e8",
+        {"errors": "what a person can put right", "assets": "what ships besides code", "version": "of the package"},
+    ),
 )
 DOORS = (("train.py, sample.py,", "convert_weights.py"), ("python -m", "xpsr_jax.NAME"))
 WIDTH, HEIGHT, GAP, LEFT, RIGHT, ROOF = 1080, 62, 8, 40, 980, 150

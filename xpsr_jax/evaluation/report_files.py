@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 
-import xpsr_jax
 from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.html_report import html_report
 from xpsr_jax.evaluation.matching import Comparison
@@ -19,6 +18,7 @@ from xpsr_jax.evaluation.scoring import MethodScores
 from xpsr_jax.evaluation.tables import Evaluation, describe_protocol, markdown
 from xpsr_jax.files import write_text
 from xpsr_jax.inference.manifest import sha256
+from xpsr_jax.version import __version__
 
 
 def read_others(file: Path) -> dict[str, dict[MetricName, float]]:
@@ -62,7 +62,7 @@ def manifest_of(
         "set": result.set_name,
         "restored": folders,
         "reference": str(reference),
-        "versions": {"python": platform.python_version(), "xpsr_jax": xpsr_jax.__version__}
+        "versions": {"python": platform.python_version(), "xpsr_jax": __version__}
         | {name: importlib.metadata.version(name) for name in packages},
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "weights_sha256": {path.name: sha256(path) for path in weight_files(result.metrics)},
