@@ -26,6 +26,7 @@ from xpsr_jax.images.reading import read_image
 from xpsr_jax.inference import job, restore
 from xpsr_jax.inference.input_captions import find_captions
 from xpsr_jax.inference.restore import not_finite
+from xpsr_jax.locks import locked_folder
 from xpsr_jax.weights.convert import convert
 from xpsr_jax.weights.model_folder import save, write_index
 from xpsr_jax.weights.sampling_defaults import load_defaults
@@ -57,6 +58,28 @@ def photos(tmp_path):
 
 def outputs(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_second_job_for_one_folder_is_refused(photos, tmp_path, capsys):
+    """Before any model is loaded. Processes of one job share the folder."""
+    output, command = tmp_path / "out", [str(photos), "--output", str(tmp_path / "out"), "--missing-captions", "empty"]
+    output.mkdir()
+    with locked_folder(output):
+        assert sample.main(command) == 1
+    assert f"{output} is being written by another process" in capsys.readouterr().err
+    with locked_folder(output, shared=True):
+        # The next thing to be refused.
+        command += ["--processes", "2", "--process", "0", "--model", str(tmp_path / "none")]
+        assert sample.main(command) == 1
+    assert "none does not exist" in capsys.readouterr().err
+
+
+def test_seeds_have_64_bits(photos, tmp_path, capsys):
+    for seed in (2**64, -(2**63) - 1):
+        command = [str(photos), "--output", str(tmp_path / "out"), "--missing-captions", "empty", "--seed", str(seed)]
+        assert sample.main(command) == 1
+        assert f"seed must be from -9223372036854775808 to 18446744073709551615, not {seed}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_is_restored(model_folder, photos, tmp_path):

@@ -6,16 +6,22 @@
 import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from xpsr_jax.data.config import DataConfig
 from xpsr_jax.diffusion.choices import KARRAS, GuidanceForm, SamplerName, Start
 from xpsr_jax.diffusion.schedule import Schedule, Spacing
 from xpsr_jax.errors import UserError
 from xpsr_jax.models.configs import AutoencoderConfig, ControlNetConfig, Kernel, TextEncoderConfig, UNetConfig
+from xpsr_jax.serialisation import Range, check_fields
 
 # Whether this process works with others: "on", "off", or "auto" if a cluster is found (`distributed.start`).
 ProcessMode = Literal["auto", "on", "off"]
+
+
+Weight = Annotated[float, Range(0)]
+Positive = Annotated[float, Range(0, above=True)]
+Decay = Annotated[float, Range(0, 1)]
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,7 @@ class Sampling:
     vae_tile_size: int = 96
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("steps", "upscale", "process_size", "size_multiple"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -217,12 +224,15 @@ class Loss:
         the statistics of all that it is given; within patches, a texture where none belongs counts.
     """
 
-    constraint: float = 0.05
-    reconstruction: float = 1.0
-    perceptual: float = 0.5
-    kl: float = 1e-3
+    constraint: Weight = 0.05
+    reconstruction: Weight = 1.0
+    perceptual: Weight = 0.5
+    kl: Weight = 1e-3
     metric: Literal["lpips_alex", "lpips_vgg", "dists"] = "lpips_vgg"
     patch: int | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -244,16 +254,19 @@ class Optimizer:
         lower: (1 + step) / (10 + step).
     """
 
-    learning_rate: float = 5e-5
-    b1: float = 0.9
-    b2: float = 0.999
-    epsilon: float = 1e-8
-    weight_decay: float = 1e-2
+    learning_rate: Weight = 5e-5
+    b1: Decay = 0.9
+    b2: Decay = 0.999
+    epsilon: Positive = 1e-8
+    weight_decay: Weight = 1e-2
     decayed: tuple[tuple[str, bool], ...] = ((".*", True),)
-    clip: float = 1.0
+    clip: Positive = 1.0
     schedule: Literal["constant", "cosine"] = "constant"
-    warmup: int = 0
-    ema: float | None = None
+    warmup: Annotated[int, Range(0)] = 0
+    ema: Decay | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -306,11 +319,14 @@ class Validation:
       sampling: how they are restored.
     """
 
-    every: int = 5000
-    count: int = 4
+    every: Annotated[int, Range(0)] = 5000
+    count: Annotated[int, Range(1)] = 4
     metrics: tuple[ValidationMetric, ...] = ("psnr", "lpips", "dists")
     images: Images | None = None
     sampling: Sampling = Sampling()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -343,7 +359,7 @@ class Config:
     steps: int = 100_000
     batch_size: int = 32
     accumulation: int = 1
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     trained: tuple[tuple[str, bool], ...] = ((r"controlnet\..*", True), (r"unet\..*\.pixel_attentions\..*", True))
     images: Images = Images()
     data: DataConfig = DataConfig()
@@ -358,10 +374,11 @@ class Config:
     log_every: int = 50
     checkpoint_every: int = 5000
     keep: int = 2
-    profile: int = 0
+    profile: Annotated[int, Range(0)] = 0
     wandb: str | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")

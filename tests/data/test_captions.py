@@ -28,10 +28,17 @@ def test_hand_written_files(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", r"c\.jsonl, line 2: not JSON"),
+        ("{", r"c\.jsonl, line 2 is not valid JSON: .* column 2"),
         ("[]", r"line 2: expected an object"),
         ('{"image": "b", "high": "h"}', r"line 2: 'low' must be a text, got null"),
         ('{"image": "b", "high": 3, "low": ""}', r"line 2: 'high' must be a text, got 3"),
+        ('{"image": "b", "high": "\\udcff", "low": ""}', r"line 2: 'high' holds half a character"),
+        ('{"image": "\\ud800", "high": "", "low": ""}', r"line 2: image holds half a character"),
+        ('{"image": "b\\u0000", "high": "", "low": ""}', r"line 2: image holds NUL"),
+        ('{"image": "", "high": "", "low": ""}', r"line 2: 'image' is empty"),
+        ('{"image": "b", "image": "c", "high": "", "low": ""}', r"line 2 .* the key 'image' is there twice"),
+        ('{"image": "b", "high": "", "low": "", "n": ' + "9" * 5000 + "}", r"line 2 .* a number of 5000 digits"),
+        ("[" * 100_000, r"line 2 .* nested too deeply"),
         ('{"image": "./a", "high": "", "low": ""}', r"line 2: a second caption for 'a'"),
     ],
 )
@@ -42,11 +49,20 @@ def test_wrong_lines(tmp_path, line, message):
         read_captions(path)
 
 
+def test_names_that_are_not_utf8(tmp_path):
+    """They come back as they are, and their lines are escaped; other lines stay readable."""
+    path = tmp_path / "c.jsonl"
+    captions = {"\udcff.png": Caption("a cat", "dark"), "ä.png": Caption("ein Tier", "dunkel")}
+    write_captions(path, captions)
+    assert read_captions(path) == captions
+    assert path.read_text().splitlines()[1].startswith('{"image": "ä.png"')
+
+
 def test_unreadable_and_unwritable(tmp_path):
-    with pytest.raises(UserError, match=r"Cannot read the captions .*none\.jsonl"):
+    with pytest.raises(UserError, match=r"none\.jsonl cannot be read: No such file"):
         read_captions(tmp_path / "none.jsonl")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="Cannot read the captions"):
+    with pytest.raises(UserError, match="binary, line 1 is not valid JSON: byte 1 is not UTF-8"):
         read_captions(tmp_path / "binary")
     with pytest.raises(UserError, match="cannot be written"):
         write_captions(tmp_path / "no" / "folder.jsonl", {})

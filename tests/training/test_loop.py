@@ -27,7 +27,7 @@ from xpsr_jax.evaluation.fidelity import psnr_y
 from xpsr_jax.inference.restore import restore
 from xpsr_jax.training import loop
 from xpsr_jax.training.log import is_validation
-from xpsr_jax.training.loop import stop_signals, train
+from xpsr_jax.training.loop import locked_run, stop_signals, train
 from xpsr_jax.training.parameters import load_parameters
 from xpsr_jax.training.plan import make_plan
 from xpsr_jax.training.state import learning_rate
@@ -304,3 +304,12 @@ def test_the_second_signal_acts_at_once():
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_training_in_a_folder_is_refused(tmp_path):
+    (tmp_path / "checkpoints" / "1.orbax-checkpoint-tmp").mkdir(parents=True)
+    with locked_run(tmp_path), pytest.raises(UserError, match=f"{tmp_path} is being written by another process"):
+        locked_run(tmp_path).__enter__()
+    with locked_run(tmp_path):
+        pass
+    assert (tmp_path / "checkpoints" / "1.orbax-checkpoint-tmp").is_dir()

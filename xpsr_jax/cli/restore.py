@@ -26,10 +26,11 @@ from xpsr_jax.errors import UserError
 from xpsr_jax.files import check_writable
 from xpsr_jax.images.limits import MAX_PIXELS, limit_from_millions
 from xpsr_jax.images.writing import Format
+from xpsr_jax.locks import locked_folder
 
 if TYPE_CHECKING:
     from xpsr_jax.images.listing import Input
-    from xpsr_jax.inference.job import Describe, Progress, Task
+    from xpsr_jax.inference.job import Describe, Policy, Progress, Task
 
 
 @dataclass(frozen=True)
@@ -117,15 +118,11 @@ def read_arguments(argv: Sequence[str] | None) -> Arguments:
 
 def restore(arguments: Arguments) -> int:
     """Restores, and prints what became of the images; returns the exit code. Raises UserError."""
-    import jax
-
     from xpsr_jax.distributed import part_of
     from xpsr_jax.images.listing import list_inputs
     from xpsr_jax.inference.compilation import use_compilation_cache, use_tpu_flags
-    from xpsr_jax.inference.files import last_change, output_paths
-    from xpsr_jax.inference.job import Failed, FolderJob, Policy
-    from xpsr_jax.inference.restore import Restorer
-    from xpsr_jax.sharding import make_mesh
+    from xpsr_jax.inference.files import output_paths
+    from xpsr_jax.inference.job import Policy
 
     use_compilation_cache()
     use_tpu_flags()
@@ -150,9 +147,24 @@ def restore(arguments: Arguments) -> int:
     outputs = output_paths(inputs, arguments.output, arguments.format)
     # What others restore is their affair from here on: this process looks at none of it.
     inputs, outputs = inputs[share::shares], outputs[share::shares]
+    tasks = make_tasks(inputs, outputs, arguments)
+    check_writable(arguments.output)
+    with locked_folder(arguments.output, shared=shares > 1):
+        return restore_tasks(tasks, arguments, policy, share, shares)
+
+
+def restore_tasks(tasks: "list[Task]", arguments: Arguments, policy: "Policy", share: int, shares: int) -> int:
+    """The work of one of `shares` processes, while no other job writes to the output folder."""
+    import jax
+
+    from xpsr_jax.inference.files import last_change
+    from xpsr_jax.inference.job import Failed, FolderJob
+    from xpsr_jax.inference.restore import Restorer
+    from xpsr_jax.sharding import make_mesh
+
     sampling, model_options = arguments.sampling.chosen(), arguments.model
     job = FolderJob(
-        make_tasks(inputs, outputs, arguments),
+        tasks,
         arguments.output,
         policy,
         used_settings(model_options, sampling),
@@ -161,7 +173,6 @@ def restore(arguments: Arguments) -> int:
         # The settings name the model's folder. Since then there may be another model in it.
         changed=last_change(model_options.folders) if arguments.overwrite else 0.0,
     )
-    check_writable(arguments.output)
     page = arguments.compare
     if page:
         page = page.with_stem(f"{page.stem}-{share}-of-{shares}") if shares > 1 else page
@@ -169,9 +180,9 @@ def restore(arguments: Arguments) -> int:
 
     model = model_options.load()
     if shares > 1:
-        print(f"Process {share} of {shares}, with {len(inputs)} of the images.")
+        print(f"Process {share} of {shares}, with {len(tasks)} of the images.")
     if job.done:
-        print(f"{len(job.done)} of {len(inputs)} images were restored before.")
+        print(f"{len(job.done)} of {len(tasks)} images were restored before.")
     devices = jax.local_devices()
     mesh = make_mesh(Mesh(data=-1, fsdp=1), devices) if len(devices) > 1 else None
     restorer = Restorer(model, sampling, batch_size=arguments.batch_size, mesh=mesh)
@@ -180,7 +191,7 @@ def restore(arguments: Arguments) -> int:
             if isinstance(event, Failed):
                 tqdm.write(f"sample.py: {event.message}", file=sys.stderr)
     skipped = f"; {len(job.failed)} skipped" if job.failed else ""
-    print(f"{len(inputs) - len(job.failed)} of {len(inputs)} images restored to {arguments.output}{skipped}")
+    print(f"{len(tasks) - len(job.failed)} of {len(tasks)} images restored to {arguments.output}{skipped}")
     if page:
         print(f"{job.compare(page)} images before and after: {page}")
     return 1 if job.failed else 0

@@ -10,6 +10,7 @@ from typing import Any
 from xpsr_jax.data.by_path import ByPath
 from xpsr_jax.errors import UserError
 from xpsr_jax.files import new_file
+from xpsr_jax.json_files import read_json_lines
 
 CaptionRecord = dict[str, Any]
 
@@ -43,32 +44,26 @@ def read_captions(path: str | os.PathLike) -> ByPath[Caption]:
 
 def read_caption_records(path: str | os.PathLike) -> dict[str, CaptionRecord]:
     """The same lines with all their keys, such as "source" and "sha256". Raises as `read_captions`."""
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read the captions {path}: {error}") from error
     records: dict[str, CaptionRecord] = {}
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        record = _parse(line, where=f"{path}, line {number}")
+    for where, value in read_json_lines(Path(path)):
+        record = _checked(value, where)
         if record["image"] in records:
-            raise UserError(f"{path}, line {number}: a second caption for {record['image']!r}; remove one of them.")
+            raise UserError(f"{where}: a second caption for {record['image']!r}; remove one of them.")
         records[record["image"]] = record
     return records
 
 
-def _parse(line: str, *, where: str) -> CaptionRecord:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON ({error.msg}, column {error.colno}).") from error
+def _checked(record: Any, where: str) -> CaptionRecord:
     if not isinstance(record, dict):
         raise UserError(f'{where}: expected an object {{"image": ..., "high": ..., "low": ...}}.')
     for key in ("image", "high", "low"):
-        if not isinstance(record.get(key), str):
-            raise UserError(f"{where}: {key!r} must be a text, got {json.dumps(record.get(key))}.")
+        if not isinstance(text := record.get(key), str):
+            raise UserError(f"{where}: {key!r} must be a text, got {json.dumps(text)[:100]}.")
+        # The name of a file may have bytes that are not UTF-8; a prompt may not.
+        if key != "image" and text != text.encode(errors="ignore").decode():
+            raise UserError(f"{where}: {key!r} holds half a character.")
+    if not record["image"]:
+        raise UserError(f"{where}: 'image' is empty.")
     return record | {"image": Path(record["image"]).as_posix()}
 
 

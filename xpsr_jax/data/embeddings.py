@@ -6,17 +6,27 @@ text encoder they are.
 """
 
 import hashlib
-import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt64
 
 from xpsr_jax.errors import UserError
+from xpsr_jax.json_files import read_json
+from xpsr_jax.serialisation import Range, from_json
 
 DESCRIPTION, KEYS = "embeddings.json", "keys.npy"
+
+
+@dataclass(frozen=True)
+class _Description:
+    """embeddings.json."""
+
+    text_encoder: str
+    rows: Annotated[int, Range(1)]
 
 
 class TextEmbeddings:
@@ -33,12 +43,11 @@ class TextEmbeddings:
         self.folder = Path(folder)
         self._shards: dict[int, np.ndarray] = {}
         try:
-            description = json.loads((self.folder / DESCRIPTION).read_text(encoding="utf-8"))
-            self.text_encoder: str = description["text_encoder"]
-            self._rows: int = description["rows"]
+            description = from_json(_Description, read_json(self.folder / DESCRIPTION), self.folder / DESCRIPTION)
+            self.text_encoder, self._rows = description.text_encoder, description.rows
             self._keys = np.load(self.folder / KEYS, allow_pickle=False)
             self._shard(0)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, UserError) as error:
             raise UserError(
                 f"{self.folder} holds no text embeddings ({error}). Make them with python -m xpsr_jax.prepare_data "
                 "embeddings"

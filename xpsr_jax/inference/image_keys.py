@@ -7,6 +7,11 @@ import jax
 import numpy as np
 from jaxtyping import Array, UInt8, UInt32
 
+from xpsr_jax.errors import UserError
+from xpsr_jax.serialisation import Range
+
+SEEDS = Range(-(2**63), 2**64 - 1)
+
 
 def content_digest(image: UInt8[np.ndarray, "h w 3"]) -> UInt32[np.ndarray, "2"]:
     """64 bits of SHA-256 of an image's shape and pixels."""
@@ -21,5 +26,7 @@ def image_key(seed: UInt32[Array, "2"], digest: UInt32[Array, "2"]) -> Array:
 
 
 def seed_words(seed: int) -> UInt32[np.ndarray, "2"]:
-    """A seed of 64 bits, as `image_key` takes it."""
+    """A seed of 64 bits, signed or not, as `image_key` takes it. Raises UserError for one outside of `SEEDS`."""
+    if problem := SEEDS.wrong(seed):
+        raise UserError(f"seed must be {problem}, not {seed}")
     return np.array([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF], np.uint32)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -18,8 +18,10 @@ from xpsr_jax.images.reading import read_picture
 from xpsr_jax.images.writing import Format
 from xpsr_jax.inference.compare import write_comparison
 from xpsr_jax.inference.files import checked_size, not_written, write_restored
+from xpsr_jax.inference.image_keys import SEEDS
 from xpsr_jax.inference.manifest import Manifest
 from xpsr_jax.inference.restore import Restorer, not_finite
+from xpsr_jax.serialisation import check_fields
 
 Describe = Callable[[UInt8[np.ndarray, "h w 3"]], Caption]
 
@@ -47,7 +49,7 @@ class Policy:
 
     Attributes:
         max_pixels: larger images are refused, and those that would be larger when restored.
-        seed: of the noise.
+        seed: of the noise, in 64 bits.
         format: of the results.
         quality: of JPEG and WebP, 1 to 100.
         skip_errors: go on after an image that cannot be read, restored or written. Otherwise it ends the work, after
@@ -55,10 +57,13 @@ class Policy:
     """
 
     max_pixels: int
-    seed: int = 0
+    seed: Annotated[int, SEEDS] = 0
     format: Format = "png"
     quality: int = 95
     skip_errors: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 class Progress(NamedTuple):

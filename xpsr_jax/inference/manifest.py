@@ -29,11 +29,11 @@ class Manifest:
         self._lines: dict[str, dict[str, Any]] = {}
         file = folder / NAME
         # Bytes: a line that was cut off may end within a character, and texts may hold other ends of lines.
-        for line in file.read_bytes().split(b"\n") if file.exists() else ():
+        for line in open_regular(file) if file.exists() else ():
             try:
                 entry = json.loads(line)
                 self._lines[entry["output"]] = entry
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 # Of a process that was killed in the middle of it.
                 continue
 

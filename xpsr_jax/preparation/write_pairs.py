@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Annotated
 
 import cv2
 import numpy as np
@@ -18,6 +19,7 @@ from xpsr_jax.data.sample_sources import StoredSource
 from xpsr_jax.data.samples import Sample
 from xpsr_jax.errors import UserError
 from xpsr_jax.preparation.pieces import Choice, Outcome
+from xpsr_jax.serialisation import Range, check_fields
 
 # Bytes of a file's name.
 _LONGEST_NAME = 255
@@ -39,9 +41,12 @@ class WritePairs:
     source: StoredSource
     choice: Choice
     data: DataConfig
-    seed: int
+    seed: Annotated[int, Range(0, 2**64 - 1)]
     images: int
     evaluation: bool
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, folder: Path, number: int, numbers: range) -> Outcome:
         outcome = Outcome()

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from xpsr_jax.errors import UserError
+from xpsr_jax.json_files import read_json
 from xpsr_jax.training import resume
 from xpsr_jax.training.checkpoints import CONFIG, STATE
 from xpsr_jax.training.export import scale_latents, tokenizer_folder
@@ -88,8 +88,8 @@ def _newest(path: Path) -> Path:
 
 def _record(step: Path) -> dict[str, Any]:
     try:
-        return json.loads((step / CONFIG / "metadata").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return read_json(step / CONFIG / "metadata")
+    except UserError as error:
         raise UserError(f"{step} is damaged: its settings cannot be read ({error})") from error
 
 

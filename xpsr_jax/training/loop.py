@@ -19,6 +19,7 @@ from xpsr_jax.data.pipeline import make_pipeline
 from xpsr_jax.errors import UserError
 from xpsr_jax.files import check_writable
 from xpsr_jax.json_files import write_json
+from xpsr_jax.locks import locked_folder
 from xpsr_jax.training import fingerprints, resume
 from xpsr_jax.training.checkpoints import Checkpoints, is_full
 from xpsr_jax.training.export import export, tokenizer_of
@@ -42,7 +43,8 @@ def train(config: Config) -> Path | None:
       The exported model folder; None when the run was stopped early (SIGTERM, Ctrl-C): its state is saved.
 
     Raises:
-      UserError: settings or files that cannot be trained with (nothing is written then), a full disk, or a loss that is
+      UserError: settings or files that cannot be trained with (nothing is written then), a run folder that another
+        training writes to, a full disk, or a loss that is
         no number.
     """
     run = config.run_folder
@@ -65,7 +67,12 @@ def train(config: Config) -> Path | None:
         )
     )
     check_writable(run)
-    with contextlib.closing(data), Checkpoints(run / "checkpoints", keep=config.keep) as checkpoints, _full_disk(run):
+    with (
+        contextlib.closing(data),
+        locked_run(run),
+        Checkpoints(run / "checkpoints", keep=config.keep) as checkpoints,
+        _full_disk(run),
+    ):
         resumed = resume.newest(checkpoints, record, plan.state, data)
         first = resumed.step if resumed else 0
         base: dict[str, str] = {}
@@ -179,6 +186,24 @@ def _save_failed(run: Path, step: int, before: TrainState, data: grain.DatasetIt
     with Checkpoints(folder, keep=2) as failed:
         failed.save(step - 1, before, data, record, {"sums": {}, "steps": 0})
     return folder / str(step - 1)
+
+
+@contextlib.contextmanager
+def locked_run(run: Path) -> Iterator[None]:
+    """Keeps every other training out of the run's folder. Of several processes the first holds the lock for all.
+
+    Raises UserError in all of them if another training has it.
+    """
+    problem: UserError | None = None
+    with contextlib.ExitStack() as stack:
+        if distributed.is_first():
+            try:
+                stack.enter_context(locked_folder(run))
+            except UserError as error:
+                problem = error
+        if not distributed.all_agree(problem is None):
+            raise problem or UserError(f"{run} is being written by another training, the first process says which")
+        yield
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import numpy as np
 from flax.serialization import msgpack_restore
 
 from xpsr_jax.errors import UserError
+from xpsr_jax.files import open_regular
 from xpsr_jax.weights.rules import LEAVES, TO_TORCH
 from xpsr_jax.weights.tensors import Tensor
 from xpsr_jax.weights.torch_files import unreadable
@@ -28,7 +29,7 @@ def read_msgpack(file: Path) -> dict[str, Tensor]:
     Raises UserError: the file is truncated, or is not what Flax saves.
     """
     try:
-        with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with open_regular(file) as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
             leaves = list(_leaves(data))
     except (msgpack.UnpackException, ValueError, TypeError, IndexError, OSError) as error:
         raise unreadable(file, error) from error

@@ -13,7 +13,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from xpsr_jax.errors import UserError
+from xpsr_jax.errors import UserError, listed
+from xpsr_jax.files import open_regular
 from xpsr_jax.weights.tensors import Tensor
 from xpsr_jax.weights.torch_files import unreadable
 
@@ -35,7 +36,7 @@ def read_pickle(file: Path) -> dict[str, Tensor]:
     if odd := [
         f"{key} ({type(value).__name__})" for key, value in content.items() if not hasattr(value, "untyped_storage")
     ]:
-        raise UserError(f"{file} holds what is no tensor: {', '.join(odd[:10])}")
+        raise UserError(f"{file} holds what is no tensor: {listed(odd)}")
     return {str(key): _tensor(file, str(key), value) for key, value in content.items()}
 
 
@@ -47,6 +48,8 @@ def _load(file: Path) -> Any:
             f"{file} is pickled, which only PyTorch can read safely, and it is not installed: "
             'pip install "xpsr-jax[torch]" (or torch alone), or take the safetensors file instead if there is one'
         ) from error
+    # A pipe would be waited for.
+    open_regular(file).close()
     try:
         try:
             return torch.load(file, map_location="cpu", weights_only=True, mmap=True)

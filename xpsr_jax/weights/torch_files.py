@@ -11,9 +11,9 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from xpsr_jax.errors import UserError
-from xpsr_jax.files import new_file
-from xpsr_jax.json_files import read_json, write_json
+from xpsr_jax.errors import UserError, listed
+from xpsr_jax.files import new_file, open_regular
+from xpsr_jax.json_files import parse_json, read_json, write_json
 from xpsr_jax.weights.tensors import Tensor, read_finite
 
 # What diffusers and transformers call a component's weights.
@@ -41,14 +41,15 @@ def read_file(file: Path) -> dict[str, Tensor]:
     mapped, which counts as memory too.
     """
     try:
-        with safe_open(file, framework="np"), file.open("rb") as stream:
+        # First, because the library would wait for a pipe.
+        with open_regular(file) as stream, safe_open(file, framework="np"):
             length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length))
+            header = parse_json(stream.read(length), file)
     except (SafetensorError, OSError) as error:
         raise unreadable(file, error) from error
     header.pop("__metadata__", None)
     if odd := [f"{key} ({entry['dtype']})" for key, entry in header.items() if entry["dtype"] not in _DTYPES]:
-        raise UserError(f"{file}: tensors of types that are not supported: {', '.join(odd)}")
+        raise UserError(f"{file}: tensors of types that are not supported: {listed(odd)}")
     tensors = {}
     for key, entry in header.items():
         shape, dtype, offset = tuple(entry["shape"]), _DTYPES[entry["dtype"]], 8 + length + entry["data_offsets"][0]
@@ -64,14 +65,16 @@ def read_shards(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> dict[
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index} has no weight_map")
-    names = sorted({str(name) for name in weight_map.values()})
+    if odd := [key for key, name in weight_map.items() if not isinstance(name, str)]:
+        raise UserError(f"{index}: weight_map.{odd[0][:100]} must be the name of a file")
+    names = sorted(set(weight_map.values()))
     if elsewhere := [name for name in names if Path(name).name != name]:
-        raise UserError(f"{index} names files outside its folder: {', '.join(elsewhere)}")
+        raise UserError(f"{index} names files outside its folder: {listed(elsewhere)}")
     if absent := [name for name in names if not (index.parent / name).exists()]:
-        raise UserError(f"{index} names files that are not there: {', '.join(absent)}")
+        raise UserError(f"{index} names files that are not there: {listed(absent)}")
     shards = {name: read(index.parent / name) for name in names}
     if absent := [f"{key} in {name}" for key, name in weight_map.items() if key not in shards[name]]:
-        raise UserError(f"{index} names tensors that are not there: {', '.join(absent)}")
+        raise UserError(f"{index} names tensors that are not there: {listed(absent)}")
     return {key: shards[name][key] for key, name in weight_map.items()}
 
 
