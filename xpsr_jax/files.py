@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import glob
 import hashlib
 import os
 import platform
@@ -152,6 +153,26 @@ def read_regular(path: Path, *, max_bytes: int) -> bytes:
     if not room:
         raise UserError(f"{path} cannot be read: it has more bytes than the limit of {max_bytes:,}")
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+@contextlib.contextmanager
+def without_patterns(path: Path) -> Iterator[Path]:
+    """Another path to the same place without characters of patterns, for Orbax: it takes [1] in a path for a pattern.
+
+    The path is absolute. Where it has such characters, it leads through a temporary link to its folder.
+
+    Raises UserError if there can be no such path.
+    """
+    path = resolved(path)
+    if not glob.has_magic(str(path)):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="xpsr_jax-") as folder:
+        link = Path(folder) / "folder"
+        link.symlink_to(path.parent, target_is_directory=True)
+        if glob.has_magic(str(link / path.name)):
+            raise UserError(f"{path}: checkpoints need a path without the characters [ ] * ?")
+        yield link / path.name
 
 
 def resolved(path: Path) -> Path:

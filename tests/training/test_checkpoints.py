@@ -10,6 +10,7 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -230,3 +231,18 @@ def test_fields_that_came_later_are_passed_over():
     del before["photographs"], before["loss"]
     before["gone"] = 1
     assert resume.changes(before, resume.record(tiny.config(), photographs=5)) == []
+
+
+@pytest.mark.parametrize("name", ["run", "run[1]", "run*?"])
+def test_what_is_saved_can_be_read_again(name, tmp_path):
+    """Orbax takes [1] in a path for a pattern: what it wrote there it did not find again."""
+    with Checkpoints(tmp_path / name / "checkpoints", keep=2) as checkpoints:
+        checkpoints.check_readable()
+        assert list((tmp_path / name / "checkpoints").iterdir()) == []
+
+
+def test_a_folder_that_loses_what_is_saved_is_found_out_at_once(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
+        monkeypatch.setattr(ocp.Checkpointer, "restore", lambda *_, **__: {"numbers": np.zeros(3)})
+        with pytest.raises(UserError, match=r"what is saved in .* cannot be read again"):
+            checkpoints.check_readable()

@@ -256,3 +256,15 @@ def test_an_array_larger_than_what_is_written_at_a_time(tmp_path, monkeypatch):
         read = tensors[path].read()
         assert read.dtype == array.dtype
         np.testing.assert_array_equal(read, array)
+
+
+@pytest.mark.parametrize("name", ["[1]", "*?", "100%"])
+def test_orbax_folders_of_any_name_are_read_again(name, tmp_path):
+    arrays = {"a.b": np.arange(6.0, dtype=np.float32).reshape(2, 3)}
+    folder = tmp_path / name / "orbax"
+    folder.parent.mkdir()
+    orbax_files.write(arrays.items(), folder)
+    np.testing.assert_array_equal(orbax_files.read(folder)["a.b"].read(), arrays["a.b"])
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    placed = orbax_files.restore(folder, {"a.b": jax.ShapeDtypeStruct((2, 3), np.float32, sharding=where)})
+    np.testing.assert_array_equal(placed["a.b"], arrays["a.b"])

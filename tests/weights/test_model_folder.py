@@ -131,7 +131,7 @@ def test_a_whole_model_merged_by_component(model, base, released):
 
 
 def test_later_folders_are_first_choice(base, released):
-    found = merge([open_source(path) for path in (released, base, released.parent / "checkpoint-7" / "..")])
+    found = merge([open_source(path) for path in (released, base)])
     assert found.origins["unet"] == released / "unet" and found.origins["autoencoder"] == base / "vae"
     assert merge([open_source(base)] * 2).origins == open_source(base).origins
 
@@ -236,7 +236,7 @@ def test_wrong_folders(folder, released, tmp_path):
         load(folder / "unet" / "config.json")
     with pytest.raises(UserError, match=r"no vae/, text_encoder/, tokenizer/, scheduler/; .*found controlnet/, unet/$"):
         load(released)
-    with pytest.raises(UserError, match=r"no unet/, controlnet/; .*found no subfolders$"):
+    with pytest.raises(UserError, match=r"no controlnet/; .*found no subfolders$"):
         load_networks(released / "unet")
     # A model's own subfolder, in the place of another.
     shutil.rmtree(folder / "unet")

@@ -230,8 +230,10 @@ def prepare_embeddings(command: Embeddings) -> "Outcome":
     from xpsr_jax.training.export import tokenizer_of
     from xpsr_jax.training.fingerprints import fingerprint
     from xpsr_jax.weights.networks import NETWORKS, load_network
+    from xpsr_jax.weights.sources import find_components
 
-    network, folder = NETWORKS["text_encoder"], command.model / NETWORKS["text_encoder"].subfolder
+    network = NETWORKS["text_encoder"]
+    folder = find_components(command.model).get("text_encoder", command.model / network.subfolder)
     tokenizer = tokenizer_of(Networks(base=(command.model,)))
     captions = [
         caption

@@ -11,6 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from xpsr_jax.errors import UserError
+from xpsr_jax.files import without_patterns
 from xpsr_jax.json_files import read_json
 from xpsr_jax.training import resume
 from xpsr_jax.training.checkpoints import CONFIG, STATE
@@ -110,9 +111,11 @@ def _check_base(step: Path, known: dict[str, str] | None, structure: Structure) 
 
 def _trained(step: Path, *, average: bool) -> dict[str, np.ndarray]:
     """What trained, or its average where there is one and it is wanted. No optimizer's state is read."""
-    folder = (step / STATE).resolve()
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        with (
+            without_patterns(step / STATE) as folder,
+            ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer,
+        ):
             tree = checkpointer.metadata(folder).item_metadata.tree
             name = "average" if average and tree.get("average") else "trained"
             wanted = {name: dict.fromkeys(tree[name], 0)}

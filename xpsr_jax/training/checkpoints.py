@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 
 import grain
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from xpsr_jax import distributed
 from xpsr_jax.errors import UserError
+from xpsr_jax.files import resolved, without_patterns
 from xpsr_jax.training.state import TrainState
 
 # The state's random numbers are in none of them: they follow from the seed in `config` and the position in `data`.
@@ -45,22 +47,51 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, keep: int):
         self._folder = folder
-        self._manager = ocp.CheckpointManager(
-            folder.resolve(),
-            item_names=ITEMS,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True),
-        )
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            # What Orbax knows the folder by.
+            self._path = stack.enter_context(without_patterns(folder))
+            if jax.process_count() > 1 and self._path != resolved(folder):
+                raise UserError(f"{folder}: a run of several processes needs a path without the characters [ ] * ?")
+            self._manager = ocp.CheckpointManager(
+                self._path,
+                item_names=ITEMS,
+                options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True),
+            )
+            self._stack = stack.pop_all()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, kind: type | None, *_: Any) -> None:
         # What ended the run says more than what became of its last checkpoint.
-        with self._writing() if kind is None else contextlib.suppress(Exception):
+        with self._stack, self._writing() if kind is None else contextlib.suppress(Exception):
             try:
                 self._manager.wait_until_finished()
             finally:
                 self._manager.close()  # Its threads would keep the process alive.
+
+    def check_readable(self) -> None:
+        """Writes a checkpoint of a few bytes and reads it again: a run of days should not find out at its end.
+
+        Raises UserError if what is saved in this folder cannot be read again. Called by the first process alone.
+        """
+        numbers = {"numbers": np.arange(3)}
+        probe = self._path / ".probe"
+        try:
+            shutil.rmtree(probe, ignore_errors=True)
+            with ocp.Checkpointer(ocp.StandardCheckpointHandler(), multiprocessing_options=_alone()) as checkpointer:
+                checkpointer.save(probe, args=ocp.args.StandardSave(numbers))
+                restored = checkpointer.restore(probe, args=ocp.args.StandardRestore(numbers))
+            if not np.array_equal(restored["numbers"], numbers["numbers"]):
+                raise ValueError("other numbers came back")
+        # Orbax raises whatever the file system leads to.
+        except Exception as error:
+            raise UserError(
+                f"what is saved in {self._folder} cannot be read again ({_first_line(error)}); name another folder"
+            ) from error
+        finally:
+            shutil.rmtree(probe, ignore_errors=True)
 
     @property
     def latest(self) -> int | None:
@@ -142,13 +173,11 @@ class Checkpoints:
 
     def _restore(self, step: int, **items: Any) -> Any:
         # Each process by itself: one that finds the checkpoint damaged would leave the others waiting for it.
-        this = jax.process_index()
-        alone = ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
         options = ocp.CheckpointManagerOptions(
-            read_only=True, create=False, save_interval_steps=0, multiprocessing_options=alone
+            read_only=True, create=False, save_interval_steps=0, multiprocessing_options=_alone()
         )
         try:
-            with ocp.CheckpointManager(self._folder.resolve(), item_names=ITEMS, options=options) as manager:
+            with ocp.CheckpointManager(self._path, item_names=ITEMS, options=options) as manager:
                 return manager.restore(step, args=ocp.args.Composite(**items))
         # Orbax raises whatever the damaged part of its many files leads to.
         except Exception as error:
@@ -172,6 +201,12 @@ class Checkpoints:
                 f"a checkpoint cannot be written to {self._folder} ({_first_line(error)}). "
                 f"{_whole(self._folder)}; the same command goes on from there"
             ) from error
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """This process works by itself: no other is waited for."""
+    this = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
 
 
 def is_full(error: OSError) -> bool:

@@ -18,7 +18,7 @@ from xpsr_jax.training.parameters import Parameters, load_parameters
 from xpsr_jax.training.structure import Bundle, Structure
 from xpsr_jax.weights import model_folder
 from xpsr_jax.weights.model_folder import Model
-from xpsr_jax.weights.sources import SHIPPED_TOKENIZER
+from xpsr_jax.weights.sources import SHIPPED_TOKENIZER, find_components
 
 _MEASURED_CROPS = 32
 
@@ -30,8 +30,10 @@ def tokenizer_of(networks: Networks) -> Any:
 
 def tokenizer_folder(networks: Networks) -> Path:
     """The folder that the config names, or the newest base's, or the one that ships with the package."""
-    bases = [base / "tokenizer" for base in reversed(networks.base) if (base / "tokenizer").is_dir()]
-    return networks.tokenizer or next(iter(bases), SHIPPED_TOKENIZER)
+    if networks.tokenizer:
+        return networks.tokenizer
+    found = [find_components(base).get("tokenizer") for base in reversed(networks.base) if base.is_dir()]
+    return next(filter(None, found), SHIPPED_TOKENIZER)
 
 
 def assemble(structure: Structure, trained: Parameters, frozen: Parameters) -> Bundle | None:

@@ -73,6 +73,7 @@ def train(config: Config) -> Path | None:
         Checkpoints(run / "checkpoints", keep=config.keep) as checkpoints,
         _full_disk(run),
     ):
+        _by_first(checkpoints.check_readable)
         resumed = resume.newest(checkpoints, record, plan.state, data)
         first = resumed.step if resumed else 0
         base: dict[str, str] = {}
@@ -194,16 +195,21 @@ def locked_run(run: Path) -> Iterator[None]:
 
     Raises UserError in all of them if another training has it.
     """
-    problem: UserError | None = None
     with contextlib.ExitStack() as stack:
-        if distributed.is_first():
-            try:
-                stack.enter_context(locked_folder(run))
-            except UserError as error:
-                problem = error
-        if not distributed.all_agree(problem is None):
-            raise problem or UserError(f"{run} is being written by another training, the first process says which")
+        _by_first(lambda: stack.enter_context(locked_folder(run)))
         yield
+
+
+def _by_first(act: Callable[[], object]) -> None:
+    """Lets the first process act. Raises UserError in all of them if it does there."""
+    problem: UserError | None = None
+    try:
+        if distributed.is_first():
+            act()
+    except UserError as error:
+        problem = error
+    if not distributed.all_agree(problem is None):
+        raise problem or UserError("the first process cannot go on; it says why")
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from xpsr_jax.errors import UserError
 from xpsr_jax.weights import orbax_files, rules
 from xpsr_jax.weights.flax_files import read_msgpack
 from xpsr_jax.weights.pickles import read_pickle
-from xpsr_jax.weights.tensors import Tensor
+from xpsr_jax.weights.tensors import Tensor, without_shared_prefix
 from xpsr_jax.weights.torch_files import STEMS, read_file, read_shards
 
 Read = Callable[[Path], dict[str, Tensor]]
@@ -40,7 +40,7 @@ def read_folder(
     only = next(iter(variants)) if len(variants) == 1 else None
     for choice in (variant, None) if variant else (None, only):
         if (read := _find(folder, choice)) is not None:
-            return read()
+            return without_shared_prefix(read(), folder)
     if orbax_files.FOLDER in found:
         tensors = orbax_files.read(folder / orbax_files.FOLDER)
         return dict(rules.to_torch(path, tensor, names) for path, tensor in tensors.items())

@@ -15,6 +15,7 @@ import tensorstore
 
 from xpsr_jax import sharding
 from xpsr_jax.errors import UserError
+from xpsr_jax.files import without_patterns
 from xpsr_jax.weights.tensors import Tensor
 
 FOLDER = "orbax"
@@ -32,8 +33,8 @@ def write(arrays: Iterable[tuple[str, np.ndarray]], folder: Path) -> None:
         tree = {path: jax.device_put(array) for path, array in arrays}
     try:
         limit = max([_CONCURRENT_BYTES, *(array.nbytes for array in tree.values())])
-        with _checkpointer(limit) as checkpointer:
-            checkpointer.save(folder.resolve(), args=ocp.args.PyTreeSave(tree))
+        with without_patterns(folder) as path, _checkpointer(limit) as checkpointer:
+            checkpointer.save(path, args=ocp.args.PyTreeSave(tree))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} cannot be written: {error}") from error
 
@@ -44,8 +45,8 @@ def read(folder: Path) -> dict[str, Tensor]:
     Raises UserError if it is none, or incomplete.
     """
     try:
-        with _checkpointer() as checkpointer:
-            tree = checkpointer.metadata(folder.resolve()).item_metadata.tree
+        with without_patterns(folder) as plain, _checkpointer() as checkpointer:
+            tree = checkpointer.metadata(plain).item_metadata.tree
         return {
             path: Tensor(path, tuple(array.shape), np.dtype(array.dtype), functools.partial(_read, folder, path))
             for path, array in tree.items()
@@ -61,10 +62,10 @@ def restore(folder: Path, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict[
     Raises UserError if the checkpoint is incomplete.
     """
     try:
-        with _checkpointer() as checkpointer:
+        with without_patterns(folder) as plain, _checkpointer() as checkpointer:
             arguments = ocp.checkpoint_utils.construct_restore_args(dict(abstract))
             return checkpointer.restore(
-                folder.resolve(),
+                plain,
                 args=ocp.args.PyTreeRestore(item=dict(abstract), restore_args=arguments, partial_restore=True),
             )
     except Exception as error:
@@ -80,7 +81,8 @@ def _checkpointer(concurrent_bytes: int = _CONCURRENT_BYTES) -> Any:
 
 def _read(folder: Path, path: str) -> np.ndarray:
     """One array. Orbax would read the whole checkpoint's description for each, 20 times slower."""
-    store = {"driver": "ocdbt", "base": f"file://{folder.resolve()}/", "path": f"{path}/"}
+    base = {"driver": "file", "path": f"{folder.resolve()}/"}
+    store = {"driver": "ocdbt", "base": base, "path": f"{path}/"}
     try:
         return tensorstore.open({"driver": "zarr3", "kvstore": store}).result().read().result()
     except ValueError as error:

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from xpsr_jax.diffusion.schedule import Schedule
-from xpsr_jax.errors import UserError
+from xpsr_jax.errors import UserError, listed
 from xpsr_jax.weights.pickles import PICKLES, read_pickle
-from xpsr_jax.weights.tensors import Tensor
+from xpsr_jax.weights.tensors import Tensor, without_shared_prefix
 from xpsr_jax.weights.torch_files import read_file
 
 SUFFIXES = (".safetensors", *PICKLES)
 _UNET, _EMA, _VAE = "model.diffusion_model.", "model_ema.", "first_stage_model."
 _TEXT_1, _TEXT_2 = "cond_stage_model.transformer.", "cond_stage_model.model."
+# An autoencoder by itself, with or without its prefix; and what its training had beside it.
+_VAE_ALONE = (_VAE, "encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "loss.")
 # What belongs to no network: the averaged UNet, unless it is asked for; the schedule's tables; how CLIP was trained.
 _SKIPPED = re.compile(
     rf"{re.escape(_EMA)}.*|(alphas_cumprod|betas|sqrt_|log_one_minus|posterior_|lvlb_weights|logvar|scale_factor)\w*"
@@ -97,15 +99,23 @@ def read_single_file(file: Path, *, ema: bool = False) -> SingleFile:
     tensors = read_file(file) if file.suffix == ".safetensors" else read_pickle(file)
     if any(key.startswith("conditioner.embedders.") for key in tensors):
         raise UserError(f"{file} is Stable Diffusion XL or another successor; versions 1 and 2 are read")
+    tensors = without_shared_prefix(tensors, file, known=(_UNET, _VAE, _EMA, _TEXT_1, _TEXT_2, *_VAE_ALONE))
+    if all(key.startswith(_VAE_ALONE) for key in tensors):
+        # An autoencoder by itself has the same names without their prefix.
+        tensors = {key if key.startswith(_VAE) else f"{_VAE}{key}": tensor for key, tensor in tensors.items()}
+        if f"{_VAE}encoder.down.0.block.0.conv2.weight" not in tensors:
+            raise UserError(f"{file} is one component's file: name its folder, with its config.json")
+        return SingleFile(1, {"autoencoder": _whole(file, lambda: _autoencoder(_under(tensors, _VAE)))})
     if not any(key.startswith(_UNET) for key in tensors):
         found = ", ".join(sorted({key.partition(".")[0] for key in tensors})[:8])
         raise UserError(f"{file} is no Stable Diffusion checkpoint: no {_UNET}* in it, but {found}")
     parts = {prefix: _under(tensors, prefix) for prefix in (_UNET, _VAE, _TEXT_1, _TEXT_2)}
     known = {f"{prefix}{key}" for prefix, part in parts.items() for key in part}
     if unknown := [key for key in tensors if key not in known and not _SKIPPED.fullmatch(key)]:
-        raise UserError(f"{file} holds tensors of no network that is known: {', '.join(unknown)}")
+        raise UserError(f"{file} holds tensors of no network that is known: {listed(unknown)}")
     unet = _averaged(file, tensors, parts[_UNET]) if ema else parts[_UNET]
-    try:
+
+    def networks() -> SingleFile:
         # Version 2 has another text encoder, and linear layers in the place of pointwise convolutions.
         version = 2 if parts[_TEXT_2] or len(unet["middle_block.1.proj_in.weight"].shape) == 2 else 1
         networks = {"unet": _unet(unet, version)}
@@ -115,9 +125,17 @@ def read_single_file(file: Path, *, ema: bool = False) -> SingleFile:
             networks["text_encoder"] = _text_encoder(parts[_TEXT_1], "quick_gelu")
         elif parts[_TEXT_2]:
             networks["text_encoder"] = _text_encoder(_open_clip(parts[_TEXT_2]), "gelu")
+        return SingleFile(version, networks)
+
+    return _whole(file, networks)
+
+
+def _whole(file: Path, read: Callable[[], Any]) -> Any:
+    """What `read` returns. Raises UserError where it finds that the file lacks something."""
+    try:
+        return read()
     except (KeyError, ValueError) as error:
         raise UserError(f"{file} is no whole checkpoint of Stable Diffusion 1 or 2: {error}") from error
-    return SingleFile(version, networks)
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -253,7 +271,7 @@ def _rename(tensors: Mapping[str, Tensor], name: Callable[[str], str]) -> dict[s
     renamed = {name(key): tensor for key, tensor in tensors.items()}
     if len(renamed) < len(tensors):
         twice = [key for key, tensor in tensors.items() if renamed[name(key)] is not tensor]
-        raise ValueError(f"given twice: {', '.join(twice)}")
+        raise ValueError(f"given twice: {listed(twice)}")
     return renamed
 
 

@@ -9,6 +9,8 @@ from xpsr_jax.assets import ASSETS
 from xpsr_jax.config import Sampling
 from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.errors import UserError
+from xpsr_jax.errors import listed as listed_names
+from xpsr_jax.json_files import read_json
 from xpsr_jax.weights import single_file
 from xpsr_jax.weights.folders import variants_in
 from xpsr_jax.weights.networks import NETWORKS, Weights, open_folder
@@ -43,13 +45,13 @@ class Source:
 
 
 def open_source(path: Path, *, variant: str | None = None, ema: bool = False) -> Source:
-    """A model folder (PyTorch's files, Flax's or Orbax's) or a single file.
+    """A model folder (PyTorch's files, Flax's or Orbax's), the folder of one component, or a single file.
 
     Args:
       variant: of a folder's weight files, such as "fp16", where a component has it.
       ema: take a single file's averaged UNet.
 
-    Raises UserError if it is neither, or the single file cannot be read.
+    Raises UserError if it is none of them, or holds nothing of a model, or the single file cannot be read.
     """
     if path.is_file() and path.suffix in single_file.SUFFIXES:
         return _open_single_file(path, ema=ema)
@@ -62,13 +64,49 @@ def open_source(path: Path, *, variant: str | None = None, ema: bool = False) ->
         )
     if is_training_checkpoint(path):
         raise UserError(f"{path} is a training checkpoint: convert_weights.py makes a model folder of it")
-    found = {name: path / sub for name, sub in SUBFOLDERS.items() if (path / sub).is_dir()}
+    found = find_components(path)
     networks = {
         name: functools.partial(open_folder, NETWORKS[name], folder, variant=variant)
         for name, folder in found.items()
         if name in NETWORKS
     }
     return Source(found, networks, found.get("tokenizer"), found.get("schedule"), folders=(path,))
+
+
+def find_components(path: Path) -> dict[str, Path]:
+    """The folders of the components that a folder holds, by the name of `Model`'s field.
+
+    They are its subfolders; or, if it has none of these, it is one itself (as sd-vae-ft-mse is): its files say which.
+
+    Raises UserError if it holds nothing of a model.
+    """
+    found = {name: path / sub for name, sub in SUBFOLDERS.items() if (path / sub).is_dir()}
+    if found:
+        return found
+    entries = {entry.name for entry in path.iterdir()}
+    if "config.json" in entries:
+        names = _class_names(path / "config.json")
+        found = {name: path for name, network in NETWORKS.items() if network.torch_class[1] in names}
+        if not found:
+            classes = ", ".join(network.torch_class[1] for network in NETWORKS.values())
+            raise UserError(f"{path / 'config.json'} is of {listed_names(names) or 'no class'}; known are {classes}")
+    elif "scheduler_config.json" in entries:
+        found = {"schedule": path}
+    elif {"vocab.json", "merges.txt"} <= entries or "tokenizer.json" in entries:
+        found = {"tokenizer": path}
+    if not found:
+        raise UserError(
+            f"{path} holds nothing of a model: expected some of the subfolders {listed(SUBFOLDERS)}, or the files of "
+            f"one component; found {listed_names(sorted(entries)) or 'nothing'}"
+        )
+    return found
+
+
+def _class_names(file: Path) -> list[str]:
+    """What a config.json says that it is, in PyTorch's words."""
+    data = read_json(file)
+    said = [data.get("_class_name"), *(data["architectures"] if isinstance(data.get("architectures"), list) else [])]
+    return [name.removeprefix("Flax") for name in said if isinstance(name, str)]
 
 
 def is_training_checkpoint(path: Path) -> bool:
@@ -125,7 +163,7 @@ def _open_single_file(file: Path, *, ema: bool) -> Source:
 
     networks = {name: functools.partial(opened, *parts) for name, parts in content.networks.items()}
     origins = dict.fromkeys(networks, file)
-    if content.version == 1:
+    if content.version == 1 and "unet" in networks:
         # All of version 1 have these. Version 2 comes with two schedules, between which nothing in the file decides.
         origins |= {"tokenizer": SHIPPED_TOKENIZER, "schedule": file}
         return Source(origins, networks, SHIPPED_TOKENIZER, single_file.SCHEDULE_1)

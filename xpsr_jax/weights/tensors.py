@@ -1,6 +1,8 @@
 """Tensors that are read only when asked for, so that a network passes through memory one tensor at a time."""
 
+import functools
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from xpsr_jax.errors import UserError
+from xpsr_jax.errors import UserError, printable
 
 FLOATS: dict[str, np.dtype] = {
     "float64": np.dtype(np.float64),
@@ -71,6 +73,36 @@ class Tensor:
 
     def reshape(self, shape: Sequence[int]) -> "Tensor":
         return replace(self, shape=tuple(shape), read=lambda: self.read().reshape(shape))
+
+
+# What libraries that wrap a module put before its names: DistributedDataParallel, torch.compile, Lightning.
+_WRAPPERS = ("module.", "_orig_mod.", "model.")
+
+
+def without_shared_prefix(
+    tensors: Mapping[str, Tensor], where: object, *, known: tuple[str, ...] = ()
+) -> dict[str, Tensor]:
+    """The tensors without the prefixes of wrappers, if all their names share them; says so on stderr.
+
+    Args:
+      known: beginnings of names that are as they should be.
+    """
+    taken, found = "", dict(tensors)
+    while found and not any(key.startswith(known) for key in found):
+        prefix = next((each for each in _WRAPPERS if all(key.startswith(each) for key in found)), None)
+        if prefix is None:
+            break
+        taken += prefix
+        found = {key.removeprefix(prefix): tensor for key, tensor in found.items()}
+    if taken:
+        _say(f"{where}: the prefix {taken} is taken off all names of tensors")
+    return found
+
+
+@functools.cache
+def _say(text: str) -> None:
+    """Once, though a file is read several times."""
+    print(printable(text), file=sys.stderr)
 
 
 def read_finite(tensors: Mapping[str, Tensor], *, where: object, dtype: Any = None) -> Iterator[tuple[str, np.ndarray]]:
