@@ -31,10 +31,10 @@ def test_the_sampling_step_is_the_one_that_samples(monkeypatch):
 
     def keep(*arguments, **options):
         calls.append((arguments, options))
-        return arguments[5]  # the state, as it was
+        return arguments[6]  # the state, as it was
 
     monkeypatch.setattr(restore, "run_steps", keep)
-    monkeypatch.setattr(restore, "_finish", lambda graph, color, weights, latents, pixels: (pixels, np.ones(8, bool)))
+    monkeypatch.setattr(restore, "finish", lambda graph, color, weights, latents, pixels: (pixels, np.ones(8, bool)))
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
     restorer = restore.Restorer(model(config), config.sampling, mesh=mesh)
     restorer([image] * 8, [Caption("a", "b")] * 8)
