@@ -189,7 +189,7 @@ class Images:
       lr_captions: the same of degraded versions of the images, for all of them or some; None: there are none. Which
         caption is used, `data.high_caption_from` and `data.low_caption_from` say.
       exclude: paths within the folder that are held out of training.
-      missing_exclusions: an exclusion that is not in the folder is an error, or nothing to speak of.
+      missing_exclusions: an exclusion that is not in the folder is an error, or is ignored.
       missing_captions: an image without a caption is an error, or has an empty one.
       on_error: an image that cannot be read ends the training ("stop"), or is named, and the next one takes its place.
       cache: keep decoded images in memory.
@@ -215,7 +215,7 @@ class Loss:
     """Weights of the losses.
 
     Attributes:
-      constraint: λ of the Degradation-Free Constraint (paper, eq. 5; method §6); 0 does not build its heads anew.
+      constraint: λ of the Degradation-Free Constraint (paper, eq. 5; method §6); with 0 its heads are not built.
       reconstruction: of L1 in [-1, 1], in the autoencoder's and the decoder's stage.
       perceptual: of the perceptual distance, in the same two stages.
       kl: of the posterior's divergence from N(0, 1), a mean over latent elements, in the autoencoder's stage.

@@ -149,7 +149,7 @@ class DataConfig:
       low_dropout: of replacing the low-level caption by "".
       high_caption_from: the caption of the HR image or of its degraded version; where there is only one, that one.
       low_caption_from: "drawn" describes the degradation that was drawn; "file", and "drawn" for a ready-made pair,
-        takes the caption of the degraded image (for want of it, of the photograph).
+        takes the caption of the degraded image (where there is none, of the photograph).
       negative_target_probability: of a target that stays degraded (`lr`), with a high-level caption of
         `negative_words`, alone or after the real one. It gives the negative prompt something to mean. No dropout and no
         clean input then.

@@ -7,8 +7,9 @@ are pure in the generator they are given. All operators (kernels, filtering, sha
 released code's to float32 rounding.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 from jaxtyping import Float
@@ -19,6 +20,7 @@ from xpsr_jax.data.kernels import filter_image, gaussian_kernel, sharpen, sinc_k
 from xpsr_jax.data.noise import add_gaussian_noise, add_poisson_noise
 from xpsr_jax.data.resize import rescale, resize
 
+T = TypeVar("T")
 SHAPES: tuple[GaussianShape, ...] = get_args(GaussianShape)
 
 
@@ -201,8 +203,8 @@ def _draw_noise(config: StageConfig, rng: np.random.Generator) -> Noise:
     return Noise("poisson", rng.uniform(*config.poisson_scale), gray)
 
 
-def _choose(options, rng: np.random.Generator):
-    return options[rng.integers(len(options))]
+def _choose(options: Sequence[T], rng: np.random.Generator) -> T:
+    return options[int(rng.integers(len(options)))]
 
 
 def _blur(image: np.ndarray, blur: Blur | None) -> np.ndarray:

@@ -87,6 +87,7 @@ class TextEmbeddings:
 
 
 def shard_name(number: int) -> str:
+    """The name of the file with that number, from 0."""
     return f"embeddings-{number:05d}.npy"
 
 
@@ -97,4 +98,5 @@ def key_of(ids: Int[np.ndarray, "77"]) -> np.uint64:
 
 
 def keys_of(ids: Int[np.ndarray, "n 77"]) -> UInt64[np.ndarray, "n"]:
+    """`key_of` each row."""
     return np.array([key_of(each) for each in ids], np.uint64)

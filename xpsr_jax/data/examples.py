@@ -54,7 +54,17 @@ def make_example(
     seed: int,
     index: int,
 ) -> Example:
-    """One element of the batches of `make_pipeline`, without the batch axis: pure in (seed, index)."""
+    """One element of the batches of `make_pipeline`, without the batch axis: pure in (seed, index).
+
+    Args:
+      sample: the photograph, or a ready-made pair.
+      tokenizer: a transformers CLIPTokenizer; not needed with `config.degrade=False`.
+      embeddings: what takes the place of tokens; None: tokens.
+      seed: of the run.
+      index: position in the endless stream, from 0.
+
+    Raises UserError for a pair whose sizes do not fit, or a caption without an embedding.
+    """
     rng = np.random.default_rng((seed, index))
     example: Example = {"key": np.asarray(rng.integers(2**32, dtype=np.uint32)), "index": np.asarray(index, np.int64)}
     if not config.degrade:
@@ -113,6 +123,11 @@ def random_crop(
     """A square piece of the photograph, perhaps reduced and mirrored.
 
     A smaller photograph is continued by reflection to the right and below.
+
+    Args:
+      image: 8 bits; 3 channels, or 6 of an HR and an LR image together.
+      config: of which `crop_size`, `crop_scale` and `flip_probability` count.
+      rng: draws the scale, the place and the mirroring, in this order.
     """
     size = config.crop_size
     scale = max(rng.uniform(*config.crop_scale), min(1.0, size / min(image.shape[:2])))
@@ -141,7 +156,14 @@ def tokenize_caption(text: str, tokenizer: Tokenizer) -> Int[np.ndarray, "77"]:
 def choose_caption(
     sample: Sample, pair: Pair, config: DataConfig, *, clean: bool, negative: bool, rng: np.random.Generator
 ) -> Caption:
-    """The two captions that go with a pair, some of them dropped."""
+    """The two captions that go with a pair, some of them dropped (method §6).
+
+    Args:
+      sample: has the captions of the files.
+      pair: has what was drawn, for the low-level caption.
+      clean: the LR image is the HR image itself.
+      negative: the target stays degraded: the high-level caption has `config.negative_words`, and nothing is dropped.
+    """
     of_hr, of_lr = sample.caption, sample.lr_caption or Caption()
     high = (of_hr.high or of_lr.high) if config.high_caption_from == "hr" else (of_lr.high or of_hr.high)
     if config.low_caption_from == "drawn" and pair.drawn is not None:

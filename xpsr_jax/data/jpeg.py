@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 
 # The standard's luma table, transposed: a slip of the released code's DiffJPEG, kept because released weights have
 # learned it.
@@ -66,7 +67,7 @@ def jpeg(image: Float[np.ndarray, "h w 3"], quality: float) -> Float[np.ndarray,
     return np.clip(rgb[:height, :width], 0, 1)
 
 
-def _affine(matrix: np.ndarray, offset) -> Float[np.ndarray, "3 4"]:
+def _affine(matrix: Float[np.ndarray, "3 3"], offset: ArrayLike) -> Float[np.ndarray, "3 4"]:
     return np.column_stack([matrix, offset]).astype(np.float32)
 
 

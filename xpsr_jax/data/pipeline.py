@@ -126,9 +126,11 @@ class BatchIterator(grain.DatasetIterator[Example]):
         return batch
 
     def get_state(self) -> dict[str, int]:
+        """The position as JSON: {"next_index": batches taken}."""
         return {"next_index": self._position}
 
     def set_state(self, state: dict[str, int]) -> None:
+        """Goes to a position of `get_state`; batches made in advance are dropped."""
         self.close()
         self._closed = False
         self._position = state["next_index"]

@@ -20,6 +20,7 @@ class _NumpyUnpickler(pickle.Unpickler):
     """Builds containers of numpy arrays; refuses, before anything runs, whatever else a pickle asks for."""
 
     def find_class(self, module: str, name: str) -> Any:
+        """What a pickle calls by this name. Raises UnpicklingError unless an array needs it."""
         if (module, name) not in _NUMPY_GLOBALS:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, and only numpy arrays are read from a pickle")
         return _NUMPY_GLOBALS[module, name]

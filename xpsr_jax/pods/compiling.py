@@ -114,6 +114,7 @@ def read_cached(path: Path | None) -> dict[str, Any] | None:
 
 
 def write_cached(path: Path | None, data: dict[str, Any]) -> None:
+    """Keeps a report for `read_cached`, as JSON; nothing without a path."""
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -34,6 +34,7 @@ class Program(NamedTuple):
     mesh: sharding.AnyMesh | None = None
 
     def lower(self) -> jax.stages.Lowered:
+        """The program in StableHLO, for the devices of its shardings."""
         with self._within():
             return self.function.lower(*self.arguments, **self.options)
 
@@ -49,7 +50,7 @@ class Program(NamedTuple):
 def without_files(config: Config, *, attention: Kernel) -> Config:
     """The config with networks that need no files, and this attention kernel ("auto" asks for the devices at hand).
 
-    Folders of `networks.base` that exist are read for their configurations; those that do not are passed over.
+    Folders of `networks.base` that exist are read for their configurations; those that do not are ignored.
     """
     base = tuple(folder for folder in config.networks.base if folder.is_dir())
     networks = dataclasses.replace(config.networks, base=base, from_scratch=tuple(NETWORKS))

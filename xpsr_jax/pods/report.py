@@ -59,6 +59,7 @@ class Report:
 
     @property
     def fits(self) -> bool:
+        """Whether the compiler's peak is within a chip's memory."""
         return self.shortage is None and self.peak is not None and self.peak <= chip(self.topology).hbm
 
 

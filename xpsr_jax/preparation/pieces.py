@@ -1,4 +1,4 @@
-"""Long work in pieces: spread over processes, kept when it is stopped, gone on with when it is started again.
+"""Long work in pieces: spread over processes, kept when it is stopped, continued when it is started again.
 
 The result is written to `.NAME.partial` beside the output, and what is done of it to `.NAME.progress`. The output
 appears under its name when all is done. Pieces are done again as a whole, so a piece that was stopped halfway is as one
@@ -45,6 +45,7 @@ class Outcome:
     captions: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, other: "Outcome") -> None:
+        """Takes in what came of another piece."""
         self.written += other.written
         self.broken |= other.broken
         self.small |= other.small
@@ -102,7 +103,7 @@ def work(
     Args:
       output: the folder to make.
       do: picklable with `workers` above 1. Its result may depend on its arguments alone.
-      settings: all that decides the result, for JSON: unfinished work of other settings is not gone on with.
+      settings: all that decides the result, for JSON: unfinished work of other settings is not continued.
       defaults: of settings. Work of a version that had not all of them was done with these.
       workers: processes; 1: this one.
       finish: completes the folder, given the outcomes of all pieces in their order.
@@ -211,7 +212,7 @@ def _perform(do: Do, folder: Path, pieces: Sequence[tuple[int, range]], workers:
             yield futures[future], future.result()
     except BrokenProcessPool as error:
         raise UserError(
-            "a worker process was killed, perhaps for want of memory. The same command goes on; try fewer --workers"
+            "a worker process was killed, perhaps because memory ran out. The same command goes on; try fewer --workers"
         ) from error
     except BaseException:
         # What they are at will be done again, so it is not worth waiting for.

@@ -22,7 +22,7 @@ DATASET, SPLIT = "photographs", "train"
 
 @dataclass(frozen=True)
 class WriteRecords:
-    """Writes one file of records, of the images as they are stored: nothing is encoded anew.
+    """Writes one file of records, of the images as they are stored: nothing is encoded again.
 
     Attributes:
       files: of all pieces together.

@@ -210,7 +210,7 @@ def _alone() -> ocp.options.MultiprocessingOptions:
 
 
 def is_full(error: OSError) -> bool:
-    """Whether the system refused to write for want of space."""
+    """Whether the system refused to write because a disk or a quota is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

@@ -62,9 +62,12 @@ def export(
     source: SampleSource,
     tokenizer: Any,
 ) -> Path:
-    """Writes the model folder, replacing an older one of the same run. Only the first process writes.
+    """Writes the model folder, replacing an older one of the same run. All processes call it, the first writes.
 
     Args:
+      folder: to write; its parent exists.
+      trained: parameters by path, float32: the moving average where the run has one.
+      frozen: the others, in any type; what the base holds is read from it again.
       source: of the images by which the autoencoder's stage scales its latents.
     """
     bundle = assemble(structure, trained, frozen)

@@ -43,6 +43,7 @@ class Fingerprint:
         return array
 
     def hexdigest(self) -> str:
+        """64 hexadecimal digits, once every tensor has been read."""
         return self._digest.hexdigest()
 
 

@@ -33,13 +33,13 @@ samples/        validation pictures: LR, restored, original; and what the constr
 checkpoints/    what going on needs, newest last
 profile/        a trace of some steps, if there was a --profile
 model/          the trained model (at the end): python sample.py PHOTO --model .../model
-failed/         after a step whose loss was no number: a checkpoint of the state before it
-damaged/        checkpoints that could not be read and were passed over
+failed/         after a step whose loss was NaN or infinite: a checkpoint of the state before it
+damaged/        checkpoints that could not be read and were skipped
 """
 
 
 class NotANumber(Exception):
-    """A step's loss or gradient is no longer a number.
+    """A step's loss or gradient is NaN or infinite.
 
     Attributes:
       step: which one.
@@ -143,7 +143,7 @@ class Log:
         self._bar.update()
 
     def settle(self) -> None:
-        """Waits for the steps that were added. Raises NotANumber where the loss or a gradient is none any more."""
+        """Waits for the steps that were added. Raises NotANumber where the loss or a gradient is NaN or infinite."""
         for step, terms, samples in self._unread:
             values = {name: float(value) for name, value in jax.device_get(terms).items()}
             for name in ("loss", "gradient_norm"):
@@ -221,7 +221,7 @@ def check_wandb(project: str | None) -> None:
 
 
 def _open_wandb(project: str | None, run: Path, record: Mapping[str, Any] | None) -> Any:
-    """A run of the folder's name, gone on with where there is one."""
+    """A run of the folder's name; one that is there already is continued."""
     wandb = importlib.import_module("wandb")
     return wandb.init(
         project=project, id=run.name, name=run.name, resume="allow", dir=str(run), config=dict(record or {})

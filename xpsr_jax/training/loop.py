@@ -44,8 +44,7 @@ def train(config: Config) -> Path | None:
 
     Raises:
       UserError: settings or files that cannot be trained with (nothing is written then), a run folder that another
-        training writes to, a full disk, or a loss that is
-        no number.
+        training writes to, a full disk, or a loss that is NaN or infinite.
     """
     run = config.run_folder
     check_wandb(config.wandb)
@@ -138,7 +137,7 @@ def train(config: Config) -> Path | None:
                     if done % config.log_every == 0 or last:
                         log.scalars(done, learning_rate=float(rate(done - 1)))
                     if done % config.checkpoint_every == 0 or last or stop:
-                        log.settle()  # What is not a number is never saved.
+                        log.settle()  # A state after NaN is never saved.
                         checkpoints.save(done, state, data, record, log.unlogged)
                     if stop and not last:
                         checkpoints.wait()

@@ -53,7 +53,7 @@ class Resumed(NamedTuple):
       state: after it.
       log: as `Checkpoints.save` was given it.
       record: the run's settings then.
-      notes: a line for each thing to be told: what changed since, which checkpoints were passed over and why.
+      notes: a line for each thing to be told: what changed since, which checkpoints were skipped and why.
     """
 
     step: int
@@ -107,7 +107,7 @@ def config_of(record: Mapping[str, Any]) -> Config:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """One line for each field that differs and may, by `MAY_CHANGE`. Fields that only one record has are passed over.
+    """One line for each field that differs and may, by `MAY_CHANGE`. Fields that only one record has are ignored.
 
     Raises:
       UserError: others differ; names them with both values. Or `before` is of another schema.

@@ -32,7 +32,7 @@ def make_step(
     """The training step. It takes the state over (donates it) and gives one back that is placed as `abstract` is.
 
     Its terms are means over the batch, "loss" and "gradient_norm" (before clipping) among them. Where one of these two
-    is no number, the state stays as it was, and the step after it changes nothing either (`unless_failed`).
+    is NaN or infinite, the state stays as it was, and the step after it changes nothing either (`unless_failed`).
     """
 
     def loss(
@@ -93,7 +93,12 @@ def unless_failed(before: TrainState, after: TrainState, good: Array) -> TrainSt
 def apply_gradients(
     state: TrainState, gradients: Parameters, optimizer: optax.GradientTransformation, *, ema: float | None
 ) -> TrainState:
-    """The state after an optimizer step with these gradients."""
+    """The state after an optimizer step.
+
+    Args:
+      gradients: by path, as `state.trained`.
+      ema: decay of the moving average; early on it is (1 + step) / (10 + step), if that is less. None: no average.
+    """
     updates, moments = optimizer.update(gradients, state.optimizer, state.trained)
     trained = optax.apply_updates(state.trained, updates)
     average = None
@@ -107,7 +112,13 @@ def apply_gradients(
 def accumulate(
     one: Callable[[Any], Any], batch: Mapping[str, Array], microbatches: int, split: jax.sharding.NamedSharding
 ) -> Any:
-    """The mean of `one` over equal parts of the batch, computed one after the other, each spread over all devices."""
+    """The mean of `one` over equal parts of the batch, computed one after the other, each spread over all devices.
+
+    Args:
+      one: takes a part of the batch and gives a tree of arrays.
+      batch: arrays whose first axis is a multiple of `microbatches`.
+      split: sharding of a part's first axis.
+    """
     if microbatches == 1:
         return one(batch)
     # Sample i goes to part i mod n, so that every part takes its share from each device without moving it.
