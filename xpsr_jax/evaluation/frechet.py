@@ -4,6 +4,7 @@ Each of several processes, or runs, makes the statistics of its own images; merg
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from jaxtyping import Float
@@ -24,7 +25,7 @@ class FeatureStatistics:
     scatter: Float[np.ndarray, "d d"]
 
     @classmethod
-    def of(cls, features: Float[np.ndarray, "n d"]) -> "FeatureStatistics":
+    def of(cls, features: Float[np.ndarray, "n d"]) -> Self:
         """The statistics of these vectors. Raises ValueError unless there is at least one, all of one length."""
         if features.ndim != 2 or len(features) == 0:
             raise ValueError(f"Features have the shape (n, d) with n > 0, not {features.shape}.")
@@ -32,7 +33,7 @@ class FeatureStatistics:
         mean = features.mean(axis=0)
         return cls(len(features), mean, (features - mean).T @ (features - mean))
 
-    def merge(self, other: "FeatureStatistics") -> "FeatureStatistics":
+    def merge(self, other: Self) -> Self:
         """The statistics of both sets together (Chan, Golub and LeVeque, 1983)."""
         count = self.count + other.count
         difference = other.mean - self.mean

@@ -6,11 +6,10 @@ An MPO, a phone's JPEG with further pictures behind the first, is the JPEG of it
 import io
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from PIL import Image, JpegImagePlugin
 
-from xpsr_jax.files import ByteFile
 from xpsr_jax.images.stored import Stored
 
 BEGINNING = b"\xff\xd8\xff"
@@ -32,7 +31,7 @@ class _Segment(NamedTuple):
     content: bytes
 
 
-def open_jpeg(file: ByteFile) -> Stored:
+def open_jpeg(file: IO[bytes]) -> Stored:
     """Reads everything before the pixels.
 
     Raises:
@@ -60,7 +59,7 @@ def open_jpeg(file: ByteFile) -> Stored:
     return Stored((width, height), decode, exif or None, xmp, _profile(contents[_APP2]), _dpi(contents[_APP0]))
 
 
-def _segments(file: ByteFile) -> Iterator[_Segment]:
+def _segments(file: IO[bytes]) -> Iterator[_Segment]:
     """Those before the pixels, and the one that begins them."""
     file.seek(2)
     for _ in range(_MOST_SEGMENTS):
