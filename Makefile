@@ -3,7 +3,9 @@
 #
 #   make demo           restore the photograph that ships with the package: demo/restored.png, demo/comparison.png
 #   make test           the tests, without PyTorch;   make test ARGS="-k guidance"   some of them
-#   make soak           trainings that are killed, of several processes, on several meshes, on a full disk; what else is slow
+#   make soak           commands that are killed, trainings of several processes, on several meshes, on a full disk; all of
+#                       the hostile corpus and 2,000 damaged files; what else is slow
+#   make soak-long      1,000 kills and 10,000 damaged files, with and without PyTorch; it takes hours
 #   make test-torch     live comparisons with PyTorch, diffusers and transformers
 #   make test-app       the web page in Chromium, which apt-get installs if it is not there
 #   make lint           ruff and mypy;   make format   lets ruff put right what it can
@@ -16,7 +18,7 @@ ARGS ?=
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test soak test-torch test-app chromium lint format clean
+.PHONY: demo test soak soak-long test-torch test-app chromium lint format clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/.demo
@@ -29,6 +31,10 @@ test: .venv/.test
 # -rP: what was measured is printed at the end.
 soak: .venv/.test
 	$(PYTEST) tests --ignore=tests/torch --ignore=tests/app -m soak -n $(JOBS) --dist loadfile -rP $(ARGS)
+
+soak-long: .venv/.test-torch
+	SOAK_KILLS=1000 SOAK_FILES=10000 $(PYTEST) tests/soak/test_kills.py tests/hostile/test_kills.py \
+	  tests/hostile/test_mutations.py -m soak -n $(JOBS) --dist loadfile -rP $(ARGS)
 
 test-torch: .venv/.test-torch
 	$(PYTEST) tests/torch $(ARGS)

@@ -56,6 +56,8 @@ class Worker:
 
     def __init__(self) -> None:
         settings = {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)}
+        settings |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        settings |= {"TOKENIZERS_PARALLELISM": "false"}  # of threads that a fork would not have
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.hostile.worker"],
             stdin=subprocess.PIPE,
@@ -82,10 +84,14 @@ class Worker:
 
 
 def _serve() -> None:
+    from xpsr_jax.weights.model_folder import load_tokenizer
+    from xpsr_jax.weights.sources import SHIPPED_TOKENIZER
+
     for main in COMMANDS.values():
         importlib.import_module(main.partition(":")[0])
     for name in _LATE:
         importlib.import_module(name)
+    load_tokenizer(SHIPPED_TOKENIZER)  # transformers imports what it needs when it is used
     for line in sys.stdin.buffer:
         ended = _fork(json.loads(line))
         print(json.dumps(dataclasses.asdict(ended)), flush=True)
@@ -104,7 +110,7 @@ def _fork(job: dict[str, Any]) -> Ended:
                 break
             most = max(most, _memory(child))
             if time.monotonic() - began > job["seconds"] or most > MEMORY:
-                os.killpg(child, signal.SIGKILL)
+                _kill(child)
             time.sleep(0.005)
         seconds = time.monotonic() - began
         texts = []
@@ -112,6 +118,13 @@ def _fork(job: dict[str, Any]) -> Ended:
             file.seek(0)
             texts.append(file.read().decode(errors="replace"))
         return Ended(os.waitstatus_to_exitcode(status), *texts, seconds, max(most, usage.ru_maxrss * 1024))
+
+
+def _kill(child: int) -> None:
+    try:
+        os.killpg(child, signal.SIGKILL)
+    except ProcessLookupError:  # it has not begun its own group
+        os.kill(child, signal.SIGKILL)
 
 
 def _memory(process: int) -> int:
