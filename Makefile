@@ -3,6 +3,7 @@
 #
 #   make demo           restore the photograph that ships with the package: demo/restored.png, demo/comparison.png
 #   make test           the tests, without PyTorch;   make test ARGS="-k guidance"   some of them
+#   make test-shapes    the tests of what computes with arrays, with every annotation checked at each call
 #   make soak           commands that are killed, trainings of several processes, on several meshes, on a full disk; all of
 #                       the hostile corpus and 2,000 damaged files; what else is slow
 #   make soak-long      1,000 kills and 10,000 damaged files, with and without PyTorch; it takes hours
@@ -14,11 +15,13 @@
 PYTHON ?= python3
 JOBS ?= 2
 ARGS ?=
+# What computes with arrays, and tests that annotations are checked.
+SHAPES := tests/test_shapes.py $(addprefix tests/,models diffusion data)
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test soak soak-long test-torch test-app chromium lint format clean
+.PHONY: demo test test-shapes soak soak-long test-torch test-app chromium lint format clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/.demo
@@ -27,6 +30,10 @@ demo: .venv/.demo
 # One file's tests stay in one process, so that what they share is compiled once.
 test: .venv/.test
 	$(PYTEST) tests --ignore=tests/torch --ignore=tests/app -m "not soak" -n $(JOBS) --dist loadfile $(ARGS)
+
+# A step of its own: the checks take a part of the tests' time. They show wrong shapes and dtypes at the call that has them.
+test-shapes: .venv/.test
+	XPSR_JAX_CHECK_SHAPES=1 $(PYTEST) $(SHAPES) -m "not soak" -n $(JOBS) --dist loadfile $(ARGS)
 
 # -rP: what was measured is printed at the end.
 soak: .venv/.test

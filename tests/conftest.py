@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from jaxtyping import config as jaxtyping_config
+from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,6 +23,12 @@ os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
+# `make test-shapes`: every annotation of the package is checked at each call, shapes and dtypes included. An int may
+# stand for a float, as everywhere in Python. Processes that tests start run without these checks, as users do.
+if os.environ.get("XPSR_JAX_CHECK_SHAPES"):
+    assert not any(name.startswith("xpsr_jax") for name in sys.modules), "xpsr_jax is there already, unchecked"
+    install_import_hook("xpsr_jax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
 # Under pytest-xdist each worker keeps to one core: XLA takes its number of threads from the cores it may use.
 if hasattr(os, "sched_setaffinity") and (worker := os.environ.get("PYTEST_XDIST_WORKER")):
     cores = sorted(os.sched_getaffinity(0))
@@ -31,6 +39,12 @@ if hasattr(os, "sched_setaffinity") and (worker := os.environ.get("PYTEST_XDIST_
 def vectors() -> Path:
     """The folder of golden files; its README.md says where each comes from."""
     return ROOT / "tests" / "vectors"
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Annotations are not checked: of tests that pass what they do not allow, to see what a user is told."""
+    monkeypatch.setattr(jaxtyping_config, "jaxtyping_disable", True)
 
 
 @pytest.fixture(scope="module")

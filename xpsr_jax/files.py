@@ -4,6 +4,7 @@ import contextlib
 import functools
 import glob
 import hashlib
+import io
 import os
 import platform
 import re
@@ -12,9 +13,11 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 from xpsr_jax.errors import UserError, listed
+
+ByteFile = io.BufferedReader | io.BytesIO
+"""An open file of bytes, on disk or in memory."""
 
 # The longest name that every file system in use takes, in bytes (eCryptfs; most take 255).
 _NAME_BYTES = 143
@@ -114,7 +117,7 @@ def beside(path: Path, ending: str) -> Path:
     return path.with_name(f".{name}.{ending}")
 
 
-def open_regular(path: Path, *, max_bytes: int | None = None) -> IO[bytes]:
+def open_regular(path: Path, *, max_bytes: int | None = None) -> io.BufferedReader:
     """Opens a regular file, or a link to one, for reading.
 
     Raises UserError for anything else (a pipe would wait for ever, a device never end), for loops of links, for what

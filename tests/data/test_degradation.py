@@ -224,6 +224,6 @@ def test_milder_pipeline_is_milder(photo):
         (np.zeros((64, 64), np.float32), "float32 of shape"),
     ],
 )
-def test_wrong_images(image, message):
+def test_wrong_images(unchecked, image, message):
     with pytest.raises(ValueError, match=message):
         degrade(image, XPSR, np.random.default_rng(0))

@@ -32,7 +32,7 @@ def test_sinc_kernels(operators, size, cutoff):
     np.testing.assert_allclose(padded, operators[f"kernel.sinc_{size}_w{cutoff}"], rtol=0, atol=1e-15)  # measured 0
 
 
-def test_kernel_errors():
+def test_kernel_errors(unchecked):
     with pytest.raises(ValueError, match="odd size, got 8"):
         gaussian_kernel("iso", size=8, sigma_x=1, sigma_y=1)
     with pytest.raises(ValueError, match="odd size, got 8"):
@@ -93,10 +93,11 @@ def test_sharpening_of_any_size(operators, size):
 
 
 def test_filter_correlates_rather_than_convolves():
-    image = np.zeros((9, 9, 1), np.float32)
+    image = np.zeros((9, 9, 2), np.float32)
     image[4, 4] = 1
     kernel = np.arange(49.0).reshape(7, 7)
-    np.testing.assert_array_equal(filter_image(image, kernel)[1:8, 1:8].squeeze(), kernel[::-1, ::-1])
+    expected = np.stack([kernel[::-1, ::-1]] * 2, axis=-1)
+    np.testing.assert_array_equal(filter_image(image, kernel)[1:8, 1:8], expected)
 
 
 def test_noise_gain():

@@ -216,7 +216,7 @@ class Numbers:
         ((7, 1, 3), (0.5, 0.25, 0.25), (7, 4, 4)),
     ],
 )
-def test_mixtures_hold_their_shares_and_every_sample(counts, weights, expected):
+def test_mixtures_hold_their_shares_and_every_sample(unchecked, counts, weights, expected):
     mixture = Mixture([Numbers(name, count) for name, count in zip("abc", counts, strict=False)], weights)
     drawn = collections.Counter(mixture[i] for i in range(len(mixture)))
     found = [[n for sample, n in drawn.items() if sample[0] == name] for name in "abc"[: len(counts)]]

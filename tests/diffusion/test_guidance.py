@@ -1,7 +1,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.flax import load_file
 
 from xpsr_jax.diffusion.guidance import guide, is_guided
 
@@ -26,7 +26,7 @@ def test_guidance_is_off_where_it_changes_nothing(form, off):
 
 def test_rescaled_as_in_diffusers(vectors):
     stored = {
-        name: np.moveaxis(array, 1, -1)
+        name: jnp.moveaxis(array, 1, -1)
         for name, array in load_file(vectors / "samplers.safetensors").items()
         if name in ("start", "rescale.guided", "rescale.out")
     }
@@ -43,6 +43,6 @@ def test_rescaled_as_in_diffusers(vectors):
     np.testing.assert_allclose(np.std(both, axis=(1, 2, 3)), np.std(positive) * np.array([1, 3]), rtol=1e-6)
 
 
-def test_unknown_form():
+def test_unknown_form(unchecked):
     with pytest.raises(ValueError, match="cfg"):
         guide(POSITIVE, NEGATIVE, scale=1.0, form="cfg")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from safetensors.numpy import load_file
+from safetensors.flax import load_file
 
 import xpsr_jax
 from xpsr_jax.diffusion.ddim import Ddim
@@ -72,9 +72,9 @@ def run(vectors, stored, schedule, tmp_path_factory):
 
 
 def start_of(stored, schedule, case):
-    levels = {"first_level": levels_at(schedule, 751), "second_level": levels_at(schedule, 800)}
+    levels = {"first_level": levels_at(schedule, jnp.int32(751)), "second_level": levels_at(schedule, jnp.int32(800))}
     if case == "noise":
-        return start_latents("noise", None, stored["noise.in.init_latents"], None, **levels)
+        return start_latents("noise", *[stored["noise.in.init_latents"]] * 3, **levels)
     lr_latents = 0.18215 * stored["lr.in.vae_latent_unscaled"]
     return start_latents(
         "lr_noised_twice", lr_latents, stored["lr.in.init_noise"], stored["lr.in.added_noise"], **levels
@@ -104,8 +104,8 @@ def test_lr_start_is_noised_once(stored, schedule):
     lr_latents, noise = 0.18215 * stored["lr.in.vae_latent_unscaled"], stored["lr.in.init_noise"]
     alpha = alphas_cumprod(schedule)[751]
     table = Ddpm(schedule).table(STEPS)
-    level = table.signal[0], table.sigma[0]
-    once = start_latents("lr", lr_latents, noise, None, first_level=level, second_level=level)
+    level = jnp.asarray(table.signal[0]), jnp.asarray(table.sigma[0])
+    once = start_latents("lr", lr_latents, noise, noise, first_level=level, second_level=level)
     np.testing.assert_allclose(once, np.sqrt(alpha) * lr_latents + np.sqrt(1 - alpha) * noise, atol=1e-6)
 
 

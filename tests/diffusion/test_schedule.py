@@ -95,7 +95,7 @@ def test_json_round_trip_and_defaults():
         ("clip_sample", "no"),
     ],
 )
-def test_what_is_not_supported_is_named(field, value):
+def test_what_is_not_supported_is_named(unchecked, field, value):
     with pytest.raises(UserError, match=field):
         Schedule.from_json(SD15 | {field: value})
 

@@ -53,7 +53,7 @@ def test_floats_equal_their_8_bit_image_and_are_clipped():
     assert psnr_y(a / 255 + (a == 255), b) == pytest.approx(psnr_y(a, b), rel=1e-12)
 
 
-def test_wrong_images_are_named():
+def test_wrong_images_are_named(unchecked):
     a, _ = noisy_pair()
     for metric in (psnr_y, ssim_y):
         with pytest.raises(ValueError, match=r"\(29, 40, 3\) and \(28, 40, 3\)"):

@@ -86,7 +86,7 @@ def test_kernels_that_gain_are_transformed():
     }
 
 
-def test_what_is_no_pair_is_named(photo_pairs):
+def test_what_is_no_pair_is_named(unchecked, photo_pairs):
     a, b = photo_pairs[0]
     with pytest.raises(ValueError, match=r"\(128, 128, 3\), \(127, 128, 3\)"):
         xpsr_jax.dists(a, b[1:])

@@ -49,7 +49,7 @@ def test_equal_images_have_no_distance_and_a_finite_gradient(metric, pairs):
         assert np.all(np.isfinite(gradient))
 
 
-def test_shapes_that_cannot_be_compared_are_named():
+def test_shapes_that_cannot_be_compared_are_named(unchecked):
     lpips = Lpips.load("alex")
     with pytest.raises(ValueError, match=r"\(1, 40, 40, 3\) and \(1, 40, 41, 3\)"):
         lpips(jnp.zeros((1, 40, 40, 3)), jnp.zeros((1, 40, 41, 3)))
@@ -57,7 +57,7 @@ def test_shapes_that_cannot_be_compared_are_named():
         lpips(jnp.zeros((1, 30, 40, 3)), jnp.zeros((1, 30, 40, 3)))
 
 
-def test_unknown_network_is_named():
+def test_unknown_network_is_named(unchecked):
     with pytest.raises(ValueError, match="no backbone 'squeeze'; known are alex, vgg"):
         Lpips.load("squeeze")  # type: ignore[arg-type]
 

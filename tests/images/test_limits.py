@@ -11,7 +11,8 @@ from PIL import Image, ImageFile
 from tests.images.making import FILES, chunk, png, stored
 from xpsr_jax.errors import UserError
 from xpsr_jax.images import reading
-from xpsr_jax.images.reading import decode_picture, limit_from_millions, read_picture, read_size
+from xpsr_jax.images.limits import limit_from_millions
+from xpsr_jax.images.reading import decode_picture, read_picture, read_size
 
 
 def bombs() -> dict[str, bytes]:

@@ -53,7 +53,7 @@ def test_images_of_a_batch_do_not_mix(pair):
     np.testing.assert_allclose(batch[:1], adain(target, source), atol=1e-6)
 
 
-def test_unknown_method(pair):
+def test_unknown_method(unchecked, pair):
     with pytest.raises(ValueError, match="histogram"):
         fix_color(*pair, "histogram")
 
@@ -64,7 +64,7 @@ def test_large_pictures_are_fixed_alike_in_pieces(pair, method, monkeypatch):
     target, source = (np.asarray(truncate_to_uint8(image))[0] for image in pair)
     target, source = (np.tile(image, (3, 3, 1))[:130, :145] for image in (target, source))
     expected = truncate_to_uint8(
-        fix_color(*(image[None].astype(np.float32) / 255 for image in (target, source)), method)
+        fix_color(*(jnp.asarray(image[None], jnp.float32) / 255 for image in (target, source)), method)
     )[0]
     ours = fix_large_color(target, source, method)
     difference = np.abs(np.int32(ours) - expected)

@@ -79,7 +79,7 @@ def test_a_result_does_not_depend_on_the_order(model, tiled):
 def test_sizes_are_of_few_kinds():
     """A thousand photographs; and what is usual stays as it was."""
     rule = {"upscale": 4, "process_size": 512, "factor": 8}
-    sizes = [tuple(RNG.integers(60, 192, 2)) for _ in range(1000)]
+    sizes = [tuple(map(int, RNG.integers(60, 192, 2))) for _ in range(1000)]
     assert len({network_size(*size, **rule) for size in sizes}) > 300
     assert len({network_size(*size, **rule, multiple=PAPER.size_multiple) for size in sizes}) < 80
     for side in (128, 144, 160, 192, 256, 512):

@@ -49,6 +49,6 @@ def test_words_that_are_too_long(tokenizer):
 
 
 @pytest.mark.parametrize("caption", [None, 3, ["a"]])
-def test_a_caption_must_be_text(tokenizer, caption):
+def test_a_caption_must_be_text(unchecked, tokenizer, caption):
     with pytest.raises(UserError, match="must be text, not"):
         prompt_tokens(tokenizer, [caption])

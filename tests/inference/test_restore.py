@@ -181,7 +181,7 @@ def test_batches_hold_one_size_in_the_order_of_their_first_images():
     assert plan_batches([], 2) == []
 
 
-def test_what_is_no_image_is_refused(model):
+def test_what_is_no_image_is_refused(unchecked, model):
     with pytest.raises(ValueError, match="uint8"):
         restore(model, [np.zeros((8, 8, 3), np.float32)], CAPTIONS[:1])
     with pytest.raises(ValueError, match="1 images but 3 captions"):

@@ -22,9 +22,9 @@ def test_the_released_codes_tiled_run(networks, vectors):
     """12 x 20 cells in six tiles of 8 x 8, two steps with guidance; each tile sees its own part of the LR image."""
     about = json.loads((vectors / "xpsr" / "sampling.json").read_text())["tiled"]
     stored = under("tiled.", read(vectors / "xpsr" / "sampling.safetensors"))
-    latents, noises = (np.moveaxis(stored[name], -3, -1) for name in ("latents", "step_noise"))
+    latents, noises = (jnp.moveaxis(stored[name], -3, -1) for name in ("latents", "step_noise"))
     tiles = plan_tiles(12, 20, size=8, overlap=2)
-    crops = np.stack(tiles.cut(stored["in.image"][0], scale=8))
+    crops = jnp.stack(tiles.cut(stored["in.image"][0], scale=8))
     graph, weights = nnx.split(networks)
 
     @jax.jit
@@ -48,7 +48,7 @@ def test_the_released_codes_tiled_run(networks, vectors):
     errors = []
     for i, timestep in enumerate(table.timestep):
         parts = predict(weights, np.stack(tiles.cut(np.asarray(state.latents[0]))), timestep)
-        blended = tiles.blend(list(np.asarray(parts)), "released")[None]
+        blended = jnp.asarray(tiles.blend(list(np.asarray(parts)), "released")[None])
         state = advance(sampler, lambda *_: blended, state, table, lambda _: noises[i], i, i + 1)  # noqa: B023
         errors.append(error(state.latents, latents[i]))
     print(errors)

@@ -24,7 +24,7 @@ RNG = np.random.default_rng(0)
 
 
 def noise(*shape):
-    return RNG.standard_normal(shape).astype(np.float32)
+    return jnp.asarray(RNG.standard_normal(shape), jnp.float32)
 
 
 def reduced(x, factor):
@@ -87,7 +87,7 @@ def test_autoencoder_loss():
         decode=lambda latents: latents / 0.5,
     )
     loss = Loss(reconstruction=2.0, perceptual=3.0, kl=0.5)
-    batch = {"hr": image, "key": np.arange(64, dtype=np.uint32)}
+    batch = {"hr": image, "key": jnp.arange(64, dtype=jnp.uint32)}
     networks = SimpleNamespace(autoencoder=autoencoder)
     value, terms = autoencoder_loss(networks, batch, distance=constant_distance, loss=loss, seed=0)
     assert float(terms["l1"]) == pytest.approx(0.0798, rel=0.01)
@@ -98,7 +98,7 @@ def test_autoencoder_loss():
 
 def test_decoder_loss_is_of_what_the_sampler_makes_and_trains_the_decoder_alone():
     """A diffusion that is sure of clean latents, half the LR image: these, decoded, meet the original."""
-    lr, hr = np.abs(noise(2, 8, 8, 3)), noise(2, 8, 8, 3)
+    lr, hr = jjnp.abs(noise(2, 8, 8, 3)), noise(2, 8, 8, 3)
     schedule = Schedule()
 
     def loss_of(decoder, diffusion):
@@ -112,7 +112,8 @@ def test_decoder_loss_is_of_what_the_sampler_makes_and_trains_the_decoder_alone(
             autoencoder=SimpleNamespace(encode=lambda image, keys: image, decode=lambda latents: decoder * latents),
             text_encoder=lambda ids: ids,
         )
-        batch = {"lr": lr, "hr": hr, "key": np.arange(2, dtype=np.uint32), "high_ids": None, "low_ids": None}
+        text = jnp.zeros((2, 3, 4))
+        batch = {"lr": lr, "hr": hr, "key": jnp.arange(2, dtype=jnp.uint32), "high_ids": text, "low_ids": text}
         loss = Loss(reconstruction=2.0, perceptual=3.0)
         options = {"sampler": Ddpm(schedule), "steps": 3, "distance": constant_distance, "loss": loss, "seed": 0}
         return decoder_loss(networks, batch, **options)

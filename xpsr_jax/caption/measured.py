@@ -164,7 +164,7 @@ def _compression(patches: list[np.ndarray]) -> float:
     return quantisation_scale(_QUALITIES[deepest + 1])
 
 
-def _dips(grays: list[np.ndarray]) -> Float[np.ndarray, "qualities-2"]:
+def _dips(grays: list[np.ndarray]) -> Float[np.ndarray, "inner_qualities"]:
     """By how much the logarithm of the error of compression is less at a quality than at those beside it."""
     errors = np.zeros(len(_QUALITIES))
     for gray in grays:

@@ -1,7 +1,7 @@
 """What a training example is: crop, flip, degrade, caption, tokenise (method §6, §9)."""
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -21,6 +21,7 @@ from xpsr_jax.errors import UserError
 Example = dict[str, np.ndarray]
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What is used of a transformers CLIPTokenizer."""
 

@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from xpsr_jax.data.image_folder import Captions, ImageFolder
 from xpsr_jax.data.offline_pairs import OfflinePairs, find_datasets
@@ -16,6 +16,7 @@ from xpsr_jax.errors import UserError
 from xpsr_jax.images.listing import list_images
 
 
+@runtime_checkable
 class SampleSource(Protocol):
     """Anything with a length and samples by number, and that can be pickled for worker processes.
 

@@ -1,6 +1,6 @@
 """The sampler that settings name."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from xpsr_jax.diffusion.choices import SamplerName
 from xpsr_jax.diffusion.ddim import Ddim
@@ -12,6 +12,7 @@ from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.diffusion.unipc import UniPc
 
 
+@runtime_checkable
 class SamplerSettings(Protocol):
     """What `make_sampler` reads of `config.Sampling`.
 

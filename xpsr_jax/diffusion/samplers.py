@@ -7,7 +7,7 @@ are and what they hold is traced, as are scales, seeds and prompts: changing the
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +53,7 @@ class Weights(NamedTuple):
     noise: Any
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """What `sample` needs of a sampler."""
 

@@ -4,7 +4,6 @@ Each of several processes, or runs, makes the statistics of its own images; merg
 """
 
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 from jaxtyping import Float
@@ -25,7 +24,7 @@ class FeatureStatistics:
     scatter: Float[np.ndarray, "d d"]
 
     @classmethod
-    def of(cls, features: Float[np.ndarray, "n d"]) -> Self:
+    def of(cls, features: Float[np.ndarray, "n d"]) -> "FeatureStatistics":
         """The statistics of these vectors. Raises ValueError unless there is at least one, all of one length."""
         if features.ndim != 2 or len(features) == 0:
             raise ValueError(f"Features have the shape (n, d) with n > 0, not {features.shape}.")
@@ -33,7 +32,7 @@ class FeatureStatistics:
         mean = features.mean(axis=0)
         return cls(len(features), mean, (features - mean).T @ (features - mean))
 
-    def merge(self, other: Self) -> Self:
+    def merge(self, other: "FeatureStatistics") -> "FeatureStatistics":
         """The statistics of both sets together (Chan, Golub and LeVeque, 1983)."""
         count = self.count + other.count
         difference = other.mean - self.mean

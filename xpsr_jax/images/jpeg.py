@@ -6,10 +6,11 @@ An MPO, a phone's JPEG with further pictures behind the first, is the JPEG of it
 import io
 import struct
 from collections.abc import Iterator
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from PIL import Image, JpegImagePlugin
 
+from xpsr_jax.files import ByteFile
 from xpsr_jax.images.stored import Stored
 
 BEGINNING = b"\xff\xd8\xff"
@@ -31,7 +32,7 @@ class _Segment(NamedTuple):
     content: bytes
 
 
-def open_jpeg(file: IO[bytes]) -> Stored:
+def open_jpeg(file: ByteFile) -> Stored:
     """Reads everything before the pixels.
 
     Raises:
@@ -59,7 +60,7 @@ def open_jpeg(file: IO[bytes]) -> Stored:
     return Stored((width, height), decode, exif or None, xmp, _profile(contents[_APP2]), _dpi(contents[_APP0]))
 
 
-def _segments(file: IO[bytes]) -> Iterator[_Segment]:
+def _segments(file: ByteFile) -> Iterator[_Segment]:
     """Those before the pixels, and the one that begins them."""
     file.seek(2)
     for _ in range(_MOST_SEGMENTS):

@@ -1,11 +1,10 @@
 """JPEG 2000 files. Of more than 8 bits for each of several channels Pillow makes white black: OpenCV decodes those."""
 
-from typing import IO
-
 import cv2
 import numpy as np
 from PIL import Image, Jpeg2KImagePlugin
 
+from xpsr_jax.files import ByteFile
 from xpsr_jax.images.stored import Stored
 
 BEGINNINGS = (b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n")
@@ -14,7 +13,7 @@ BEGINNINGS = (b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n")
 _HEADER, _BITS = b"\xff\x4f\xff\x51", 42
 
 
-def open_jpeg2000(file: IO[bytes]) -> Stored:
+def open_jpeg2000(file: ByteFile) -> Stored:
     """Reads the header."""
     image = Jpeg2KImagePlugin.Jpeg2KImageFile(file)
 

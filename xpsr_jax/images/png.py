@@ -9,12 +9,13 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from xpsr_jax.files import ByteFile
 from xpsr_jax.images.pixels import to_8_bits
 from xpsr_jax.images.stored import Stored
 
@@ -41,7 +42,7 @@ class _Chunk(NamedTuple):
     length: int
 
 
-def open_png(file: IO[bytes]) -> Stored:
+def open_png(file: ByteFile) -> Stored:
     """Reads all chunks but those of pixels.
 
     Raises:
@@ -67,7 +68,7 @@ def open_png(file: IO[bytes]) -> Stored:
     return Stored((width, height), decode, **found)  # type: ignore[arg-type]
 
 
-def _chunks(file: IO[bytes]) -> Iterator[_Chunk]:
+def _chunks(file: ByteFile) -> Iterator[_Chunk]:
     """All chunks, up to the last; only their beginnings are read."""
     position, end = len(BEGINNING), file.seek(0, io.SEEK_END)
     for _ in range(_MOST_CHUNKS):
@@ -85,7 +86,7 @@ def _chunks(file: IO[bytes]) -> Iterator[_Chunk]:
     raise OSError("it has too many parts")
 
 
-def _content(file: IO[bytes], chunk: _Chunk) -> bytes:
+def _content(file: ByteFile, chunk: _Chunk) -> bytes:
     """Raises OSError where its check sum is another."""
     file.seek(chunk.start)
     content, check = file.read(chunk.length), file.read(4)
@@ -94,7 +95,7 @@ def _content(file: IO[bytes], chunk: _Chunk) -> bytes:
     return content
 
 
-def _metadata(file: IO[bytes], chunk: _Chunk) -> dict[str, object]:
+def _metadata(file: ByteFile, chunk: _Chunk) -> dict[str, object]:
     """What a chunk says of the picture, by the names of `Stored`."""
     if chunk.length > _MOST_PROFILE or (chunk.kind != b"iCCP" and chunk.length > _MOST_TEXT):
         return {}
@@ -146,7 +147,7 @@ def _unpacked(packed: bytes, most: int) -> bytes:
     return unpacked
 
 
-def _essence(file: IO[bytes], chunks: list[_Chunk]) -> bytes:
+def _essence(file: ByteFile, chunks: list[_Chunk]) -> bytes:
     """The file with those chunks alone that pixels are made of, each with the right check sum."""
     essence = io.BytesIO()
     essence.write(BEGINNING)
@@ -168,7 +169,7 @@ def _raw_bytes(width: int, height: int, bits: int, interlaced: bool) -> int:
     return total
 
 
-def _check_pixels(file: IO[bytes], chunks: list[_Chunk], expected: int) -> None:
+def _check_pixels(file: ByteFile, chunks: list[_Chunk], expected: int) -> None:
     """Raises OSError or zlib.error where rows are missing, though their packing is whole: Pillow would not say."""
     stream, found = zlib.decompressobj(), 0
     for chunk in chunks:

@@ -3,12 +3,13 @@
 import itertools
 import sys
 from collections.abc import Callable, Iterator
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile, TiffImagePlugin
 
 from xpsr_jax.errors import UserError
+from xpsr_jax.files import ByteFile
 from xpsr_jax.images.metadata import exif_of_tiff
 from xpsr_jax.images.pixels import to_8_bits
 from xpsr_jax.images.stored import Stored
@@ -56,7 +57,7 @@ def refuse_raw(beginning: bytes, name: object) -> None:
         raise UserError(RAW_FILE)
 
 
-def open_tiff(file: IO[bytes], check: Callable[[tuple[int, int]], None]) -> Stored:
+def open_tiff(file: ByteFile, check: Callable[[tuple[int, int]], None]) -> Stored:
     """Reads the tags of the first picture at full size.
 
     Args:
@@ -107,7 +108,7 @@ def _of_16_bits(upper: Image.Image, image: _Tiff) -> Image.Image:
     return Image.fromarray(to_8_bits(values))
 
 
-def _full_size(file: IO[bytes]) -> tuple[int, Tags]:
+def _full_size(file: ByteFile) -> tuple[int, Tags]:
     """Number and tags of the first picture that is not a reduced one, of the first one where all are."""
     first = None
     for number, tags in enumerate(itertools.islice(_pictures(file), _MOST_PICTURES)):
@@ -123,7 +124,7 @@ def _full_size(file: IO[bytes]) -> tuple[int, Tags]:
     return 0, first
 
 
-def _pictures(file: IO[bytes]) -> Iterator[Tags]:
+def _pictures(file: ByteFile) -> Iterator[Tags]:
     """The tags of each picture in the file."""
     file.seek(0)
     header = file.read(8)

@@ -1,10 +1,10 @@
 """WebP files: size and descriptions from the header. Pillow takes memory for the whole picture when it opens one."""
 
 import struct
-from typing import IO
 
 from PIL import Image, WebPImagePlugin
 
+from xpsr_jax.files import ByteFile
 from xpsr_jax.images.stored import Stored
 
 # Chunks that describe the picture, by the names of `Stored`, and the most bytes that one may have.
@@ -18,7 +18,7 @@ def is_webp(beginning: bytes) -> bool:
     return beginning[:4] == b"RIFF" and beginning[8:12] == b"WEBP"
 
 
-def open_webp(file: IO[bytes]) -> Stored:
+def open_webp(file: ByteFile) -> Stored:
     """Reads everything but the pixels.
 
     Raises:
@@ -39,7 +39,7 @@ def open_webp(file: IO[bytes]) -> Stored:
     return Stored(_size(header), decode, **_descriptions(file, end))
 
 
-def _descriptions(file: IO[bytes], end: int) -> dict[str, bytes]:
+def _descriptions(file: ByteFile, end: int) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     position = 12
     for _ in range(_MOST_CHUNKS):

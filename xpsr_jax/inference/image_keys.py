@@ -19,7 +19,9 @@ def content_digest(image: UInt8[np.ndarray, "h w 3"]) -> UInt32[np.ndarray, "2"]
     return np.frombuffer(digest[:8], "<u4").astype(np.uint32)
 
 
-def image_key(seed: UInt32[Array, "2"], digest: UInt32[Array, "2"]) -> Array:
+def image_key(
+    seed: UInt32[Array, "2"] | UInt32[np.ndarray, "2"], digest: UInt32[Array, "2"] | UInt32[np.ndarray, "2"]
+) -> Array:
     """One image's key from the seed and its content."""
     key = jax.random.key(0, impl="threefry2x32")
     return functools.reduce(jax.random.fold_in, [*seed, *digest], key)

@@ -101,7 +101,7 @@ class Manifest:
 def sha256(file: Path) -> str:
     """Of a file's bytes. Raises UserError where it is no regular file or cannot be read."""
     with open_regular(file) as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()  # type: ignore[arg-type]
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _ends_with_newline(file: Any) -> bool:

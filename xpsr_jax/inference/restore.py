@@ -157,7 +157,7 @@ class Restorer:
         self,
         seen: UInt8[np.ndarray, "b H W 3"],
         digests: UInt32[np.ndarray, "b 2"],
-        high: Int[np.ndarray, "b halves n"],
+        high: Int[np.ndarray, "b high_halves n"],
         low: Int[np.ndarray, "b low_halves n"],
         seed: UInt32[np.ndarray, "2"],
         on_steps: Callable[[int], None],
@@ -193,7 +193,7 @@ class Restorer:
         self,
         seen: UInt8[np.ndarray, "1 H W 3"],
         digests: UInt32[np.ndarray, "1 2"],
-        high: Int[np.ndarray, "1 halves n"],
+        high: Int[np.ndarray, "1 high_halves n"],
         low: Int[np.ndarray, "1 low_halves n"],
         seed: UInt32[np.ndarray, "2"],
         on_steps: Callable[[int], None],
@@ -216,7 +216,7 @@ class Restorer:
 
     def _tokens(
         self, captions: Sequence[Caption]
-    ) -> tuple[Int[np.ndarray, "b halves n"], Int[np.ndarray, "b halves n"]]:
+    ) -> tuple[Int[np.ndarray, "b high_halves n"], Int[np.ndarray, "b low_halves n"]]:
         """Token ids of the high- and low-level prompts; halves: positive and negative, or positive without guidance.
 
         Without a negative low-level prompt the two halves' low-level captions are one.

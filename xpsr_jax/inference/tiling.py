@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 TileWeights = Literal["centred", "released"]
 
@@ -27,7 +27,7 @@ class Tiles:
     shape: tuple[int, int]
     starts: tuple[tuple[int, int], ...]
 
-    def cut(self, picture: Float[np.ndarray, "h w c"], *, scale: int = 1) -> list[Float[np.ndarray, "h2 w2 c"]]:
+    def cut(self, picture: Shaped[np.ndarray, "h w c"], *, scale: int = 1) -> list[Shaped[np.ndarray, "h2 w2 c"]]:
         """Each tile's part of a picture that has `scale` pixels a cell along each axis."""
         height, width = (scale * side for side in self.shape)
         return [picture[scale * y : scale * y + height, scale * x : scale * x + width] for y, x in self.starts]

@@ -106,7 +106,7 @@ class Encoder(nnx.Module):
         self.conv_norm_out = group_norm(widths[-1], groups, epsilon=_EPSILON, compute=compute, rngs=rngs)
         self.conv_out = conv(widths[-1], 2 * config.latent_channels, compute=compute, rngs=rngs)
 
-    def __call__(self, image: Float[Array, "b H W 3"]) -> Float[Array, "b h w 2c"]:
+    def __call__(self, image: Float[Array, "b H W 3"]) -> Float[Array, "b h w moments"]:
         x = self.conv_in(image)
         for block in self.down_blocks:
             x = block(x)

@@ -28,7 +28,8 @@ class Text:
 
 jax.tree_util.register_dataclass(Text)
 
-TextEmbedding = Float[Array, "b n d"] | Text
+# The two captions may have different numbers of samples, see `layers.aligned`.
+TextEmbedding = Float[Array, "_ _ d"] | Text
 
 
 def project_text_at(
@@ -79,7 +80,7 @@ class ResnetBlock(nnx.Module):
         if in_features != out_features:
             self.conv_shortcut = conv(in_features, out_features, 1, compute=compute, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b h w c"], time: Float[Array, "b t"] | None = None) -> Float[Array, "b h w d"]:
+    def __call__(self, x: Float[Array, "_ h w c"], time: Float[Array, "_ t"] | None = None) -> Float[Array, "b h w d"]:
         h = self.conv1(jax.nn.silu(self.norm1(x)))
         if time is not None:
             h, time = aligned(h, self.time_emb_proj(jax.nn.silu(time))[:, None, None])
@@ -93,8 +94,10 @@ class Downsample(nnx.Module):
 
     def __init__(self, features: int, *, padding: int | tuple[int, int] = 1, compute: Compute, rngs: nnx.Rngs):
         self.conv = conv(features, features, stride=2, padding=padding, compute=compute, rngs=rngs)
+        # Of odd sizes, (h + 1) / 2 where both sides are padded, else (h - 1) / 2.
+        self.border = 2 * padding if isinstance(padding, int) else sum(padding)
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 c"]:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b (h+{self.border}-1)//2 (w+{self.border}-1)//2 c"]:
         return self.conv(x)
 
 
@@ -104,7 +107,7 @@ class Upsample(nnx.Module):
     def __init__(self, features: int, *, compute: Compute, rngs: nnx.Rngs):
         self.conv = conv(features, features, compute=compute, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b h w c"], height: int, width: int) -> Float[Array, "b height width c"]:
+    def __call__(self, x: Float[Array, "b h w c"], height: int, width: int) -> Float[Array, "b {height} {width} c"]:
         return self.conv(nearest_resize(x, height, width))
 
 
@@ -120,7 +123,7 @@ class TimeEmbedding(nnx.Module):
 
 
 def semantic_fusion_attention(
-    x: Float[Array, "b h w c"],
+    x: Float[Array, "_ h w c"],
     high: Context,
     low: Context | None,
     *,
@@ -325,7 +328,7 @@ class UpBlock(nnx.Module):
 
 
 def conditional_attention(
-    x: Float[Array, "b h w c"], residual: Float[Array, "b h w d"], *, attend: Transformer, compute: Compute
+    x: Float[Array, "_ h w c"], residual: Float[Array, "_ h w d"], *, attend: Transformer, compute: Compute
 ) -> Float[Array, "b h w c"]:
     """Lets the frozen decoder look at the ControlNet's feature of the same size (paper, §3.4; method §4).
 

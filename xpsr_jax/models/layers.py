@@ -11,7 +11,7 @@ from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 from jax.nn import initializers
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from xpsr_jax.models.configs import Kernel
 
@@ -151,7 +151,7 @@ def aligned(*arrays: Float[Array, "_ ..."]) -> list[Float[Array, "b ..."]]:
     return [x if x.shape[0] == batch else jnp.repeat(x, batch // x.shape[0], axis=0) for x in arrays]
 
 
-def nearest_resize(x: Float[Array, "b h w c"], height: int, width: int) -> Float[Array, "b height width c"]:
+def nearest_resize(x: Float[Array, "b h w c"], height: int, width: int) -> Float[Array, "b {height} {width} c"]:
     """Nearest-neighbour resize that picks index floor(i · in / out), as PyTorch does.
 
     `jax.image.resize` takes half-pixel centres.
@@ -163,8 +163,12 @@ def nearest_resize(x: Float[Array, "b h w c"], height: int, width: int) -> Float
 
 
 def timestep_embedding(
-    timesteps: Float[Array, " b"], features: int, *, flip_sin_to_cos: bool = True, freq_shift: float = 0
-) -> Float[Array, "b features"]:
+    timesteps: Int[Array, "b"] | Float[Array, "b"],
+    features: int,
+    *,
+    flip_sin_to_cos: bool = True,
+    freq_shift: float = 0,
+) -> Float[Array, "b {features}"]:
     """Sinusoidal embedding of timesteps in float32 (method §2): [cos, sin] halves when flipped, else [sin, cos]."""
     half = features // 2
     frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift))

@@ -18,8 +18,9 @@ class KeysValues(NamedTuple):
     values: Float[Array, "b m heads d"]
 
 
-# What a transformer attends to: tokens, or their keys and values for each of its layers.
-Context = Float[Array, "b m c"] | tuple[KeysValues, ...]
+# What a transformer attends to: tokens, or their keys and values for each of its layers. Their number of samples may be
+# another than the feature map's, see `layers.aligned`.
+Context = Float[Array, "_ _ d"] | tuple[KeysValues, ...]
 
 
 class Attention(nnx.Module):

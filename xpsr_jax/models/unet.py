@@ -137,8 +137,8 @@ class UNet(nnx.Module):
         timesteps: Int[Array, " _"] | Float[Array, " _"],
         high: TextEmbedding,
         residuals: tuple[Array, ...] | None = None,
-        mid: Float[Array, "b h8 w8 d"] | None = None,
-    ) -> Float[Array, "b h w c"]:
+        mid: Float[Array, "_ h8 w8 widest"] | None = None,
+    ) -> Float[Array, "b h w out"]:
         """Predicts the noise in `latents` (or the velocity, as the schedule's prediction_type says), in float32.
 
         `residuals` and `mid` are a ControlNet's; a stock UNet (`conditional_attention=False`) also runs without them.

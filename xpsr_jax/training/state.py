@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from xpsr_jax.training.parameters import Parameters
 from xpsr_jax.training.structure import Structure, select
 
 
+@no_type_check  # JAX fills its trees with shapes, shardings and more
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:

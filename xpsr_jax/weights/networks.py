@@ -33,11 +33,11 @@ CONDITIONAL_ATTENTION = r"\.pixel_attentions\."
 _FLAX_ONLY = {"dtype", "use_memory_efficient_attention", "split_head_dim", "sample_size"}
 
 
-class Keys:
-    """Stands in for `nnx.Rngs`, whose counter is a variable: tracing that takes time as the square of the layers."""
+class Keys(nnx.Rngs):
+    """`nnx.Rngs` without its counter, which is a variable: tracing that takes time as the square of the layers."""
 
     def __init__(self, key: jax.Array):
-        self.key, self.count = key, 0
+        self.key, self.count = nnx.data(key), 0
 
     def params(self) -> jax.Array:
         """Another key each time, by the number of calls."""
