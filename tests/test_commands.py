@@ -1,5 +1,7 @@
 """How commands end, and that their help does not wait for JAX."""
 
+import ast
+import io
 import signal
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import jax
 import pytest
 
 from xpsr_jax.cli.run import command
-from xpsr_jax.errors import UserError
+from xpsr_jax.errors import UserError, say
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,6 +52,36 @@ def test_a_signal_ends_it_with_130_and_its_files_are_removed(number, capsys, mon
     finally:
         signal.signal(signal.SIGINT, before)
     assert removed == [True] and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_name_that_cannot_be_printed_ends_nothing(monkeypatch):
+    """On a terminal that knows ASCII alone; and a name that is not UTF-8 has no encoding anywhere."""
+    written = io.BytesIO()
+    stream = io.TextIOWrapper(written, "ascii", errors="strict")
+    monkeypatch.setattr(sys, "stdout", stream)
+
+    def work(argv):
+        for text in ("caf\u00e9 \udce9.png", "\x1b[31mred\x1b[0m"):
+            say(text)
+        print("5 \u00d7 3")
+
+    assert command("name", interrupted="", lower="")(work)([]) == 0
+    stream.flush()
+    assert written.getvalue() == b"caf\\xe9 \\xe9.png\n\\x1b[31mred\\x1b[0m\n5 \\xd7 3\n"
+    assert stream.errors == "strict"
+
+
+def test_whatever_is_printed_is_made_printable():
+    """By `errors.say`. What is printed otherwise holds nothing of other people."""
+    allowed = {"errors.py", "cli/run.py", "app/passwords.py", "app/door.py"}
+    package = ROOT / "xpsr_jax"
+    found = {
+        file.relative_to(package).as_posix()
+        for file in package.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "tqdm.write", "sys.stdout.write")
+    }
+    assert found == allowed
 
 
 def test_it_also_runs_in_a_thread(capsys):

@@ -1,7 +1,10 @@
 """What went wrong, said to the person who can put it right; and how foreign text is shown."""
 
+import sys
 import unicodedata
 from collections.abc import Iterable
+
+from tqdm import tqdm
 
 # A message is at most one screen.
 _MOST_CHARACTERS = 2000
@@ -50,6 +53,14 @@ def printable(text: object) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else _escape(c) for c in text)
+
+
+def say(text: object, *, to_stderr: bool = False) -> None:
+    """Prints a text for a person, its lines made `printable`, above the progress bars."""
+    stream = sys.stderr if to_stderr else sys.stdout
+    if stream is not None:
+        tqdm.write("\n".join(map(printable, str(text).split("\n"))), file=stream)
+        stream.flush()
 
 
 def listed(items: Iterable[object], *, separator: str = ", ", limit: int = 10) -> str:

@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from xpsr_jax.errors import UserError
 from xpsr_jax.files import open_regular, read_regular, write_text
@@ -38,8 +38,18 @@ def parse_json(data: bytes, where: object) -> dict[str, Any]:
     return value
 
 
-def read_json_lines(file: Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple[str, Any]]:
+def read_json_lines(
+    file: Path,
+    *,
+    max_line_bytes: int = MAX_LINE_BYTES,
+    cut_off: Literal["error", "skip"] = "error",
+    allow_nan: bool = False,
+) -> Iterator[tuple[str, Any]]:
     """The values of a file of JSON lines, each with where it is ("FILE, line N"); empty lines are skipped.
+
+    Args:
+      cut_off: a line that lacks its end is an error if it is not whole, or is left out: what wrote it was killed.
+      allow_nan: read NaN and Infinity, which Python writes.
 
     Raises UserError as `read_json`, with the number of the line; and for lines longer than `max_line_bytes`.
     """
@@ -50,10 +60,12 @@ def read_json_lines(file: Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> Iter
             where = f"{file}, line {number}"
             if len(line) > max_line_bytes:
                 raise UserError(f"{where} is longer than the limit of {max_line_bytes:,} bytes")
+            if cut_off == "skip" and not line.endswith(b"\n"):
+                return
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if line.strip():
-                yield where, _parsed(line.rstrip(b"\r\n"), where, in_line=True)
+                yield where, _parsed(line.rstrip(b"\r\n"), where, in_line=True, allow_nan=allow_nan)
 
 
 def write_json(data: Mapping[str, Any], file: Path, *, indent: int = 2) -> None:
@@ -66,10 +78,11 @@ def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(settings, default=str))
 
 
-def _parsed(data: bytes, where: object, *, in_line: bool = False) -> Any:
+def _parsed(data: bytes, where: object, *, in_line: bool = False, allow_nan: bool = False) -> Any:
+    constant = float if allow_nan else _refuse_constant
     try:
         text = data.decode("utf-8-sig")
-        value = json.loads(text, parse_int=_integer, parse_constant=_constant, object_pairs_hook=_object)
+        value = json.loads(text, parse_int=_integer, parse_constant=constant, object_pairs_hook=_object)
         if _SUSPICIOUS.search(data):
             _check_texts(value, where, "")
     except UnicodeDecodeError as error:
@@ -97,7 +110,7 @@ def _integer(text: str) -> int:
     return int(text)
 
 
-def _constant(text: str) -> float:
+def _refuse_constant(text: str) -> float:
     raise ValueError(f"{text} is not a number that JSON has")
 
 

@@ -1,17 +1,22 @@
 """python -m xpsr_jax.evaluate, on images of 40 x 40 pixels. All runs share one compiled program for each protocol."""
 
+import io
 import json
 import re
 
 import cv2
 import numpy as np
 import pytest
+from rich.console import Console
 
 from xpsr_jax.cli import evaluate
 from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation import report_files
 from xpsr_jax.evaluation.fidelity import psnr_y, ssim_y
 from xpsr_jax.evaluation.matching import match_images, name_of_set, set_folders
+from xpsr_jax.evaluation.protocols import PROTOCOLS
+from xpsr_jax.evaluation.scoring import MethodScores
+from xpsr_jax.evaluation.tables import Evaluation, print_scores
 
 NAMES = ("a", "b10", "b9")
 
@@ -147,12 +152,31 @@ def test_layouts_and_sets_by_name(tmp_path):
 
 
 def test_scores_from_elsewhere_are_numbers_by_method(tmp_path):
-    (tmp_path / "others.json").write_text('{"SeeSR": [25.5]}')
-    with pytest.raises(UserError, match=r"others\.json is not JSON like"):
-        report_files.read_others(tmp_path / "others.json")
-    (tmp_path / "others.json").write_text('{"SeeSR": {"PSNR": 25.5, "ssim": 0.7}}')
-    with pytest.raises(UserError, match=r"others\.json: no metric PSNR; there are psnr, ssim"):
-        report_files.read_others(tmp_path / "others.json")
+    file = tmp_path / "others.json"
+    file.write_text('{"SeeSR": {"psnr": 25, "ssim": 0.7}}')
+    assert report_files.read_others(file) == {"SeeSR": {"psnr": 25.0, "ssim": 0.7}}
+    for text, problem in (
+        ('{"SeeSR": [25.5]}', "SeeSR must be an object"),
+        ('{"SeeSR": {"PSNR": 25.5, "ssim": 0.7}}', "SeeSR has no metric PSNR; known are psnr, ssim"),
+        ('{"SeeSR": {"psnr": "25"}}', "SeeSR.psnr must be a finite number, not 25"),
+        ('{"SeeSR": {"psnr": 1e999}}', "SeeSR.psnr must be a finite number, not inf"),
+        ('{"SeeSR": {"psnr": NaN}}', "is not valid JSON: NaN"),
+        ('{"SeeSR": {"psnr": ' + "9" * 5000 + "}}", "a number of 5000 digits"),
+        ('{"SeeSR": ' + "[" * 100_000, "nested too deeply"),
+    ):
+        file.write_text(text)
+        with pytest.raises(UserError, match=problem) as caught:
+            report_files.read_others(file)
+        assert str(caught.value).startswith(str(file)) and "\n" not in str(caught.value)
+
+
+def test_names_of_methods_are_shown_as_they_are():
+    """They are names of folders: Rich would take [red] for a colour, and the terminal an escape sequence."""
+    out = io.StringIO()
+    scores = {name: MethodScores({"a": {"psnr": 20.0}}, {}) for name in ("[red]a[/red]", "b\x1b[2J")}
+    print_scores(Evaluation(scores, PROTOCOLS["xpsr"], ("psnr",), None, {"[c]": {"psnr": 3.0}}), Console(file=out))
+    assert all(name in out.getvalue() for name in ("[red]a[/red]", "b\\x1b[2J", "[c] (elsewhere)"))
+    assert "\x1b" not in out.getvalue()
 
 
 def test_what_cannot_be_is_refused_before_anything_is_read(folders, tmp_path, capsys):

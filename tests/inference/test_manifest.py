@@ -44,6 +44,16 @@ def test_lines_that_are_not_ascii_and_one_that_was_cut_off(tmp_path, made):
     assert Manifest(tmp_path).why_foreign(output, source) is None
 
 
+@pytest.mark.parametrize(
+    "line", [b"[" * 100_000, b"9" * 5000, b"3", b'{"output": [1]}', b'{"output": "x", "settings": 3}', b"x" * 2**21]
+)
+def test_lines_that_are_nothing_of_ours_are_passed_over(line, tmp_path, made):
+    source, output = made
+    (tmp_path / NAME).write_bytes(line + b"\n" + (tmp_path / NAME).read_bytes())
+    assert Manifest(tmp_path).differences(output, SETTINGS) == []
+    assert Manifest(tmp_path).why_foreign(tmp_path / "x", source) == "restored.jsonl has no line for it"
+
+
 def test_why_an_output_is_not_of_an_input(tmp_path, made):
     source, output = made
     manifest = Manifest(tmp_path)

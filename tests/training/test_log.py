@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from xpsr_jax.errors import UserError
-from xpsr_jax.training.log import Log, check_wandb
+from xpsr_jax.training.log import Log, check_wandb, read_metrics
 from xpsr_jax.training.plot import plot_metrics
 
 SAMPLES = np.array([0])
@@ -79,3 +79,31 @@ def test_a_validation_that_an_ended_run_has_not_logged_is_known(tmp_path):
             assert log.lacks_validation(first) == lacks
     with Log(tmp_path, first=1, steps=4, batch_size=4) as log:  # goes on from before it
         assert log.lacks_validation(2)
+
+
+def test_an_earlier_log_is_read_up_to_a_step(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1, "loss": NaN}\n{"step": 2, "validation_psnr": 20.0}\n{"step": 3, "loss": 1}\n{"st')
+    assert [line["step"] for line in read_metrics(file)] == [1, 2, 3]
+    assert list(read_metrics(file, until=2))[1:] == [{"step": 2, "validation_psnr": 20.0}]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("{", "line 2 is not valid JSON"),
+        ('{"loss": 1.0}', "line 2 is not of a training log: it has no step"),
+        ("[2]", "line 2 is not of a training log"),
+        ('{"step": 2, "loss": "1"}', "line 2: loss must be a number, not 1"),
+        ('{"step": ' + "9" * 5000 + "}", "line 2 is not valid JSON: a number of 5000 digits"),
+        ("[" * 100_000, "line 2 is not valid JSON: it is nested too deeply"),
+    ],
+)
+def test_a_log_that_was_edited_wrongly_is_named_with_its_line(line, problem, tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(f'{{"step": 1, "loss": 2.0}}\n{line}\n')
+    with pytest.raises(UserError, match=problem) as caught:
+        plot_metrics(file, tmp_path / "losses.png")
+    assert str(caught.value).startswith(str(file)) and "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=problem), Log(tmp_path, first=2, steps=3, batch_size=1):
+        pass

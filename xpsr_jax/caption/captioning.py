@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from xpsr_jax.caption.sentences import count_tokens, first_sentences
 from xpsr_jax.data.by_path import ByPath
 from xpsr_jax.data.captions import Caption, CaptionRecord, read_caption_records
 from xpsr_jax.data.tokens import MAX_TOKENS
-from xpsr_jax.errors import UserError, printable
+from xpsr_jax.errors import UserError, printable, say
 from xpsr_jax.files import write_text
 from xpsr_jax.images.listing import Input, list_inputs
 from xpsr_jax.images.reading import decode_picture, read_bytes
@@ -111,7 +110,7 @@ def caption_images(
     others = _Others(rest)
     with _failures_written(file.path, tally.failed):
         if file.repaired:
-            print(f"{printable(file.path)}: the last line was not whole and is removed", file=sys.stderr)
+            say(f"{file.path}: the last line was not whole and is removed", to_stderr=True)
         changed = _changed(by_name, file.records)
         if changed:
             file.remove(changed)
@@ -127,7 +126,7 @@ def caption_images(
                 tally.failed[name] = str(error)
                 if on_error == "stop":
                     raise error
-                tqdm.write(f"{printable(name)}: {error}", file=sys.stderr)
+                say(f"{name}: {error}", to_stderr=True)
                 bar.update()
 
             def copy(name: str, record: CaptionRecord) -> None:

@@ -5,7 +5,6 @@ import io
 import os
 import re
 import reprlib
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from xpsr_jax.caption.http_client import HttpClient, Refused, ServerTrouble
 from xpsr_jax.caption.in_flight import Stop, in_flight
 from xpsr_jax.caption.instructions import Instructions
 from xpsr_jax.data.captions import Caption
-from xpsr_jax.errors import UserError
+from xpsr_jax.errors import UserError, say
 
 # Statuses of a server that is starting.
 _STARTING = (502, 503, 504)
@@ -130,7 +129,7 @@ def wait_until_up(url: str, *, seconds: float, key: str = "") -> None:
         if time.monotonic() + _POLL > until:
             return
         if not told:
-            print(f"{url} does not answer yet ({trouble}); waiting for {seconds:.0f} s at most", file=sys.stderr)
+            say(f"{url} does not answer yet ({trouble}); waiting for {seconds:.0f} s at most", to_stderr=True)
             told = True
         time.sleep(_POLL)
 

@@ -19,7 +19,7 @@ from xpsr_jax.app.passwords import read_passwords
 from xpsr_jax.app.sessions import Limits, Sessions
 from xpsr_jax.cli.model_options import ModelOptions
 from xpsr_jax.cli.run import command
-from xpsr_jax.errors import UserError
+from xpsr_jax.errors import UserError, say
 from xpsr_jax.images.limits import limit_from_millions
 
 
@@ -120,6 +120,6 @@ def serve_page(arguments: Arguments, folder: Path, limits: Limits, *, max_pixels
         app = application(page, sessions, hosts=hosts, root_path=root_path, passwords=passwords)
         listener.listen()
         host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
-        print(f"The page: http://{host}:{listener.getsockname()[1]}/ (Ctrl-C ends it)", flush=True)
-        print(f"Browsers may open it as {', '.join(hosts)}; others need --allowed-hosts.", flush=True)
+        say(f"The page: http://{host}:{listener.getsockname()[1]}/ (Ctrl-C ends it)")
+        say(f"Browsers may open it as {', '.join(hosts)}; others need --allowed-hosts.")
         serve(app, listener, sessions=limits.sessions)

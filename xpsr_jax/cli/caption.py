@@ -15,7 +15,7 @@ import tyro
 from xpsr_jax.caption.instructions import Preset, Which, instructions
 from xpsr_jax.caption.llava_choices import DEFAULT_MODEL, LlavaDtype, LlavaTemplate
 from xpsr_jax.cli.run import command
-from xpsr_jax.errors import UserError
+from xpsr_jax.errors import UserError, say
 
 if TYPE_CHECKING:
     from xpsr_jax.caption.captioning import Captioner, LoadedImage, Tally
@@ -203,13 +203,13 @@ def run_command(
 
     if isinstance(command, MergeCommand):
         count, same, replaced = merge_captions(command.files, command.output)
-        print(f"{count} captions in {command.output}; {same} lines were there twice, {replaced} replaced by later ones")
+        say(f"{count} captions in {command.output}; {same} lines were there twice, {replaced} replaced by later ones")
         return 0
     if isinstance(command, ReportCommand):
-        print(write_caption_page(command.captions, command.images, command.output, count=command.count))
+        say(write_caption_page(command.captions, command.images, command.output, count=command.count))
         return 0
     if isinstance(command, PairsCommand):
-        print(f"{write_into_pairs(command.captions, command.pairs)} texts written to {command.pairs}")
+        say(f"{write_into_pairs(command.captions, command.pairs)} texts written to {command.pairs}")
         return 0
     for name, least in _LEAST.items():
         if (value := getattr(command, name, None)) is not None and not value >= least:
@@ -268,10 +268,10 @@ def print_tally(tally: "Tally", output: Path) -> None:
     """Says what came of the images."""
     from xpsr_jax.caption.captioning import failures_file
 
-    print(f"{output}: {tally}")
+    say(f"{output}: {tally}")
     if tally.shortened:
-        print(f"{tally.shortened} captions were longer than CLIP's 77 tokens: their first sentences are kept")
+        say(f"{tally.shortened} captions were longer than CLIP's 77 tokens: their first sentences are kept")
     if tally.cut:
-        print(f"{tally.cut} captions begin with a sentence that is longer than that: CLIP will not read its end")
+        say(f"{tally.cut} captions begin with a sentence that is longer than that: CLIP will not read its end")
     if tally.failed:
-        print(f"{failures_file(output)} says what failed and why; the same command tries again")
+        say(f"{failures_file(output)} says what failed and why; the same command tries again")

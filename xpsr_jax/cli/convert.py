@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 import tyro
 
 from xpsr_jax.cli.run import command
+from xpsr_jax.errors import say
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,9 @@ def convert_weights(arguments: Arguments) -> None:
     plain = {SUBFOLDERS[name] for name in lacking}
     for subfolder, source in done.sources.items():
         note = f" (which has no {arguments.variant} files)" if subfolder in plain else ""
-        print(f"{subfolder + '/':14s} from {source}{note}")
+        say(f"{subfolder + '/':14s} from {source}{note}")
     verified = ", verified" if arguments.verify else ""
-    print(f"{arguments.output}: {done.tensors:,} tensors, {done.parameters:,} parameters{verified}")
+    say(f"{arguments.output}: {done.tensors:,} tensors, {done.parameters:,} parameters{verified}")
     if done.missing:
         missing = ", ".join(f"{name}/" for name in done.missing)
-        print(f"To restore images it still needs {missing}: name a folder that has them as another source.")
+        say(f"To restore images it still needs {missing}: name a folder that has them as another source.")

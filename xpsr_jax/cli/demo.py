@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from xpsr_jax.assets import DEMO, TINY_MODEL
 from xpsr_jax.cli.run import command
-from xpsr_jax.errors import UserError
+from xpsr_jax.errors import UserError, say
 from xpsr_jax.files import check_writable
 
 
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None) -> int:
     """Runs the command line; returns the exit code: 0, 1 after an error, 2 wrong arguments, 130 if interrupted."""
     words = sys.argv[1:] if argv is None else argv
     if len(words) > 1 or any(word.startswith("-") for word in words):
-        print(__doc__)
+        say(__doc__)
         return 0 if words[0] in ("-h", "--help") else 2
     run(Path(words[0] if words else "demo"))
     return 0
@@ -47,10 +47,10 @@ def run(folder: Path) -> None:
     photo = DEMO / "lr.png"
     lr, original = read_image(photo), read_image(photo.with_name("original.png"))
     caption = read_captions(photo.with_name("captions.jsonl"))[photo.name]
-    print(f"{photo}, {lr.shape[1]} × {lr.shape[0]} pixels\n  what is in it: {caption.high}\n  how it is: {caption.low}")
+    say(f"{photo}, {lr.shape[1]} × {lr.shape[0]} pixels\n  what is in it: {caption.high}\n  how it is: {caption.low}")
 
     model = xpsr_jax.load(TINY_MODEL)
-    print(f"Restoring it with the model that ships with the package. {model.note}")
+    say(f"Restoring it with the model that ships with the package. {model.note}")
     restorer = Restorer(model)
     with tqdm(total=restorer.sampling.steps, unit="step", disable=None) as bar:
         [restored] = restorer([lr], [caption], on_steps=bar.update)
@@ -63,5 +63,5 @@ def run(folder: Path) -> None:
     outputs = {"restored.png": restored, "comparison.png": side_by_side(pictures)}
     for name, image in outputs.items():
         write_png(folder / name, image)
-    print(f"Done in {time.perf_counter() - begin:.0f} s:", *(folder / name for name in outputs), sep="\n  ")
-    print("A photograph of your own: .venv/bin/python sample.py PHOTO --output outputs --missing-captions empty")
+    say("\n  ".join([f"Done in {time.perf_counter() - begin:.0f} s:", *(str(folder / name) for name in outputs)]))
+    say("A photograph of your own: .venv/bin/python sample.py PHOTO --output outputs --missing-captions empty")

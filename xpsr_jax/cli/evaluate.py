@@ -3,7 +3,6 @@
 Prints a table; --output writes a report (HTML, Markdown, JSON, manifest), --json the scores alone.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import tyro
 from tqdm import tqdm
 
 from xpsr_jax.cli.run import command
-from xpsr_jax.errors import UserError
+from xpsr_jax.errors import UserError, say
 from xpsr_jax.evaluation.protocols import PROTOCOLS, MetricName
 from xpsr_jax.files import check_writable
 
@@ -109,11 +108,11 @@ def evaluate(arguments: Arguments) -> int:
             report=report,
         )
     for reason in report.failed.values():
-        print(f"evaluate: {reason}", file=sys.stderr)
+        say(f"evaluate: {reason}", to_stderr=True)
     comparisons = [each for each in comparisons if each.name not in report.failed]
     if report.transparent:
         seen = "they were compared as they are seen on white"
-        print(f"transparent in places: {report.transparent} of {len(comparisons)} images; {seen}")
+        say(f"transparent in places: {report.transparent} of {len(comparisons)} images; {seen}")
     set_name = arguments.set_name or name_of_set(reference)
     result = Evaluation(scores, protocol, metrics, None if set_name == "none" else set_name, others)
     print_scores(result)
@@ -122,8 +121,8 @@ def evaluate(arguments: Arguments) -> int:
     if arguments.output is not None:
         manifest = manifest_of(arguments.restored, arguments.reference, result, comparisons)
         write_report(arguments.output, result, comparisons, manifest)
-        print(f"report: {arguments.output / 'report.html'}")
+        say(f"report: {arguments.output / 'report.html'}")
     if report.failed:
         total = len(comparisons) + len(report.failed)
-        print(f"{len(comparisons)} of {total} images measured; {len(report.failed)} skipped")
+        say(f"{len(comparisons)} of {total} images measured; {len(report.failed)} skipped")
     return 1 if report.failed else 0

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from xpsr_jax.cli.config_arguments import read_config
 from xpsr_jax.cli.run import command
+from xpsr_jax.errors import say
 
 _EXAMPLES = """\
 examples:
@@ -56,10 +57,10 @@ def main(argv: Sequence[str] | None) -> int:
     from xpsr_jax.pods.preflight import lower_for_gpus, preflight
 
     if known.gpus is not None:
-        print(lower_for_gpus(config, known.gpus, sample=known.sample))
+        say(lower_for_gpus(config, known.gpus, sample=known.sample))
         return 0
     result = preflight(config, known.topology, sample=known.sample, effort=known.effort, again=known.again)
-    print(report.render(result))
+    say(report.render(result))
     if not result.fits:
-        print("What would make it smaller:", *report.suggestions(result, config), sep="\n  ")
+        say("\n  ".join(["What would make it smaller:", *report.suggestions(result, config)]))
     return 0 if result.fits else 1

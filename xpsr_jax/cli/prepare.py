@@ -16,7 +16,7 @@ import tyro
 
 from xpsr_jax.cli.run import command
 from xpsr_jax.data.config import MILD, XPSR, DataConfig
-from xpsr_jax.errors import UserError
+from xpsr_jax.errors import UserError, say
 
 if TYPE_CHECKING:
     from xpsr_jax.data.sample_sources import StoredSource
@@ -143,10 +143,10 @@ def main(argv: Sequence[str] | None) -> int:
     from xpsr_jax.preparation.pieces import REPORT
 
     outcome = prepare_embeddings(chosen) if isinstance(chosen, Embeddings) else prepare(chosen)
-    print(f"{outcome.written} written to {chosen.output}")
+    say(f"{outcome.written} written to {chosen.output}")
     if outcome.small or outcome.broken:
         broken, small = len(outcome.broken), len(outcome.small)
-        print(f"left out: {broken} broken, {small} too small; {chosen.output / REPORT} names them")
+        say(f"left out: {broken} broken, {small} too small; {chosen.output / REPORT} names them")
     return 1 if outcome.broken else 0
 
 

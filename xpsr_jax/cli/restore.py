@@ -22,7 +22,7 @@ from xpsr_jax.cli.model_options import ModelOptions
 from xpsr_jax.cli.run import command
 from xpsr_jax.cli.sampling_options import SamplingOptions, default_options
 from xpsr_jax.config import Mesh, ProcessMode, Sampling
-from xpsr_jax.errors import UserError
+from xpsr_jax.errors import UserError, printable, say
 from xpsr_jax.files import check_writable
 from xpsr_jax.images.limits import MAX_PIXELS, limit_from_millions
 from xpsr_jax.images.writing import Format
@@ -180,20 +180,20 @@ def restore_tasks(tasks: "list[Task]", arguments: Arguments, policy: "Policy", s
 
     model = model_options.load()
     if shares > 1:
-        print(f"Process {share} of {shares}, with {len(tasks)} of the images.")
+        say(f"Process {share} of {shares}, with {len(tasks)} of the images.")
     if job.done:
-        print(f"{len(job.done)} of {len(tasks)} images were restored before.")
+        say(f"{len(job.done)} of {len(tasks)} images were restored before.")
     devices = jax.local_devices()
     mesh = make_mesh(Mesh(data=-1, fsdp=1), devices) if len(devices) > 1 else None
     restorer = Restorer(model, sampling, batch_size=arguments.batch_size, mesh=mesh)
     with tqdm(total=len(job.todo) * restorer.steps, unit="step", disable=True if share else None) as bar:
         for event in job.run(restorer, on_progress=functools.partial(show, bar)):
             if isinstance(event, Failed):
-                tqdm.write(f"sample.py: {event.message}", file=sys.stderr)
+                say(f"sample.py: {event.message}", to_stderr=True)
     skipped = f"; {len(job.failed)} skipped" if job.failed else ""
-    print(f"{len(tasks) - len(job.failed)} of {len(tasks)} images restored to {arguments.output}{skipped}")
+    say(f"{len(tasks) - len(job.failed)} of {len(tasks)} images restored to {arguments.output}{skipped}")
     if page:
-        print(f"{job.compare(page)} images before and after: {page}")
+        say(f"{job.compare(page)} images before and after: {page}")
     return 1 if job.failed else 0
 
 
@@ -242,5 +242,5 @@ def used_settings(model: ModelOptions, sampling: Sampling) -> dict[str, Any]:
 def show(bar: tqdm, progress: "Progress") -> None:
     """Moves the progress bar."""
     bar.total = progress.total
-    bar.set_postfix_str(Path(progress.at.name).name, refresh=False)
+    bar.set_postfix_str(printable(Path(progress.at.name).name), refresh=False)
     bar.update(progress.done - bar.n)

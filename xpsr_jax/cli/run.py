@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import io
 import signal
 import sys
 import threading
@@ -31,21 +32,22 @@ def command(name: str, *, interrupted: str, lower: str) -> Callable[[Callable[..
     def decorate(function: Callable[..., int | None]) -> Main:
         @functools.wraps(function)
         def main(argv: Sequence[str] | None = None) -> int:
-            try:
-                with _sigterm_as_ctrl_c():
-                    return function(argv) or 0
-            except UserError as error:
-                print(f"{name}: {error}", file=sys.stderr)
-                return 1
-            except KeyboardInterrupt:
-                print(interrupted, file=sys.stderr)
-                return INTERRUPTED
-            except Exception as error:
-                where = out_of_memory(error)
-                if where is None:
-                    raise
-                print(f"{name}: {where} is out of memory: {lower}", file=sys.stderr)
-                return 1
+            with _prints_any_text():
+                try:
+                    with _sigterm_as_ctrl_c():
+                        return function(argv) or 0
+                except UserError as error:
+                    print(f"{name}: {error}", file=sys.stderr)
+                    return 1
+                except KeyboardInterrupt:
+                    print(interrupted, file=sys.stderr)
+                    return INTERRUPTED
+                except Exception as error:
+                    where = out_of_memory(error)
+                    if where is None:
+                        raise
+                    print(f"{name}: {where} is out of memory: {lower}", file=sys.stderr)
+                    return 1
 
         return main
 
@@ -61,6 +63,18 @@ def out_of_memory(error: Exception) -> str | None:
     if kind == "JaxRuntimeError" and ("RESOURCE_EXHAUSTED" in text or "Out of memory" in text):
         return "the device"
     return "the device" if kind == "OutOfMemoryError" else None  # PyTorch's
+
+
+@contextlib.contextmanager
+def _prints_any_text() -> Iterator[None]:
+    """What stdout or stderr has no encoding for is escaped: no work is lost because a name cannot be printed."""
+    with contextlib.ExitStack() as stack:
+        for stream in (sys.stdout, sys.stderr):
+            # A program that calls `main` may have put something else in their place.
+            if isinstance(stream, io.TextIOWrapper) and not stream.closed:
+                stack.callback(stream.reconfigure, errors=stream.errors)
+                stream.reconfigure(errors="backslashreplace")
+        yield
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from xpsr_jax.cli.config_arguments import read_config
 from xpsr_jax.cli.run import INTERRUPTED, command
 from xpsr_jax.config import ProcessMode
+from xpsr_jax.errors import say
 
 _EXAMPLES = """\
 configs:
@@ -82,5 +83,5 @@ def main(argv: Sequence[str] | None) -> int:
     if folder is None:
         return INTERRUPTED
     if distributed.is_first():
-        print(f"model: {folder}")
+        say(f"model: {folder}")
     return 0

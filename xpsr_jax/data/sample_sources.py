@@ -3,7 +3,6 @@
 import bisect
 import itertools
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -12,7 +11,7 @@ from xpsr_jax.data.image_folder import Captions, ImageFolder
 from xpsr_jax.data.offline_pairs import OfflinePairs, find_datasets
 from xpsr_jax.data.samples import Sample
 from xpsr_jax.data.stored_records import StoredRecords, list_array_records, open_array_records, open_tfds
-from xpsr_jax.errors import UserError
+from xpsr_jax.errors import UserError, say
 from xpsr_jax.images.listing import list_images
 
 
@@ -109,7 +108,7 @@ class Skipping:
                 return self._source[number]
             except UserError as error:
                 self._broken.add(number)
-                print(f"{error}; the next image takes its place ({len(self._broken)} such)", file=sys.stderr)
+                say(f"{error}; the next image takes its place ({len(self._broken)} such)", to_stderr=True)
         raise UserError("no image can be read")
 
 

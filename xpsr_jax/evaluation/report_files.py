@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import jax
 
-from xpsr_jax.errors import UserError
+from xpsr_jax.errors import UserError, listed
 from xpsr_jax.evaluation.html_report import html_report
 from xpsr_jax.evaluation.matching import Comparison
 from xpsr_jax.evaluation.perceptual import weight_files
@@ -18,18 +19,22 @@ from xpsr_jax.evaluation.scoring import MethodScores
 from xpsr_jax.evaluation.tables import Evaluation, describe_protocol, markdown
 from xpsr_jax.files import write_text
 from xpsr_jax.inference.manifest import sha256
+from xpsr_jax.json_files import read_json
 from xpsr_jax.version import __version__
 
 
 def read_others(file: Path) -> dict[str, dict[MetricName, float]]:
     """Scores by method and metric. Raises UserError if the file has anything else."""
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-        others = {str(method): {name: float(value) for name, value in row.items()} for method, row in data.items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise UserError(f'{file} is not JSON like {{"SeeSR": {{"psnr": 28.1, "ssim": 0.79}}}}: {error}') from error
-    if unknown := sorted({name for row in others.values() for name in row} - set(METRIC_NAMES)):
-        raise UserError(f"{file}: no metric {', '.join(unknown)}; there are {', '.join(METRIC_NAMES)}")
+    others: dict[str, dict[MetricName, float]] = {}
+    for method, row in read_json(file).items():
+        if not isinstance(row, dict):
+            raise UserError(f'{file}: {method} must be an object such as {{"psnr": 28.1, "ssim": 0.79}}')
+        if unknown := sorted(row.keys() - set(METRIC_NAMES)):
+            raise UserError(f"{file}: {method} has no metric {listed(unknown)}; known are {', '.join(METRIC_NAMES)}")
+        for name, value in row.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise UserError(f"{file}: {method}.{name} must be a finite number, not {str(value)[:60]}")
+        others[method] = {name: float(value) for name, value in row.items()}
     return others
 
 

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from xpsr_jax.errors import printable
 from xpsr_jax.evaluation.protocols import LOWER_IS_BETTER, TITLES, MetricName, Protocol
 from xpsr_jax.evaluation.scoring import MethodScores
 
@@ -72,12 +74,18 @@ def print_scores(result: Evaluation, console: Console | None = None) -> None:
         for name in result.metrics:
             first = len(means) > 1 and mean[name] == best(name, [each[name] for each in means.values()])
             cells.append(f"[bold]{digits(name, mean[name])}[/bold]" if first else digits(name, mean[name]))
-        table.add_row(method, *cells)
+        table.add_row(_name(method), *cells)
     if rows := other_rows(result):
         table.add_section()
         for method, row in rows.items():
-            table.add_row(f"{method} [dim](elsewhere)[/dim]", *(digits(name, row.get(name)) for name in result.metrics))
+            cells = [digits(name, row.get(name)) for name in result.metrics]
+            table.add_row(f"{_name(method)} [dim](elsewhere)[/dim]", *cells)
     (console or Console()).print(table)
+
+
+def _name(method: str) -> str:
+    """A method's name, which people choose, as text alone: it may look like Rich's markup."""
+    return escape(printable(method))
 
 
 def heading(result: Evaluation) -> str:

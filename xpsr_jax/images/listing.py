@@ -3,13 +3,12 @@
 import glob
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from xpsr_jax.errors import UserError, listed, printable
+from xpsr_jax.errors import UserError, listed, say
 from xpsr_jax.images.formats import endings
 
 # Captions and records of what was done lie beside pictures: no folder is short of a picture for them.
@@ -100,7 +99,7 @@ def _images_below(folder: Path, exclude: Path | None = None) -> list[str]:
         instead = f", and found {kinds}" if others else ""
         raise UserError(f"{folder}: no image in this folder (looked for {', '.join(endings())}{instead})")
     if others:
-        print(f"{printable(folder)}: {total} {'file' if total == 1 else 'files'} passed over: {kinds}", file=sys.stderr)
+        say(f"{folder}: {total} {'file' if total == 1 else 'files'} passed over: {kinds}", to_stderr=True)
     return sorted(found, key=natural_order)
 
 
@@ -127,7 +126,7 @@ def _files_below(folder: Path, exclude: Path | None) -> Iterator[str]:
         except FileNotFoundError:
             continue
         except OSError as error:
-            print(f"{printable(folder / place)}: passed over: {error.strerror}", file=sys.stderr)
+            say(f"{folder / place}: passed over: {error.strerror}", to_stderr=True)
             continue
         for entry in entries:
             if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():

@@ -1,18 +1,19 @@
 """What was restored into a folder, of what and how: a line an image, so that work can go on where it was stopped."""
 
+import contextlib
 import dataclasses
 import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from xpsr_jax.config import Sampling
 from xpsr_jax.errors import UserError
 from xpsr_jax.files import open_regular
-from xpsr_jax.json_files import as_json
+from xpsr_jax.json_files import MAX_LINE_BYTES, as_json, parse_json
 
 NAME = "restored.jsonl"
 
@@ -28,14 +29,8 @@ class Manifest:
         self._folder = folder
         self._lines: dict[str, dict[str, Any]] = {}
         file = folder / NAME
-        # Bytes: a line that was cut off may end within a character, and texts may hold other ends of lines.
-        for line in open_regular(file) if file.exists() else ():
-            try:
-                entry = json.loads(line)
-                self._lines[entry["output"]] = entry
-            except (ValueError, KeyError, TypeError, RecursionError):
-                # Of a process that was killed in the middle of it.
-                continue
+        for entry in _entries(file) if file.exists() else ():
+            self._lines[entry["output"]] = entry
 
     def why_foreign(self, output: Path, source: Path) -> str | None:
         """Why the output is not what was made of the input as it is now; None if it is, with whatever settings."""
@@ -102,6 +97,19 @@ def sha256(file: Path) -> str:
     """Of a file's bytes. Raises UserError where it is no regular file or cannot be read."""
     with open_regular(file) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _entries(file: Path) -> Iterator[dict[str, Any]]:
+    """The lines as they were written. Others are passed over, such as one whose process was killed in the middle."""
+    with open_regular(file) as lines:
+        # Bytes: a line that was cut off may end within a character, and texts may hold other ends of lines.
+        while line := lines.readline(MAX_LINE_BYTES):
+            with contextlib.suppress(UserError, UnicodeDecodeError):
+                # Earlier versions wrote names that are not UTF-8 as Python has them.
+                text = line.decode(errors="surrogatepass")
+                entry = parse_json(text.encode(errors="backslashreplace"), file)
+                if isinstance(entry.get("output"), str) and isinstance(entry.get("settings", {}), dict):
+                    yield entry
 
 
 def _ends_with_newline(file: Any) -> bool:

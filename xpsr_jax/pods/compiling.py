@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import os
 import sys
 import tempfile
@@ -15,9 +14,10 @@ from typing import Any, Literal, TextIO
 
 import jax
 
+from xpsr_jax.errors import UserError
 from xpsr_jax.files import cache_folder
 from xpsr_jax.inference.compilation import TPU_FLAGS
-from xpsr_jax.json_files import write_json
+from xpsr_jax.json_files import read_json, write_json
 
 Effort = Literal["quick", "default"]
 COMPLAINT = "Involuntary full rematerialization"
@@ -108,8 +108,8 @@ def cache_file(*facts: Any) -> Path | None:
 
 def read_cached(path: Path | None) -> dict[str, Any] | None:
     """What was kept, None if there is nothing (or nothing that can be read)."""
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads(path.read_text()) if path else None
+    with contextlib.suppress(UserError):
+        return read_json(path) if path else None
     return None
 
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from xpsr_jax.data import worker_process
 from xpsr_jax.data.sample_sources import StoredSource
 from xpsr_jax.data.samples import Sample, StoredSample
-from xpsr_jax.errors import UserError
+from xpsr_jax.errors import UserError, say
 from xpsr_jax.files import beside, check_free, check_writable
 from xpsr_jax.json_files import as_json, read_json, write_json
 from xpsr_jax.locks import locked_output
@@ -142,7 +142,7 @@ def _work(
     with tqdm(total=sum(map(len, pieces)), initial=initial, unit=unit, disable=None) as bar:
         for number, outcome in _perform(do, partial, todo, workers):
             for name, reason in outcome.broken.items():
-                tqdm.write(f"left out: {name}: {reason}")
+                say(f"left out: {name}: {reason}")
             write_json(dataclasses.asdict(outcome), progress / f"{number}.json")
             outcomes[number] = outcome
             bar.update(len(pieces[number]))

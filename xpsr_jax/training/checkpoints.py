@@ -77,9 +77,11 @@ class Checkpoints:
         Raises UserError if what is saved in this folder cannot be read again. Called by the first process alone.
         """
         numbers = {"numbers": np.arange(3)}
-        probe = self._path / ".probe"
+        # In a folder of its own: Orbax removes what looks unfinished beside the checkpoints, in the background.
+        probe = self._path / ".probe" / "0"
         try:
-            shutil.rmtree(probe, ignore_errors=True)
+            shutil.rmtree(probe.parent, ignore_errors=True)
+            probe.parent.mkdir()
             with ocp.Checkpointer(ocp.StandardCheckpointHandler(), multiprocessing_options=_alone()) as checkpointer:
                 checkpointer.save(probe, args=ocp.args.StandardSave(numbers))
                 restored = checkpointer.restore(probe, args=ocp.args.StandardRestore(numbers))
@@ -91,7 +93,7 @@ class Checkpoints:
                 f"what is saved in {self._folder} cannot be read again ({_first_line(error)}); name another folder"
             ) from error
         finally:
-            shutil.rmtree(probe, ignore_errors=True)
+            shutil.rmtree(probe.parent, ignore_errors=True)
 
     @property
     def latest(self) -> int | None:

@@ -18,8 +18,9 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from xpsr_jax import distributed
-from xpsr_jax.errors import UserError
+from xpsr_jax.errors import UserError, printable, say
 from xpsr_jax.files import write_text
+from xpsr_jax.json_files import read_json_lines
 
 _README = """\
 A training run of XPSR. The same command goes on with it, if it was stopped.
@@ -99,12 +100,12 @@ class Log:
         )
         if self._writes:
             write_text(_README, self._run / "README.md")
-            self._text = (self._run / "log.txt").open("a", buffering=1)
+            self._text = (self._run / "log.txt").open("a", buffering=1, encoding="utf-8")
             self._online = _open_wandb(self._wandb, self._run, self._record) if self._wandb else None
             file = self._run / "metrics.jsonl"
-            kept = list(_lines_until(file, self._first))
-            self._validated = {line["step"] for line in map(json.loads, kept) if is_validation(line)}
-            write_text("".join(kept), file)
+            kept = list(read_metrics(file, until=self._first)) if file.exists() else []
+            self._validated = {line["step"] for line in kept if is_validation(line)}
+            write_text("".join(json.dumps(line) + "\n" for line in kept), file)
             self._metrics = file.open("a", buffering=1)
             self._board = SummaryWriter(str(self._run / "tensorboard"), purge_step=self._first + 1)
         return self
@@ -121,9 +122,9 @@ class Log:
     def say(self, text: str) -> None:
         """A line to the terminal and, with the time, to log.txt."""
         if self._writes:
-            tqdm.write(text)
+            say(text)
             now = datetime.datetime.now().isoformat(" ", "seconds")
-            self._text.write(f"{now} {text}\n")
+            self._text.write(f"{now} {printable(text)}\n")
 
     @property
     def unlogged(self) -> dict[str, Any]:
@@ -233,8 +234,18 @@ def is_validation(line: Mapping[str, float]) -> bool:
     return any(name.startswith("validation_") for name in line)
 
 
-def _lines_until(file: Path, step: int) -> Iterator[str]:
-    """The whole lines of an earlier log up to a step."""
-    for line in file.read_text().splitlines(keepends=True) if file.exists() else ():
-        if line.endswith("\n") and json.loads(line)["step"] <= step:
+def read_metrics(file: Path, *, until: int | None = None) -> Iterator[dict[str, Any]]:
+    """The lines of a metrics.jsonl, or those up to a step.
+
+    A last line that was cut off, when the process was killed, is left out.
+
+    Raises UserError with the number of the line: it is not valid JSON, has no step, or a value that is not a number.
+    """
+    for where, line in read_json_lines(file, cut_off="skip", allow_nan=True):
+        if not isinstance(line, dict) or type(line.get("step")) is not int:
+            raise UserError(f"{where} is not of a training log: it has no step")
+        for name, value in line.items():
+            if type(value) not in (int, float):
+                raise UserError(f"{where}: {name} must be a number, not {str(value)[:60]}")
+        if until is None or line["step"] <= until:
             yield line

@@ -1,6 +1,5 @@
 """The log of a run as a picture."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from xpsr_jax.files import new_file
-from xpsr_jax.training.log import is_validation
+from xpsr_jax.training.log import is_validation, read_metrics
 
 # Of a run's terms those that are not drawn, and those that come first.
 _NOT_DRAWN = ("step", "images_per_second", "gradient_norm")
@@ -25,7 +24,7 @@ def plot_metrics(metrics: Path, file: Path) -> None:
     Every term of the loss with its running mean, then the learning rate, then the scores of the validations. A log
     without lines makes no picture.
     """
-    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    lines = list(read_metrics(metrics))
     if not lines:
         return
     names = _names(lines)

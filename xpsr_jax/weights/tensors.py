@@ -2,7 +2,6 @@
 
 import functools
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from xpsr_jax.errors import UserError, printable
+from xpsr_jax.errors import UserError, say
 
 FLOATS: dict[str, np.dtype] = {
     "float64": np.dtype(np.float64),
@@ -95,14 +94,14 @@ def without_shared_prefix(
         taken += prefix
         found = {key.removeprefix(prefix): tensor for key, tensor in found.items()}
     if taken:
-        _say(f"{where}: the prefix {taken} is taken off all names of tensors")
+        _say_once(f"{where}: the prefix {taken} is taken off all names of tensors")
     return found
 
 
 @functools.cache
-def _say(text: str) -> None:
-    """Once, though a file is read several times."""
-    print(printable(text), file=sys.stderr)
+def _say_once(text: str) -> None:
+    """A file may be read several times."""
+    say(text, to_stderr=True)
 
 
 def read_finite(tensors: Mapping[str, Tensor], *, where: object, dtype: Any = None) -> Iterator[tuple[str, np.ndarray]]:
