@@ -345,6 +345,8 @@ class TextEncoderConfig:
         check_fields(self)
         if self.hidden_act not in ("quick_gelu", "gelu"):
             raise ValueError(f"unsupported hidden_act {self.hidden_act!r}; supported: quick_gelu, gelu")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads")
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "TextEncoderConfig":

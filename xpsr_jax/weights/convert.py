@@ -146,7 +146,7 @@ def _open(source: Source) -> dict[str, _Job]:
 
 def _write_config(job: _Job, target: Path) -> None:
     file = job.weights.where / "config.json"
-    if file.is_file() and "Flax" not in job.weights.config.get("_class_name", ""):
+    if file.is_file() and "Flax" not in str(job.weights.config.get("_class_name", "")):
         shutil.copyfile(file, target / "config.json")
     else:
         write_json(job.config.to_json(), target / "config.json")
