@@ -76,3 +76,14 @@ def test_a_large_profile_is_kept(tmp_path):
         assert decode_picture(stored(format, icc_profile=profile), "it").icc_profile == profile
     write_picture(tmp_path / "a.png", Picture(RGB, icc_profile=profile))
     assert read_picture(tmp_path / "a.png").icc_profile == profile
+
+
+@pytest.mark.parametrize("format", SUFFIX_OF)
+def test_exif_that_can_be_read_but_not_written_does_not_cost_the_picture(tmp_path, format):
+    """A directory in the wrong place; and what Pillow has no way to write at all."""
+    misplaced = b"II*\0\x08\0\0\0\1\0\x05\xa0\4\0\1\0\0\0\x08\0\0\0\0\0\0\0"
+    data = stored("JPEG", exif=b"Exif\0\0" + misplaced)
+    file = tmp_path / f"it{SUFFIX_OF[format]}"
+    for picture in (decode_picture(data, "it"), Picture(RGB, exif=misplaced)):
+        write_picture(file, picture, format=format)
+        assert read_picture(file).rgb.shape == (6, 9, 3)

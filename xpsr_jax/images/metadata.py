@@ -22,6 +22,8 @@ _STORAGE = (
 )
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT, _INCH = 282, 283, 296, 2
 _WIDTH, _HEIGHT = 40962, 40963
+# A directory that only the one of details may hold: outside of it Pillow writes no TIFF.
+_INTEROPERABILITY = 40965
 # What 16 bits can hold: JPEG's are whole numbers.
 _MOST_DPI = 65535
 
@@ -52,7 +54,7 @@ def exif_to_keep(exif: bytes | None) -> bytes | None:
 
     def kept() -> bytes | None:
         loaded = _loaded(exif)
-        for tag in _STORAGE:
+        for tag in (*_STORAGE, _INTEROPERABILITY):
             loaded.pop(tag, None)
         return loaded.tobytes() if len(loaded) else None
 

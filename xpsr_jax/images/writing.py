@@ -59,12 +59,21 @@ def write_picture(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with new_file(path) as temporary:
-            with temporary.open("wb") as file:
-                Image.fromarray(pixels).save(file, format=format.upper(), **options)
+            _save(temporary, Image.fromarray(pixels), format, options)
             when_complete(temporary)
     except (OSError, ValueError, TypeError, OverflowError, MemoryError, SystemError, struct.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path} cannot be written: {reason}") from error
+
+
+def _save(file: Path, image: Image.Image, format: Format, options: dict[str, object]) -> None:
+    """Without EXIF where Pillow fails on it: of what it reads, it cannot write all."""
+    try:
+        image.save(file, format=format.upper(), **options)
+    except (KeyError, AttributeError, IndexError, TypeError, struct.error):
+        if "exif" not in options:
+            raise
+        image.save(file, format=format.upper(), **{name: value for name, value in options.items() if name != "exif"})
 
 
 def write_png(path: Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
