@@ -69,11 +69,12 @@ def write_picture(
 def _save(file: Path, image: Image.Image, format: Format, options: dict[str, object]) -> None:
     """Without EXIF where Pillow fails on it: of what it reads, it cannot write all."""
     try:
-        image.save(file, format=format.upper(), **options)
+        with file.open("wb") as opened:
+            image.save(opened, format=format.upper(), **options)
     except (KeyError, AttributeError, IndexError, TypeError, struct.error):
         if "exif" not in options:
             raise
-        image.save(file, format=format.upper(), **{name: value for name, value in options.items() if name != "exif"})
+        _save(file, image, format, {name: value for name, value in options.items() if name != "exif"})
 
 
 def write_png(path: Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
