@@ -254,15 +254,18 @@ def test_models_to_sample_with(name, worker, model, photos, tmp_path):
     check_folder(tmp_path)
 
 
+# Only what a training reads of its base, and only what is refused: it would begin to train on the rest.
+_BASES = [name for name in CHANGES if name not in READ and component(name) not in ("", "controlnet", "scheduler")]
+
+
 @soak
-@pytest.mark.parametrize("name", sample_of(CHANGES, 11))
+@pytest.mark.parametrize("name", sample_of(_BASES, 9))
 def test_models_to_train_on(name, worker, model, photos, tmp_path):
     make_model(model, tmp_path / name, CHANGES[name])
     words = ["--config", ROOT / "configs" / "xpsr.py", "--networks.base", tmp_path / name, "--images.folder", photos]
     words += ["--run", tmp_path / "run", "--images.missing-captions", "empty", "--steps", "1"]
     ended = worker.run("train", words, cwd=tmp_path, seconds=120)
-    check(ended, lines=12)
-    assert name in READ or ended.code == 1, ended.out
+    check(ended, codes=(1,), lines=12)
 
 
 def test_the_corpus_is_large_enough():
