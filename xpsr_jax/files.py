@@ -178,6 +178,11 @@ def without_patterns(path: Path) -> Iterator[Path]:
         yield link / path.name
 
 
+def leads_out(name: str) -> bool:
+    """Whether a relative path in a file of somebody else may lead out of the folder that it should be below."""
+    return name.startswith("/") or ".." in name.split("/")
+
+
 def resolved(path: Path) -> Path:
     """`path.resolve()`, with UserError for loops of links and names that cannot be."""
     try:

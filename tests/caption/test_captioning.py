@@ -210,6 +210,18 @@ def test_the_report(folder, tmp_path):
     assert page.read_text().count("<figure>") == 2
 
 
+def test_the_report_shows_nothing_outside_of_the_folder(folder, tmp_path):
+    paint(tmp_path / "secret.png", 0)
+    inside = folder / "inside"
+    inside.mkdir()
+    names = (str(tmp_path / "secret.png"), "../../secret.png", "../a.png")
+    assert all((inside / name).exists() for name in names)
+    write_captions(tmp_path / "captions.jsonl", {name: Caption("x", "y") for name in names})
+    write_caption_page(tmp_path / "captions.jsonl", inside, tmp_path / "report.html")
+    html = (tmp_path / "report.html").read_text()
+    assert "data:image" not in html and html.count("it is not below") == 3
+
+
 def test_in_flight():
     def square(x):
         if x == 3:
@@ -274,7 +286,10 @@ def test_into_ready_made_pairs(tmp_path, capsys, dataset):
     assert capsys.readouterr().out.endswith(f"3 texts written to {tmp_path / 'pairs'}\n")
     [sample] = OfflinePairs(tmp_path / "pairs", missing="empty")
     assert (sample.caption, sample.lr_caption) == (Caption("sharp noise", ""), Caption("noise", "poor"))
-    for wrong in ("a/b.png", "LR", f"{dataset}LR/c.png", f"{dataset}XR/a/b.png"):
+    paint(tmp_path / "out.png", 0)
+    outside = f"{dataset}LR/../../{'../' if dataset else ''}out.png"
+    assert (tmp_path / "pairs" / outside).exists()
+    for wrong in ("a/b.png", "LR", f"{dataset}LR/c.png", f"{dataset}XR/a/b.png", outside):
         write_captions(captions, {wrong: Caption("x", "y")})
         assert main(["pairs", str(captions), "--pairs", str(tmp_path / "pairs")]) == 1
         assert f"{wrong} is no image of the pairs" in capsys.readouterr().err

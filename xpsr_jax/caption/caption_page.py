@@ -17,7 +17,7 @@ from xpsr_jax.caption.sentences import count_tokens
 from xpsr_jax.data.captions import CaptionRecord, read_caption_records
 from xpsr_jax.data.tokens import MAX_TOKENS
 from xpsr_jax.errors import UserError
-from xpsr_jax.files import write_text
+from xpsr_jax.files import leads_out, write_text
 from xpsr_jax.images.reading import read_image
 
 _SIDE = 320  # longer side of a picture on the page, in pixels
@@ -109,16 +109,18 @@ def _spread(items: Sequence[_Item], count: int) -> list[_Item]:
 
 
 def _figure(record: CaptionRecord, images: Path) -> str:
-    parts = [_picture(images / record["image"])]
+    parts = [_picture(images, record["image"])]
     for level in ("high", "low"):
         parts.append(f"<p><b>{level}</b> {_text(record, level)}</p>")
     parts.append(f"<small>{html.escape(record['image'])}</small>")
     return f"<figure>{''.join(parts)}</figure>"
 
 
-def _picture(file: Path) -> str:
+def _picture(images: Path, name: str) -> str:
     try:
-        picture = Image.fromarray(read_image(file))
+        if leads_out(name):  # A page is given away: it shows nothing else of this machine.
+            raise UserError(f"{name} cannot be read: it is not below {images}")
+        picture = Image.fromarray(read_image(images / name))
     except UserError as error:
         return f'<p class="missing">{html.escape(str(error))}</p>'
     picture.thumbnail((_SIDE, _SIDE))

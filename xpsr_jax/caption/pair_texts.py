@@ -7,7 +7,7 @@ from tqdm import tqdm
 from xpsr_jax.data.captions import read_captions
 from xpsr_jax.data.offline_pairs import HIGH_HR, HIGH_LR, LOW_HR, LOW_LR, find_datasets
 from xpsr_jax.errors import UserError
-from xpsr_jax.files import check_writable, write_text
+from xpsr_jax.files import check_writable, leads_out, write_text
 
 _FOLDERS = {"HR": (HIGH_HR, LOW_HR), "LR": (HIGH_LR, LOW_LR)}
 
@@ -29,7 +29,7 @@ def write_into_pairs(captions: Path, root: Path) -> int:
     texts: dict[Path, str] = {}
     for image, caption in read_captions(captions).items():
         dataset, kind, inner = _split(image, datasets)
-        if kind not in _FOLDERS or not (root / image).is_file():
+        if leads_out(image) or kind not in _FOLDERS or not (root / image).is_file():
             raise UserError(
                 f"{captions}: {image} is no image of the pairs in {root}; caption that very folder; paths begin "
                 f"with {'/'.join(filter(None, (datasets[0], 'LR')))}"
