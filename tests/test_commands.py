@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from xpsr_jax.cli import caption, convert, evaluate, preflight, prepare
 from xpsr_jax.cli.run import command
 from xpsr_jax.errors import UserError, say
 
@@ -127,6 +128,32 @@ def test_any_other_error_keeps_its_traceback(capsys):
 
         with pytest.raises(type(error), match="bug"):
             run(work, capsys)
+
+
+@pytest.mark.parametrize(
+    ("main", "words", "said"),
+    [
+        (caption.main, "measured . --output c.jsonl --workers 0", "--workers must be at least 1, not 0"),
+        (caption.main, "measured . --output c.jsonl --limit -1", "--limit must be at least 1, not -1"),
+        (caption.main, "server . --output c.jsonl --wait nan", "--wait must be a finite number, not nan"),
+        (caption.main, "server . --output c.jsonl --timeout 0", "--timeout must be at least 0.1, not 0.0"),
+        (caption.main, "server . --output c.jsonl --retries -1", "--retries must be at least 0, not -1"),
+        (caption.main, "report c.jsonl --images . --output c.html --count 0", "--count must be at least 1, not 0"),
+        (evaluate.main, "--restored . --reference . --batch-size 0", "--batch-size must be at least 1, not 0"),
+        (prepare.main, "records . --output out --workers -1", "--workers must be at least 1, not -1"),
+        (prepare.main, "records . --output out --images-per-file 0", "--images-per-file must be at least 1, not 0"),
+        (prepare.main, "pairs . --output out --rounds 0", "--rounds must be at least 1, not 0"),
+        (prepare.main, "validation . --output out --crop-size 0", "--crop-size must be at least 1, not 0"),
+        (convert.main, ". --output out --shard-gb nan", "--shard-gb must be a finite number, not nan"),
+        (convert.main, ". --output out --shard-gb 0", "--shard-gb must be above 0, not 0.0"),
+        (preflight.main, f"--config {ROOT / 'configs' / 'tiny.py'} --gpus 0", "--gpus must be at least 1, not 0"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(main, words, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words.split()) == 1
+    assert capsys.readouterr().err.rstrip().endswith(said)
+    assert not list(tmp_path.iterdir())
 
 
 # With "import tests" of what no help may wait for: JAX takes seconds to import.

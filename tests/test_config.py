@@ -1,11 +1,13 @@
 """The configs that ship, and what is wrong with others."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
 
-from xpsr_jax.config import PAPER, RELEASED, Config, Loss, Sampling, load_config
+from xpsr_jax.config import PAPER, RELEASED, Config, Images, Loss, Mesh, Optimizer, Sampling, load_config
+from xpsr_jax.data.config import BlurConfig, DataConfig, DegradationConfig, StageConfig
 from xpsr_jax.errors import UserError
 from xpsr_jax.training.resume import record
 
@@ -103,3 +105,34 @@ def test_patches_fill_the_crop():
 def test_run_folder():
     assert Config(name="a").run_folder == Path("runs/a")
     assert Config(name="a", run=Path("elsewhere")).run_folder == Path("elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("make", "fields", "problem"),
+    [
+        (Sampling, {"guidance_scale": math.nan}, "guidance_scale must be a finite number, not nan"),
+        (Sampling, {"conditioning_scale": math.inf}, "conditioning_scale must be a finite number, not inf"),
+        (Sampling, {"conditioning_scale": -1.0}, "conditioning_scale must be at least 0"),
+        (Sampling, {"added_noise_level": -1}, "added_noise_level must be at least 0"),
+        (Sampling, {"tile_overlap": -1}, "tile_overlap must be at least 0"),
+        (Sampling, {"guidance_interval": (0.0, math.nan)}, r"guidance_interval\[1\] must be a finite number"),
+        (Optimizer, {"learning_rate": 0.0}, "learning_rate must be above 0"),
+        (Optimizer, {"learning_rate": math.nan}, "learning_rate must be a finite number"),
+        (Loss, {"patch": 0}, "patch must be at least 1"),
+        (Mesh, {"data": 0}, "data and fsdp must be at least 1, or -1"),
+        (Mesh, {"fsdp": -2}, "fsdp must be at least -1"),
+        (Images, {"mixture": ((0.0, Path("a")),)}, r"mixture\[0\]\[0\] must be above 0"),
+        (Images, {"mixture": ((math.nan, Path("a")),)}, r"mixture\[0\]\[0\] must be a finite number"),
+        (DataConfig, {"flip_probability": 1.5}, "flip_probability must be from 0 to 1"),
+        (DataConfig, {"workers": -1}, "workers must be at least 0"),
+        (DataConfig, {"crop_scale": (0.0, 1.0)}, r"crop_scale\[0\] must be above 0"),
+        (BlurConfig, {"sigma": (math.nan, 1.0)}, r"sigma\[0\] must be a finite number"),
+        (BlurConfig, {"sizes": ()}, "sizes must have 1 to 100 entries"),
+        (StageConfig, {"jpeg_quality": (0.0, 95.0)}, r"jpeg_quality\[0\] must be from 1 to 100"),
+        (DegradationConfig, {"upscale": 0}, "upscale must be at least 1"),
+        (Config, {"batch_size": -1}, "batch_size must be at least 1"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(make, fields, problem):
+    with pytest.raises(UserError, match=problem):
+        make(**fields)

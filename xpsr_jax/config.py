@@ -19,9 +19,11 @@ from xpsr_jax.serialisation import Range, check_fields
 ProcessMode = Literal["auto", "on", "off"]
 
 
+# Counts and sizes of which there must be one at least.
+Count = Annotated[int, Range(1)]
 Weight = Annotated[float, Range(0)]
 Positive = Annotated[float, Range(0, above=True)]
-Decay = Annotated[float, Range(0, 1)]
+Fraction = Annotated[float, Range(0, 1)]
 
 
 @dataclass(frozen=True)
@@ -72,37 +74,34 @@ class Sampling:
     """
 
     sampler: SamplerName = "ddpm"
-    steps: int = 50
+    steps: Count = 50
     spacing: Spacing | None = None
     karras: bool = False
-    eta: float = 0.0
-    strength: float = 1.0
-    guidance_scale: float = 5.5
+    eta: Fraction = 0.0
+    strength: Annotated[float, Range(0, 1, above=True)] = 1.0
+    guidance_scale: Weight = 5.5
     guidance_form: GuidanceForm = "paper"
-    guidance_rescale: float = 0.0
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    conditioning_scale: float = 1.0
-    conditioning_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_rescale: Fraction = 0.0
+    guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)
+    conditioning_scale: Weight = 1.0
+    conditioning_interval: tuple[Fraction, Fraction] = (0.0, 1.0)
     start: Start = "lr"
-    added_noise_level: int = 800
+    added_noise_level: Annotated[int, Range(0)] = 800
     positive_words: str = ""
     negative_high: str = "blurry, dotted, noise, unclear, low-res, over-smoothed"
     negative_low: str | None = None
     color_fix: Literal["adain", "wavelet", "none"] = "adain"
-    upscale: int = 4
-    process_size: int = 512
-    size_multiple: int = 8
-    tile_size: int = 96
-    tile_overlap: int = 16
+    upscale: Count = 4
+    process_size: Count = 512
+    size_multiple: Count = 8
+    tile_size: Annotated[int, Range(0)] = 96
+    tile_overlap: Annotated[int, Range(0)] = 16
     tile_weights: Literal["centred", "released"] = "centred"
-    vae_tile_size: int = 96
+    vae_tile_size: Annotated[int, Range(0)] = 96
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("steps", "upscale", "process_size", "size_multiple"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.tile_size < 0 or self.tile_overlap < 0 or (0 < self.tile_size <= 2 * self.tile_overlap):
+        if 0 < self.tile_size <= 2 * self.tile_overlap:
             raise UserError(
                 f"tiles of {self.tile_size} latent cells cannot overlap by {self.tile_overlap}: let it be less than "
                 "half of their side; a tile_size of 0 means no tiles"
@@ -112,15 +111,10 @@ class Sampling:
                 f"vae_tile_size must be at least 32 latent cells, its border takes 12 on each side, not "
                 f"{self.vae_tile_size}; 0 means no tiles"
             )
-        for name in ("eta", "guidance_rescale"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} must be between 0 and 1, not {getattr(self, name)}")
         for name in ("guidance_interval", "conditioning_interval"):
             begin, end = getattr(self, name)
-            if not 0 <= begin <= end <= 1:
+            if begin > end:
                 raise UserError(f"{name} must be two rising fractions between 0 and 1, not {begin} and {end}")
-        if not 0 < self.strength <= 1:
-            raise UserError(f"strength must be above 0 and at most 1, not {self.strength}")
         if self.strength < 1 and self.start != "lr":
             raise UserError(
                 f'strength {self.strength} begins from the LR image and needs start "lr", not "{self.start}"'
@@ -196,7 +190,7 @@ class Images:
     """
 
     folder: Path = Path("data/train")
-    mixture: tuple[tuple[float, Path], ...] = ()
+    mixture: tuple[tuple[Positive, Path], ...] = ()
     captions: Path | None = None
     lr_captions: Path | None = None
     exclude: tuple[str, ...] = ()
@@ -206,6 +200,7 @@ class Images:
     cache: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.mixture and (self.captions or self.lr_captions):
             raise UserError("images.captions and lr_captions are of one folder; those of a mixture have their own")
 
@@ -229,7 +224,7 @@ class Loss:
     perceptual: Weight = 0.5
     kl: Weight = 1e-3
     metric: Literal["lpips_alex", "lpips_vgg", "dists"] = "lpips_vgg"
-    patch: int | None = None
+    patch: Count | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -254,16 +249,16 @@ class Optimizer:
         lower: (1 + step) / (10 + step).
     """
 
-    learning_rate: Weight = 5e-5
-    b1: Decay = 0.9
-    b2: Decay = 0.999
+    learning_rate: Positive = 5e-5
+    b1: Fraction = 0.9
+    b2: Fraction = 0.999
     epsilon: Positive = 1e-8
     weight_decay: Weight = 1e-2
     decayed: tuple[tuple[str, bool], ...] = ((".*", True),)
     clip: Positive = 1.0
     schedule: Literal["constant", "cosine"] = "constant"
     warmup: Annotated[int, Range(0)] = 0
-    ema: Decay | None = None
+    ema: Fraction | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -298,9 +293,14 @@ class Mesh:
         on 64 chips doubles a chip's share.
     """
 
-    data: int = 1
-    fsdp: int = -1
-    replicated_bytes: int = 2**18
+    data: Annotated[int, Range(-1)] = 1
+    fsdp: Annotated[int, Range(-1)] = -1
+    replicated_bytes: Annotated[int, Range(0)] = 2**18
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if 0 in (self.data, self.fsdp):
+            raise UserError("the mesh's data and fsdp must be at least 1, or -1, not 0")
 
 
 ValidationMetric = Literal["psnr", "lpips", "dists"]
@@ -356,9 +356,9 @@ class Config:
     name: str = "xpsr"
     run: Path | None = None
     stage: Literal["xpsr", "autoencoder", "decoder"] = "xpsr"
-    steps: int = 100_000
-    batch_size: int = 32
-    accumulation: int = 1
+    steps: Count = 100_000
+    batch_size: Count = 32
+    accumulation: Count = 1
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     trained: tuple[tuple[str, bool], ...] = ((r"controlnet\..*", True), (r"unet\..*\.pixel_attentions\..*", True))
     images: Images = Images()
@@ -371,20 +371,17 @@ class Config:
     validation: Validation = field(default_factory=Validation)
     sampling: Sampling = Sampling()
     note: str = ""
-    log_every: int = 50
-    checkpoint_every: int = 5000
-    keep: int = 2
+    log_every: Count = 50
+    checkpoint_every: Count = 5000
+    keep: Count = 2
     profile: Annotated[int, Range(0)] = 0
     wandb: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.keep < 2:
             raise UserError(f"keep must be at least 2, not {self.keep}: the newest checkpoint could be damaged")
-        if self.loss.patch is not None and (self.loss.patch < 1 or self.data.crop_size % self.loss.patch):
+        if self.loss.patch is not None and self.data.crop_size % self.loss.patch:
             raise UserError(f"loss.patch={self.loss.patch} must divide data.crop_size={self.data.crop_size}")
         if self.batch_size % self.accumulation:
             raise UserError(

@@ -18,7 +18,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union
@@ -92,14 +92,17 @@ def structure(kind: type[T], data: Any, *, unknown: Literal["refuse", "ignore"] 
     return _convert(kind, data, "", unknown == "ignore")
 
 
-def check_fields(settings: object) -> None:
+def check_fields(settings: object, *, shown: Callable[[str], str] = str) -> None:
     """Checks the ranges and lengths of a dataclass made in Python; for its `__post_init__`.
+
+    Args:
+      shown: what a message calls the field of a name.
 
     Raises UserError naming the first field that is outside of its range, or NaN or infinite.
     """
     kind: Any = type(settings)
     for name, hint in _hints(kind).items():
-        if problem := _outside(hint, getattr(settings, name), name):
+        if problem := _outside(hint, getattr(settings, name), shown(name)):
             raise UserError(problem)
 
 

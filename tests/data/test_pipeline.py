@@ -271,8 +271,9 @@ def test_tokens_are_clips():
         ({}, {"seed": -1}, "seed must lie in"),
         ({"crop_scale": (0.5, 0.2)}, {}, "crop_scale must be"),
         ({"negative_target_probability": 0.1, "negative_words": ()}, {}, "negative_words is empty"),
-        ({"workers": -1}, {}, r"data\.workers must not be negative"),
-        ({"threads": 0}, {}, r"data\.threads and data\.prefetch must be 1 or more"),
+        ({"workers": -1}, {}, "workers must be at least 0, not -1"),
+        ({"threads": 0}, {}, "threads must be at least 1, not 0"),
+        ({"prefetch": 0}, {}, "prefetch must be at least 1, not 0"),
         ({}, {"epochs": 1, "batch_size": 8}, "7 images, 1 times, do not fill one batch of 8"),
     ],
 )

@@ -14,12 +14,14 @@ import tyro
 
 from xpsr_jax.caption.instructions import Preset, Which, instructions
 from xpsr_jax.caption.llava_choices import DEFAULT_MODEL, LlavaDtype, LlavaTemplate
-from xpsr_jax.cli.run import command
-from xpsr_jax.errors import UserError, say
+from xpsr_jax.cli.run import check_options, command
+from xpsr_jax.errors import say
+from xpsr_jax.serialisation import Range
 
 if TYPE_CHECKING:
     from xpsr_jax.caption.captioning import Captioner, LoadedImage, Tally
 
+Count = Annotated[int, Range(1)]
 File = Annotated[Path, tyro.conf.arg(metavar="FILE")]
 
 
@@ -42,7 +44,7 @@ class ImagesToCaption:
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES...")]
     output: File
     shard: Annotated[str, tyro.conf.arg(metavar="I/N")] = "0/1"
-    limit: int | None = None
+    limit: Count | None = None
     rest: Path | None = None
     on_error: Literal["skip", "stop"] = "skip"
 
@@ -60,7 +62,7 @@ class AskedModel(ImagesToCaption):
 
     instructions: Preset = "paper"
     ask: Which = "both"
-    max_new_tokens: int = 200
+    max_new_tokens: Count = 200
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class LlavaCommand(AskedModel):
     dtype: LlavaDtype = "auto"
     device: str = "auto"
     template: LlavaTemplate = "released"
-    batch_size: int = 8
+    batch_size: Count = 8
 
 
 @dataclass(frozen=True)
@@ -99,10 +101,10 @@ class ServerCommand(AskedModel):
 
     url: str = "http://localhost:8000/v1"
     model: str | None = None
-    requests: int = 64
-    timeout: float = 120.0
-    retries: int = 10
-    wait: float = 600.0
+    requests: Count = 64
+    timeout: Annotated[float, Range(0.1)] = 120.0
+    retries: Annotated[int, Range(0)] = 10
+    wait: Annotated[float, Range(0)] = 600.0
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class MeasuredCommand(ImagesToCaption):
     """
 
     high: str = ""
-    workers: int = os.cpu_count() or 1
+    workers: Count = os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ class ReportCommand:
     captions: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
     images: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     output: File
-    count: int = 200
+    count: Count = 200
 
 
 @dataclass(frozen=True)
@@ -169,16 +171,6 @@ CaptionCommand = (
     | Annotated[ReportCommand, tyro.conf.subcommand("report")]
     | Annotated[PairsCommand, tyro.conf.subcommand("pairs")]
 )
-_LEAST = {
-    "limit": 1,
-    "workers": 1,
-    "batch_size": 1,
-    "max_new_tokens": 1,
-    "requests": 1,
-    "retries": 0,
-    "timeout": 0.1,
-    "wait": 0,
-}
 
 
 @command(
@@ -195,6 +187,7 @@ def run_command(
     command: LlavaCommand | ServerCommand | MeasuredCommand | MergeCommand | ReportCommand | PairsCommand,
 ) -> int:
     """Does what a parsed command line says; returns the exit code. Raises UserError."""
+    check_options(command)
     # Imported late, so that --help is quick.
     from xpsr_jax.caption.caption_page import write_caption_page
     from xpsr_jax.caption.captioning import caption_images, find_images, parse_shard, shard_file
@@ -211,9 +204,6 @@ def run_command(
     if isinstance(command, PairsCommand):
         say(f"{write_into_pairs(command.captions, command.pairs)} texts written to {command.pairs}")
         return 0
-    for name, least in _LEAST.items():
-        if (value := getattr(command, name, None)) is not None and not value >= least:
-            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
     shard = parse_shard(command.shard)
     output = shard_file(command.output, shard)
     inputs = find_images(command.images, shard=shard, limit=command.limit)

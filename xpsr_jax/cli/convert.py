@@ -16,8 +16,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from xpsr_jax.cli.run import command
+from xpsr_jax.cli.run import check_options, command
 from xpsr_jax.errors import say
+from xpsr_jax.serialisation import Range
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Arguments:
     variant: str | None = None
     ema: bool = False
     average: bool = True
-    shard_gb: float | None = None
+    shard_gb: Annotated[float, Range(0, above=True)] | None = None
     verify: bool = False
     overwrite: bool = False
 
@@ -64,6 +65,7 @@ def main(argv: Sequence[str] | None) -> None:
 
 def convert_weights(arguments: Arguments) -> None:
     """Converts, and prints what came from where. Raises UserError."""
+    check_options(arguments)
     # Imported late, so that --help is quick.
     from xpsr_jax.training.conversion import open_weights
     from xpsr_jax.weights.convert import convert

@@ -11,10 +11,11 @@ from typing import Annotated, Literal
 import tyro
 from tqdm import tqdm
 
-from xpsr_jax.cli.run import command
+from xpsr_jax.cli.run import check_options, command
 from xpsr_jax.errors import UserError, say
 from xpsr_jax.evaluation.protocols import PROTOCOLS, MetricName
 from xpsr_jax.files import check_writable
+from xpsr_jax.serialisation import Range
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Arguments:
     beside: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     output: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    batch_size: int | None = None
+    batch_size: Annotated[int, Range(1)] | None = None
     on_error: Literal["stop", "skip"] = "stop"
 
 
@@ -67,6 +68,7 @@ def evaluate(arguments: Arguments) -> int:
 
     Raises UserError before anything is measured, or written.
     """
+    check_options(arguments)
     # Imported late, so that --help is quick.
     from xpsr_jax.evaluation.choices import choose_metrics, least_side
     from xpsr_jax.evaluation.matching import match_images, name_methods, name_of_set, set_folders
@@ -77,8 +79,6 @@ def evaluate(arguments: Arguments) -> int:
 
     protocol = PROTOCOLS[arguments.protocol]
     metrics = choose_metrics(arguments.metrics, protocol)
-    if arguments.batch_size is not None and arguments.batch_size < 1:
-        raise UserError(f"--batch-size is at least 1, not {arguments.batch_size}")
     for folder in (arguments.output, arguments.json and arguments.json.parent):
         if folder is not None:
             check_writable(folder)

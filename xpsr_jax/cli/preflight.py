@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from xpsr_jax.cli.config_arguments import read_config
 from xpsr_jax.cli.run import command
-from xpsr_jax.errors import say
+from xpsr_jax.errors import UserError, say
 
 _EXAMPLES = """\
 examples:
@@ -57,6 +57,8 @@ def main(argv: Sequence[str] | None) -> int:
     from xpsr_jax.pods.preflight import lower_for_gpus, preflight
 
     if known.gpus is not None:
+        if known.gpus < 1:
+            raise UserError(f"--gpus must be at least 1, not {known.gpus}")
         say(lower_for_gpus(config, known.gpus, sample=known.sample))
         return 0
     result = preflight(config, known.topology, sample=known.sample, effort=known.effort, again=known.again)

@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from xpsr_jax.cli.run import command
+from xpsr_jax.cli.run import check_options, command
 from xpsr_jax.data.config import MILD, XPSR, DataConfig
 from xpsr_jax.errors import UserError, say
+from xpsr_jax.serialisation import Range
 
 if TYPE_CHECKING:
     from xpsr_jax.data.sample_sources import StoredSource
     from xpsr_jax.preparation.pieces import Choice, Outcome
 
+Count = Annotated[int, Range(1)]
 _DEGRADATIONS = {"xpsr": XPSR, "mild": MILD}
 # Pairs to be done again when the work is stopped.
 _PAIRS_IN_A_PIECE = 16
@@ -53,11 +55,11 @@ class Photographs:
     lr_captions: Path | None = None
     missing_captions: Literal["error", "empty"] = "error"
     exclude: tuple[str, ...] = ()
-    limit: int | None = None
-    minimum_pixels: int = 384**2
-    minimum_bytes: int = 0
+    limit: Count | None = None
+    minimum_pixels: Annotated[int, Range(0)] = 384**2
+    minimum_bytes: Annotated[int, Range(0)] = 0
     on_error: Literal["skip", "stop"] = "skip"
-    workers: int = os.cpu_count() or 1
+    workers: Count = os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Records(Photographs):
     """
 
     format: Literal["array_record", "tfds"] = "array_record"
-    images_per_file: int = 1000
+    images_per_file: Count = 1000
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,11 @@ class Pairs(Photographs):
         low_captions: Low-level captions are written from the degradation that was drawn, or are those of the files.
     """
 
-    rounds: int = 10
-    crop_size: int = 512
+    rounds: Count = 10
+    crop_size: Count = 512
     degradation: Literal["xpsr", "mild"] = "xpsr"
     low_captions: Literal["drawn", "file"] = "drawn"
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
 
 
 @dataclass(frozen=True)
@@ -101,10 +103,10 @@ class Validation(Photographs):
         degradation: The released training set's, or the milder one.
     """
 
-    crops: int = 30
-    crop_size: int = 512
+    crops: Count = 30
+    crop_size: Count = 512
     degradation: Literal["xpsr", "mild"] = "xpsr"
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ Command = (
 def main(argv: Sequence[str] | None) -> int:
     """Runs the command line; returns the exit code: 0, 1 if an image was broken or all failed, 130 if interrupted."""
     chosen: Any = tyro.cli(Command, args=argv, description=__doc__, prog="python -m xpsr_jax.prepare_data")
+    check_options(chosen)
     from xpsr_jax.preparation.pieces import REPORT
 
     outcome = prepare_embeddings(chosen) if isinstance(chosen, Embeddings) else prepare(chosen)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from xpsr_jax.errors import UserError
+from xpsr_jax.serialisation import check_fields
 
 INTERRUPTED = 130
 
@@ -52,6 +53,11 @@ def command(name: str, *, interrupted: str, lower: str) -> Callable[[Callable[..
         return main
 
     return decorate
+
+
+def check_options(arguments: object) -> None:
+    """Raises UserError for an option that is outside of its field's range, or NaN or infinite."""
+    check_fields(arguments, shown=lambda name: f"--{name.replace('_', '-')}")
 
 
 def out_of_memory(error: Exception) -> str | None:

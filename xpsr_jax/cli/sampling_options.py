@@ -12,6 +12,7 @@ import tyro
 from xpsr_jax.assets import TINY_MODEL
 from xpsr_jax.config import SAMPLING_PRESETS, Sampling
 from xpsr_jax.inference.settings import choose_sampling
+from xpsr_jax.serialisation import Range
 from xpsr_jax.weights.sampling_defaults import load_defaults
 
 
@@ -25,8 +26,8 @@ class SamplingOptions(Sampling):
     # Short names that these flags have besides their fields' names.
     positive_words: Annotated[str, tyro.conf.arg(aliases=["--positive"])] = Sampling.positive_words
     negative_high: Annotated[str, tyro.conf.arg(aliases=["--negative"])] = Sampling.negative_high
-    tile_size: Annotated[int, tyro.conf.arg(aliases=["--tile"])] = Sampling.tile_size
-    vae_tile_size: Annotated[int, tyro.conf.arg(aliases=["--vae-tile"])] = Sampling.vae_tile_size
+    tile_size: Annotated[int, Range(0), tyro.conf.arg(aliases=["--tile"])] = Sampling.tile_size
+    vae_tile_size: Annotated[int, Range(0), tyro.conf.arg(aliases=["--vae-tile"])] = Sampling.vae_tile_size
 
     def chosen(self) -> Sampling:
         """The settings by themselves."""

@@ -6,12 +6,23 @@ computed.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from xpsr_jax.serialisation import Length, Range, check_fields
 
 ResizeMode = Literal["area", "bilinear", "bicubic"]
 GaussianShape = Literal["iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso"]
 KERNEL_SIZES = (7, 9, 11, 13, 15, 17, 19, 21)
-Range = tuple[float, float]
+Probability = Annotated[float, Range(0, 1)]
+Quality = Annotated[float, Range(1, 100)]
+NotNegative = Annotated[float, Range(0)]
+Positive = Annotated[float, Range(0, above=True)]
+SixWeights = tuple[NotNegative, NotNegative, NotNegative, NotNegative, NotNegative, NotNegative]
+# Drawn from uniformly.
+Interval = tuple[NotNegative, NotNegative]
+Positives = tuple[Positive, Positive]
+Sizes = Annotated[tuple[Annotated[int, Range(1)], ...], Length(1, 100)]
+Resizing = Annotated[tuple[ResizeMode, ...], Length(1, 100)]
 
 
 @dataclass(frozen=True)
@@ -29,13 +40,16 @@ class BlurConfig:
       plateau_beta: the same of the plateau shapes.
     """
 
-    probability: float = 1.0
-    sizes: tuple[int, ...] = KERNEL_SIZES
-    sinc_probability: float = 0.1
-    shape_weights: tuple[float, float, float, float, float, float] = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
-    sigma: Range = (0.2, 3.0)
-    generalized_beta: Range = (0.5, 4.0)
-    plateau_beta: Range = (1.0, 2.0)
+    probability: Probability = 1.0
+    sizes: Sizes = KERNEL_SIZES
+    sinc_probability: Probability = 0.1
+    shape_weights: SixWeights = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
+    sigma: Positives = (0.2, 3.0)
+    generalized_beta: Positives = (0.5, 4.0)
+    plateau_beta: Positives = (1.0, 2.0)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -56,16 +70,19 @@ class StageConfig:
     """
 
     blur: BlurConfig = BlurConfig()
-    resize_probabilities: tuple[float, float, float] = (0.2, 0.7, 0.1)
-    scale: Range = (0.15, 1.5)
-    resize_modes: tuple[ResizeMode, ...] = ("area", "bilinear", "bicubic")
-    noise_probability: float = 1.0
-    gaussian_probability: float = 0.5
-    gaussian_sigma: Range = (1.0, 30.0)
-    poisson_scale: Range = (0.05, 3.0)
-    gray_probability: float = 0.4
-    jpeg_probability: float = 1.0
-    jpeg_quality: Range = (30.0, 95.0)
+    resize_probabilities: tuple[Probability, Probability, Probability] = (0.2, 0.7, 0.1)
+    scale: Positives = (0.15, 1.5)
+    resize_modes: Resizing = ("area", "bilinear", "bicubic")
+    noise_probability: Probability = 1.0
+    gaussian_probability: Probability = 0.5
+    gaussian_sigma: Interval = (1.0, 30.0)
+    poisson_scale: Interval = (0.05, 3.0)
+    gray_probability: Probability = 0.4
+    jpeg_probability: Probability = 1.0
+    jpeg_quality: tuple[Quality, Quality] = (30.0, 95.0)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -83,7 +100,7 @@ class DegradationConfig:
       jpeg_last_probability: of compressing after that resize and the sinc filter, not before.
     """
 
-    upscale: int = 4
+    upscale: Annotated[int, Range(1)] = 4
     sharpen: bool = True
     first: StageConfig = StageConfig()
     second: StageConfig = StageConfig(
@@ -93,10 +110,13 @@ class DegradationConfig:
         gaussian_sigma=(1.0, 25.0),
         poisson_scale=(0.05, 2.5),
     )
-    sinc_probability: float = 0.8
-    sinc_sizes: tuple[int, ...] = KERNEL_SIZES
-    final_modes: tuple[ResizeMode, ...] = ("area", "bilinear", "bicubic")
-    jpeg_last_probability: float = 0.5
+    sinc_probability: Probability = 0.8
+    sinc_sizes: Sizes = KERNEL_SIZES
+    final_modes: Resizing = ("area", "bilinear", "bicubic")
+    jpeg_last_probability: Probability = 0.5
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 XPSR = DegradationConfig()
@@ -162,20 +182,23 @@ class DataConfig:
       prefetch: batches kept ready.
     """
 
-    crop_size: int = 512
-    crop_scale: tuple[float, float] = (1.0, 1.0)
-    flip_probability: float = 0.5
+    crop_size: Annotated[int, Range(1)] = 512
+    crop_scale: Positives = (1.0, 1.0)
+    flip_probability: Probability = 0.5
     degrade: bool = True
     degradation: DegradationConfig = XPSR
-    clean_input_probability: float = 0.1
-    caption_dropout: float = 0.0
-    high_dropout: float = 0.0
-    low_dropout: float = 0.0
+    clean_input_probability: Probability = 0.1
+    caption_dropout: Probability = 0.0
+    high_dropout: Probability = 0.0
+    low_dropout: Probability = 0.0
     high_caption_from: Literal["hr", "lr"] = "hr"
     low_caption_from: Literal["drawn", "file"] = "drawn"
-    negative_target_probability: float = 0.0
+    negative_target_probability: Probability = 0.0
     negative_words: tuple[str, ...] = ("blurry", "dotted", "noise", "unclear", "low-res", "over-smoothed")
     embeddings: Path | None = None
-    workers: int = 0
-    threads: int = 2
-    prefetch: int = 4
+    workers: Annotated[int, Range(0)] = 0
+    threads: Annotated[int, Range(1)] = 2
+    prefetch: Annotated[int, Range(1)] = 4
+
+    def __post_init__(self) -> None:
+        check_fields(self)

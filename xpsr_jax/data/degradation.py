@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, TypeVar, get_args
 import numpy as np
 from jaxtyping import Float
 
-from xpsr_jax.data.config import BlurConfig, DegradationConfig, GaussianShape, Range, ResizeMode, StageConfig
+from xpsr_jax.data.config import BlurConfig, DegradationConfig, GaussianShape, Interval, ResizeMode, StageConfig
 from xpsr_jax.data.jpeg import jpeg
 from xpsr_jax.data.kernels import filter_image, gaussian_kernel, sharpen, sinc_kernel
 from xpsr_jax.data.noise import add_gaussian_noise, add_poisson_noise
@@ -192,7 +192,7 @@ def _draw_blur(config: BlurConfig, rng: np.random.Generator) -> Blur:
     return Blur(shape, size, sigma_x=sigma_x, sigma_y=sigma_y, angle=angle, beta=beta)
 
 
-def _draw_beta(limits: Range, rng: np.random.Generator) -> float:
+def _draw_beta(limits: Interval, rng: np.random.Generator) -> float:
     return rng.uniform(limits[0], 1) if rng.random() < 0.5 else rng.uniform(1, limits[1])
 
 

@@ -165,8 +165,6 @@ def _check(config: DataConfig, *, seed: int, batch_size: int, process_index: int
         raise UserError(f"crop_scale must be a rising range of positive factors, got {config.crop_scale}.")
     if config.negative_target_probability > 0 and not config.negative_words:
         raise UserError("negative_target_probability is set but negative_words is empty.")
-    if config.workers < 0 or config.threads < 1 or config.prefetch < 1:
-        raise UserError("data.workers must not be negative, data.threads and data.prefetch must be 1 or more.")
     if config.embeddings is not None and (config.low_caption_from == "drawn" or config.negative_target_probability > 0):
         raise UserError(
             "data.embeddings holds the captions of files alone. Set data.low_caption_from to file, and "
