@@ -232,3 +232,9 @@ def test_a_base_that_lacks_something_names_the_folder_and_the_flag(stock, tmp_pa
 def test_settings_that_cannot_be(fields, message):
     with pytest.raises(UserError, match=message):
         make_structure(dataclasses.replace(CONFIG, **fields))
+
+
+def test_a_base_of_which_nothing_is_used_is_an_error(stock):
+    base, _ = stock
+    with pytest.raises(UserError, match="nothing of it is used, later ones have its unet/"):
+        make_structure(replaced(base=(base, base)))

@@ -16,6 +16,7 @@ from xpsr_jax.diffusion.process import visited_timesteps
 from xpsr_jax.errors import UserError
 from xpsr_jax.models.layers import Compute
 from xpsr_jax.models.parameters import parameters
+from xpsr_jax.training.conversion import open_weights
 from xpsr_jax.weights.folders import read_folder
 from xpsr_jax.weights.model_folder import (
     Model,
@@ -134,6 +135,11 @@ def test_later_folders_are_first_choice(base, released):
     found = merge([open_source(path) for path in (released, base)])
     assert found.origins["unet"] == released / "unet" and found.origins["autoencoder"] == base / "vae"
     assert merge([open_source(base)] * 2).origins == open_source(base).origins
+    for paths in ((released, base, base), (released, released, base)):
+        with pytest.raises(UserError, match="nothing of it is used, later ones have its"):
+            load(*paths)
+        with pytest.raises(UserError, match="nothing of it is used, later ones have its"):
+            open_weights(paths)
 
 
 def test_a_model_is_saved_and_loaded_whole(model, base, released, tmp_path):

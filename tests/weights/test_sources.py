@@ -1,6 +1,7 @@
 """What a path holds of a model: a whole folder, one component's, a file of one component; and what holds nothing."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from tests.weights.test_single_file import AUTOENCODER_CONFIG, TEXT_1, UNET_1
 from xpsr_jax.errors import UserError
 from xpsr_jax.weights.convert import convert
 from xpsr_jax.weights.networks import AUTOENCODER, TEXT_ENCODER, UNET, load_network
-from xpsr_jax.weights.sources import find_components, open_source
+from xpsr_jax.weights.sources import check_each_is_used, find_components, open_source
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,16 @@ def test_what_contributes_nothing_is_an_error(files, problem, tmp_path):
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=problem):
         open_source(tmp_path)
+
+
+def test_of_each_something_must_be_used():
+    a, b = Path("a"), Path("b")
+    check_each_is_used([a, b], [{"unet", "schedule"}, {"unet"}])
+    check_each_is_used([b], [{"unet"}])
+    with pytest.raises(UserError, match=r"^a: nothing of it is used, later ones have its unet/ too \(b\)"):
+        check_each_is_used([a, b], [["unet"], ["unet", "schedule"]])
+    with pytest.raises(UserError, match=r"^a: nothing of it is used, it has no component that is"):
+        check_each_is_used([a], [[]])
 
 
 @pytest.mark.parametrize("prefix", ["", "first_stage_model.", "module.", "_orig_mod.module.", "model."])

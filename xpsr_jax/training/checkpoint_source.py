@@ -70,13 +70,14 @@ def open_checkpoint(path: Path, *, bases: Sequence[Path] = (), average: bool = T
 
     networks = {name: functools.partial(opened, name) for name in COMPONENTS[config.stage]}
     if config.stage == "autoencoder":
-        return Source(dict.fromkeys(networks, step), networks)
+        return Source(dict.fromkeys(networks, step), networks, reads_base=True)
     return Source(
         origins=dict.fromkeys([*networks, "tokenizer", "schedule"], step),
         networks=networks,
         tokenizer=tokenizer_folder(config.networks),
         schedule=structure.networks.schedule,
         settings=(config.sampling, config.note),
+        reads_base=True,
     )
 
 

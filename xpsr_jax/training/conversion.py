@@ -8,7 +8,7 @@ from typing import Any
 from xpsr_jax.errors import UserError
 from xpsr_jax.training.checkpoint_source import open_checkpoint
 from xpsr_jax.weights import convert as conversion
-from xpsr_jax.weights.sources import Source, is_training_checkpoint, open_source
+from xpsr_jax.weights.sources import Source, check_each_is_used, is_training_checkpoint, open_source
 from xpsr_jax.weights.tensors import together
 
 
@@ -54,4 +54,8 @@ def open_weights(
             return open_checkpoint(bases[i], bases=bases[:i], average=average)
         return open_source(bases[i], variant=variant, ema=ema)
 
-    return list(together(*(functools.partial(opened, i) for i in range(len(bases)))))
+    sources = list(together(*(functools.partial(opened, i) for i in range(len(bases)))))
+    # Before a training checkpoint stands what it was trained on.
+    first = max((i for i, source in enumerate(sources) if source.reads_base), default=0)
+    check_each_is_used(bases[first:], [source.origins for source in sources[first:]])
+    return sources

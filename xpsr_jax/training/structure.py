@@ -23,7 +23,7 @@ from xpsr_jax.models.text_encoder import TextEncoder
 from xpsr_jax.models.unet import UNet
 from xpsr_jax.weights.model_folder import load_schedule
 from xpsr_jax.weights.networks import NETWORKS, Keys, read_config
-from xpsr_jax.weights.sources import SUBFOLDERS, find_components
+from xpsr_jax.weights.sources import SUBFOLDERS, check_each_is_used, find_components
 
 _ALL = ("unet", "controlnet", "autoencoder", "text_encoder")
 COMPONENTS = {"xpsr": _ALL, "autoencoder": ("autoencoder",), "decoder": _ALL}
@@ -136,7 +136,9 @@ def _resolve(networks: Networks, components: tuple[str, ...], *, constrained: bo
             raise UserError(f"the base model {base} does not exist; name its folder with --networks.base")
     if unknown := set(networks.from_scratch) - set(NETWORKS):
         raise UserError(f"networks.from_scratch: there is no {', '.join(unknown)}; there are {', '.join(NETWORKS)}")
-    found = {name: folder for base in networks.base for name, folder in find_components(base).items()}
+    held = [find_components(base) for base in networks.base]
+    check_each_is_used(networks.base, [each.keys() & {*components, "schedule", "tokenizer"} for each in held])
+    found = {name: folder for each in held for name, folder in each.items()}
     if missing := [name for name in components if name not in found and name not in networks.from_scratch]:
         folders = ", ".join(f"{SUBFOLDERS[name]}/" for name in missing)
         bases = ", ".join(map(str, networks.base)) or "none was given"

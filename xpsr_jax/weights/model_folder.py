@@ -25,7 +25,7 @@ from xpsr_jax.models.text_encoder import TextEncoder
 from xpsr_jax.models.unet import UNet
 from xpsr_jax.weights.networks import CONTROLNET, NETWORKS, UNET, load_network, parse_config, save_network
 from xpsr_jax.weights.sampling_defaults import INDEX, load_defaults
-from xpsr_jax.weights.sources import SUBFOLDERS, lacking_variant, merge, open_source, require
+from xpsr_jax.weights.sources import SUBFOLDERS, check_each_is_used, lacking_variant, merge, open_source, require
 from xpsr_jax.weights.tensors import together
 
 _CLASSES = {network.subfolder: network.torch_class for network in NETWORKS.values()} | {
@@ -126,6 +126,7 @@ def load(
     """
     paths = [Path(folder), *map(Path, more)]
     sources = [open_source(path, variant=variant) for path in paths]
+    check_each_is_used(paths, [source.origins for source in sources])
     source = merge(sources)
     require(source, tuple(SUBFOLDERS), paths)
     if variant:

@@ -1,7 +1,7 @@
 """What a path holds of a model, whatever its format, and several of them merged. Nothing large is read yet."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,7 @@ class Source:
       schedule: its folder, or itself.
       settings: to sample with, and a note; None: as a model_index.json says.
       folders: that may have a model_index.json, of which the last one's settings hold.
+      reads_base: it was made with weights of sources before it, as a training checkpoint is with its base's.
     """
 
     origins: Mapping[str, Path]
@@ -42,6 +43,7 @@ class Source:
     schedule: Path | Schedule | None = None
     settings: tuple[Sampling, str] | None = None
     folders: tuple[Path, ...] = ()
+    reads_base: bool = False
 
 
 def open_source(path: Path, *, variant: str | None = None, ema: bool = False) -> Source:
@@ -128,6 +130,20 @@ def merge(sources: Sequence[Source]) -> Source:
             merged.folders + source.folders,
         )
     return merged
+
+
+def check_each_is_used(paths: Sequence[Path], held: Sequence[Collection[str]]) -> None:
+    """Raises UserError for a path of which nothing is used, because later ones have all that it holds.
+
+    Args:
+      held: the names of the components that each path holds, and that are looked for.
+    """
+    for i, path in enumerate(paths):
+        if not set(held[i]).difference(*held[i + 1 :]):
+            later = listed_names(paths[i + 1 :])
+            names = [name for name in SUBFOLDERS if name in held[i]]
+            why = f"later ones have its {listed(names)} too ({later})" if names else "it has no component that is"
+            raise UserError(f"{path}: nothing of it is used, {why}; leave it out, or name it after them")
 
 
 def require(source: Source, names: Sequence[str], paths: Sequence[Path]) -> None:
