@@ -1,6 +1,7 @@
 """Batches: what is in them, and that they depend on (seed, position) alone."""
 
 import collections
+import contextlib
 import itertools
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,12 @@ import pytest
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.data.config import BICUBIC, DataConfig
 from xpsr_jax.data.examples import make_example, random_crop, tokenize_caption
+from xpsr_jax.data.image_folder import ImageFolder
 from xpsr_jax.data.kernels import sharpen
 from xpsr_jax.data.pipeline import make_pipeline
 from xpsr_jax.data.resize import resize
 from xpsr_jax.data.rounding import round_to_uint8
+from xpsr_jax.data.sample_sources import Skipping
 from xpsr_jax.data.samples import Sample
 from xpsr_jax.errors import UserError
 
@@ -294,3 +297,22 @@ def test_errors_of_the_source_reach_the_reader(tokenizer):
 
     with pytest.raises(UserError, match=r"x\.png"):
         batches(Broken(np.zeros((256, 256, 3), np.float32)), tokenizer=tokenizer, count=1)
+
+
+def test_a_photograph_that_is_removed_meanwhile_is_named_or_replaced(photo, tmp_path, capfd):
+    """In one line, although it is a thread that reads it."""
+    for i in range(3):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), round_to_uint8(photo)[:40, 20 * i : 20 * i + 56])
+    source, config = ImageFolder(tmp_path), replace(CONFIG, degrade=False)
+    (tmp_path / "1.png").unlink()
+    with (
+        contextlib.closing(iter(make_pipeline(source, config, tokenizer=None, seed=5, batch_size=4))) as data,
+        pytest.raises(UserError, match=r"1\.png cannot be read: No such file or directory") as caught,
+    ):
+        list(itertools.islice(data, 2))
+    assert "\n" not in str(caught.value)
+    with contextlib.closing(
+        iter(make_pipeline(Skipping(source), config, tokenizer=None, seed=5, batch_size=4))
+    ) as data:
+        assert len(list(itertools.islice(data, 2))) == 2
+    assert "1.png cannot be read: No such file or directory; the next image takes its place" in capfd.readouterr().err

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from xpsr_jax.data.captions import Caption, read_captions, write_captions
 from xpsr_jax.data.config import DataConfig
 from xpsr_jax.data.image_folder import ImageFolder
 from xpsr_jax.data.sample_sources import open_sample_source
+from xpsr_jax.data.stored_records import list_array_records
 from xpsr_jax.errors import UserError
 from xpsr_jax.images.reading import read_image
 from xpsr_jax.preparation.pieces import Choice, Outcome, cut, work
@@ -62,6 +64,21 @@ def test_records_leave_out_what_is_broken_or_small(photos, tmp_path, capsys):
     source, original = open_sample_source(output), ImageFolder(photos, captions=photos / "captions.jsonl")
     assert [source.record(i) for i in range(3)] == [original.record(original.names.index(name)) for name in WHOLE]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+@pytest.mark.parametrize("name", ["[a-b]", "x[0:3]", "what?*"])
+def test_what_is_saved_under_a_name_like_a_pattern_is_read_again(photos, tmp_path, name):
+    """ArrayRecord takes [0:3] at the end of a path for a range of records."""
+    folder = tmp_path / name
+    folder.mkdir()
+    for i, each in enumerate(WHOLE):
+        shutil.copy(photos / each, folder / f"{name} {i}.png")
+    output = tmp_path / f"out {name}"
+    assert run("records", folder, "--output", output, "--missing-captions", "empty") == 0
+    stored = open_sample_source(output)
+    assert [stored[i].path for i in range(3)] == [f"{name} {i}.png" for i in range(3)]
+    (file,) = list_array_records(output)
+    assert len(open_sample_source(file)) == 3
 
 
 def test_exit_codes(photos, tmp_path, capsys):
