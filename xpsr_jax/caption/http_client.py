@@ -23,13 +23,13 @@ import urllib3.connection
 
 from xpsr_jax.errors import UserError
 
-# It would tell of every retry.
+# urllib3 would log every retry.
 logging.getLogger("urllib3").setLevel(logging.ERROR)
 
 # Bytes of an answer, as received and as unpacked. Two captions have a thousand.
-MAX_BYTES = 2**20
+MOST_ANSWER_BYTES = 2**20
 # Seconds of the second wait; the first retry comes at once. Each further wait is twice as long, up to LONGEST_WAIT,
-# which is also the most that a server's Retry-After is heeded.
+# which is also the longest wait that a server can ask for (Retry-After).
 BACKOFF = 1.0
 LONGEST_WAIT = 60.0
 # Statuses of a server that is busy, starting or restarting.
@@ -43,7 +43,7 @@ class ServerTrouble(UserError):
     """There is no answer, or not one that can be used: the server's fault rather than the image's."""
 
 
-class Refused(UserError):
+class RequestRefused(UserError):
     """The server understood, and refused.
 
     Attributes:
@@ -76,7 +76,7 @@ class HttpClient:
       url: address of the API; the paths of requests are appended to it.
       timeout: seconds until the whole answer must be there.
       retries: of a request while the server is busy, silent or broken.
-      connections: at most so many at once.
+      connections: how many there may be at once.
       key: sent as a bearer token; "" for none.
     """
 
@@ -98,7 +98,7 @@ class HttpClient:
         """The JSON that the server answers with, asked for again while it is busy, silent or breaks off.
 
         Raises:
-          Refused: a status that is neither success nor of a busy server.
+          RequestRefused: a status that is neither success nor of a busy server.
           ServerTrouble: no answer after all retries, or one that no retry would better: too large, redirected to
             another host, packed in a way that was not offered, nested too deeply.
         """
@@ -118,7 +118,7 @@ class HttpClient:
             except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
                 trouble = f"no answer: {getattr(error, 'reason', None) or error}"
                 continue
-            refusal = Refused(address, answer)
+            refusal = RequestRefused(address, answer)
             if answer.status not in BUSY:
                 raise refusal
             trouble = f"status {answer.status}: {refusal.reason}"
@@ -149,10 +149,10 @@ class HttpClient:
             )
             try:
                 data = b""
-                while len(data) <= MAX_BYTES and (piece := response.read(2**16, decode_content=False)):
+                while len(data) <= MOST_ANSWER_BYTES and (piece := response.read(2**16, decode_content=False)):
                     data += piece
-                if len(data) > MAX_BYTES:
-                    raise ServerTrouble(f"{address}: the answer is longer than {MAX_BYTES:,} bytes")
+                if len(data) > MOST_ANSWER_BYTES:
+                    raise ServerTrouble(f"{address}: the answer is longer than {MOST_ANSWER_BYTES:,} bytes")
             except BaseException:
                 response.close()
                 raise
@@ -175,7 +175,7 @@ def _pause(attempt: int, answer: Answer | None) -> float:
 
 
 def _unpacked(data: bytes, encodings: str, address: str) -> bytes:
-    """The content of an answer that may be packed, never more than MAX_BYTES of it."""
+    """The content of an answer that may be packed, never more than MOST_ANSWER_BYTES of it."""
     for encoding in reversed([each.strip().lower() for each in encodings.split(",") if each.strip()]):
         if encoding == "identity":
             continue
@@ -183,11 +183,11 @@ def _unpacked(data: bytes, encodings: str, address: str) -> bytes:
             raise ServerTrouble(f"{address}: the answer is packed as {encoding[:40]!r}, which was not asked for")
         try:
             unpacking = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS)  # gzip or zlib, by its header
-            data = unpacking.decompress(data, MAX_BYTES + 1)
+            data = unpacking.decompress(data, MOST_ANSWER_BYTES + 1)
         except zlib.error as error:
             raise urllib3.exceptions.DecodeError(f"the answer cannot be unpacked: {error}") from error
-        if len(data) > MAX_BYTES:
-            raise ServerTrouble(f"{address}: the answer is longer than {MAX_BYTES:,} bytes when unpacked")
+        if len(data) > MOST_ANSWER_BYTES:
+            raise ServerTrouble(f"{address}: the answer is longer than {MOST_ANSWER_BYTES:,} bytes when unpacked")
         if not unpacking.eof:
             raise urllib3.exceptions.DecodeError("the answer breaks off")
     return data

@@ -22,13 +22,14 @@ class Stop(UserError):
 def in_flight(
     function: Callable[[_Item], _Result], items: Iterable[_Item], workers: int, *, ordered: bool = False
 ) -> Iterator[tuple[_Item, _Result | UserError]]:
-    """Calls `function` on each item in so many threads: the items and what came of them, as soon as they are done.
+    """Calls `function` on each item, in threads: the items and what came of them, as soon as they are done.
 
     Items are taken when they are wanted, by the caller's thread. What is wrong with one item is its result, as a
     UserError; `Stop` and bugs are raised here. A caller that stops listening does not wait for calls that are under
     way: the threads are daemons, unlike those of concurrent.futures, and a request may take minutes to time out.
 
     Args:
+      workers: how many threads.
       ordered: results are in the order of the items.
     """
     todo: queue.SimpleQueue = queue.SimpleQueue()

@@ -15,7 +15,7 @@ from PIL import Image as PillowImage
 
 from xpsr_jax.caption.answers import caption_of, clean
 from xpsr_jax.caption.captioning import Captioner, LoadedImage
-from xpsr_jax.caption.http_client import HttpClient, Refused, ServerTrouble
+from xpsr_jax.caption.http_client import HttpClient, RequestRefused, ServerTrouble
 from xpsr_jax.caption.in_flight import Stop, in_flight
 from xpsr_jax.caption.instructions import Instructions
 from xpsr_jax.data.captions import Caption
@@ -27,9 +27,9 @@ _STARTING = (502, 503, 504)
 _POLL = 1.0
 # Of a wrong address, key or model.
 _HOPELESS = (401, 403, 404, 405)
-# The server must be down when so many images fail, one after the other.
+# The server must be down when as many images fail in a row.
 _FAILURES_IN_A_ROW = 20
-# What is asked must be wrong when the first so many images are all refused for one reason.
+# What is asked must be wrong when as many images, the first ones, are all refused for one reason.
 _FIRST_REFUSALS = 20
 # Sent as they are. Others, and those that have to be turned, are sent as PNG.
 _FORMATS = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg"}
@@ -45,7 +45,7 @@ class Server:
       requests: how many are in flight at once.
       timeout: seconds until an answer must be there in whole.
       retries: of a request that failed: at once, after 1, 2, 4 ... 32 and then every 60 seconds, or when the server
-        asks for it (Retry-After, of which 60 seconds are heeded). Ten of them outlast a restart of four minutes.
+        asks for it (Retry-After, after 60 seconds at most). Ten of them outlast a restart of four minutes.
       max_tokens: the most tokens of an answer.
       key: of the API; "" for none.
     """
@@ -102,7 +102,7 @@ def server_captioner(server: Server, instructions: Instructions) -> Captioner:
             if without_answer == _FAILURES_IN_A_ROW:
                 raise Stop(f"{without_answer} images failed in a row; the last one: {result}. The same command goes on")
             if refusals is not None:
-                refusals = refusals | {_kind(result)} if isinstance(result, Refused) else None
+                refusals = refusals | {_kind(result)} if isinstance(result, RequestRefused) else None
             if refusals is not None and len(refusals) == 1 and number == _FIRST_REFUSALS:
                 raise Stop(f"the first {number} images were all refused; {result}")
             yield image, result
@@ -177,7 +177,7 @@ def _asker(server: Server) -> Callable[[str, str], str]:
             try:
                 answer = client.json("POST", "/chat/completions", _request(server, form, url, instruction))
                 break
-            except Refused as refusal:
+            except RequestRefused as refusal:
                 if refusal.status in _HOPELESS:
                     raise Stop(str(refusal)) from refusal
                 newer = form.newer(refusal.text) if refusal.status == 400 else form
@@ -204,6 +204,6 @@ def _request(server: Server, form: _Form, url: str, instruction: str) -> dict[st
     return request | ({"temperature": 0} if form.greedy else {})
 
 
-def _kind(refusal: Refused) -> str:
+def _kind(refusal: RequestRefused) -> str:
     """What several refusals have in common: words with digits (pixels, tokens, a request's name) may differ."""
     return f"{refusal.status} {re.sub(r'[^ ]*[0-9][^ ]*', '#', refusal.reason)}"

@@ -35,7 +35,7 @@ class ImagesToCaption:
             captions.jsonl.
         shard: Only the I-th of N parts, from 0/N; each image's part depends on its name alone. `merge` puts them
             together.
-        limit: The first so many images only.
+        limit: How many images to caption, from the first on.
         rest: Captions to take what is not written here from, by content or else by path.
         on_error: An image that fails is counted and named in captions.failed.txt, and the exit code is 1; or it ends
             the work.

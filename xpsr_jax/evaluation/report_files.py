@@ -39,7 +39,7 @@ def read_others(file: Path) -> dict[str, dict[MetricName, float]]:
 
 
 def write_scores(file: Path, scores: Mapping[str, MethodScores]) -> None:
-    """One method's to `file`, several ones' to a file each beside it."""
+    """Writes the scores of one method to `file`, those of several to a file each beside it."""
     for method, of_method in scores.items():
         name = f"{file.stem}-{method.replace('/', '-')}{file.suffix or '.json'}"
         write_text(_as_text(of_method.as_json()), file if len(scores) == 1 else file.with_name(name))
@@ -48,6 +48,7 @@ def write_scores(file: Path, scores: Mapping[str, MethodScores]) -> None:
 def write_report(
     folder: Path, result: Evaluation, comparisons: Sequence[Comparison], manifest: Mapping[str, Any]
 ) -> None:
+    """Writes report.html, report.md, manifest.json and the scores. Raises UserError where the system refuses."""
     write_scores(folder / "scores.json", result.scores)
     write_text(_as_text(manifest), folder / "manifest.json")
     write_text(markdown(result, manifest), folder / "report.md")
