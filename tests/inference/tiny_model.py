@@ -45,10 +45,10 @@ def tiny_model(autoencoder: AutoencoderConfig = AUTOENCODER, text_encoder: TextE
     widths = (4, 4, 8)[-len(autoencoder.block_out_channels) :]
     controlnet = ControlNetConfig.like_unet(unet, conditioning_embedding_out_channels=widths)
     return Model(
-        unet=_random(lambda rngs: UNet(unet, rngs=rngs)),
-        controlnet=_random(lambda rngs: ControlNet(controlnet, rngs=rngs)),
-        autoencoder=_random(lambda rngs: Autoencoder(autoencoder, rngs=rngs)),
-        text_encoder=_random(lambda rngs: TextEncoder(text_encoder, rngs=rngs)),
+        unet=random_network(lambda rngs: UNet(unet, rngs=rngs)),
+        controlnet=random_network(lambda rngs: ControlNet(controlnet, rngs=rngs)),
+        autoencoder=random_network(lambda rngs: Autoencoder(autoencoder, rngs=rngs)),
+        text_encoder=random_network(lambda rngs: TextEncoder(text_encoder, rngs=rngs)),
         tokenizer=CLIPTokenizer.from_pretrained(Path(xpsr_jax.__file__).parent / "assets" / "tokenizer"),
         schedule=Schedule(),
         defaults=SAMPLING,
@@ -56,7 +56,7 @@ def tiny_model(autoencoder: AutoencoderConfig = AUTOENCODER, text_encoder: TextE
     )
 
 
-def _random(make):
+def random_network(make):
     """Filled by numpy: compiling the real initialisers takes minutes."""
     network = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     rng = np.random.default_rng(0)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -226,19 +227,26 @@ class DownBlock(CaptionAttention):
             )
 
     def __call__(
-        self, x: Array, time: Array, high: TextEmbedding | None, low: TextEmbedding | None, *, path: str
+        self,
+        x: Array,
+        time: Array,
+        high: TextEmbedding | None,
+        low: TextEmbedding | None,
+        *,
+        path: str,
+        layers: int | None = None,
     ) -> tuple[Array, list[Array]]:
         """Returns the block's output and the features of every layer (b h w c, at falling sizes).
 
-        `path` is as in `attend`.
+        With `layers` only the first so many are computed, and nothing is downsampled; `path` is as in `attend`.
         """
         features = []
-        for i, resnet in enumerate(self.resnets):
+        for i, resnet in enumerate(self.resnets[:layers]):
             x = run(resnet, x, time, compute=self.compute)
             if self.attended:
                 x = self.attend(i, x, high, low, path=path)
             features.append(x)
-        if hasattr(self, "downsamplers"):
+        if hasattr(self, "downsamplers") and layers is None:
             x = self.downsamplers[0](x)
             features.append(x)
         return x, features
@@ -308,19 +316,22 @@ class UpBlock(nnx.Module):
         residuals: list[Array] | None,
         *,
         path: str,
+        first: int = 0,
     ) -> Float[Array, "b h w c"]:
-        """Decodes one level.
+        """Decodes one level, or a part of it: as many of its layers as there are skips, from `first` on.
 
         `skips`, already with the residuals added, and `residuals` come in the order in which the layers take them;
         `path` is as in `CaptionAttention.attend`.
         """
-        for i, resnet in enumerate(self.resnets):
-            x = run(resnet, jax.numpy.concatenate(aligned(x, skips[i]), axis=-1), time, compute=self.compute)
+        for i, skip in enumerate(skips):
+            layer = first + i
+            x = run(self.resnets[layer], jnp.concatenate(aligned(x, skip), axis=-1), time, compute=self.compute)
             if hasattr(self, "attentions"):
-                context = context_at(high, "high", f"{path}.attentions.{i}")
-                x = run(self.attentions[i], x, context, compute=self.compute)
+                context = context_at(high, "high", f"{path}.attentions.{layer}")
+                x = run(self.attentions[layer], x, context, compute=self.compute)
             if residuals is not None:
-                x = conditional_attention(x, residuals[i], attend=self.pixel_attentions[i], compute=self.compute)
+                attend = self.pixel_attentions[layer]
+                x = conditional_attention(x, residuals[i], attend=attend, compute=self.compute)
         return x
 
     def upsample(self, x: Array, height: int, width: int) -> Array:

@@ -1,7 +1,8 @@
 """The denoising UNet of Stable Diffusion with XPSR's Conditional Attention (method §2, §4)."""
 
 import functools
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -87,6 +88,18 @@ def layer_makers(config: EncoderConfig, *, compute: Compute, rngs: nnx.Rngs) -> 
     return resnet, transformer
 
 
+class KeptFeatures(NamedTuple):
+    """What a step leaves for the next ones, which then compute the network's outermost layers alone.
+
+    Attributes:
+        deep: the decoder's features where these layers begin, (b h w c).
+        residuals: the ControlNet's at these layers, (b h w c) each, outermost first; None: there was no ControlNet.
+    """
+
+    deep: Array
+    residuals: tuple[Array, ...] | None
+
+
 class UNet(nnx.Module):
     """Predicts the noise (or velocity) in latents.
 
@@ -144,18 +157,32 @@ class UNet(nnx.Module):
         `residuals` and `mid` are a ControlNet's; a stock UNet (`conditional_attention=False`) also runs without them.
         If `high` has several texts a sample of the latents, as guidance has, so has the result, side by side.
         """
+        return self.predict_and_keep(latents, timesteps, high, residuals, mid)[0]
+
+    def predict_and_keep(
+        self,
+        latents: Float[Array, "_ h w c"],
+        timesteps: Int[Array, " _"] | Float[Array, " _"],
+        high: TextEmbedding,
+        residuals: tuple[Array, ...] | None = None,
+        mid: Float[Array, "b h8 w8 d"] | None = None,
+        *,
+        outer_layers: int = 1,
+    ) -> tuple[Float[Array, "b h w c"], KeptFeatures]:
+        """The prediction, and what `predict_from_kept` needs to predict again at a timestep close by.
+
+        Args:
+            outer_layers: layers of the decoder that are to be computed anew then, the last ones; from 1 to
+                `config.layers_per_block + 1`, all those of the finest level.
+
+        Raises ValueError for other numbers of layers, and for Conditional Attention without residuals.
+        """
         if self.config.conditional_attention and residuals is None:
             raise ValueError(
                 "Conditional Attention needs the ControlNet's residuals; conditional_attention=False is the stock UNet"
             )
-        time = self.time_embedding(
-            timestep_embedding(
-                timesteps,
-                self.config.block_out_channels[0],
-                flip_sin_to_cos=self.config.flip_sin_to_cos,
-                freq_shift=self.config.freq_shift,
-            )
-        )
+        self._check_outer_layers(outer_layers)
+        time = self._embed_time(timesteps)
         x = self.conv_in(latents)
         skips = [x]
         for i, block in enumerate(self.down_blocks):
@@ -164,13 +191,73 @@ class UNet(nnx.Module):
         x = self.mid_block(x, time, high, None, path="mid_block")
         if residuals is not None and mid is not None:
             x = jnp.add(*aligned(x, mid))
-            skips = [jnp.add(*aligned(*pair)) for pair in zip(skips, residuals, strict=True)]
-        remaining = list(residuals) if residuals is not None and self.config.conditional_attention else None
-        for i, block in enumerate(self.up_blocks):
-            layers = range(len(block.resnets))
-            taken = [skips.pop() for _ in layers]
-            steering = None if remaining is None else [remaining.pop() for _ in layers]
-            x = block(x, time, high, taken, steering, path=f"up_blocks.{i}")
-            if skips:
-                x = block.upsample(x, *skips[-1].shape[1:3])
+            skips = _added(skips, residuals)
+        controls = residuals if residuals is not None and self.config.conditional_attention else None
+        for i, block in enumerate(self.up_blocks[:-1]):
+            layers = len(block.resnets)
+            x = block(x, time, high, *_last_first(layers, skips, controls), path=f"up_blocks.{i}")
+            skips, controls = skips[:-layers], controls and controls[:-layers]
+            x = block.upsample(x, *skips[-1].shape[1:3])
+        inner = len(skips) - outer_layers
+        decode = functools.partial(self.up_blocks[-1], path=f"up_blocks.{len(self.up_blocks) - 1}")
+        x = decode(x, time, high, *_last_first(inner, skips, controls))
+        kept = KeptFeatures(x, None if residuals is None else residuals[:outer_layers])
+        skips, controls = skips[:outer_layers], controls and controls[:outer_layers]
+        x = decode(x, time, high, *_last_first(outer_layers, skips, controls), first=inner)
+        return self._head(x), kept
+
+    def predict_from_kept(
+        self,
+        latents: Float[Array, "_ h w c"],
+        timesteps: Int[Array, " _"] | Float[Array, " _"],
+        high: TextEmbedding,
+        kept: KeptFeatures,
+        *,
+        outer_layers: int = 1,
+    ) -> Float[Array, "b h w c"]:
+        """Predicts with the outermost layers alone, upon features of an earlier step (Ma et al., 2024, DeepCache).
+
+        The encoder's layers that the decoder's last `outer_layers` take up are computed anew, and these; the rest of
+        the network, and the ControlNet, is as it was when `kept` was made, with the same `outer_layers`.
+        """
+        self._check_outer_layers(outer_layers)
+        time = self._embed_time(timesteps)
+        x = self.conv_in(latents)
+        _, features = self.down_blocks[0](x, time, high, None, path="down_blocks.0", layers=outer_layers - 1)
+        skips = [x, *features]
+        if kept.residuals is not None:
+            skips = _added(skips, kept.residuals)
+        controls = kept.residuals if self.config.conditional_attention else None
+        last = len(self.up_blocks) - 1
+        decoder = self.up_blocks[last]
+        first = len(decoder.resnets) - outer_layers
+        x = decoder(
+            kept.deep, time, high, *_last_first(outer_layers, skips, controls), path=f"up_blocks.{last}", first=first
+        )
+        return self._head(x)
+
+    def _check_outer_layers(self, number: int) -> None:
+        most = len(self.up_blocks[-1].resnets)
+        if not 1 <= number <= most:
+            raise ValueError(f"between 1 and {most} layers of the finest level can be computed anew, not {number}")
+
+    def _embed_time(self, timesteps: Int[Array, " b"] | Float[Array, " b"]) -> Float[Array, "b t"]:
+        config = self.config
+        settings = {"flip_sin_to_cos": config.flip_sin_to_cos, "freq_shift": config.freq_shift}
+        return self.time_embedding(timestep_embedding(timesteps, config.block_out_channels[0], **settings))
+
+    def _head(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w c"]:
         return self.conv_out(jax.nn.silu(self.conv_norm_out(x))).astype(jnp.float32)
+
+
+def _added(skips: Sequence[Array], residuals: Sequence[Array]) -> list[Array]:
+    """The encoder's features with the ControlNet's upon them."""
+    return [jnp.add(*aligned(*pair)) for pair in zip(skips, residuals, strict=True)]
+
+
+def _last_first(
+    count: int, skips: Sequence[Array], controls: Sequence[Array] | None
+) -> tuple[list[Array], list[Array] | None]:
+    """The last `count` features of both, the last one first, as the decoder takes them."""
+    taken = slice(len(skips) - count, None)
+    return list(reversed(skips[taken])), None if controls is None else list(reversed(controls[taken]))
