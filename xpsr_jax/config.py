@@ -51,6 +51,11 @@ class Sampling:
         costs nothing.
       conditioning_scale: strength of the ControlNet: multiplies its residuals.
       conditioning_interval: part of the steps with the ControlNet; outside of it the scale is 0.
+      cache_interval: every so many steps the networks run whole, and leave features that the steps between use again:
+        these compute the UNet's outermost layers alone, not the ControlNet (Ma et al., 2024). 1: every step is whole.
+      cache_levels: how far in these outermost layers reach: how many of the decoder's last layers, with the encoder's
+        that they take up, every step computes anew. None: all of the finest resolution, which is the most (3 of Stable
+        Diffusion 1.5).
       start: what sampling starts from. "lr": the LR image's latents noised to the first timestep (paper); "noise": pure
         noise; "lr_noised_twice": as "lr" and noised once more, to `added_noise_level` (released code).
       added_noise_level: timestep of that second noise.
@@ -85,6 +90,8 @@ class Sampling:
     guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)
     conditioning_scale: Weight = 1.0
     conditioning_interval: tuple[Fraction, Fraction] = (0.0, 1.0)
+    cache_interval: Count = 1
+    cache_levels: Count | None = None
     start: Start = "lr"
     added_noise_level: Annotated[int, Range(0)] = 800
     positive_words: str = ""

@@ -7,6 +7,7 @@ from flax import nnx
 from PIL import Image
 
 from tests.inference.tiny_model import SAMPLING
+from xpsr_jax.config import Sampling
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.diffusion.ddpm import Ddpm
 from xpsr_jax.diffusion.samplers import start_latents
@@ -19,8 +20,16 @@ from xpsr_jax.weights.model_folder import Model
 FACTOR = 4  # pixels of a latent cell
 
 
-def restored_plainly(model: Model, image: np.ndarray, caption: Caption, tiles: Tiles | None = None) -> np.ndarray:
-    """One image by SAMPLING, four times as large, of 8 bits."""
+def restored_plainly(
+    model: Model,
+    image: np.ndarray,
+    caption: Caption,
+    tiles: Tiles | None = None,
+    *,
+    sampling: Sampling = SAMPLING,
+    cache_levels: int = 1,
+) -> np.ndarray:
+    """One image by DDPM, four times as large, of 8 bits; steps, guidance and caching are of `sampling`."""
     height, width = (4 * side for side in image.shape[:2])
     pixels = np.asarray(Image.fromarray(image).resize((width, height), Image.BICUBIC))[None].astype(np.float32) / 255
     shape = height // FACTOR, width // FACTOR, 4
@@ -37,28 +46,44 @@ def restored_plainly(model: Model, image: np.ndarray, caption: Caption, tiles: T
         unet, controlnet, text_encoder = networks
         c_high, c_low, timesteps = text_encoder(high), text_encoder(low), jnp.full(1, timestep)
         control = controlnet(latents, timesteps, c_high, c_low, controlnet.encode_image(pixels))
-        return unet(latents, timesteps, c_high, control.residuals, control.mid)
+        residuals = control.residuals, control.mid
+        return unet.predict_and_keep(latents, timesteps, c_high, *residuals, outer_layers=cache_levels)
 
-    def predicted(latents, timestep, tokens):
-        networks = model.unet, model.controlnet, model.text_encoder
-        parts = zip(tiles.cut(np.asarray(latents[0])), crops, strict=True)
-        return tiles.blend(
-            [np.asarray(predict(networks, part[None], crop, timestep, tokens)[0]) for part, crop in parts]
+    @nnx.jit
+    def predict_again(networks, latents, kept, timestep, high):
+        unet, text_encoder = networks
+        return unet.predict_from_kept(
+            latents, jnp.full(1, timestep), text_encoder(high), kept, outer_layers=cache_levels
         )
+
+    kept = {}
+
+    def predicted(latents, timestep, tokens, *, whole):
+        predictions = []
+        for i, part in enumerate(tiles.cut(np.asarray(latents[0]))):
+            key = i, tokens is negative
+            if whole:
+                networks = model.unet, model.controlnet, model.text_encoder
+                prediction, kept[key] = predict(networks, part[None], crops[i], timestep, tokens)
+            else:
+                prediction = predict_again((model.unet, model.text_encoder), part[None], kept[key], timestep, tokens)
+            predictions.append(np.asarray(prediction[0]))
+        return tiles.blend(predictions)[None]
 
     mean, log_variance = nnx.jit(lambda autoencoder: autoencoder.moments(2 * jnp.asarray(pixels) - 1))(
         model.autoencoder
     )
     lr_latents = model.autoencoder.config.scaling_factor * (mean + jnp.exp(log_variance / 2) * posterior)
     sampler = Ddpm(model.schedule)
-    table = sampler.table(SAMPLING.steps)
+    table = sampler.table(sampling.steps)
     level = table.signal[0], table.sigma[0]
     state = sampler.init(start_latents("lr", lr_latents, first, second, first_level=level, second_level=level))
-    for i in range(SAMPLING.steps):
+    for i in range(sampling.steps):
         row = jax.tree.map(lambda column: column[i], table)  # noqa: B023
-        eps, eps_negative = (predicted(state.latents, row.timestep, tokens)[None] for tokens in (high, negative))
+        whole = i % sampling.cache_interval == 0
+        eps, eps_negative = (predicted(state.latents, row.timestep, text, whole=whole) for text in (high, negative))
         step_noise = jax.random.normal(jax.random.fold_in(keys[3], i), shape)[None]
-        state = sampler.step(state, row, eps + SAMPLING.guidance_scale * (eps - eps_negative), step_noise)
+        state = sampler.step(state, row, eps + sampling.guidance_scale * (eps - eps_negative), step_noise)
     decoded = nnx.jit(lambda autoencoder, latents: autoencoder.decode(latents))(model.autoencoder, state.latents)
     rounded = jnp.round(jnp.clip(decoded / 2 + 0.5, 0, 1) * 255) / 255
     return np.asarray(truncate_to_uint8(adain(rounded, pixels))[0])

@@ -1,7 +1,9 @@
 """Restores one picture of any size: the devices never hold more than its latents and some tiles (docs/sampling.md)."""
 
 import functools
+import logging
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,15 +26,22 @@ from xpsr_jax.inference.color import fix_large_color
 from xpsr_jax.inference.image_keys import image_key
 from xpsr_jax.inference.on_devices import OnDevices
 from xpsr_jax.inference.plan import Steps
-from xpsr_jax.inference.programs import NoiseLevel, Texts, positive_half, predict_tiles
+from xpsr_jax.inference.programs import NoiseLevel, Texts, positive_half, predict_tiles, predict_tiles_from_kept
 from xpsr_jax.inference.tiled_autoencoder import TiledAutoencoder
 from xpsr_jax.inference.tiling import Tiles
+from xpsr_jax.models.unet import KeptFeatures
+
+# What the host keeps of all tiles between steps, at most.
+KEPT_BYTES = 4 * 2**30
+
+_log = logging.getLogger(__name__)
 
 
 def restore_large(
     networks: OnDevices,
     steps: Steps,
     sampling: Sampling,
+    cache_levels: int,
     pixels: UInt8[np.ndarray, "H W 3"],
     tiles: Tiles,
     texts: Texts,
@@ -43,6 +52,7 @@ def restore_large(
     """Restores a picture in tiles.
 
     Args:
+        cache_levels: as in `Sampling`.
         pixels: the LR image at the size that the networks see.
         tiles: of its latents.
         texts: the picture's, for as many tiles as are computed at once.
@@ -74,28 +84,48 @@ def restore_large(
     crops = tiles.cut(pixels, scale=networks.factor)
     groups = [slice(i, i + networks.capacity) for i in range(0, len(crops), networks.capacity)]
     positive = positive_half(texts, networks.capacity) if steps.partly_guided else texts
+    keeping = any(run.features == "kept" for run in steps.runs)
+    kept: list[Any] = []  # of each group of tiles
     for run in steps.runs:
         guidance = sampling.guidance_form if run.guided else None
         for index in range(run.first, run.last):
             latents, predictions = tiles.cut(np.asarray(state.latents[0])), []
-            for group in groups:
+            use, keep = bool(kept) and run.features == "used", keeping and run.features == "kept"
+            kept = kept if use else []
+            for i, group in enumerate(groups):
+                common = networks.weights, texts if run.guided else positive
+                shown = networks.fill(np.stack(latents[group])), steps.table.timestep[index], steps.scales(run)
+                cached = networks.graph, guidance, cache_levels
                 with networks.within():
-                    prediction = predict_tiles(
-                        networks.graph,
-                        guidance,
-                        networks.weights,
-                        texts if run.guided else positive,
-                        networks.fill(np.stack(crops[group])),
-                        networks.fill(np.stack(latents[group])),
-                        steps.table.timestep[index],
-                        steps.scales(run),
-                    )
+                    if use:
+                        features = jax.tree.map(networks.spread, kept[i])
+                        prediction = predict_tiles_from_kept(*cached, *common, features, *shown)
+                    else:
+                        crop = networks.fill(np.stack(crops[group]))
+                        levels = cache_levels if keep else 0
+                        prediction, found = predict_tiles(*cached[:2], levels, *common, crop, *shown)
+                if keep and (i or fits_on_host(found, len(groups))):
+                    kept.append(networks.fetch(found))
+                elif keep:
+                    keep = keeping = False
                 predictions += list(networks.fetch(prediction))
             whole = tiles.blend(predictions[: len(crops)], sampling.tile_weights)
             state = step(steps.sampler, state, steps.table, np.int32(index), whole[None], step_key)
             on_steps(1)
     restored, finite = autoencoder.decode(np.asarray(state.latents[0]))
     return fix_large_color(restored, pixels, sampling.color_fix), finite
+
+
+def fits_on_host(kept: KeptFeatures, groups: int) -> bool:
+    """Whether what is kept of that many groups of tiles stays below `KEPT_BYTES`; if not, that is said."""
+    size = groups * sum(feature.nbytes for feature in jax.tree.leaves(kept))
+    if size > KEPT_BYTES:
+        _log.warning(
+            "Every step is whole: features of all tiles would take %.1f GiB of memory, more than %.1f GiB.",
+            size / 2**30,
+            KEPT_BYTES / 2**30,
+        )
+    return size <= KEPT_BYTES
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,12 +26,15 @@ class Run(NamedTuple):
     Attributes:
         guided: whether the negative half is run.
         conditioned: whether the ControlNet's residuals count.
+        features: what is done about features of the networks: "unused" (every step is whole), "kept" (a single whole
+            step, which leaves them), "used" (of the step before, upon which the outermost layers alone are computed).
     """
 
     first: int
     last: int
     guided: bool
     conditioned: bool
+    features: Literal["unused", "kept", "used"] = "unused"
 
 
 class Scales(NamedTuple):
@@ -121,7 +124,8 @@ def first_step(sampling: Sampling) -> int:
 def plan_runs(sampling: Sampling, *, at_most: int) -> Iterator[Run]:
     """The steps that are run, in runs of `at_most`.
 
-    Step i of n lies in an interval if i / n and (i + 1) / n do, whatever the strength.
+    Step i of n lies in an interval if i / n and (i + 1) / n do, whatever the strength. With a `cache_interval` of K,
+    every K-th step of one form is whole, beginning with the first.
     """
 
     def within(interval: tuple[float, float], step: int) -> bool:
@@ -136,8 +140,15 @@ def plan_runs(sampling: Sampling, *, at_most: int) -> Iterator[Run]:
     for (guided, conditioned), steps in itertools.groupby(range(first_step(sampling), sampling.steps), done_as):
         first, *others = steps
         last = first + len(others) + 1
-        for begin in range(first, last, at_most):
-            yield Run(begin, min(begin + at_most, last), guided, conditioned)
+        if sampling.cache_interval == 1:
+            for begin in range(first, last, at_most):
+                yield Run(begin, min(begin + at_most, last), guided, conditioned)
+            continue
+        for begin in range(first, last, sampling.cache_interval):
+            yield Run(begin, begin + 1, guided, conditioned, "kept")
+            end = min(begin + sampling.cache_interval, last)
+            if begin + 1 < end:
+                yield Run(begin + 1, end, guided, conditioned, "used")
 
 
 def plan_batches(

@@ -26,6 +26,7 @@ from xpsr_jax.inference.image_keys import image_key
 from xpsr_jax.inference.plan import Scales
 from xpsr_jax.models.blocks import Text
 from xpsr_jax.models.controlnet import ImageFeatures
+from xpsr_jax.models.unet import KeptFeatures
 
 NoiseLevel = tuple[Float[Array, ""], Float[Array, ""]]
 
@@ -136,23 +137,77 @@ def run_steps(
     networks = nnx.merge(graph, weights)
 
     def denoise(latents: Latents, timestep: Timestep) -> Latents:
-        return _predict(networks, guidance, texts, pictures.features, latents, timestep, scales)
+        return _predict(networks, guidance, texts, pictures.features, latents, timestep, scales)[0]
 
     noise = step_noise(pictures.step_keys, pictures.start.shape[1:])
     return advance(sampler, denoise, state, table, noise, first, last)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def run_whole_step(
+    graph: Any,
+    sampler: Sampler,
+    guidance: GuidanceForm | None,
+    cache_levels: int,
+    weights: Any,
+    texts: Texts,
+    pictures: Pictures,
+    state: SamplerState,
+    table: Table,
+    index: Int[Array, ""],
+    scales: Scales,
+) -> tuple[SamplerState, KeptFeatures]:
+    """Runs one step of the sampler, and keeps what `run_outer_steps` needs. Arguments are as there."""
+    networks, timestep = nnx.merge(graph, weights), jnp.asarray(table.timestep)[index]
+    inputs = texts, pictures.features, state.latents, timestep, scales
+    prediction, kept = _predict(networks, guidance, *inputs, cache_levels=cache_levels)
+    noise = step_noise(pictures.step_keys, pictures.start.shape[1:])
+    return advance(sampler, lambda *_: prediction, state, table, noise, index, index + 1), kept
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def run_outer_steps(
+    graph: Any,
+    sampler: Sampler,
+    guidance: GuidanceForm | None,
+    cache_levels: int,
+    weights: Any,
+    texts: Texts,
+    pictures: Pictures,
+    kept: KeptFeatures,
+    state: SamplerState,
+    table: Table,
+    first: Int[Array, ""],
+    last: Int[Array, ""],
+    scales: Scales,
+) -> SamplerState:
+    """Runs steps as `run_steps`, with the UNet's outermost layers alone, upon the features of a whole step.
+
+    Args:
+        cache_levels: as in the step that kept the features (`UNet.predict_from_kept`).
+        kept: by `run_whole_step`, with the same guidance.
+    """
+    networks = nnx.merge(graph, weights)
+
+    def denoise(latents: Latents, timestep: Timestep) -> Latents:
+        return _predict_from_kept(networks, guidance, texts, kept, latents, timestep, scales, cache_levels=cache_levels)
+
+    noise = step_noise(pictures.step_keys, pictures.start.shape[1:])
+    return advance(sampler, denoise, state, table, noise, first, last)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def predict_tiles(
     graph: Any,
     guidance: GuidanceForm | None,
+    cache_levels: int,
     weights: Any,
     texts: Texts,
     pixels: UInt8[Array, "b H W 3"],
     latents: Latents,
     timestep: Timestep,
     scales: Scales,
-) -> Latents:
+) -> tuple[Latents, KeptFeatures | None]:
     """The guided prediction for tiles of a large picture, of which each tile's networks see nothing else (method §7).
 
     The tiles' image features are computed anew for each step: that takes less than 1 % of its time, and kept for all
@@ -160,12 +215,35 @@ def predict_tiles(
 
     Args:
         guidance: as in `run_steps`.
+        cache_levels: 0: nothing is kept; otherwise as in `run_whole_step`.
         pixels: the tiles of the LR image.
         latents: the same tiles of the latents.
+
+    Returns:
+        the prediction, and what `predict_tiles_from_kept` needs.
     """
     networks = nnx.merge(graph, weights)
     features = networks[1].encode_image(pixels.astype(jnp.float32) / 255)._replace(rgb_predictions=())
-    return _predict(networks, guidance, texts, features, latents, timestep, scales)
+    inputs = texts, features, latents, timestep, scales
+    prediction, kept = _predict(networks, guidance, *inputs, cache_levels=cache_levels or 1)
+    return prediction, kept if cache_levels else None
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def predict_tiles_from_kept(
+    graph: Any,
+    guidance: GuidanceForm | None,
+    cache_levels: int,
+    weights: Any,
+    texts: Texts,
+    kept: KeptFeatures,
+    latents: Latents,
+    timestep: Timestep,
+    scales: Scales,
+) -> Latents:
+    """The guided prediction for tiles upon what an earlier `predict_tiles` kept of them."""
+    networks = nnx.merge(graph, weights)
+    return _predict_from_kept(networks, guidance, texts, kept, latents, timestep, scales, cache_levels=cache_levels)
 
 
 def _predict(
@@ -176,12 +254,36 @@ def _predict(
     latents: Latents,
     timestep: Timestep,
     scales: Scales,
-) -> Latents:
+    *,
+    cache_levels: int = 1,
+) -> tuple[Latents, KeptFeatures]:
     unet, controlnet, *_ = networks
     timesteps = jnp.full(latents.shape[0], timestep)
     text = texts.controlnet
     control = controlnet(latents, timesteps, text, text, features, scale=scales.conditioning)
-    prediction = unet(latents, timesteps, texts.unet, control.residuals, control.mid)
+    prediction, kept = unet.predict_and_keep(
+        latents, timesteps, texts.unet, control.residuals, control.mid, outer_layers=cache_levels
+    )
+    return _guided(prediction, guidance, scales), kept
+
+
+def _predict_from_kept(
+    networks: Any,
+    guidance: GuidanceForm | None,
+    texts: Texts,
+    kept: KeptFeatures,
+    latents: Latents,
+    timestep: Timestep,
+    scales: Scales,
+    *,
+    cache_levels: int,
+) -> Latents:
+    timesteps = jnp.full(latents.shape[0], timestep)
+    prediction = networks[0].predict_from_kept(latents, timesteps, texts.unet, kept, outer_layers=cache_levels)
+    return _guided(prediction, guidance, scales)
+
+
+def _guided(prediction: Latents, guidance: GuidanceForm | None, scales: Scales) -> Latents:
     if guidance is None:
         return prediction
     pairs = prediction.reshape(-1, 2, *prediction.shape[1:])

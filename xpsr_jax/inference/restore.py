@@ -16,7 +16,15 @@ from xpsr_jax.inference.image_keys import content_digest, seed_words
 from xpsr_jax.inference.large import restore_large
 from xpsr_jax.inference.on_devices import OnDevices
 from xpsr_jax.inference.plan import plan_batches, plan_steps
-from xpsr_jax.inference.programs import finish, positive_half, prepare_pictures, prepare_texts, run_steps
+from xpsr_jax.inference.programs import (
+    finish,
+    positive_half,
+    prepare_pictures,
+    prepare_texts,
+    run_outer_steps,
+    run_steps,
+    run_whole_step,
+)
 from xpsr_jax.inference.prompts import prompt_tokens
 from xpsr_jax.inference.sizes import enlarged_size, network_size, to_network_size, to_output_size
 from xpsr_jax.inference.tiling import Tiles, plan_tiles
@@ -88,9 +96,13 @@ class Restorer:
             batch_size: images of one size, or tiles of a large one, at once on each device.
             mesh: devices to spread batches over; None: the default device.
 
-        Raises UserError for settings that the model's noise schedule does not allow.
+        Raises UserError for settings that the model's noise schedule or its UNet do not allow.
         """
         self.sampling = sampling or model.defaults
+        most = model.unet.config.layers_per_block + 1
+        self._cache_levels = self.sampling.cache_levels or most
+        if self._cache_levels > most:
+            raise UserError(f"cache_levels can be at most {most} with this UNet, not {self._cache_levels}")
         self._networks = OnDevices(model, batch_size=batch_size, mesh=mesh)
         self._steps = plan_steps(self.sampling, model.schedule)
         self._tokenizer = model.tokenizer
@@ -170,21 +182,19 @@ class Restorer:
         pictures = prepare_pictures(graph, sampling.start, weights, pixels, networks.fill(digests), seed, *levels)
         positive = positive_half(texts, self.capacity) if steps.partly_guided else texts
         state = steps.sampler.init(pictures.start)
+        kept: Any = None
         for run in steps.runs:
+            guidance = sampling.guidance_form if run.guided else None
+            given = weights, texts if run.guided else positive, pictures
+            part, scales = (np.int32(run.first), np.int32(run.last)), steps.scales(run)
+            cached = graph, steps.sampler, guidance, self._cache_levels
             with networks.within():
-                state = run_steps(
-                    graph,
-                    steps.sampler,
-                    sampling.guidance_form if run.guided else None,
-                    weights,
-                    texts if run.guided else positive,
-                    pictures,
-                    state,
-                    steps.table,
-                    np.int32(run.first),
-                    np.int32(run.last),
-                    steps.scales(run),
-                )
+                if run.features == "kept":
+                    state, kept = run_whole_step(*cached, *given, state, steps.table, part[0], scales)
+                elif run.features == "used":
+                    state = run_outer_steps(*cached, *given, kept, state, steps.table, *part, scales)
+                else:
+                    state = run_steps(*cached[:3], *given, state, steps.table, *part, scales)
             jax.block_until_ready(state)
             on_steps(run.last - run.first)
         return networks.fetch(finish(graph, sampling.color_fix, weights, state.latents, pixels))
@@ -202,7 +212,16 @@ class Restorer:
         texts = prepare_texts(networks.graph, networks.weights, networks.fill(high), networks.fill(low))
         tiles = self._tiles(seen.shape[1:3])
         restored, finite = restore_large(
-            networks, self._steps, self.sampling, seen[0], tiles, texts, digests[0], seed, on_steps
+            networks,
+            self._steps,
+            self.sampling,
+            self._cache_levels,
+            seen[0],
+            tiles,
+            texts,
+            digests[0],
+            seed,
+            on_steps,
         )
         return [restored], [finite]
 

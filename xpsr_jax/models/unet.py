@@ -243,8 +243,13 @@ class UNet(nnx.Module):
 
     def _embed_time(self, timesteps: Int[Array, " b"] | Float[Array, " b"]) -> Float[Array, "b t"]:
         config = self.config
-        settings = {"flip_sin_to_cos": config.flip_sin_to_cos, "freq_shift": config.freq_shift}
-        return self.time_embedding(timestep_embedding(timesteps, config.block_out_channels[0], **settings))
+        embedding = timestep_embedding(
+            timesteps,
+            config.block_out_channels[0],
+            flip_sin_to_cos=config.flip_sin_to_cos,
+            freq_shift=config.freq_shift,
+        )
+        return self.time_embedding(embedding)
 
     def _head(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w c"]:
         return self.conv_out(jax.nn.silu(self.conv_norm_out(x))).astype(jnp.float32)

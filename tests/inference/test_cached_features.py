@@ -1,0 +1,100 @@
+"""Features kept between steps: the method written plainly, without compiling again, in batches, shards and tiles."""
+
+import dataclasses
+import logging
+
+import jax
+import numpy as np
+import pytest
+
+from tests.compilations import compilations
+from tests.inference.plainly import restored_plainly
+from tests.inference.tiny_model import SAMPLING, tiny_model
+from xpsr_jax.config import Sampling
+from xpsr_jax.data.captions import Caption
+from xpsr_jax.errors import UserError
+from xpsr_jax.inference import large
+from xpsr_jax.inference.plan import Run, plan_runs
+from xpsr_jax.inference.restore import Restorer, restore
+from xpsr_jax.inference.tiling import plan_tiles
+
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
+RNG = np.random.default_rng(0)
+IMAGES = [RNG.integers(0, 256, (8, 16, 3), np.uint8) for _ in range(3)]
+CAPTIONS = [Caption("a red house", "noisy"), Caption("two dogs", "blurry and dark"), Caption("", "")]
+CACHED = dataclasses.replace(SAMPLING, steps=4, cache_interval=3, cache_levels=1)
+TILED = dataclasses.replace(CACHED, tile_size=8, tile_overlap=2)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def one_by_one(model):
+    return restore(model, IMAGES, CAPTIONS, CACHED)
+
+
+def most(a, b):
+    return max(np.abs(np.int32(x) - y).max() for x, y in zip(a, b, strict=True))
+
+
+def test_whole_steps_at_intervals_and_where_the_form_changes():
+    sampling = Sampling(steps=10, cache_interval=3, guidance_interval=(0.0, 0.5))
+    runs = list(plan_runs(sampling, at_most=1))
+    assert runs == [
+        Run(0, 1, True, True, "kept"),
+        Run(1, 3, True, True, "used"),
+        Run(3, 4, True, True, "kept"),
+        Run(4, 5, True, True, "used"),
+        Run(5, 6, False, True, "kept"),
+        Run(6, 8, False, True, "used"),
+        Run(8, 9, False, True, "kept"),
+        Run(9, 10, False, True, "used"),
+    ]
+
+
+def test_equals_the_method_written_plainly(model, one_by_one):
+    expected = restored_plainly(model, IMAGES[0], CAPTIONS[0], sampling=CACHED)
+    assert most([one_by_one[0]], [expected]) <= 1
+    whole = restored_plainly(model, IMAGES[0], CAPTIONS[0], sampling=dataclasses.replace(CACHED, cache_interval=1))
+    assert most([one_by_one[0]], [whole]) > 1
+
+
+def test_two_programs_for_all_numbers(model, one_by_one):
+    def restored(**settings):
+        return restore(model, IMAGES[:1], CAPTIONS[:1], dataclasses.replace(CACHED, **settings))[0]
+
+    with compilations() as compiled:
+        for settings in ({"steps": 7}, {"guidance_scale": 3.0}, {"cache_interval": 2}, {"conditioning_scale": 0.5}):
+            assert np.mean(restored(**settings) != one_by_one[0]) > 0.01
+    assert compiled == []
+
+
+def test_a_result_does_not_depend_on_batches_and_devices(model, one_by_one):
+    mesh = jax.make_mesh((2,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    assert most(restore(model, IMAGES, CAPTIONS, CACHED, mesh=mesh), one_by_one) <= 1
+
+
+def test_tiles_equal_the_method_written_plainly(model):
+    expected = restored_plainly(model, IMAGES[0], CAPTIONS[0], plan_tiles(8, 16, size=8, overlap=2), sampling=TILED)
+    (restored,) = Restorer(model, TILED, batch_size=2)(IMAGES[:1], CAPTIONS[:1])
+    assert most([restored], [expected]) <= 1
+
+
+def test_above_the_limit_of_memory_nothing_is_kept_and_that_is_said(model, monkeypatch, caplog):
+    monkeypatch.setattr(large, "KEPT_BYTES", 1000)
+    with caplog.at_level(logging.WARNING):
+        (restored,) = Restorer(model, TILED, batch_size=2)(IMAGES[:1], CAPTIONS[:1])
+    assert "Every step is whole" in caplog.text and caplog.text.count("GiB") == 2
+    whole = Restorer(model, dataclasses.replace(TILED, cache_interval=1), batch_size=2)
+    assert most([restored], whole(IMAGES[:1], CAPTIONS[:1])) <= 1
+
+
+def test_more_levels_than_there_are(model):
+    with pytest.raises(UserError, match="cache_levels can be at most 2 with this UNet, not 3"):
+        Restorer(model, dataclasses.replace(CACHED, cache_levels=3))
+    with pytest.raises(UserError, match="cache_interval must be at least 1"):
+        Sampling(cache_interval=0)
