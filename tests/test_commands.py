@@ -7,12 +7,14 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
 
 from xpsr_jax.cli import caption, convert, evaluate, preflight, prepare
 from xpsr_jax.cli.run import command
+from xpsr_jax.cli.start import start
 from xpsr_jax.errors import UserError, say
 
 ROOT = Path(__file__).parents[1]
@@ -187,3 +189,12 @@ def test_help_is_there_without_importing_jax(words):
     done = subprocess.run([sys.executable, "-c", _HELP, *words, "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "0", done.stdout + done.stderr
     assert len(done.stdout) > 100
+
+
+def test_ctrl_c_while_a_command_is_still_being_imported(monkeypatch, capsys):
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("xpsr_jax.cli.start.importlib", SimpleNamespace(import_module=interrupted))
+    assert start("restore") == 130
+    assert capsys.readouterr().err == "restore: interrupted\n"

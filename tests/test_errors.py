@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from xpsr_jax.errors import UserError, listed, printable
+from xpsr_jax.errors import UserError, in_one_line, listed, printable
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,8 @@ def test_long_lists_are_cut():
 def test_errors_pass_between_processes():
     error = pickle.loads(pickle.dumps(UserError("first \x1b", "second")))
     assert str(error) == "first \\x1b\nsecond"
+
+
+def test_a_foreign_text_is_one_line_of_at_most_a_screen():
+    assert in_one_line("good\nand \x1b[31mred") == "good\\nand \\x1b[31mred"
+    assert len(shown := in_one_line("x" * 100_000)) < 2100 and " [...] " in shown

@@ -31,10 +31,7 @@ class UserError(Exception):
         super().__init__(printable(message), *map(printable, details))
 
     def __str__(self) -> str:
-        text = "\n".join(self.lines(self.limit))
-        if len(text) > _MOST_CHARACTERS:
-            return f"{text[: _MOST_CHARACTERS * 3 // 4]} [...] {text[-_MOST_CHARACTERS // 4 :]}"
-        return text
+        return _cut("\n".join(self.lines(self.limit)))
 
     def lines(self, limit: int) -> list[str]:
         """The message, the first `limit` details, and how many more there are."""
@@ -55,6 +52,11 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else _escape(c) for c in text)
 
 
+def in_one_line(text: object) -> str:
+    """A foreign text as one `printable` line that is at most one screen long."""
+    return _cut(printable(text))
+
+
 def say(text: object, *, to_stderr: bool = False) -> None:
     """Prints a text for a person, its lines made `printable`, above the progress bars."""
     stream = sys.stderr if to_stderr else sys.stdout
@@ -68,6 +70,12 @@ def listed(items: Iterable[object], *, separator: str = ", ", limit: int = 10) -
     texts = [printable(item) for item in items]
     more = len(texts) - limit
     return separator.join(texts[:limit]) + (f" and {more} more" if more > 0 else "")
+
+
+def _cut(text: str) -> str:
+    if len(text) <= _MOST_CHARACTERS:
+        return text
+    return f"{text[: _MOST_CHARACTERS * 3 // 4]} [...] {text[-_MOST_CHARACTERS // 4 :]}"
 
 
 def _escape(character: str) -> str:

@@ -2,7 +2,7 @@
 
 import sys
 
-from xpsr_jax.cli.evaluate import main
+from xpsr_jax.cli.start import start
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start("evaluate"))

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from xpsr_jax.assets import DEMO, TINY_MODEL
 from xpsr_jax.cli.run import command
-from xpsr_jax.errors import UserError, say
+from xpsr_jax.errors import UserError, in_one_line, say
 from xpsr_jax.files import check_writable
 
 
@@ -50,7 +50,7 @@ def run(folder: Path) -> None:
     say(f"{photo}, {lr.shape[1]} × {lr.shape[0]} pixels\n  what is in it: {caption.high}\n  how it is: {caption.low}")
 
     model = xpsr_jax.load(TINY_MODEL)
-    say(f"Restoring it with the model that ships with the package. {model.note}")
+    say(f"Restoring it with the model that ships with the package. {in_one_line(model.note)}")
     restorer = Restorer(model)
     with tqdm(total=restorer.sampling.steps, unit="step", disable=None) as bar:
         [restored] = restorer([lr], [caption], on_steps=bar.update)

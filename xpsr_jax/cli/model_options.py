@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from xpsr_jax.assets import TINY_MODEL
-from xpsr_jax.errors import say
+from xpsr_jax.errors import in_one_line, say
 
 if TYPE_CHECKING:
     from xpsr_jax.weights.model_folder import Model
@@ -47,7 +47,7 @@ class ModelOptions:
 
         loaded = xpsr_jax.load(*self.folders, dtype=jnp.dtype(self.dtype), variant=self.variant)
         model = with_fast_convolutions(loaded)
-        say(f"Model: {', '.join(map(str, self.folders))}. {model.note}")
+        say(f"Model: {', '.join(map(str, self.folders))}. {in_one_line(model.note)}")
         if not self.model:
             say("This is the model that ships with the package: it is small and knows 42 photographs.")
         return model

@@ -9,10 +9,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from xpsr_jax.cli.start import INTERRUPTED
 from xpsr_jax.errors import UserError
 from xpsr_jax.serialisation import check_fields
-
-INTERRUPTED = 130
 
 # Called with the words of the command line, or with none for those of this process.
 Main = Callable[..., int]

@@ -6,7 +6,8 @@ import typing
 from collections.abc import Sequence
 
 from xpsr_jax.cli.config_arguments import read_config
-from xpsr_jax.cli.run import INTERRUPTED, command
+from xpsr_jax.cli.run import command
+from xpsr_jax.cli.start import INTERRUPTED
 from xpsr_jax.config import ProcessMode
 from xpsr_jax.errors import say
 

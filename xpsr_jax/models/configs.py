@@ -163,6 +163,10 @@ class EncoderConfig:
         levels = len(self.block_out_channels)
         if len(self.down_block_types) != levels:
             raise UserError(f"down_block_types must have {levels} entries, one a level of block_out_channels")
+        name = "num_attention_heads" if self.num_attention_heads else "attention_head_dim"
+        heads = getattr(self, name)
+        if isinstance(heads, tuple) and len(heads) != levels:
+            raise UserError(f"{name} must be one number or have {levels} entries, one a level of block_out_channels")
         if levels * self.layers_per_block * self.transformer_layers_per_block > _MOST_LAYERS:
             raise UserError(f"layers_per_block and transformer_layers_per_block make more than {_MOST_LAYERS} layers")
 

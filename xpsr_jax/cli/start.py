@@ -1,0 +1,18 @@
+"""How a command begins. This module imports next to nothing, so that Ctrl-C is heard while the rest is imported."""
+
+import importlib
+from collections.abc import Callable
+
+INTERRUPTED = 130
+
+
+def start(name: str) -> int:
+    """Imports `xpsr_jax.cli.NAME` and runs its `main`; returns the exit code, 130 after Ctrl-C at any moment."""
+    try:
+        main: Callable[[], int] = importlib.import_module(f"xpsr_jax.cli.{name}").main
+        return main()
+    except KeyboardInterrupt:  # before `main` listens, or once more after it was heard
+        from xpsr_jax.errors import say
+
+        say(f"{name}: interrupted", to_stderr=True)
+        return INTERRUPTED
