@@ -1,6 +1,7 @@
 """How commands end, and that their help does not wait for JAX."""
 
 import ast
+import importlib
 import io
 import signal
 import subprocess
@@ -197,4 +198,19 @@ def test_ctrl_c_while_a_command_is_still_being_imported(monkeypatch, capsys):
 
     monkeypatch.setattr("xpsr_jax.cli.start.importlib", SimpleNamespace(import_module=interrupted))
     assert start("restore") == 130
-    assert capsys.readouterr().err == "restore: interrupted\n"
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_ctrl_c_in_the_middle_of_an_import_waits_for_its_end(tmp_path, monkeypatch, capsys):
+    """jaxlib would crash, or end in a traceback."""
+    (tmp_path / "interrupted_import.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\nwhole = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    seen = []
+
+    def work(argv):
+        seen.append(importlib.import_module("interrupted_import").whole)
+        threading.Event().wait(20)
+        seen.append("not interrupted")
+
+    assert run(work, capsys) == (130, "interrupted; nothing was written\n")
+    assert seen == [True]

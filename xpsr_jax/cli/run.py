@@ -7,11 +7,14 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import Any
 
 from xpsr_jax.cli.start import INTERRUPTED
 from xpsr_jax.errors import UserError
 from xpsr_jax.serialisation import check_fields
+
+_A_BIT = 0.05  # seconds
 
 # Called with the words of the command line, or with none for those of this process.
 Main = Callable[..., int]
@@ -34,7 +37,7 @@ def command(name: str, *, interrupted: str, lower: str) -> Callable[[Callable[..
         def main(argv: Sequence[str] | None = None) -> int:
             with _prints_any_text():
                 try:
-                    with _sigterm_as_ctrl_c():
+                    with _signals_as_ctrl_c():
                         return function(argv) or 0
                 except UserError as error:
                     print(f"{name}: {error}", file=sys.stderr)
@@ -83,12 +86,34 @@ def _prints_any_text() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
+def _signals_as_ctrl_c() -> Iterator[None]:
+    """SIGTERM too raises KeyboardInterrupt, and both only where that does no harm."""
     if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
         yield
         return
-    before: Any = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before: dict[int, Any] = {signal.SIGTERM: signal.signal(signal.SIGTERM, _interrupt)}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is to be ignored
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, _interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raises KeyboardInterrupt, but in the middle of an import, or of JAX's part in collecting garbage, a bit later.
+
+    Raised while jaxlib is being imported it can end in a crash; while garbage is collected Python drops it.
+    """
+    here = frame
+    while here is not None:
+        if here.f_code.co_filename.startswith("<frozen importlib") or here.f_code.co_name == "_xla_gc_callback":
+            main = threading.main_thread().ident
+            assert main is not None
+            later = threading.Timer(_A_BIT, signal.pthread_kill, (main, number))
+            later.daemon = True
+            later.start()
+            return
+        here = here.f_back
+    raise KeyboardInterrupt

@@ -14,5 +14,5 @@ def start(name: str) -> int:
     except KeyboardInterrupt:  # before `main` listens, or once more after it was heard
         from xpsr_jax.errors import say
 
-        say(f"{name}: interrupted", to_stderr=True)
+        say("interrupted", to_stderr=True)
         return INTERRUPTED
