@@ -397,6 +397,7 @@ class Config:
 
     @property
     def run_folder(self) -> Path:
+        """Folder of the run's checkpoints and logs: `run`, or `runs/<name>` where that is None."""
         return self.run or Path("runs") / self.name
 
 

@@ -30,7 +30,8 @@ def test_losses_of_twenty_steps(mesh, single, photos, tmp_path):
     run = tmp_path / "run"
     words = runs.command(run, photos, **FIELDS | fields)
     outs = runs.ended_well(runs.start(words, processes=processes, devices=devices, slurm=processes > 1))
-    assert f"{processes * devices} devices" + (f" of {processes} processes" if processes > 1 else "\n") in outs[0]
+    counted = "1 device" if processes * devices == 1 else f"{processes * devices} devices"
+    assert f", {counted}" + (f" of {processes} processes" if processes > 1 else "\n") in outs[0]
     ours, theirs = ([{"loss": line["loss"]} for line in runs.metrics(each)] for each in (run, single))
     assert len(ours) == STEPS
     difference = runs.largest_difference(ours, theirs)
@@ -43,7 +44,7 @@ def test_a_run_moves_from_eight_devices_to_four_to_one(single, photos, tmp_path)
     for devices, steps, changes in ((8, 6, 0), (4, 12, 1), (1, STEPS, 1)):
         fields = FIELDS | {"steps": steps, "mesh__data": 1, "mesh__fsdp": devices}
         (out,) = runs.ended_well(runs.start(runs.command(run, photos, **fields), devices=devices))
-        assert f", {devices} devices" in out
+        assert f", {devices} device{'' if devices == 1 else 's'}\n" in out
         assert out.count("changed since: mesh.fsdp: was ") == changes
     difference = runs.largest_difference(runs.metrics(run), runs.metrics(single))
     print(f"8, 4, 1 devices: {difference:.1e} of any term")

@@ -55,6 +55,16 @@ class Door:
         self._is_signed_in = is_signed_in
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on to the application, or refuses it.
+
+        A refused request is answered with one line of JSON: status 400, or 503 where the page is full. Web sockets,
+        which the page does not use, get no answer.
+
+        Args:
+            scope: what ASGI says of the connection, the path and the headers among it.
+            receive: gives the parts of the request's body.
+            send: takes the parts of the answer.
+        """
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         if scope["type"] == "http":  # The page has no web sockets.

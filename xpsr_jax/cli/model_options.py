@@ -49,5 +49,5 @@ class ModelOptions:
         model = with_fast_convolutions(loaded)
         say(f"Model: {', '.join(map(str, self.folders))}. {in_one_line(model.note)}")
         if not self.model:
-            say("This is the model that ships with the package: it is small and knows 42 photographs.")
+            say("This is the model that ships with the package; --model names another.")
         return model

@@ -37,6 +37,7 @@ class Blur:
     cutoff: float = 0.0
 
     def kernel(self) -> Float[np.ndarray, "size size"]:
+        """The kernel that these numbers describe; it sums to 1 (`data.kernels`, method §9)."""
         if self.shape == "sinc":
             return sinc_kernel(size=self.size, cutoff=self.cutoff)
         return gaussian_kernel(

@@ -27,7 +27,14 @@ class Tokenizer(Protocol):
 
     pad_token_id: Any
 
-    def __call__(self, text: str, **options: Any) -> Any: ...
+    def __call__(self, text: str, **options: Any) -> Any:
+        """What a text becomes, a mapping with its token ids under "input_ids".
+
+        Args:
+          text: a caption.
+          options: `padding`, `truncation` and others of transformers' tokenizers.
+        """
+        ...
 
 
 class Pair(NamedTuple):

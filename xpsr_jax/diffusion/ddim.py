@@ -37,6 +37,10 @@ class Ddim:
     eta: float = 0.0
 
     def table(self, steps: int, first: int = 0) -> Table:
+        """All `steps` rows, with `DdimWeights`; the same whatever `first` is.
+
+        Raises UserError for steps that the schedule does not allow, see `ddpm.visited`.
+        """
         timesteps, alpha = visited(self.schedule, steps)
         alphas = alphas_cumprod(self.schedule).astype(np.float64)
         following = timesteps - self.schedule.num_train_timesteps // steps
@@ -51,9 +55,18 @@ class Ddim:
         return make_table(timesteps, np.sqrt(alpha), np.sqrt(1 - alpha), weights)
 
     def init(self, latents: Latents) -> SamplerState:
+        """The state before the first step: the start latents, without memory."""
         return SamplerState(latents)
 
     def step(self, state: SamplerState, row: Table, prediction: Latents, noise: Latents) -> SamplerState:
+        """One step of the class's equation.
+
+        Args:
+            state: before the step.
+            row: of `table`.
+            prediction: of the networks at `state.latents`, guided; what it means is the schedule's `prediction_type`.
+            noise: n, from N(0, 1); not used where `eta` is 0.
+        """
         inputs = prediction, state.latents, row.signal, row.sigma
         x0 = clipped(self.schedule, clean_estimate(self.schedule, *inputs))
         direction = noise_estimate(self.schedule, *inputs)

@@ -23,6 +23,10 @@ class Ddpm:
     schedule: Schedule
 
     def table(self, steps: int, first: int = 0) -> Table:
+        """All `steps` rows, with `Weights`; the same whatever `first` is.
+
+        Raises UserError for steps that the schedule does not allow, see `visited`.
+        """
         timesteps, alpha = visited(self.schedule, steps)
         next_alpha = np.append(alpha[1:], 1.0)
         ratio = alpha / next_alpha
@@ -36,9 +40,18 @@ class Ddpm:
         return make_table(timesteps, np.sqrt(alpha), np.sqrt(1 - alpha), weights)
 
     def init(self, latents: Latents) -> SamplerState:
+        """The state before the first step: the start latents, without memory."""
         return SamplerState(latents)
 
     def step(self, state: SamplerState, row: Table, prediction: Latents, noise: Latents) -> SamplerState:
+        """One step of the class's equation.
+
+        Args:
+            state: before the step.
+            row: of `table`.
+            prediction: of the networks at `state.latents`, guided; what it means is the schedule's `prediction_type`.
+            noise: n, from N(0, 1).
+        """
         x0 = clipped(self.schedule, clean_estimate(self.schedule, prediction, state.latents, row.signal, row.sigma))
         weights = row.weights
         return SamplerState(weights.x0 * x0 + weights.latents * state.latents + weights.noise * noise)

@@ -20,6 +20,13 @@ class SecondOrder(NamedTuple):
     previous: Any
 
     def __call__(self, latents: Latents, x0: Latents, previous: Latents) -> Latents:
+        """x', of the shape of the latents.
+
+        Args:
+            latents: x, before the step.
+            x0: the estimate of the clean latents at `latents`.
+            previous: the estimate of the step before.
+        """
         return self.latents * latents + self.x0 * x0 + self.previous * previous
 
 
@@ -37,13 +44,26 @@ class DpmSolver:
     karras: bool = False
 
     def table(self, steps: int, first: int = 0) -> Table:
+        """All `steps` rows, with `SecondOrder` weights; row `first` is of first order, rows before it are of no use.
+
+        Raises UserError for steps that the schedule does not allow, see `noise_levels.solver_levels`.
+        """
         levels = solver_levels(self.schedule, steps, karras=self.karras)
         return make_table(levels.timesteps, levels.signal[:-1], levels.sigma[:-1], second_order(levels, first))
 
     def init(self, latents: Latents) -> SamplerState:
+        """The state before the first step. Its memory, a clean estimate, has the right shape and no meaning yet."""
         return SamplerState(latents, (latents,))  # the first step does not use what it remembers
 
     def step(self, state: SamplerState, row: Table, prediction: Latents, noise: Latents) -> SamplerState:
+        """One step of `second_order`.
+
+        Args:
+            state: before the step; it remembers the last step's clean estimate.
+            row: of `table`.
+            prediction: of the networks at `state.latents`, guided; what it means is the schedule's `prediction_type`.
+            noise: not used.
+        """
         (previous,) = state.memory
         x0 = clean_estimate(self.schedule, prediction, state.latents, row.signal, row.sigma)
         return SamplerState(row.weights(state.latents, x0, previous), (x0,))

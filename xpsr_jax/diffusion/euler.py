@@ -29,6 +29,10 @@ class Euler:
     karras: bool = False
 
     def table(self, steps: int, first: int = 0) -> Table:
+        """All `steps` rows, with `Weights`; the same whatever `first` is.
+
+        Raises UserError for steps that the schedule does not allow, see `noise_levels.euler_levels`.
+        """
         timesteps, signal, sigma = euler_levels(self.schedule, steps, karras=self.karras)
         level = sigma / signal
         ratio = level[1:] / level[:-1]
@@ -42,9 +46,18 @@ class Euler:
         return make_table(timesteps, signal[:-1], sigma[:-1], weights)
 
     def init(self, latents: Latents) -> SamplerState:
+        """The state before the first step: the start latents, without memory."""
         return SamplerState(latents)
 
     def step(self, state: SamplerState, row: Table, prediction: Latents, noise: Latents) -> SamplerState:
+        """One step of the class's equation.
+
+        Args:
+            state: before the step.
+            row: of `table`.
+            prediction: of the networks at `state.latents`, guided; what it means is the schedule's `prediction_type`.
+            noise: from N(0, 1); used by the ancestral variant alone.
+        """
         x0 = clean_estimate(self.schedule, prediction, state.latents, row.signal, row.sigma)
         latents = row.weights.x0 * x0 + row.weights.latents * state.latents
         return SamplerState(latents + row.weights.noise * noise if self.ancestral else latents)

@@ -23,11 +23,19 @@ class SamplerSettings(Protocol):
     """
 
     @property
-    def sampler(self) -> SamplerName: ...
+    def sampler(self) -> SamplerName:
+        """Name of the sampler."""
+        ...
+
     @property
-    def eta(self) -> float: ...
+    def eta(self) -> float:
+        """From 0 to 1; read for "ddim" alone."""
+        ...
+
     @property
-    def karras(self) -> bool: ...
+    def karras(self) -> bool:
+        """Whether to visit Karras' noise levels; read for the samplers in `choices.KARRAS` alone."""
+        ...
 
 
 def make_sampler(settings: SamplerSettings, schedule: Schedule) -> Sampler:

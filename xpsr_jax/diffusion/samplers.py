@@ -58,7 +58,9 @@ class Sampler(Protocol):
     """What `sample` needs of a sampler."""
 
     @property
-    def schedule(self) -> Schedule: ...
+    def schedule(self) -> Schedule:
+        """The noise schedule that the model was trained with, by which predictions are understood."""
+        ...
 
     def table(self, steps: int, first: int = 0) -> Table:
         """All `steps` rows; those before row `first` are of no use, if that is where sampling begins."""

@@ -23,6 +23,8 @@ class Corrector(NamedTuple):
 
 
 class UniPcWeights(NamedTuple):
+    """Weights of one step: of the correction of the latents before it, then of the prediction of those after it."""
+
     corrector: Corrector
     predictor: SecondOrder
 
@@ -42,14 +44,33 @@ class UniPc:
     karras: bool = False
 
     def table(self, steps: int, first: int = 0) -> Table:
+        """All `steps` rows, with `UniPcWeights`.
+
+        Row `first` corrects nothing and predicts at first order; rows before it are of no use.
+
+        Raises UserError for steps that the schedule does not allow, see `noise_levels.solver_levels`.
+        """
         levels = solver_levels(self.schedule, steps, karras=self.karras)
         weights = UniPcWeights(_corrector(levels, first), second_order(levels, first))
         return make_table(levels.timesteps, levels.signal[:-1], levels.sigma[:-1], weights)
 
     def init(self, latents: Latents) -> SamplerState:
+        """The state before the first step.
+
+        Its memory has the right shapes and no meaning yet: the latents before the last step, and the two last clean
+        estimates, the newer first.
+        """
         return SamplerState(latents, (latents,) * 3)  # the first step does not use what it remembers
 
     def step(self, state: SamplerState, row: Table, prediction: Latents, noise: Latents) -> SamplerState:
+        """Corrects `state.latents`, then predicts those after the step.
+
+        Args:
+            state: before the step, with the memory that `init` describes.
+            row: of `table`.
+            prediction: of the networks at `state.latents`, guided; what it means is the schedule's `prediction_type`.
+            noise: not used.
+        """
         last, previous, earlier = state.memory
         corrector, predictor = row.weights
         x0 = clean_estimate(self.schedule, prediction, state.latents, row.signal, row.sigma)

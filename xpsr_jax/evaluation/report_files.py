@@ -48,7 +48,16 @@ def write_scores(file: Path, scores: Mapping[str, MethodScores]) -> None:
 def write_report(
     folder: Path, result: Evaluation, comparisons: Sequence[Comparison], manifest: Mapping[str, Any]
 ) -> None:
-    """Writes report.html, report.md, manifest.json and the scores. Raises UserError where the system refuses."""
+    """Writes scores.json (of several methods, one such file each), manifest.json, report.md and report.html.
+
+    Args:
+      folder: where they go; files of these names are replaced.
+      result: the scores.
+      comparisons: the pictures that the HTML report shows.
+      manifest: of `manifest_of`.
+
+    Raises UserError where the system refuses.
+    """
     write_scores(folder / "scores.json", result.scores)
     write_text(_as_text(manifest), folder / "manifest.json")
     write_text(markdown(result, manifest), folder / "report.md")

@@ -70,6 +70,11 @@ class InceptionFeatures:
         self._metric = _create("fid")
 
     def __call__(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Float[np.ndarray, "b d"]:
+        """The features of each image, float64; d is 2048.
+
+        Args:
+          images: RGB, of any sizes: each is resized to 299 x 299.
+        """
         import torch
 
         batch = torch.from_numpy(np.stack([_clean_resize(image) for image in images])).permute(0, 3, 1, 2)

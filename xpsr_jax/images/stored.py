@@ -38,4 +38,5 @@ class Stored:
 
     @property
     def print_resolution(self) -> Dpi | None:
+        """(x, y) in pixels an inch, from the file or else from EXIF; None if neither has one that makes sense."""
         return dpi_of(self.dpi, self.exif)

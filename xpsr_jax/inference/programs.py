@@ -67,8 +67,13 @@ def prepare_texts(
     """Encodes captions and prompts.
 
     Args:
-        high: token ids of the high-level texts; halves: positive and negative, or the positive one alone.
+        graph, weights: of the four networks, as `OnDevices` has them.
+        high: token ids of the high-level texts, n = 77 each; halves: positive and negative in this order, or the
+            positive one alone.
         low: the same of the low-level texts; one half also where both have it in common.
+
+    Returns:
+        Keys and values of b · halves texts, an image's halves next to each other.
     """
     unet, controlnet, _, text_encoder = nnx.merge(graph, weights)
     # An image's two halves are neighbours, so that they are on one device.
@@ -98,8 +103,11 @@ def prepare_pictures(
     """Encodes LR images at the size that the networks see, and draws their noise.
 
     Args:
+        graph, weights: of the four networks, as `OnDevices` has them.
         start: see `start_latents`.
-        digests: hashes of the LR images' content, from which their noise comes, with the seed.
+        pixels: the LR images, enlarged to H x W, multiples of the autoencoder's factor.
+        digests: hashes of the LR images' content (`content_digest`), from which their noise comes, with the seed.
+        seed: of `seed_words`.
         first_level: signal and sigma before the first step that is run.
         second_level: signal and sigma of the second noising, of the start "lr_noised_twice".
     """
@@ -130,9 +138,18 @@ def run_steps(
     """Runs the steps `first` to `last` - 1 of the sampler.
 
     Args:
+        graph, weights: of the four networks, as `OnDevices` has them.
+        sampler: which one; a program is compiled for each.
         guidance: how the negative half is used; None: `texts` has none.
+        texts: of `prepare_texts`, or their `positive_half`.
+        pictures: of `prepare_pictures`, of as many images.
         state: the sampler's, before the first of these steps.
         table: the sampler's, all steps of it.
+        first, last: indices of rows of the table; traced, so any part is run by one program.
+        scales: of all these steps.
+
+    Returns:
+        The sampler's state after step `last` - 1; its latents are (b, h, w, c), scaled, float32.
     """
     networks = nnx.merge(graph, weights)
 
@@ -157,7 +174,10 @@ def run_whole_step(
     index: Int[Array, ""],
     scales: Scales,
 ) -> tuple[SamplerState, KeptFeatures]:
-    """Runs one step of the sampler, and keeps what `run_outer_steps` needs. Arguments are as there."""
+    """Runs one step of the sampler, row `index` of the table, and keeps what `run_outer_steps` needs.
+
+    Other arguments are as there.
+    """
     networks, timestep = nnx.merge(graph, weights), jnp.asarray(table.timestep)[index]
     inputs = texts, pictures.features, state.latents, timestep, scales
     prediction, kept = _predict(networks, guidance, *inputs, cache_levels=cache_levels)
@@ -214,13 +234,18 @@ def predict_tiles(
     tiles they would grow with the picture.
 
     Args:
+        graph, weights: of the four networks, as `OnDevices` has them.
         guidance: as in `run_steps`.
         cache_levels: 0: nothing is kept; otherwise as in `run_whole_step`.
+        texts: of `prepare_texts`, or their `positive_half`: the picture's, once for each of the b tiles.
         pixels: the tiles of the LR image.
-        latents: the same tiles of the latents.
+        latents: the same tiles of the latents, scaled, at the noise level of `timestep`.
+        timestep: of the step, the same for all tiles.
+        scales: of the step.
 
     Returns:
-        the prediction, and what `predict_tiles_from_kept` needs.
+        The prediction, float32, which means what the schedule's `prediction_type` says, and what
+        `predict_tiles_from_kept` needs, or None where nothing is kept.
     """
     networks = nnx.merge(graph, weights)
     features = networks[1].encode_image(pixels.astype(jnp.float32) / 255)._replace(rgb_predictions=())
@@ -241,7 +266,10 @@ def predict_tiles_from_kept(
     timestep: Timestep,
     scales: Scales,
 ) -> Latents:
-    """The guided prediction for tiles upon what an earlier `predict_tiles` kept of them."""
+    """The guided prediction for tiles upon what an earlier `predict_tiles` kept of them.
+
+    Arguments are as there; `guidance` and `cache_levels` must be the same.
+    """
     networks = nnx.merge(graph, weights)
     return _predict_from_kept(networks, guidance, texts, kept, latents, timestep, scales, cache_levels=cache_levels)
 
@@ -294,7 +322,17 @@ def _guided(prediction: Latents, guidance: GuidanceForm | None, scales: Scales) 
 def finish(
     graph: Any, color: ColorFix, weights: Any, latents: Latents, pixels: UInt8[Array, "b H W 3"]
 ) -> tuple[UInt8[Array, "b H W 3"], Bool[Array, "b"]]:
-    """Latents to images with the LR's colours, and which are finite. 8-bit before the colour fix (method §7)."""
+    """Latents to images with the LR's colours. 8-bit before the colour fix (method §7, §8).
+
+    Args:
+        graph, weights: of the four networks, as `OnDevices` has them.
+        color: see `fix_color`.
+        latents: scaled, after the last step.
+        pixels: the LR images that `prepare_pictures` encoded, whose colours are taken.
+
+    Returns:
+        The images, and for each whether the autoencoder gave neither NaN nor infinity.
+    """
     _, _, autoencoder, _ = nnx.merge(graph, weights)
     decoded = autoencoder.decode(latents)
     rounded = jnp.round(jnp.clip(decoded / 2 + 0.5, 0, 1) * 255)

@@ -107,6 +107,11 @@ class Encoder(nnx.Module):
         self.conv_out = conv(widths[-1], 2 * config.latent_channels, compute=compute, rngs=rngs)
 
     def __call__(self, image: Float[Array, "b H W 3"]) -> Float[Array, "b h w moments"]:
+        """What `quant_conv` turns into mean and log variance of the unscaled latents.
+
+        Args:
+          image: in [-1, 1]. The result has twice as many channels as the latents.
+        """
         x = self.conv_in(image)
         for block in self.down_blocks:
             x = block(x)
@@ -139,6 +144,11 @@ class Decoder(nnx.Module):
         self.conv_out = conv(widths[-1], config.out_channels, compute=compute, rngs=rngs)
 
     def __call__(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
+        """Image, about in [-1, 1] (not clipped).
+
+        Args:
+          latents: unscaled, after `post_quant_conv`.
+        """
         x = self.mid_block(self.conv_in(latents))
         for block in self.up_blocks:
             x = block(x)

@@ -82,6 +82,13 @@ class ResnetBlock(nnx.Module):
             self.conv_shortcut = conv(in_features, out_features, 1, compute=compute, rngs=rngs)
 
     def __call__(self, x: Float[Array, "_ h w c"], time: Float[Array, "_ t"] | None = None) -> Float[Array, "b h w d"]:
+        """Adds to `x` what the convolutions make of it (method §2).
+
+        Args:
+          x: feature map of `in_features`; the result has d = `out_features`.
+          time: embedding of `TimeEmbedding`; None for a block without `time_features`. Either may have fewer samples
+            than the other, see `layers.aligned`.
+        """
         h = self.conv1(jax.nn.silu(self.norm1(x)))
         if time is not None:
             h, time = aligned(h, self.time_emb_proj(jax.nn.silu(time))[:, None, None])
@@ -99,6 +106,7 @@ class Downsample(nnx.Module):
         self.border = 2 * padding if isinstance(padding, int) else sum(padding)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b (h+{self.border}-1)//2 (w+{self.border}-1)//2 c"]:
+        """The feature map at half its size; of odd sides, rounded up with padding on both sides, else down."""
         return self.conv(x)
 
 
@@ -109,6 +117,7 @@ class Upsample(nnx.Module):
         self.conv = conv(features, features, compute=compute, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"], height: int, width: int) -> Float[Array, "b {height} {width} c"]:
+        """The feature map at the given size, which is that of the next skip: twice its own but for odd sides."""
         return self.conv(nearest_resize(x, height, width))
 
 
@@ -120,6 +129,11 @@ class TimeEmbedding(nnx.Module):
         self.linear_2 = linear(features, features, compute=compute, rngs=rngs)
 
     def __call__(self, embedding: Float[Array, "b c"]) -> Float[Array, "b t"]:
+        """The embedding that every resnet gets.
+
+        Args:
+          embedding: sinusoidal, of `layers.timestep_embedding`; the result has t = `features`.
+        """
         return self.linear_2(jax.nn.silu(self.linear_1(embedding)))
 
 
@@ -159,6 +173,15 @@ class CaptionAttention(nnx.Module):
     def build_attentions(
         self, layers: int, features: int, text_features: int, fusion: Fusion, make: Callable[..., Transformer]
     ) -> None:
+        """Makes the lists of transformers that `fusion` needs; called once, by the block's `__init__`.
+
+        Args:
+          layers: attention sites of the block.
+          features: channels of the block's feature map.
+          text_features: channels of the captions' embeddings.
+          fusion: "sfa", or one of the ablations (paper, Table 3).
+          make: `make(features, context_features=...) -> Transformer`.
+        """
         self.fusion = fusion
         if fusion != "low":
             self.attentions = nnx.List([make(features, context_features=text_features) for _ in range(layers)])
@@ -272,6 +295,14 @@ class MidBlock(CaptionAttention):
     def __call__(
         self, x: Array, time: Array, high: TextEmbedding | None, low: TextEmbedding | None, *, path: str
     ) -> Array:
+        """The feature map of the same shape, b h w c.
+
+        Args:
+          x: b h w c.
+          time: b t, of `TimeEmbedding`.
+          high, low: the captions, as in `attend`.
+          path: as in `attend`.
+        """
         x = run(self.resnets[0], x, time, compute=self.compute)
         x = self.attend(0, x, high, low, path=path)
         return run(self.resnets[1], x, time, compute=self.compute)
@@ -335,6 +366,7 @@ class UpBlock(nnx.Module):
         return x
 
     def upsample(self, x: Array, height: int, width: int) -> Array:
+        """The feature map at the size of the next level's skips; unchanged in a block without upsampling."""
         return self.upsamplers[0](x, height, width) if hasattr(self, "upsamplers") else x
 
 

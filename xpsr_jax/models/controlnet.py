@@ -65,6 +65,12 @@ class ImageEncoder(nnx.Module):
         self.conv_out = conv(widths[-1], out_features, zero=True, compute=compute, rngs=rngs)
 
     def __call__(self, image: Float[Array, "b H W 3"]) -> ImageFeatures:
+        """Features of the image and, with heads, its predictions of the clean image (method §3).
+
+        Args:
+          image: in [0, 1]. The first prediction has half its height and width, each further one half of the one before;
+            the embedding has the size of the last.
+        """
         h = jax.nn.silu(self.conv_in(image))
         for block in getattr(self, "preprocesser", ()):
             h = block(h)

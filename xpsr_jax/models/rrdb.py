@@ -25,6 +25,7 @@ class DenseBlock(nnx.Module):
         self.conv5 = conv(features + 4 * growth, features, compute=compute, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """The feature map with its residual added; `growth` channels come with each convolution but the last."""
         seen = x
         for layer in (self.conv1, self.conv2, self.conv3, self.conv4):
             seen = jnp.concatenate([seen, jax.nn.leaky_relu(layer(seen), _SLOPE)], axis=-1)
@@ -40,4 +41,5 @@ class ResidualInResidualDenseBlock(nnx.Module):
         self.rdb3 = DenseBlock(features, growth, compute=compute, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """The feature map with the residual of its three dense blocks added."""
         return x + _RESIDUAL_SCALE * self.rdb3(self.rdb2(self.rdb1(x)))

@@ -47,6 +47,7 @@ class Attention(nnx.Module):
         return x.reshape(*x.shape[:2], self.heads, -1)
 
     def project(self, context: Float[Array, "b m c"]) -> KeysValues:
+        """Keys and values of a context, split into heads: m tokens of `context_features` channels."""
         return KeysValues(self._split(self.to_k(context)), self._split(self.to_v(context)))
 
     def __call__(self, x: Float[Array, "b n c"], context: KeysValues | None = None) -> Float[Array, "b n c"]:
@@ -64,6 +65,7 @@ class FeedForward(nnx.Module):
         self.out = linear(4 * features, features, compute=compute, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        """The tokens of the same shape; each is computed on its own."""
         values, gates = jnp.split(self.proj(x), 2, axis=-1)
         return self.out(values * jax.nn.gelu(gates, approximate=False))
 
@@ -80,6 +82,13 @@ class TransformerBlock(nnx.Module):
         self.ff = FeedForward(features, compute=compute, rngs=rngs)
 
     def __call__(self, x: Float[Array, "_ n c"], context: KeysValues) -> Float[Array, "b n c"]:
+        """Attends from the tokens to themselves, then to the context (method §2).
+
+        Args:
+          x: tokens of the feature map.
+          context: keys and values of `attn2.project`. Either may have fewer samples than the other, see
+            `layers.aligned`.
+        """
         x = x + self.attn1(self.norm1(x))
         x, *keys_values = aligned(x, *context)
         x = x + self.attn2(self.norm2(x), KeysValues(*keys_values))

@@ -38,6 +38,7 @@ class WinogradConv(nnx.Module):
         self.bias = nnx.Param(conv.bias[...])
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
+        """What the convolution that it replaces gives, to rounding; d is the number of output features."""
         return winograd_conv(x, self.kernel[...]) + self.bias[...]
 
 

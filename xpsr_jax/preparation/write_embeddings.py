@@ -36,6 +36,13 @@ class WriteEmbeddings:
     dtype: Literal["float32", "float16"]
 
     def __call__(self, folder: Path, number: int, numbers: range) -> Outcome:
+        """Writes one piece's embeddings, (captions, 77, d), to `shard_name(number)`.
+
+        Args:
+          folder: an existing one.
+          number: of the piece, from 0.
+          numbers: rows of `ids` that are the piece's; at least one.
+        """
         ids = self.ids[numbers.start : numbers.stop]
         # All batches of one shape, so that one program serves them.
         padded = np.concatenate([ids, np.repeat(ids[-1:], -len(ids) % _BATCH, axis=0)])

@@ -49,6 +49,15 @@ class WritePairs:
         check_fields(self)
 
     def __call__(self, folder: Path, number: int, numbers: range) -> Outcome:
+        """Writes one piece's pairs. Images that `choice` leaves out are reported in the outcome.
+
+        Args:
+          folder: of the whole result; subfolders are made.
+          number: of the piece; of no influence, as pairs are files of their own.
+          numbers: of the pairs, each round * images + image.
+
+        Raises UserError for a source that holds pairs already.
+        """
         outcome = Outcome()
         for n in numbers:
             round_, index = divmod(n, self.images)

@@ -36,6 +36,15 @@ class WriteRecords:
     pairs: bool
 
     def __call__(self, folder: Path, number: int, numbers: range) -> Outcome:
+        """Writes one piece's records. Images that `choice` leaves out are reported in the outcome.
+
+        Args:
+          folder: an existing one.
+          number: of the piece and so of its file, from 0.
+          numbers: indices of the images in the source.
+
+        Raises UserError where the file cannot be written.
+        """
         encode: Callable[[StoredSample], bytes] = pack if self.format == "array_record" else _tfds_encoder(self.pairs)
         outcome = Outcome()
         file = folder / f"{DATASET}-{SPLIT}.array_record-{number:05d}-of-{self.files:05d}"

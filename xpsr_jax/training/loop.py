@@ -173,8 +173,8 @@ def _is_due(validation: Validation, step: int) -> bool:
 
 
 def _devices(mesh: jax.sharding.Mesh) -> str:
-    several = jax.process_count() > 1
-    return f"{mesh.size} devices" + (f" of {jax.process_count()} processes" if several else "")
+    devices = f"{mesh.size} device{'' if mesh.size == 1 else 's'}"
+    return devices + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else "")
 
 
 def _save_failed(run: Path, step: int, before: TrainState, data: grain.DatasetIterator, record: dict[str, Any]) -> Path:

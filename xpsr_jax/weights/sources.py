@@ -168,6 +168,11 @@ def lacking_variant(source: Source, variant: str) -> list[str]:
 
 
 def listed(names: Iterable[str]) -> str:
+    """For messages: the subfolders of components, as "unet/, controlnet/".
+
+    Args:
+      names: of components, each a key of `SUBFOLDERS`.
+    """
     return ", ".join(f"{SUBFOLDERS[name]}/" for name in names)
 
 

@@ -58,19 +58,24 @@ class Tensor:
 
     @property
     def size(self) -> int:
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
+        """Bytes that the array takes in memory."""
         return self.size * self.dtype.itemsize
 
     def transpose(self, axes: Sequence[int]) -> "Tensor":
+        """The tensor with its axes in this order, as `numpy.transpose`. Nothing is read yet."""
         return replace(self, shape=tuple(self.shape[axis] for axis in axes), read=lambda: self.read().transpose(axes))
 
     def rows(self, start: int, stop: int) -> "Tensor":
+        """Rows `start` to `stop` - 1, with 0 <= start <= stop <= shape[0]. Nothing is read yet."""
         return replace(self, shape=(stop - start, *self.shape[1:]), read=lambda: self.read()[start:stop])
 
     def reshape(self, shape: Sequence[int]) -> "Tensor":
+        """The tensor in another shape of as many elements, row-major; -1 is not possible. Nothing is read yet."""
         return replace(self, shape=tuple(shape), read=lambda: self.read().reshape(shape))
 
 
