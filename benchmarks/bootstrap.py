@@ -15,7 +15,8 @@ def interval(
 
     def draw() -> np.ndarray:
         drawn = (of_photo[i] for i in rng.integers(len(of_photo), size=len(of_photo)))
-        return rows[np.concatenate([each[rng.integers(len(each), size=len(each))] for each in drawn])]
+        again: np.ndarray = rows[np.concatenate([each[rng.integers(len(each), size=len(each))] for each in drawn])]
+        return again
 
     return middle(np.array([statistic(draw()) for _ in range(resamples)]))
 

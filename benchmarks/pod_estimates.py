@@ -124,7 +124,8 @@ def measure_anchor(python: Path, topology: str, *, gradient: bool, ours: bool) -
     run = subprocess.run([python, script, json.dumps(task)], env=environment, text=True, capture_output=True)
     if run.returncode:
         raise UserError(f"{python} could not compile the anchor: {run.stderr.strip().splitlines()[-1]}")
-    return json.loads(run.stdout.splitlines()[-1])
+    figures: dict[str, float] = json.loads(run.stdout.splitlines()[-1])
+    return figures
 
 
 def show(program: str, network: str, found: dict[str, float], ours: dict[str, float]) -> None:

@@ -60,7 +60,8 @@ def random_parameter(path: str, shape: tuple[int, ...]) -> np.ndarray:
     if path.endswith((".scale", ".bias")):
         return np.full(shape, float(path.endswith(".scale")), np.float32)
     values = np.random.default_rng(list(path.encode())).standard_normal(shape, np.float32)
-    return values / np.sqrt(np.prod(shape[:-1]), dtype=np.float32)
+    parameter: np.ndarray = values / np.sqrt(np.prod(shape[:-1]), dtype=np.float32)
+    return parameter
 
 
 def restore_once(folder: Path) -> None:

@@ -419,4 +419,5 @@ def load_config(name: str) -> Config:
     variant = variant or "default"
     if variant not in module.VARIANTS:
         raise UserError(f"{file} has no variant {variant!r}; it has {', '.join(module.VARIANTS)}.")
-    return module.config(variant)
+    config: Config = module.config(variant)
+    return config

@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from xpsr_jax.errors import UserError
 from xpsr_jax.files import open_regular, read_regular, write_text
@@ -75,7 +75,8 @@ def write_json(data: Mapping[str, Any], file: Path, *, indent: int = 2) -> None:
 
 def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as they are when they were written to JSON and read again: lists for tuples, texts for paths."""
-    return json.loads(json.dumps(settings, default=str))
+    read: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    return read
 
 
 def _parsed(data: bytes, where: object, *, in_line: bool = False, allow_nan: bool = False) -> Any:
@@ -97,7 +98,7 @@ def _parsed(data: bytes, where: object, *, in_line: bool = False, allow_nan: boo
     return value
 
 
-def _line(lines: Any, file: Path, limit: int) -> bytes:
+def _line(lines: BinaryIO, file: Path, limit: int) -> bytes:
     try:
         return lines.readline(limit + 1)
     except OSError as error:

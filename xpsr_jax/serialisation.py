@@ -89,7 +89,8 @@ def from_json(kind: type[T], data: Any, where: object, *, unknown: Literal["refu
 
 def structure(kind: type[T], data: Any, *, unknown: Literal["refuse", "ignore"] = "refuse") -> T:
     """`from_json`, raising Mismatch without saying where."""
-    return _convert(kind, data, "", unknown == "ignore")
+    made: T = _convert(kind, data, "", unknown == "ignore")
+    return made
 
 
 def check_fields(settings: object, *, shown: Callable[[str], str] = str) -> None:

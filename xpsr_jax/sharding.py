@@ -105,9 +105,11 @@ def on_every_device(weights: Any, mesh: jax.sharding.Mesh) -> Any:
     """A tree of arrays, each whole on every device of the mesh; those that are on all of them stay as they are."""
     devices = set(mesh.devices.flat)
 
-    def place_whole(weight: Any) -> jax.Array:
-        there = isinstance(weight, jax.Array) and weight.sharding.device_set == devices
-        return weight if there else jax.device_put(weight, replicated(mesh))
+    def place_whole(weight: np.ndarray | jax.Array) -> jax.Array:
+        if isinstance(weight, jax.Array) and weight.sharding.device_set == devices:
+            return weight
+        placed: jax.Array = jax.device_put(weight, replicated(mesh))
+        return placed
 
     return jax.tree.map(place_whole, weights)
 

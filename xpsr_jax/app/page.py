@@ -18,7 +18,8 @@ class Page(gr.Blocks):
     async def preprocess_data(self, *args: Any, **kwargs: Any) -> list[Any]:
         """What a function is given of what the browser sent. Raises gr.Error if that is not what the page sends."""
         try:
-            return await super().preprocess_data(*args, **kwargs)
+            inputs: list[Any] = await super().preprocess_data(*args, **kwargs)
+            return inputs
         except gr.Error as error:  # A component's own words, about a number that is too large.
             raise gr.Error(html.escape(error.message), print_exception=False) from error
         except Exception as error:
@@ -27,7 +28,8 @@ class Page(gr.Blocks):
     async def call_function(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Calls a function of the page. Raises gr.Error for what a visitor can put right."""
         try:
-            return await super().call_function(*args, **kwargs)
+            result: dict[str, Any] = await super().call_function(*args, **kwargs)
+            return result
         except UserError as error:
             raise gr.Error(html.escape(str(error)), print_exception=False) from error
 
@@ -54,4 +56,5 @@ def build_page(studio: Studio, sessions: Sessions, *, max_files: int, max_queue:
         with gr.Tab("Many"):
             build_many(studio, sessions, max_files=max_files)
         page.unload(leave)
-    return page.queue(max_size=max_queue, api_open=False)
+    queued: Page = page.queue(max_size=max_queue, api_open=False)
+    return queued

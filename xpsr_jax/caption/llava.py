@@ -40,7 +40,9 @@ class Llava:
         if not self.processor.chat_template:
             raise Stop("this model has no chat template: use --template released")
         content = [{"type": "image"}, {"type": "text", "text": instruction}]
-        return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        message = {"role": "user", "content": content}
+        prompt: str = self.processor.apply_chat_template([message], add_generation_prompt=True)
+        return prompt
 
     def answer(self, images: list[LoadedImage], instruction: str) -> list[str]:
         """Greedy answers, as the model gives them. Raises Stop if there is not enough memory."""
@@ -57,7 +59,10 @@ class Llava:
                 tokens = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
         except torch.OutOfMemoryError as error:
             raise Stop(f"{len(images)} images at once need more memory than there is: lower --batch-size") from error
-        return self.processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        answers: list[str] = self.processor.batch_decode(
+            tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+        return answers
 
 
 def load_llava(

@@ -71,7 +71,8 @@ class TextEmbeddings:
                 f"{self.folder} has no embedding of the caption {text!r}. Make it anew with python -m "
                 "xpsr_jax.prepare_data embeddings, from the captions of this training"
             )
-        return self._shard(row // self._rows)[row % self._rows].astype(np.float32)
+        embedding: np.ndarray = self._shard(row // self._rows)[row % self._rows].astype(np.float32)
+        return embedding
 
     def _shard(self, number: int) -> np.ndarray:
         """Mapped into memory, not read."""

@@ -77,4 +77,5 @@ def _quantise(plane: Float[np.ndarray, "h w"], table: np.ndarray) -> Float[np.nd
     blocks = plane.reshape(height // 8, 8, width // 8, 8).transpose(0, 2, 1, 3).reshape(-1, 64)
     coefficients = np.rint((blocks - np.float32(128)) @ (_COSINES.T / table.ravel()).astype(np.float32))
     blocks = coefficients @ (_COSINES * table.reshape(-1, 1)).astype(np.float32) + np.float32(128)
-    return blocks.reshape(height // 8, width // 8, 8, 8).transpose(0, 2, 1, 3).reshape(height, width)
+    rounded: np.ndarray = blocks.reshape(height // 8, width // 8, 8, 8).transpose(0, 2, 1, 3).reshape(height, width)
+    return rounded

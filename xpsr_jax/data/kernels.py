@@ -51,7 +51,8 @@ def gaussian_kernel(
         kernel = np.exp(-q / 2)
     else:
         raise ValueError(f"Unknown kernel shape {shape!r}.")
-    return kernel / kernel.sum()
+    normalised: np.ndarray = kernel / kernel.sum()
+    return normalised
 
 
 def sinc_kernel(*, size: int, cutoff: float) -> Float[np.ndarray, "size size"]:
@@ -68,7 +69,8 @@ def sinc_kernel(*, size: int, cutoff: float) -> Float[np.ndarray, "size size"]:
     radius[size // 2, size // 2] = 1  # the centre is the limit below
     kernel = cutoff * j1(cutoff * radius) / (2 * np.pi * radius)
     kernel[size // 2, size // 2] = cutoff**2 / (4 * np.pi)
-    return kernel / kernel.sum()
+    normalised: np.ndarray = kernel / kernel.sum()
+    return normalised
 
 
 def noise_gain(kernel: Float[np.ndarray, "k k"]) -> float:
@@ -140,7 +142,8 @@ def sharpen(
     detail -= planes
     detail *= mask
     detail += planes
-    return cv2.merge(detail) if len(detail) > 1 else detail.transpose(1, 2, 0)
+    sharp: np.ndarray = cv2.merge(detail) if len(detail) > 1 else detail.transpose(1, 2, 0)
+    return sharp
 
 
 _BLOCK = 32  # pixels

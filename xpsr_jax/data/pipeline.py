@@ -121,7 +121,7 @@ class BatchIterator(grain.DatasetIterator[Example]):
     def __next__(self) -> Example:
         self.start_prefetch()
         assert self._running is not None
-        batch = next(self._running)
+        batch: Example = next(self._running)
         self._position += 1
         return batch
 

@@ -88,7 +88,8 @@ def from_fields(fields: dict[str, Any]) -> StoredSample:
 
 def pack(record: StoredSample) -> bytes:
     """As one record of an ArrayRecord file: msgpack."""
-    return msgpack.packb(to_fields(record), unicode_errors=_NAMES)
+    packed: bytes = msgpack.packb(to_fields(record), unicode_errors=_NAMES)
+    return packed
 
 
 def unpack(data: bytes, where: str) -> StoredSample:

@@ -27,7 +27,8 @@ class SecondOrder(NamedTuple):
             x0: the estimate of the clean latents at `latents`.
             previous: the estimate of the step before.
         """
-        return self.latents * latents + self.x0 * x0 + self.previous * previous
+        after: Latents = self.latents * latents + self.x0 * x0 + self.previous * previous
+        return after
 
 
 @dataclasses.dataclass(frozen=True)

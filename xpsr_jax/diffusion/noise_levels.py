@@ -68,7 +68,8 @@ def euler_levels(schedule: Schedule, steps: int, *, karras: bool) -> Levels:
 def karras_levels(most: float, least: float, steps: int) -> Float[np.ndarray, "steps"]:
     """Noise levels whose seventh roots are evenly spaced (Karras et al., 2022, eq. 5)."""
     ramp = np.linspace(0, 1, steps)
-    return (most ** (1 / _RHO) + ramp * (least ** (1 / _RHO) - most ** (1 / _RHO))) ** _RHO
+    levels: np.ndarray = (most ** (1 / _RHO) + ramp * (least ** (1 / _RHO) - most ** (1 / _RHO))) ** _RHO
+    return levels
 
 
 def _known_levels(schedule: Schedule) -> Float[np.ndarray, "t"]:
@@ -78,7 +79,8 @@ def _known_levels(schedule: Schedule) -> Float[np.ndarray, "t"]:
 
 
 def _timesteps_of(ratios: np.ndarray, known: np.ndarray) -> np.ndarray:
-    return np.interp(np.log(ratios), np.log(known), np.arange(len(known)))
+    timesteps: np.ndarray = np.interp(np.log(ratios), np.log(known), np.arange(len(known)))
+    return timesteps
 
 
 def _levels(timesteps: np.ndarray, ratios: np.ndarray) -> Levels:

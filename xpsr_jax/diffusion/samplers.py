@@ -83,7 +83,10 @@ def make_table(
 ) -> Table:
     """A table in the precision that the devices compute in: float64 becomes float32."""
     table = Table(timesteps, signal, sigma, weights)
-    return jax.tree.map(lambda column: column.astype(np.float32) if column.dtype == np.float64 else column, table)
+    single: Table = jax.tree.map(
+        lambda column: column.astype(np.float32) if column.dtype == np.float64 else column, table
+    )
+    return single
 
 
 def sample(
@@ -119,7 +122,8 @@ def advance(
         row = jax.tree.map(lambda column: column[index], table)
         return sampler.step(state, row, denoise(state.latents, row.timestep), noise(index))
 
-    return jax.lax.fori_loop(first, last, one_step, state)
+    final: SamplerState = jax.lax.fori_loop(first, last, one_step, state)
+    return final
 
 
 def start_latents(

@@ -100,7 +100,8 @@ def comparison(metric: Lpips | Dists) -> Callable[[list[RgbImage], RgbImage], np
     @jax.jit
     def compare(metric: Lpips | Dists, images: Array, reference: Array) -> Array:
         # One after the other: VGG16's features of one image take gigabytes as it is.
-        return jax.lax.map(lambda image: metric(image[None], reference[None])[0], images)
+        distances: Array = jax.lax.map(lambda image: metric(image[None], reference[None])[0], images)
+        return distances
 
     def of_8_bits(images: list[RgbImage], reference: RgbImage) -> np.ndarray:
         return np.asarray(compare(metric, jnp.asarray(np.stack(images)) / 255, jnp.asarray(reference) / 255))

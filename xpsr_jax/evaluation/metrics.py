@@ -80,7 +80,8 @@ def compare(
     if more:
         reference = jnp.concatenate([reference, jnp.repeat(reference[-1:], more, axis=0)])
         restored = jnp.concatenate([restored, jnp.repeat(restored[:, -1:], more, axis=1)], axis=1)
-    return _compare(mesh, metrics, restored, reference)[..., :count]
+    distances: Array = _compare(mesh, metrics, restored, reference)
+    return distances[..., :count]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -93,22 +94,25 @@ def _compare(mesh: jax.sharding.Mesh, metrics: tuple[Metric, ...], restored: Arr
         out_specs=PartitionSpec(None, None, "data"),
         check_vma=False,
     )
-    return per_device(metrics, restored, reference)
+    distances: Array = per_device(metrics, restored, reference)
+    return distances
 
 
 def _compare_on_one_device(metrics: tuple[Metric, ...], restored: Array, reference: Array) -> Array:
     def of_reference(images: tuple[Array, Array]) -> Array:
         results, original = images
         features = [metric.features(as_float(original)[None]) for metric in metrics]
-        return jax.lax.map(
+        distances: Array = jax.lax.map(
             lambda result: jnp.stack(
                 [m.distance(m.features(as_float(result)[None]), f)[0] for m, f in zip(metrics, features, strict=True)]
             ),
             results,
         )
+        return distances
 
     # One image after the other: VGG16's features of one take gigabytes as it is, and no core is idle meanwhile.
-    return jax.lax.map(of_reference, (restored.swapaxes(0, 1), reference)).transpose(2, 1, 0)
+    of_all: Array = jax.lax.map(of_reference, (restored.swapaxes(0, 1), reference))
+    return of_all.transpose(2, 1, 0)
 
 
 def as_float(images: Array) -> Array:

@@ -37,7 +37,8 @@ def require_pyiqa() -> ModuleType:
             f"NIQE, MUSIQ, MANIQA, CLIP-IQA and FID need pyiqa ({error}). Do: pip install 'xpsr-jax[iqa]' (for "
             "non-commercial use only), or leave them out with --metrics"
         ) from error
-    return pyiqa
+    package: ModuleType = pyiqa
+    return package
 
 
 class NoReferenceMetric:
@@ -81,7 +82,8 @@ class InceptionFeatures:
         with torch.no_grad():
             # Neither resized nor normalised by the network: both are done.
             [features] = self._metric.net.model(batch.to(self._metric.device), False, False)
-        return features.flatten(1).cpu().numpy().astype(np.float64)
+        array: np.ndarray = features.flatten(1).cpu().numpy()
+        return array.astype(np.float64)
 
 
 def _clean_resize(image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "299 299 3"]:

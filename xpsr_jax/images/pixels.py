@@ -27,7 +27,8 @@ _EIGHT_OF_SIXTEEN = ((np.arange(65536) + 128) // 257).astype(np.uint8)
 
 def to_8_bits(values: UInt16[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
     """16-bit values over 257, rounded: 65535 becomes 255."""
-    return _EIGHT_OF_SIXTEEN[values]
+    rounded: np.ndarray = _EIGHT_OF_SIXTEEN[values]
+    return rounded
 
 
 def to_rgb(

@@ -118,7 +118,7 @@ def restore_large(
 
 def fits_on_host(kept: KeptFeatures, groups: int) -> bool:
     """Whether what is kept of that many groups of tiles stays below `KEPT_BYTES`; if not, that is said."""
-    size = groups * sum(feature.nbytes for feature in jax.tree.leaves(kept))
+    size: int = groups * sum(feature.nbytes for feature in jax.tree.leaves(kept))
     if size > KEPT_BYTES:
         _log.warning(
             "Every step is whole: features of all tiles would take %.1f GiB of memory, more than %.1f GiB.",

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from xpsr_jax.config import Sampling
 from xpsr_jax.errors import UserError
@@ -49,7 +49,8 @@ class Manifest:
 
     def settings(self, output: Path) -> dict[str, Any]:
         """The settings by which the output was made, as JSON. There must be a line for it: see `why_foreign`."""
-        return self._lines[self._name(output)].get("settings", {})
+        settings: dict[str, Any] = self._lines[self._name(output)].get("settings", {})
+        return settings
 
     def differences(self, output: Path, settings: Mapping[str, Any]) -> list[str]:
         """How the settings by which the output was made differ from these, a text for each.
@@ -112,6 +113,6 @@ def _entries(file: Path) -> Iterator[dict[str, Any]]:
                     yield entry
 
 
-def _ends_with_newline(file: Any) -> bool:
+def _ends_with_newline(file: BinaryIO) -> bool:
     file.seek(-1, os.SEEK_END)
     return file.read(1) == b"\n"

@@ -113,7 +113,8 @@ def plan_steps(sampling: Sampling, schedule: Schedule) -> Steps:
 def full_table(sampler: Sampler, steps: int, first: int) -> Table:
     """A sampler's table, filled up to one length for any number of steps, so that one program serves them all."""
     padding = sampler.schedule.num_train_timesteps - steps
-    return jax.tree.map(lambda column: np.pad(column, (0, padding)), sampler.table(steps, first))
+    table: Table = jax.tree.map(lambda column: np.pad(column, (0, padding)), sampler.table(steps, first))
+    return table
 
 
 def first_step(sampling: Sampling) -> int:

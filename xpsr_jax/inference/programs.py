@@ -1,7 +1,7 @@
 """The compiled programs of restoring (method §7). Each takes the networks as `OnDevices` has them: graph, weights."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +24,15 @@ from xpsr_jax.diffusion.samplers import (
 from xpsr_jax.inference.color import ColorFix, fix_color, truncate_to_uint8
 from xpsr_jax.inference.image_keys import image_key
 from xpsr_jax.inference.plan import Scales
+from xpsr_jax.models.autoencoder import Autoencoder
 from xpsr_jax.models.blocks import Text
-from xpsr_jax.models.controlnet import ImageFeatures
-from xpsr_jax.models.unet import KeptFeatures
+from xpsr_jax.models.controlnet import ControlNet, ImageFeatures
+from xpsr_jax.models.text_encoder import TextEncoder
+from xpsr_jax.models.unet import KeptFeatures, UNet
 
+# What `OnDevices` has on the devices, and how nnx describes it.
+Networks = tuple[UNet, ControlNet, Autoencoder, TextEncoder]
+Graph = nnx.GraphDef[Networks]
 NoiseLevel = tuple[Float[Array, ""], Float[Array, ""]]
 
 
@@ -62,7 +67,7 @@ class Pictures(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=0)
 def prepare_texts(
-    graph: Any, weights: Any, high: Int[Array, "b high_halves n"], low: Int[Array, "b low_halves n"]
+    graph: Graph, weights: nnx.State, high: Int[Array, "b high_halves n"], low: Int[Array, "b low_halves n"]
 ) -> Texts:
     """Encodes captions and prompts.
 
@@ -86,14 +91,15 @@ def prepare_texts(
 @functools.partial(jax.jit, static_argnums=1)
 def positive_half(texts: Texts, images: int) -> Texts:
     """The texts of so many images without their negative halves."""
-    return jax.tree.map(lambda array: array[:: array.shape[0] // images], texts)
+    halves: Texts = jax.tree.map(lambda array: array[:: array.shape[0] // images], texts)
+    return halves
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def prepare_pictures(
-    graph: Any,
+    graph: Graph,
     start: Start,
-    weights: Any,
+    weights: nnx.State,
     pixels: UInt8[Array, "b H W 3"],
     digests: UInt32[Array, "b 2"],
     seed: UInt32[Array, "2"],
@@ -123,10 +129,10 @@ def prepare_pictures(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def run_steps(
-    graph: Any,
+    graph: Graph,
     sampler: Sampler,
     guidance: GuidanceForm | None,
-    weights: Any,
+    weights: nnx.State,
     texts: Texts,
     pictures: Pictures,
     state: SamplerState,
@@ -162,11 +168,11 @@ def run_steps(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def run_whole_step(
-    graph: Any,
+    graph: Graph,
     sampler: Sampler,
     guidance: GuidanceForm | None,
     cache_levels: int,
-    weights: Any,
+    weights: nnx.State,
     texts: Texts,
     pictures: Pictures,
     state: SamplerState,
@@ -187,11 +193,11 @@ def run_whole_step(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def run_outer_steps(
-    graph: Any,
+    graph: Graph,
     sampler: Sampler,
     guidance: GuidanceForm | None,
     cache_levels: int,
-    weights: Any,
+    weights: nnx.State,
     texts: Texts,
     pictures: Pictures,
     kept: KeptFeatures,
@@ -218,10 +224,10 @@ def run_outer_steps(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def predict_tiles(
-    graph: Any,
+    graph: Graph,
     guidance: GuidanceForm | None,
     cache_levels: int,
-    weights: Any,
+    weights: nnx.State,
     texts: Texts,
     pixels: UInt8[Array, "b H W 3"],
     latents: Latents,
@@ -256,10 +262,10 @@ def predict_tiles(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def predict_tiles_from_kept(
-    graph: Any,
+    graph: Graph,
     guidance: GuidanceForm | None,
     cache_levels: int,
-    weights: Any,
+    weights: nnx.State,
     texts: Texts,
     kept: KeptFeatures,
     latents: Latents,
@@ -275,7 +281,7 @@ def predict_tiles_from_kept(
 
 
 def _predict(
-    networks: Any,
+    networks: Networks,
     guidance: GuidanceForm | None,
     texts: Texts,
     features: ImageFeatures,
@@ -296,7 +302,7 @@ def _predict(
 
 
 def _predict_from_kept(
-    networks: Any,
+    networks: Networks,
     guidance: GuidanceForm | None,
     texts: Texts,
     kept: KeptFeatures,
@@ -320,7 +326,7 @@ def _guided(prediction: Latents, guidance: GuidanceForm | None, scales: Scales) 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def finish(
-    graph: Any, color: ColorFix, weights: Any, latents: Latents, pixels: UInt8[Array, "b H W 3"]
+    graph: Graph, color: ColorFix, weights: nnx.State, latents: Latents, pixels: UInt8[Array, "b H W 3"]
 ) -> tuple[UInt8[Array, "b H W 3"], Bool[Array, "b"]]:
     """Latents to images with the LR's colours. 8-bit before the colour fix (method §7, §8).
 

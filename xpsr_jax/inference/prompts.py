@@ -1,6 +1,7 @@
 """Captions and prompt words to CLIP's tokens (method §7, §12.4)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -9,7 +10,29 @@ from xpsr_jax.data.tokens import pad_or_cut
 from xpsr_jax.errors import UserError
 
 
-def prompt_tokens(tokenizer, texts: Sequence[str], *, positive_words: str = "") -> Int[np.ndarray, "b n"]:
+@runtime_checkable
+class PromptTokenizer(Protocol):
+    """What is used of a transformers `CLIPTokenizer`."""
+
+    model_max_length: int
+    bos_token_id: int
+    eos_token_id: int
+    pad_token_id: int
+
+    def __call__(self, text: str, *, add_special_tokens: bool, verbose: bool) -> Mapping[str, list[int]]:
+        """A mapping with the text's token ids under "input_ids".
+
+        Args:
+            text: a caption or prompt words.
+            add_special_tokens: put the tokens of beginning and end around it.
+            verbose: log where the text is too long for CLIP.
+        """
+        ...
+
+
+def prompt_tokens(
+    tokenizer: PromptTokenizer, texts: Sequence[str], *, positive_words: str = ""
+) -> Int[np.ndarray, "b n"]:
     """Token ids of texts, each followed by `positive_words`, padded to the tokenizer's length (77 for CLIP), int32.
 
     The positive words stand at the end, where the released code has them. A text that is too long is cut before them;
@@ -35,7 +58,7 @@ def prompt_tokens(tokenizer, texts: Sequence[str], *, positive_words: str = "") 
     return np.array(rows, np.int32).reshape(len(rows), room + 2)
 
 
-def _ids(tokenizer, texts: Sequence[str]) -> list[list[int]]:
+def _ids(tokenizer: PromptTokenizer, texts: Sequence[str]) -> list[list[int]]:
     for text in texts:
         if not isinstance(text, str):
             raise UserError(f"a caption must be text, not {type(text).__name__}: {str(text)[:60]!r}")

@@ -197,7 +197,10 @@ class Restorer:
                     state = run_steps(*cached[:3], *given, state, steps.table, *part, scales)
             jax.block_until_ready(state)
             on_steps(run.last - run.first)
-        return networks.fetch(finish(graph, sampling.color_fix, weights, state.latents, pixels))
+        finished: tuple[np.ndarray, np.ndarray] = networks.fetch(
+            finish(graph, sampling.color_fix, weights, state.latents, pixels)
+        )
+        return finished
 
     def _restore_in_tiles(
         self,

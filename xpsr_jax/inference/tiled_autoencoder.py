@@ -20,6 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, UInt8
 
 from xpsr_jax.inference.tiling import Piece, plan_pieces
+from xpsr_jax.models.autoencoder import Autoencoder
 
 Direction = Literal["encode", "decode"]
 
@@ -51,8 +52,8 @@ class TiledAutoencoder:
         fetch: gets what was computed.
     """
 
-    graph: Any
-    weights: Any
+    graph: nnx.GraphDef[Autoencoder]
+    weights: nnx.State
     factor: int
     tile: int
     together: int = 1
@@ -83,9 +84,10 @@ class TiledAutoencoder:
         def run(parts: list[np.ndarray], statistics: Statistics | None) -> tuple[np.ndarray, np.ndarray, Statistics]:
             batch = self.place(np.stack(parts + parts[-1:] * (self.together - len(parts))))
             known = statistics is not None
-            return self.fetch(
+            computed: tuple[np.ndarray, np.ndarray, Statistics] = self.fetch(
                 _run(self.graph, direction, self.weights, batch, statistics or self._none(direction), known)
             )
+            return computed
 
         statistics = None
         if not whole:
@@ -136,7 +138,12 @@ def _laid(target: np.ndarray | None, part: np.ndarray, piece: Piece, *, length: 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _run(
-    graph: Any, direction: Direction, weights: Any, tiles: Array, given: Statistics, known: Bool[Array, ""]
+    graph: nnx.GraphDef[Autoencoder],
+    direction: Direction,
+    weights: nnx.State,
+    tiles: Array,
+    given: Statistics,
+    known: Bool[Array, ""],
 ) -> tuple[Array, Bool[Array, " b"], Statistics]:
     """Tiles by the statistics given, or each by its own; and what its own are."""
     autoencoder = nnx.merge(graph, weights)
@@ -172,7 +179,7 @@ def _normalise(
     return (scaled.reshape(x.shape) * norm.scale[...] + norm.bias[...]).astype(x.dtype)
 
 
-def _half(autoencoder: Any, direction: Direction) -> nnx.Module:
+def _half(autoencoder: Autoencoder, direction: Direction) -> nnx.Module:
     return autoencoder.encoder if direction == "encode" else autoencoder.decoder
 
 
@@ -189,4 +196,5 @@ def _norms(part: nnx.Module) -> list[tuple[nnx.Module, str, nnx.GroupNorm]]:
 def _reduced(picture: np.ndarray, height: int, width: int) -> np.ndarray:
     """Evenly spaced points: means of points would have less contrast than the picture."""
     rows, columns = ((np.arange(new) * old) // new for new, old in zip((height, width), picture.shape, strict=False))
-    return picture[rows[:, None], columns]
+    reduced: np.ndarray = picture[rows[:, None], columns]
+    return reduced

@@ -79,10 +79,11 @@ def _chunked(q: Array, k: Array, v: Array, causal: bool) -> Array:
             mask = (start + jnp.arange(length))[:, None] >= jnp.arange(k.shape[1]) if causal else None
             return _one_head(queries, keys, values, mask)
 
-        return jax.lax.map(chunk, (queries, jnp.arange(chunks) * length))
+        attended: Array = jax.lax.map(chunk, (queries, jnp.arange(chunks) * length))
+        return attended
 
-    out = jax.lax.map(head, (q, k, v)).reshape(b, h, -1, d)
-    return out.swapaxes(1, 2)[:, :n]
+    out: Array = jax.lax.map(head, (q, k, v))
+    return out.reshape(b, h, -1, d).swapaxes(1, 2)[:, :n]
 
 
 def _one_head(

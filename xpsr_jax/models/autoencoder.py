@@ -169,7 +169,8 @@ class Autoencoder(nnx.Module):
     @property
     def factor(self) -> int:
         """Pixels a latent cell, along each axis."""
-        return 2 ** (len(self.config.block_out_channels) - 1)
+        factor: int = 2 ** (len(self.config.block_out_channels) - 1)
+        return factor
 
     def moments(self, image: Float[Array, "b H W 3"]) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
         """Mean and log variance (held to [-30, 20]) of the unscaled latents' posterior, in float32."""

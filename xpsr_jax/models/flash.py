@@ -55,7 +55,9 @@ def _on_one_device(q: Array, k: Array, v: Array, *, causal: bool) -> Array:
         block_k_dq=k_block,
         block_q_dq=q_block,
     )
-    out = pallas.flash_attention(q, k, v, segment_ids=segments, causal=causal, sm_scale=d**-0.5, block_sizes=sizes)
+    out: Array = pallas.flash_attention(
+        q, k, v, segment_ids=segments, causal=causal, sm_scale=d**-0.5, block_sizes=sizes
+    )
     return out[:, :, :n, :d].swapaxes(1, 2)
 
 

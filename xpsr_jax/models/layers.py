@@ -47,7 +47,8 @@ def _promote_and_gather(arrays: Any, /, *, dtype: Any = None, inexact: bool = Tr
 
 @jax.custom_vjp
 def _whole(kernel: Array) -> Array:
-    return jax.lax.with_sharding_constraint(kernel, PartitionSpec())
+    whole: Array = jax.lax.with_sharding_constraint(kernel, PartitionSpec())
+    return whole
 
 
 # The gradient need not be whole on every device; where it belongs, the training step says.

@@ -91,4 +91,5 @@ class TextEncoder(nnx.Module):
 
     def __call__(self, token_ids: Int[Array, "b n"]) -> Float[Array, "b n d"]:
         """The last hidden state after the final norm, of token ids padded to 77."""
-        return self.final_layer_norm(self.encoder(self.embeddings(token_ids)))
+        normed: Array = self.final_layer_norm(self.encoder(self.embeddings(token_ids)))
+        return normed

@@ -50,7 +50,8 @@ def _backward(causal: bool, residuals: tuple[Array, ...], d_out: Array) -> tuple
 
     def d_scores(d_out: Array) -> Array:
         d_weights = jnp.einsum("bnhd,bmhd->bhnm", d_out, v, preferred_element_type=jnp.float32)
-        return (stored * (d_weights - mean) * q.shape[-1] ** -0.5).astype(q.dtype)
+        scaled: Array = stored * (d_weights - mean) * q.shape[-1] ** -0.5
+        return scaled.astype(q.dtype)
 
     d_q = jnp.einsum("bhnm,bmhd->bnhd", d_scores(d_out), k)
     d_out, d_q = jax.lax.optimization_barrier((d_out, d_q))
@@ -65,7 +66,7 @@ def scores(
 ) -> Float[Array, "b h n m"]:
     """q kᵀ / √d in float32; with the queries' positions, -∞ for later keys."""
     # Scaled after the product: in bfloat16, scaled queries would be rounded once more (3 times the error).
-    product = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    product: Array = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     if positions is None:
         return product
     return jnp.where(positions[:, None] >= jnp.arange(k.shape[1]), product, -jnp.inf)

@@ -47,9 +47,10 @@ def with_winograd(network: M) -> M:
 
     The given network stays as it is; the two share every other parameter. The new one has no kernels to train or save.
     """
-    return nnx.recursive_map(
+    replaced: M = nnx.recursive_map(
         lambda _, node: WinogradConv(node) if isinstance(node, nnx.Conv) and _gains(node) else node, network
     )
+    return replaced
 
 
 def _gains(module: nnx.Conv) -> bool:
@@ -77,7 +78,7 @@ def winograd_conv(x: Float[Array, "b h w c"], kernel: Float[Array, "16 c d"]) ->
     def strip(start: Array) -> Array:
         return _strip(jax.lax.dynamic_slice_in_dim(x, start, 2 * rows + 2, axis=1), kernel)
 
-    out = jax.lax.map(strip, 2 * rows * jnp.arange(strips))
+    out: Array = jax.lax.map(strip, 2 * rows * jnp.arange(strips))
     return out.swapaxes(0, 1).reshape(b, 2 * rows * strips, 2 * columns, -1)[:, :h, :w]
 
 

@@ -36,7 +36,8 @@ class Program(NamedTuple):
     def lower(self) -> jax.stages.Lowered:
         """The program in StableHLO, for the devices of its shardings."""
         with self._within():
-            return self.function.lower(*self.arguments, **self.options)
+            lowered: jax.stages.Lowered = self.function.lower(*self.arguments, **self.options)
+            return lowered
 
     def export(self, platform: str) -> jax.export.Exported:
         """Lowers it for a platform that need not be there."""

@@ -104,6 +104,8 @@ def _tfds_encoder(pairs: bool) -> Callable[[StoredSample], bytes]:
             for name, value in to_fields(record).items()
         }
         # The order of a message's entries would be another in each process.
-        return serializer.get_tf_example(features.encode_example(fields)).SerializeToString(deterministic=True)
+        example = serializer.get_tf_example(features.encode_example(fields))
+        message: bytes = example.SerializeToString(deterministic=True)
+        return message
 
     return encode

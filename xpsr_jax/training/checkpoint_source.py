@@ -122,7 +122,8 @@ def _trained(step: Path, *, average: bool) -> dict[str, np.ndarray]:
             wanted = {name: dict.fromkeys(tree[name], 0)}
             kinds = {name: dict.fromkeys(tree[name], ocp.RestoreArgs(restore_type=np.ndarray))}
             arguments = ocp.args.PyTreeRestore(item=wanted, restore_args=kinds, partial_restore=True)
-            return checkpointer.restore(folder, args=arguments)[name]
+            arrays: dict[str, np.ndarray] = checkpointer.restore(folder, args=arguments)[name]
+            return arrays
     except Exception as error:
         reason = str(error).strip().partition("\n")[0][:300]
         raise UserError(f"{step} cannot be read, it is damaged or incomplete ({reason})") from error

@@ -98,7 +98,8 @@ class Checkpoints:
     @property
     def latest(self) -> int | None:
         """The newest step that was saved whole."""
-        return self._manager.latest_step()
+        step: int | None = self._manager.latest_step()
+        return step
 
     @property
     def steps(self) -> list[int]:
@@ -145,7 +146,8 @@ class Checkpoints:
 
     def record(self, step: int) -> dict[str, Any]:
         """What was given to `save` as `record`. Raises Damaged if it cannot be read."""
-        return self._restore(step, config=ocp.args.JsonRestore())[CONFIG]
+        record: dict[str, Any] = self._restore(step, config=ocp.args.JsonRestore())[CONFIG]
+        return record
 
     def restore(self, step: int, abstract: TrainState, data: grain.DatasetIterator | None) -> Restored:
         """The state of a step, straight into the shardings of `abstract`; `data` is set to the next step's batch.

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from xpsr_jax.config import Config
 from xpsr_jax.data.embeddings import TextEmbeddings
 from xpsr_jax.errors import UserError
 from xpsr_jax.training.structure import Structure
-from xpsr_jax.weights.networks import NETWORKS, Network, checked, open_folder
+from xpsr_jax.weights.networks import NETWORKS, AnyConfig, Network, checked, open_folder
 from xpsr_jax.weights.tensors import Tensor, contiguous
 
 
@@ -26,7 +25,7 @@ class Fingerprint:
       config: of the network.
     """
 
-    def __init__(self, config: Any):
+    def __init__(self, config: AnyConfig):
         self._digest = hashlib.sha256(json.dumps(dataclasses.asdict(config), sort_keys=True).encode())
 
     def taken(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

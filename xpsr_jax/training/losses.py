@@ -1,7 +1,6 @@
 """What training minimises (method §6). Every loss is float32; a term's name is what the logs call it."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +12,14 @@ from xpsr_jax.diffusion.samplers import Sampler, Timestep, normal, sample, step_
 from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.evaluation.perceptual import Dists, Lpips
 from xpsr_jax.models.controlnet import ControlNetOutput, ImageFeatures
+from xpsr_jax.training.structure import Bundle
 
 Distance = Lpips | Dists
 Terms = dict[str, Float[Array, ""]]
 
 
 def xpsr_loss(
-    networks: Any, batch: Mapping[str, Array], *, schedule: Schedule, loss: Loss, seed: int
+    networks: Bundle, batch: Mapping[str, Array], *, schedule: Schedule, loss: Loss, seed: int
 ) -> tuple[Float[Array, ""], Terms]:
     """The loss of a batch of `data.pipeline.make_pipeline`: draws latents, noise and timesteps for `diffusion_loss`.
 
@@ -44,7 +44,7 @@ def xpsr_loss(
     )
 
 
-def text_embedding(networks: Any, batch: Mapping[str, Array], name: str) -> Float[Array, "b n d"]:
+def text_embedding(networks: Bundle, batch: Mapping[str, Array], name: str) -> Float[Array, "b n d"]:
     """The batch's own (`data.embeddings`), or else what the text encoder makes of its tokens."""
     if f"{name}_embedding" in batch:
         return batch[f"{name}_embedding"]
@@ -52,7 +52,7 @@ def text_embedding(networks: Any, batch: Mapping[str, Array], name: str) -> Floa
 
 
 def diffusion_loss(
-    networks: Any,
+    networks: Bundle,
     *,
     latents: Float[Array, "b h w c"],
     noise: Float[Array, "b h w c"],
@@ -121,7 +121,7 @@ def _l1(prediction: Float[Array, "b h w c"], target: Float[Array, "b H W c"]) ->
 
 
 def autoencoder_loss(
-    networks: Any, batch: Mapping[str, Array], *, distance: Distance, loss: Loss, seed: int
+    networks: Bundle, batch: Mapping[str, Array], *, distance: Distance, loss: Loss, seed: int
 ) -> tuple[Float[Array, ""], Terms]:
     """The stage before, of a model without a pretrained autoencoder.
 
@@ -138,7 +138,7 @@ def autoencoder_loss(
 
 
 def decoder_loss(
-    networks: Any,
+    networks: Bundle,
     batch: Mapping[str, Array],
     *,
     sampler: Sampler,

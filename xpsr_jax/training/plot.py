@@ -77,4 +77,5 @@ def _running_mean(values: Float[np.ndarray, "n"], width: int) -> Float[np.ndarra
     sums = np.cumsum(np.insert(values, 0, 0.0))
     ends = np.arange(1, len(values) + 1)
     begins = np.maximum(0, ends - width)
-    return (sums[ends] - sums[begins]) / (ends - begins)
+    means: np.ndarray = (sums[ends] - sums[begins]) / (ends - begins)
+    return means

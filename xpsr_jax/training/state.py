@@ -98,7 +98,8 @@ def abstract_state(
         twin = name in trained and leaf.shape == trained[name].shape
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[name] if twin else everywhere)
 
-    return jax.tree_util.tree_map_with_path(place, state)
+    placed: TrainState = jax.tree_util.tree_map_with_path(place, state)
+    return placed
 
 
 def initial_state(
@@ -108,7 +109,8 @@ def initial_state(
     start = jax.jit(
         lambda parameters: _start(config, optimizer, parameters), donate_argnums=0, out_shardings=shardings_of(abstract)
     )
-    return start(trained)
+    state: TrainState = start(trained)
+    return state
 
 
 def shardings_of(tree: Any) -> Any:

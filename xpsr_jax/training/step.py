@@ -86,7 +86,7 @@ def unless_failed(before: TrainState, after: TrainState, good: Array) -> TrainSt
     So the state that a bad step began from is still there when the host, which is a step behind, learns of it.
     """
     going = before.step >= 0
-    state = jax.tree.map(lambda old, new: jnp.where(going & good, new, old), before, after)
+    state: TrainState = jax.tree.map(lambda old, new: jnp.where(going & good, new, old), before, after)
     return dataclasses.replace(state, step=jnp.where(going & ~good, ~before.step, state.step))
 
 

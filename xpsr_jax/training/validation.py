@@ -28,7 +28,7 @@ from xpsr_jax.inference.restore import restore
 from xpsr_jax.training.export import as_model
 from xpsr_jax.training.images import open_images
 from xpsr_jax.training.parameters import Parameters
-from xpsr_jax.training.structure import Structure
+from xpsr_jax.training.structure import Bundle, Structure
 from xpsr_jax.training.validation_scores import load_scores, mean_scores
 
 _SEED = 7
@@ -141,7 +141,7 @@ class Validator:
 
 
 def constraint_predictions(
-    networks: Any,
+    networks: Bundle,
     *,
     hr: Float[Array, "h w 3"],
     lr: Float[Array, "h w 3"],

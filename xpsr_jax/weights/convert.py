@@ -15,7 +15,7 @@ from xpsr_jax.files import check_free, new_folder
 from xpsr_jax.json_files import write_json
 from xpsr_jax.locks import locked_output
 from xpsr_jax.weights import model_folder, orbax_files, rules
-from xpsr_jax.weights.networks import NETWORKS, Network, Weights, checked
+from xpsr_jax.weights.networks import NETWORKS, AnyConfig, Network, Weights, checked
 from xpsr_jax.weights.sources import SUBFOLDERS, Source, listed, merge
 from xpsr_jax.weights.tensors import Tensor, read_finite, together
 from xpsr_jax.weights.torch_files import write_folder
@@ -44,7 +44,7 @@ class _Job:
 
     network: Network
     weights: Weights
-    config: Any
+    config: AnyConfig
     tensors: Mapping[str, Tensor]
 
 

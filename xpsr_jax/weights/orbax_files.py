@@ -64,10 +64,11 @@ def restore(folder: Path, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict[
     try:
         with without_patterns(folder) as plain, _checkpointer() as checkpointer:
             arguments = ocp.checkpoint_utils.construct_restore_args(dict(abstract))
-            return checkpointer.restore(
+            restored: dict[str, jax.Array] = checkpointer.restore(
                 plain,
                 args=ocp.args.PyTreeRestore(item=dict(abstract), restore_args=arguments, partial_restore=True),
             )
+            return restored
     except Exception as error:
         raise _incomplete(folder, error) from error
 

@@ -85,4 +85,5 @@ def _tensor(file: Path, key: str, value: Any) -> Tensor:
 
 
 def _read(value: Any, dtype: np.dtype) -> np.ndarray:
-    return value.numpy().view(dtype)
+    array: np.ndarray = value.numpy().view(dtype)
+    return array

@@ -8,13 +8,15 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.errors import UserError, listed
 from xpsr_jax.weights.pickles import PICKLES, read_pickle
 from xpsr_jax.weights.tensors import Tensor, without_shared_prefix
 from xpsr_jax.weights.torch_files import read_file
+
+T = TypeVar("T")
 
 SUFFIXES = (".safetensors", *PICKLES)
 _UNET, _EMA, _VAE = "model.diffusion_model.", "model_ema.", "first_stage_model."
@@ -130,7 +132,7 @@ def read_single_file(file: Path, *, ema: bool = False) -> SingleFile:
     return _whole(file, networks)
 
 
-def _whole(file: Path, read: Callable[[], Any]) -> Any:
+def _whole(file: Path, read: Callable[[], T]) -> T:
     """What `read` returns. Raises UserError where it finds that the file lacks something."""
     try:
         return read()
