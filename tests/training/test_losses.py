@@ -92,13 +92,13 @@ def test_autoencoder_loss():
     value, terms = autoencoder_loss(networks, batch, distance=constant_distance, loss=loss, seed=0)
     assert float(terms["l1"]) == pytest.approx(0.0798, rel=0.01)
     assert float(terms["perceptual"]) == pytest.approx(0.25)
-    assert float(terms["kl"]) == pytest.approx(0.5 * (np.mean(image**2) + 0.01 - 1 - np.log(0.01)), rel=1e-5)
+    assert float(terms["kl"]) == pytest.approx(0.5 * (float(jnp.mean(image**2)) + 0.01 - 1 - np.log(0.01)), rel=1e-5)
     assert float(value) == pytest.approx(float(2 * terms["l1"] + 3 * terms["perceptual"] + 0.5 * terms["kl"]), rel=1e-6)
 
 
 def test_decoder_loss_is_of_what_the_sampler_makes_and_trains_the_decoder_alone():
     """A diffusion that is sure of clean latents, half the LR image: these, decoded, meet the original."""
-    lr, hr = jjnp.abs(noise(2, 8, 8, 3)), noise(2, 8, 8, 3)
+    lr, hr = jnp.abs(noise(2, 8, 8, 3)), noise(2, 8, 8, 3)
     schedule = Schedule()
 
     def loss_of(decoder, diffusion):
@@ -119,9 +119,9 @@ def test_decoder_loss_is_of_what_the_sampler_makes_and_trains_the_decoder_alone(
         return decoder_loss(networks, batch, **options)
 
     (value, terms), gradients = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)(1.5, 0.5)
-    assert float(terms["l1"]) == pytest.approx(np.abs(0.75 * lr - hr).mean(), rel=1e-5)  # measured 1e-7
+    assert float(terms["l1"]) == pytest.approx(float(jnp.abs(0.75 * lr - hr).mean()), rel=1e-5)  # measured 1e-7
     assert float(value) == pytest.approx(2 * float(terms["l1"]) + 0.75, rel=1e-6)
-    assert float(gradients[0]) == pytest.approx(float(2 * (np.sign(0.75 * lr - hr) * 0.5 * lr).mean()), rel=1e-4)
+    assert float(gradients[0]) == pytest.approx(float(2 * (jnp.sign(0.75 * lr - hr) * 0.5 * lr).mean()), rel=1e-4)
     assert float(gradients[1]) == 0.0
 
 
