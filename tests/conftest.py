@@ -23,6 +23,8 @@ os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
+# Its tests need checked annotations, which other targets do not have.
+collect_ignore = [] if os.environ.get("XPSR_JAX_CHECK_SHAPES") else ["test_shapes.py"]
 # `make test-shapes`: every annotation of the package is checked at each call, shapes and dtypes included. An int may
 # stand for a float, as everywhere in Python. Processes that tests start run without these checks, as users do.
 if os.environ.get("XPSR_JAX_CHECK_SHAPES"):

@@ -8,6 +8,7 @@ import pytest
 
 from configs.ablations import VARIANTS
 from xpsr_jax.config import load_config
+from xpsr_jax.models.parameters import parameters
 from xpsr_jax.training.structure import select
 from xpsr_jax.weights import networks
 

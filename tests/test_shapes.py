@@ -1,7 +1,5 @@
 """What annotations say of shapes and dtypes is checked where `make test-shapes` runs the tests."""
 
-import os
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,10 +15,6 @@ from xpsr_jax.data.samples import Sample
 from xpsr_jax.models.autoencoder import Autoencoder
 from xpsr_jax.models.configs import AutoencoderConfig
 from xpsr_jax.models.layers import flatten_tokens, nearest_resize, timestep_embedding
-
-pytestmark = pytest.mark.skipif(
-    not os.environ.get("XPSR_JAX_CHECK_SHAPES"), reason="annotations are checked by make test-shapes"
-)
 
 
 def test_layers_refuse_wrong_shapes() -> None:
