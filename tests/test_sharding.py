@@ -32,10 +32,19 @@ def test_mesh(sizes, shape):
     assert mesh.shape == {"data": shape[0], "fsdp": shape[1]}
 
 
-@pytest.mark.parametrize("sizes", [(3, -1), (-1, -1), (2, 2), (0, 8), (16, 1), (-2, 4)])
+@pytest.mark.parametrize("sizes", [(3, -1), (-1, -1), (2, 2), (16, 1)])
 def test_mesh_that_cannot_be(sizes):
     with pytest.raises(UserError, match=rf"mesh.data={sizes[0]} and mesh.fsdp={sizes[1]} .* 8 devices"):
         sharding.make_mesh(Mesh(*sizes))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [((0, 8), "data and fsdp must be at least 1, or -1, not 0"), ((-2, 4), "data must be at least -1, not -2")],
+)
+def test_mesh_of_sizes_that_make_no_sense(sizes, message):
+    with pytest.raises(UserError, match=message):
+        Mesh(*sizes)
 
 
 def test_parameters_by_path_and_shape():

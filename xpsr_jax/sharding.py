@@ -4,7 +4,7 @@ import contextlib
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from xpsr_jax import config
 from xpsr_jax.errors import UserError
 
+T = TypeVar("T")
 # Of devices, or of their number alone.
 AnyMesh = jax.sharding.Mesh | AbstractMesh
 
@@ -101,7 +102,7 @@ def host() -> jax.Device:
         return jax.local_devices()[0]
 
 
-def on_every_device(weights: Any, mesh: jax.sharding.Mesh) -> Any:
+def on_every_device(weights: T, mesh: jax.sharding.Mesh) -> T:
     """A tree of arrays, each whole on every device of the mesh; those that are on all of them stay as they are."""
     devices = set(mesh.devices.flat)
 
@@ -111,7 +112,8 @@ def on_every_device(weights: Any, mesh: jax.sharding.Mesh) -> Any:
         placed: jax.Array = jax.device_put(weight, replicated(mesh))
         return placed
 
-    return jax.tree.map(place_whole, weights)
+    everywhere: T = jax.tree.map(place_whole, weights)
+    return everywhere
 
 
 def _split_largest(shape: tuple[int, ...], size: int) -> PartitionSpec:

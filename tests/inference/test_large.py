@@ -100,7 +100,7 @@ def test_what_is_continued_is_cut_again(model):
     ("fields", "message"),
     [
         ({"tile_size": 32}, "cannot overlap by 16"),
-        ({"tile_size": -1}, "cannot overlap"),
+        ({"tile_size": -1}, "tile_size must be at least 0"),
         ({"vae_tile_size": 16}, "vae_tile_size must be at least 32"),
         ({"size_multiple": 0}, "size_multiple must be at least 1"),
     ],

@@ -45,7 +45,7 @@ class OnDevices:
         # them), others are put on each; XLA shards everything between.
         self._batch_sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names)) if mesh else None
         self.weights = sharding.on_every_device(weights, mesh) if mesh else weights
-        self.within: Callable[[], Any] = (
+        self.within: Callable[[], contextlib.AbstractContextManager[object]] = (
             functools.partial(sharding.gathering_kernels, mesh) if mesh else contextlib.nullcontext
         )
 
