@@ -165,10 +165,10 @@ class UNet(nnx.Module):
         timesteps: Int[Array, " _"] | Float[Array, " _"],
         high: TextEmbedding,
         residuals: tuple[Array, ...] | None = None,
-        mid: Float[Array, "b h8 w8 d"] | None = None,
+        mid: Float[Array, "_ h8 w8 widest"] | None = None,
         *,
         outer_layers: int = 1,
-    ) -> tuple[Float[Array, "b h w c"], KeptFeatures]:
+    ) -> tuple[Float[Array, "b h w out"], KeptFeatures]:
         """The prediction, and what `predict_from_kept` needs to predict again at a timestep close by.
 
         Args:
