@@ -39,6 +39,15 @@ def test_what_a_person_can_put_right_is_one_line(capsys):
     assert run(wrong, capsys) == (1, "name: photo.png: no such file\n")
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C is heard; a shell's background has switched it off."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_with_130_and_its_files_are_removed(number, capsys, monkeypatch):
     removed = []
@@ -50,11 +59,7 @@ def test_a_signal_ends_it_with_130_and_its_files_are_removed(number, capsys, mon
             removed.append(True)
 
     # Whatever pytest was started with.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        assert run(work, capsys) == (130, "interrupted; nothing was written\n")
-    finally:
-        signal.signal(signal.SIGINT, before)
+    assert run(work, capsys) == (130, "interrupted; nothing was written\n")
     assert removed == [True] and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
@@ -201,6 +206,7 @@ def test_ctrl_c_while_a_command_is_still_being_imported(monkeypatch, capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_in_the_middle_of_an_import_waits_for_its_end(tmp_path, monkeypatch, capsys):
     """jaxlib would crash, or end in a traceback."""
     (tmp_path / "interrupted_import.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\nwhole = True\n")

@@ -187,7 +187,7 @@ def test_what_cannot_be_is_refused_before_anything_is_read(folders, tmp_path, ca
     assert evaluate.main([*arguments, "--restored", str(folders / "bad"), "--batch-size", "0"]) == 1
     said = capsys.readouterr().err
     assert "named twice" in said
-    assert "--batch-size is at least 1" in said
+    assert "--batch-size must be at least 1, not 0" in said
 
 
 def test_transparent_images_are_compared_as_they_are_seen(folders, tmp_path, capsys):

@@ -63,12 +63,12 @@ def test_runs_of_steps_that_are_done_alike():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"eta": 1.5, "sampler": "ddim"}, "eta must be between 0 and 1, not 1.5"),
+        ({"eta": 1.5, "sampler": "ddim"}, "eta must be from 0 to 1, not 1.5"),
         ({"eta": 0.5}, 'eta is a setting of the sampler "ddim", not of "ddpm"'),
         ({"karras": True}, "karras is a setting of the samplers dpm_solver, unipc, euler"),
-        ({"guidance_rescale": -0.1}, "guidance_rescale must be between"),
+        ({"guidance_rescale": -0.1}, "guidance_rescale must be from 0 to 1, not -0.1"),
         ({"guidance_interval": (0.5, 0.2)}, "guidance_interval must be two rising fractions"),
-        ({"conditioning_interval": (0.0, 1.2)}, "conditioning_interval must be two rising fractions"),
+        ({"conditioning_interval": (0.0, 1.2)}, r"conditioning_interval\[1\] must be from 0 to 1, not 1.2"),
         ({"strength": 0.0}, "strength must be above 0"),
         ({"strength": 0.5, "start": "noise"}, 'needs start "lr", not "noise"'),
     ],
