@@ -64,7 +64,7 @@ def main() -> int:
         return 1
     split = sharding.batch_sharding(mesh)
     print(
-        "| kernel | tokens | heads of | program | estimate, ms | TFLOP | GB moved | temporaries, MiB | kernels, silent |"
+        "| kernel | tokens | heads of | program | estimate, ms | TFLOP | GB moved | temporaries, MiB | calls, silent |"
     )
     print("|---|---:|---:|---|---:|---:|---:|---:|---:|")
     for tokens, heads, features in SIZES:

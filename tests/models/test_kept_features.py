@@ -26,9 +26,9 @@ CONFIG = UNetConfig(
     attention_head_dim=2,
     norm_num_groups=4,
 )
-LATENTS, OTHER = (RNG.standard_normal((2, 7, 8, 4), np.float32) for _ in range(2))
+LATENTS, OTHER = (jnp.asarray(RNG.standard_normal((2, 7, 8, 4), np.float32)) for _ in range(2))
 # Two halves of guidance; the low-level text is common to them.
-HIGH, LOW = RNG.standard_normal((4, 5, 8), np.float32), RNG.standard_normal((2, 5, 8), np.float32)
+HIGH, LOW = (jnp.asarray(RNG.standard_normal((n, 5, 8), np.float32)) for n in (4, 2))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def control():
             ControlNetConfig.like_unet(CONFIG, conditioning_embedding_out_channels=(4, 4, 8)), rngs=rngs
         )
     )
-    image = RNG.random((2, 28, 32, 3), np.float32)
+    image = jnp.asarray(RNG.random((2, 28, 32, 3), np.float32))
 
     @nnx.jit
     def run(controlnet, latents, image):
@@ -57,7 +57,7 @@ def predictions(unet, control, layers, *, text):
 
     @nnx.jit
     def run(unet, latents, other):
-        high = unet.project_text(HIGH) if text == "projected" else jnp.asarray(HIGH)
+        high = unet.project_text(HIGH) if text == "projected" else HIGH
         residuals = (control.residuals, control.mid) if control else (None, None)
         whole, kept = unet.predict_and_keep(latents, jnp.full(2, 600), high, *residuals, outer_layers=layers)
         again = unet.predict_from_kept(latents, jnp.full(2, 600), high, kept, outer_layers=layers)
@@ -91,10 +91,10 @@ def test_only_layers_of_the_finest_level(unet, control, layers):
 def test_neither_the_deep_layers_nor_the_controlnet_are_computed(unet, control):
     """The weights that take part: the first convolution, the time embedding, one layer of the decoder, the output."""
     graph, state = nnx.split(unet)
-    high, t = jnp.asarray(HIGH), jnp.full(2, 600)
+    high, t = HIGH, jnp.full(2, 600)
     residuals = control.residuals, control.mid
     kept = jax.eval_shape(lambda: unet.predict_and_keep(LATENTS, t, high, *residuals)[1])
-    kept = jax.tree.map(lambda feature: RNG.standard_normal(feature.shape, np.float32), kept)
+    kept = jax.tree.map(lambda feature: jnp.asarray(RNG.standard_normal(feature.shape, np.float32)), kept)
 
     def loss(state):
         return nnx.merge(graph, state).predict_from_kept(LATENTS, t, high, kept).std()
