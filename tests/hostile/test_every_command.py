@@ -60,7 +60,7 @@ MANY: dict[str, tuple[str, Words, Callable[[Path, list[str]], set[str]]]] = {
     "prepare_data records": (
         "prepare",
         lambda photos, output, model: ["records", photos, "--missing-captions", "empty", "--minimum-pixels", "1"],
-        lambda output, names: set(names) - broken(output),
+        lambda output, names: searched(names) - broken(output),
     ),
     "prepare_data pairs": (
         "prepare",
@@ -68,7 +68,7 @@ MANY: dict[str, tuple[str, Words, Callable[[Path, list[str]], set[str]]]] = {
             *("pairs", photos, "--missing-captions", "empty", "--minimum-pixels", "1", "--crop-size", "32"),
             *("--rounds", "1"),
         ],
-        lambda output, names: set(names) - broken(output),
+        lambda output, names: searched(names) - broken(output),
     ),
     "evaluate": (
         "evaluate",
@@ -76,6 +76,11 @@ MANY: dict[str, tuple[str, Words, Callable[[Path, list[str]], set[str]]]] = {
         lambda output, names: set(json.loads((output / "scores.json").read_text())["images"]),
     ),
 }
+
+
+def searched(names: Iterable[str]) -> set[str]:
+    """What a search of a folder takes: not cameras' raw files, which it passes over."""
+    return {name for name in names if not name.endswith(".dng")}
 
 
 def broken(output: Path) -> set[str]:
