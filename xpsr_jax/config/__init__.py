@@ -1,0 +1,37 @@
+"""Settings of sampling and training as frozen dataclasses.
+
+`configs/*.py` make them, command lines override single fields.
+"""
+
+from xpsr_jax.config.field_types import ProcessMode
+from xpsr_jax.config.files import load_config
+from xpsr_jax.config.sampling import PAPER, RELEASED, SAMPLING_PRESETS, Sampling
+from xpsr_jax.config.training import (
+    Config,
+    Images,
+    Loss,
+    Mesh,
+    Networks,
+    Optimizer,
+    Precision,
+    Validation,
+    ValidationMetric,
+)
+
+__all__ = [
+    "PAPER",
+    "RELEASED",
+    "SAMPLING_PRESETS",
+    "Config",
+    "Images",
+    "Loss",
+    "Mesh",
+    "Networks",
+    "Optimizer",
+    "Precision",
+    "ProcessMode",
+    "Sampling",
+    "Validation",
+    "ValidationMetric",
+    "load_config",
+]
