@@ -31,7 +31,7 @@ def test_the_sampling_step_is_the_one_that_samples(monkeypatch):
 
     def keep(*arguments, **options):
         calls.append((arguments, options))
-        return arguments[6]  # the state, as it was
+        return arguments[3]  # the state, as it was
 
     monkeypatch.setattr(restore, "run_steps", keep)
     monkeypatch.setattr(restore, "finish", lambda graph, color, weights, latents, pixels: (pixels, np.ones(8, bool)))
@@ -39,8 +39,8 @@ def test_the_sampling_step_is_the_one_that_samples(monkeypatch):
     restorer = restore.Restorer(model(config), config.sampling, mesh=mesh)
     restorer([image] * 8, [Caption("a", "b")] * 8)
     arguments, options = calls[0]
-    assert program.arguments[1:3] == arguments[1:3]
-    for planned, real in ((program.arguments[3:], arguments[3:]), (program.options, options)):
+    assert program.arguments[0].guidance == arguments[0].guidance and program.arguments[1] == arguments[1]
+    for planned, real in ((program.arguments[2:], arguments[2:]), (program.options, options)):
         assert jax.tree.map(of, planned) == jax.tree.map(of, real)
 
 

@@ -2,8 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +24,8 @@ from xpsr_jax.diffusion.samplers import (
 from xpsr_jax.inference.color import fix_large_color
 from xpsr_jax.inference.image_keys import image_key
 from xpsr_jax.inference.on_devices import OnDevices
-from xpsr_jax.inference.plan import Steps
-from xpsr_jax.inference.programs import NoiseLevel, Texts, positive_half, predict_tiles, predict_tiles_from_kept
+from xpsr_jax.inference.plan import Run, Steps
+from xpsr_jax.inference.programs import Form, NoiseLevel, Texts, positive_half, predict_tiles, predict_tiles_from_kept
 from xpsr_jax.inference.tiled_autoencoder import TiledAutoencoder
 from xpsr_jax.inference.tiling import Tiles
 from xpsr_jax.models.unet import KeptFeatures
@@ -82,38 +81,96 @@ def restore_large(
         steps.second_level,
     )
     crops = tiles.cut(pixels, scale=networks.factor)
-    groups = [slice(i, i + networks.capacity) for i in range(0, len(crops), networks.capacity)]
-    positive = positive_half(texts, networks.capacity) if steps.partly_guided else texts
-    keeping = any(run.features == "kept" for run in steps.runs)
-    kept: list[Any] = []  # of each group of tiles
+    predict = TilePredictor(networks, steps, cache_levels, crops, texts)
     for run in steps.runs:
-        guidance = sampling.guidance_form if run.guided else None
         for index in range(run.first, run.last):
-            latents, predictions = tiles.cut(np.asarray(state.latents[0])), []
-            use, keep = bool(kept) and run.features == "used", keeping and run.features == "kept"
-            kept = kept if use else []
-            for i, group in enumerate(groups):
-                common = networks.weights, texts if run.guided else positive
-                shown = networks.fill(np.stack(latents[group])), steps.table.timestep[index], steps.scales(run)
-                cached = networks.graph, guidance, cache_levels
-                with networks.within():
-                    if use:
-                        features = jax.tree.map(networks.spread, kept[i])
-                        prediction = predict_tiles_from_kept(*cached, *common, features, *shown)
-                    else:
-                        crop = networks.fill(np.stack(crops[group]))
-                        levels = cache_levels if keep else 0
-                        prediction, found = predict_tiles(*cached[:2], levels, *common, crop, *shown)
-                if keep and (i or fits_on_host(found, len(groups))):
-                    kept.append(networks.fetch(found))
-                elif keep:
-                    keep = keeping = False
-                predictions += list(networks.fetch(prediction))
-            whole = tiles.blend(predictions[: len(crops)], sampling.tile_weights)
+            latents = tiles.cut(np.asarray(state.latents[0]))
+            predictions = predict(run, latents, steps.table.timestep[index])
+            whole = tiles.blend(predictions, sampling.tile_weights)
             state = step(steps.sampler, state, steps.table, np.int32(index), whole[None], step_key)
             on_steps(1)
     restored, finite = autoencoder.decode(np.asarray(state.latents[0]))
     return fix_large_color(restored, pixels, sampling.color_fix), finite
+
+
+class TilePredictor:
+    """Predictions for all tiles of a picture, some at a time. What is kept of them between steps is on the host."""
+
+    def __init__(
+        self,
+        networks: OnDevices,
+        steps: Steps,
+        cache_levels: int,
+        crops: Sequence[UInt8[np.ndarray, "H W 3"]],
+        texts: Texts,
+    ) -> None:
+        """
+        Args:
+            crops: the tiles of the LR image.
+            texts: the picture's, for as many tiles as are computed at once.
+        """
+        self._networks, self._steps, self._cache_levels, self._crops = networks, steps, cache_levels, crops
+        self._texts = {True: texts, False: positive_half(texts, networks.capacity) if steps.partly_guided else texts}
+        self._groups = [slice(i, i + networks.capacity) for i in range(0, len(crops), networks.capacity)]
+        self._keeping = any(run.features == "kept" for run in steps.runs)
+        self._kept: list[KeptFeatures] = []  # of each group of tiles
+
+    def __call__(
+        self, run: Run, latents: Sequence[Float[np.ndarray, "h w c"]], timestep: np.number
+    ) -> list[Float[np.ndarray, "h w c"]]:
+        """The predictions of one step of a run, for the tiles of the latents."""
+        upon_kept = run.features == "used" and bool(self._kept)
+        if not upon_kept:
+            self._kept = []
+        predict = self._predict_from_kept if upon_kept else self._predict_whole
+        predictions: list[Float[np.ndarray, "h w c"]] = []
+        for i, group in enumerate(self._groups):
+            with self._networks.within():
+                prediction = predict(i, run, np.stack(latents[group]), timestep)
+            predictions += list(self._networks.fetch(prediction))
+        return predictions[: len(latents)]
+
+    def _predict_whole(
+        self, group: int, run: Run, latents: Float[np.ndarray, "b h w c"], timestep: np.number
+    ) -> Latents:
+        networks = self._networks
+        keep = self._keeping and run.features == "kept"
+        crops = networks.fill(np.stack(self._crops[self._groups[group]]))
+        inputs = (
+            networks.weights,
+            self._texts[run.guided],
+            crops,
+            networks.fill(latents),
+            timestep,
+            self._steps.scales(run),
+        )
+        prediction: Latents
+        kept: KeptFeatures | None
+        prediction, kept = predict_tiles(self._form(run, self._cache_levels if keep else 0), *inputs)
+        if kept is not None and (group or fits_on_host(kept, len(self._groups))):
+            self._kept.append(networks.fetch(kept))
+        elif keep:
+            self._keeping = False
+        return prediction
+
+    def _predict_from_kept(
+        self, group: int, run: Run, latents: Float[np.ndarray, "b h w c"], timestep: np.number
+    ) -> Latents:
+        networks = self._networks
+        kept = jax.tree.map(networks.spread, self._kept[group])
+        inputs = (
+            networks.weights,
+            self._texts[run.guided],
+            kept,
+            networks.fill(latents),
+            timestep,
+            self._steps.scales(run),
+        )
+        prediction: Latents = predict_tiles_from_kept(self._form(run, self._cache_levels), *inputs)
+        return prediction
+
+    def _form(self, run: Run, cache_levels: int) -> Form:
+        return Form(self._networks.graph, self._steps.sampling.guidance_form if run.guided else None, cache_levels)
 
 
 def fits_on_host(kept: KeptFeatures, groups: int) -> bool:

@@ -12,6 +12,7 @@ from xpsr_jax.diffusion.choices import GuidanceForm, Start
 from xpsr_jax.diffusion.guidance import guide
 from xpsr_jax.diffusion.process import Latents
 from xpsr_jax.diffusion.samplers import (
+    Noise,
     Sampler,
     SamplerState,
     Table,
@@ -127,106 +128,98 @@ def prepare_pictures(
     return Pictures(latents, controlnet.encode_image(image)._replace(rgb_predictions=()), step_keys)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+class Form(NamedTuple):
+    """What a program of steps is compiled for, beside shapes. Static: another form is another program.
+
+    Attributes:
+        graph: of the four networks, as `OnDevices` has it.
+        guidance: how the negative half is used; None: the texts have none.
+        cache_levels: as in `Sampling`; 0: no features are kept.
+    """
+
+    graph: Graph
+    guidance: GuidanceForm | None
+    cache_levels: int = 0
+
+
+class Inputs(NamedTuple):
+    """What all steps of a run read.
+
+    Attributes:
+        weights: of the four networks.
+        texts: of `prepare_texts`, or their `positive_half`.
+        pictures: of `prepare_pictures`, of as many images.
+        table: the sampler's, all steps of it.
+        scales: of all these steps.
+    """
+
+    weights: nnx.State
+    texts: Texts
+    pictures: Pictures
+    table: Table
+    scales: Scales
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def run_steps(
-    graph: Graph,
-    sampler: Sampler,
-    guidance: GuidanceForm | None,
-    weights: nnx.State,
-    texts: Texts,
-    pictures: Pictures,
-    state: SamplerState,
-    table: Table,
-    first: Int[Array, ""],
-    last: Int[Array, ""],
-    scales: Scales,
+    form: Form, sampler: Sampler, inputs: Inputs, state: SamplerState, first: Int[Array, ""], last: Int[Array, ""]
 ) -> SamplerState:
     """Runs the steps `first` to `last` - 1 of the sampler.
 
     Args:
-        graph, weights: of the four networks, as `OnDevices` has them.
+        form: without `cache_levels`: they would only make another program.
         sampler: which one; a program is compiled for each.
-        guidance: how the negative half is used; None: `texts` has none.
-        texts: of `prepare_texts`, or their `positive_half`.
-        pictures: of `prepare_pictures`, of as many images.
         state: the sampler's, before the first of these steps.
-        table: the sampler's, all steps of it.
         first, last: indices of rows of the table; traced, so any part is run by one program.
-        scales: of all these steps.
 
     Returns:
         The sampler's state after step `last` - 1; its latents are (b, h, w, c), scaled, float32.
     """
-    networks = nnx.merge(graph, weights)
+    networks, (_, texts, pictures, table, scales) = nnx.merge(form.graph, inputs.weights), inputs
 
     def denoise(latents: Latents, timestep: Timestep) -> Latents:
-        return _predict(networks, guidance, texts, pictures.features, latents, timestep, scales)[0]
+        return _predict(networks, form, texts, pictures.features, latents, timestep, scales)[0]
 
-    noise = step_noise(pictures.step_keys, pictures.start.shape[1:])
-    return advance(sampler, denoise, state, table, noise, first, last)
+    return advance(sampler, denoise, state, table, _noise(pictures), first, last)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def run_whole_step(
-    graph: Graph,
-    sampler: Sampler,
-    guidance: GuidanceForm | None,
-    cache_levels: int,
-    weights: nnx.State,
-    texts: Texts,
-    pictures: Pictures,
-    state: SamplerState,
-    table: Table,
-    index: Int[Array, ""],
-    scales: Scales,
+    form: Form, sampler: Sampler, inputs: Inputs, state: SamplerState, index: Int[Array, ""]
 ) -> tuple[SamplerState, KeptFeatures]:
-    """Runs one step of the sampler, row `index` of the table, and keeps what `run_outer_steps` needs.
-
-    Other arguments are as there.
-    """
-    networks, timestep = nnx.merge(graph, weights), jnp.asarray(table.timestep)[index]
-    inputs = texts, pictures.features, state.latents, timestep, scales
-    prediction, kept = _predict(networks, guidance, *inputs, cache_levels=cache_levels)
-    noise = step_noise(pictures.step_keys, pictures.start.shape[1:])
-    return advance(sampler, lambda *_: prediction, state, table, noise, index, index + 1), kept
+    """Runs one step, row `index` of the table, as `run_steps`, and keeps what `run_outer_steps` needs."""
+    networks, (_, texts, pictures, table, scales) = nnx.merge(form.graph, inputs.weights), inputs
+    timestep = jnp.asarray(table.timestep)[index]
+    prediction, kept = _predict(networks, form, texts, pictures.features, state.latents, timestep, scales)
+    return advance(sampler, lambda *_: prediction, state, table, _noise(pictures), index, index + 1), kept
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def run_outer_steps(
-    graph: Graph,
+    form: Form,
     sampler: Sampler,
-    guidance: GuidanceForm | None,
-    cache_levels: int,
-    weights: nnx.State,
-    texts: Texts,
-    pictures: Pictures,
+    inputs: Inputs,
     kept: KeptFeatures,
     state: SamplerState,
-    table: Table,
     first: Int[Array, ""],
     last: Int[Array, ""],
-    scales: Scales,
 ) -> SamplerState:
     """Runs steps as `run_steps`, with the UNet's outermost layers alone, upon the features of a whole step.
 
     Args:
-        cache_levels: as in the step that kept the features (`UNet.predict_from_kept`).
-        kept: by `run_whole_step`, with the same guidance.
+        kept: by `run_whole_step`, of the same form.
     """
-    networks = nnx.merge(graph, weights)
+    networks, (_, texts, pictures, table, scales) = nnx.merge(form.graph, inputs.weights), inputs
 
     def denoise(latents: Latents, timestep: Timestep) -> Latents:
-        return _predict_from_kept(networks, guidance, texts, kept, latents, timestep, scales, cache_levels=cache_levels)
+        return _predict_from_kept(networks, form, texts, kept, latents, timestep, scales)
 
-    noise = step_noise(pictures.step_keys, pictures.start.shape[1:])
-    return advance(sampler, denoise, state, table, noise, first, last)
+    return advance(sampler, denoise, state, table, _noise(pictures), first, last)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=0)
 def predict_tiles(
-    graph: Graph,
-    guidance: GuidanceForm | None,
-    cache_levels: int,
+    form: Form,
     weights: nnx.State,
     texts: Texts,
     pixels: UInt8[Array, "b H W 3"],
@@ -240,9 +233,7 @@ def predict_tiles(
     tiles they would grow with the picture.
 
     Args:
-        graph, weights: of the four networks, as `OnDevices` has them.
-        guidance: as in `run_steps`.
-        cache_levels: 0: nothing is kept; otherwise as in `run_whole_step`.
+        weights: of the four networks, as `OnDevices` has them.
         texts: of `prepare_texts`, or their `positive_half`: the picture's, once for each of the b tiles.
         pixels: the tiles of the LR image.
         latents: the same tiles of the latents, scaled, at the noise level of `timestep`.
@@ -253,18 +244,15 @@ def predict_tiles(
         The prediction, float32, which means what the schedule's `prediction_type` says, and what
         `predict_tiles_from_kept` needs, or None where nothing is kept.
     """
-    networks = nnx.merge(graph, weights)
+    networks = nnx.merge(form.graph, weights)
     features = networks[1].encode_image(pixels.astype(jnp.float32) / 255)._replace(rgb_predictions=())
-    inputs = texts, features, latents, timestep, scales
-    prediction, kept = _predict(networks, guidance, *inputs, cache_levels=cache_levels or 1)
-    return prediction, kept if cache_levels else None
+    prediction, kept = _predict(networks, form, texts, features, latents, timestep, scales)
+    return prediction, kept if form.cache_levels else None
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=0)
 def predict_tiles_from_kept(
-    graph: Graph,
-    guidance: GuidanceForm | None,
-    cache_levels: int,
+    form: Form,
     weights: nnx.State,
     texts: Texts,
     kept: KeptFeatures,
@@ -272,49 +260,45 @@ def predict_tiles_from_kept(
     timestep: Timestep,
     scales: Scales,
 ) -> Latents:
-    """The guided prediction for tiles upon what an earlier `predict_tiles` kept of them.
-
-    Arguments are as there; `guidance` and `cache_levels` must be the same.
-    """
-    networks = nnx.merge(graph, weights)
-    return _predict_from_kept(networks, guidance, texts, kept, latents, timestep, scales, cache_levels=cache_levels)
+    """The guided prediction for tiles upon what an earlier `predict_tiles` of the same form kept of them."""
+    return _predict_from_kept(nnx.merge(form.graph, weights), form, texts, kept, latents, timestep, scales)
 
 
 def _predict(
     networks: Networks,
-    guidance: GuidanceForm | None,
+    form: Form,
     texts: Texts,
     features: ImageFeatures,
     latents: Latents,
     timestep: Timestep,
     scales: Scales,
-    *,
-    cache_levels: int = 1,
 ) -> tuple[Latents, KeptFeatures]:
     unet, controlnet, *_ = networks
     timesteps = jnp.full(latents.shape[0], timestep)
     text = texts.controlnet
     control = controlnet(latents, timesteps, text, text, features, scale=scales.conditioning)
     prediction, kept = unet.predict_and_keep(
-        latents, timesteps, texts.unet, control.residuals, control.mid, outer_layers=cache_levels
+        latents, timesteps, texts.unet, control.residuals, control.mid, outer_layers=form.cache_levels or 1
     )
-    return _guided(prediction, guidance, scales), kept
+    return _guided(prediction, form.guidance, scales), kept
 
 
 def _predict_from_kept(
     networks: Networks,
-    guidance: GuidanceForm | None,
+    form: Form,
     texts: Texts,
     kept: KeptFeatures,
     latents: Latents,
     timestep: Timestep,
     scales: Scales,
-    *,
-    cache_levels: int,
 ) -> Latents:
     timesteps = jnp.full(latents.shape[0], timestep)
-    prediction = networks[0].predict_from_kept(latents, timesteps, texts.unet, kept, outer_layers=cache_levels)
-    return _guided(prediction, guidance, scales)
+    prediction = networks[0].predict_from_kept(latents, timesteps, texts.unet, kept, outer_layers=form.cache_levels)
+    return _guided(prediction, form.guidance, scales)
+
+
+def _noise(pictures: Pictures) -> Noise:
+    return step_noise(pictures.step_keys, pictures.start.shape[1:])
 
 
 def _guided(prediction: Latents, guidance: GuidanceForm | None, scales: Scales) -> Latents:

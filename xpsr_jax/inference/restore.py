@@ -17,6 +17,8 @@ from xpsr_jax.inference.large import restore_large
 from xpsr_jax.inference.on_devices import OnDevices
 from xpsr_jax.inference.plan import plan_batches, plan_steps
 from xpsr_jax.inference.programs import (
+    Form,
+    Inputs,
     finish,
     positive_half,
     prepare_pictures,
@@ -28,6 +30,7 @@ from xpsr_jax.inference.programs import (
 from xpsr_jax.inference.prompts import prompt_tokens
 from xpsr_jax.inference.sizes import enlarged_size, network_size, to_network_size, to_output_size
 from xpsr_jax.inference.tiling import Tiles, plan_tiles
+from xpsr_jax.models.unet import KeptFeatures
 from xpsr_jax.weights.model_folder import Model
 
 
@@ -178,23 +181,23 @@ class Restorer:
         graph, weights = networks.graph, networks.weights
         pixels = networks.fill(seen)
         texts = prepare_texts(graph, weights, networks.fill(high), networks.fill(low))
-        levels = steps.first_level, steps.second_level
-        pictures = prepare_pictures(graph, sampling.start, weights, pixels, networks.fill(digests), seed, *levels)
+        noised = steps.first_level, steps.second_level
+        pictures = prepare_pictures(graph, sampling.start, weights, pixels, networks.fill(digests), seed, *noised)
         positive = positive_half(texts, self.capacity) if steps.partly_guided else texts
         state = steps.sampler.init(pictures.start)
-        kept: Any = None
+        kept: KeptFeatures
         for run in steps.runs:
-            guidance = sampling.guidance_form if run.guided else None
-            given = weights, texts if run.guided else positive, pictures
-            part, scales = (np.int32(run.first), np.int32(run.last)), steps.scales(run)
-            cached = graph, steps.sampler, guidance, self._cache_levels
+            levels = 0 if run.features == "unused" else self._cache_levels
+            form = Form(graph, sampling.guidance_form if run.guided else None, levels)
+            inputs = Inputs(weights, texts if run.guided else positive, pictures, steps.table, steps.scales(run))
+            part = np.int32(run.first), np.int32(run.last)
             with networks.within():
                 if run.features == "kept":
-                    state, kept = run_whole_step(*cached, *given, state, steps.table, part[0], scales)
+                    state, kept = run_whole_step(form, steps.sampler, inputs, state, part[0])
                 elif run.features == "used":
-                    state = run_outer_steps(*cached, *given, kept, state, steps.table, *part, scales)
+                    state = run_outer_steps(form, steps.sampler, inputs, kept, state, *part)
                 else:
-                    state = run_steps(*cached[:3], *given, state, steps.table, *part, scales)
+                    state = run_steps(form, steps.sampler, inputs, state, *part)
             jax.block_until_ready(state)
             on_steps(run.last - run.first)
         finished: tuple[np.ndarray, np.ndarray] = networks.fetch(

@@ -17,7 +17,7 @@ from xpsr_jax.diffusion.guidance import is_guided
 from xpsr_jax.diffusion.making import make_sampler
 from xpsr_jax.errors import UserError
 from xpsr_jax.inference.plan import Scales, first_step, full_table
-from xpsr_jax.inference.programs import prepare_pictures, prepare_texts, run_steps
+from xpsr_jax.inference.programs import Form, Inputs, prepare_pictures, prepare_texts, run_steps
 from xpsr_jax.models.configs import Kernel
 from xpsr_jax.models.layers import Compute
 from xpsr_jax.training.plan import loss_constants, make_plan
@@ -99,20 +99,15 @@ def sampling_step(config: Config, mesh: sharding.AnyMesh) -> Program:
     sampler = make_sampler(sampling, networks.schedule)
     state = jax.eval_shape(sampler.init, pictures.start)
     index = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-    arguments = (
-        graph,
-        sampler,
-        sampling.guidance_form if guided else None,
+    inputs = Inputs(
         _placed(weights, everywhere),
         _placed(texts, split),
         _placed(pictures, split),
-        _placed(state, split),
         _placed(full_table(sampler, sampling.steps, first_step(sampling)), everywhere),
-        index,
-        index,
         Scales(*3 * (_placed(number, everywhere),)),
     )
-    return Program(run_steps, arguments, {}, mesh)
+    form = Form(graph, sampling.guidance_form if guided else None)
+    return Program(run_steps, (form, sampler, inputs, _placed(state, split), index, index), {}, mesh)
 
 
 def _networks(networks: Networks, compute: Compute) -> tuple[Any, ...]:
