@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from xpsr_jax.diffusion.consistency import Consistency
 from xpsr_jax.diffusion.ddim import Ddim
 from xpsr_jax.diffusion.ddpm import Ddpm
 from xpsr_jax.diffusion.dpm_solver import DpmSolver
@@ -34,6 +35,8 @@ SAMPLERS = {
     "euler_karras": lambda schedule: Euler(schedule, karras=True),
     "euler_ancestral": lambda schedule: Euler(schedule, ancestral=True),
 }
+# For models trained for few steps; diffusers' class takes its timesteps as they are given.
+FEW_STEPS = {"consistency": Consistency}
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +59,12 @@ def run(stored):
 
     @functools.cache
     def program(name, prediction_type):
-        sampler = SAMPLERS[name](Schedule(prediction_type=prediction_type))
+        sampler = (SAMPLERS | FEW_STEPS)[name](Schedule(prediction_type=prediction_type))
         noises = jnp.asarray(stored["noises"])
         return jax.jit(lambda state, table, i: advance(sampler, network, state, table, lambda i: noises[i], i, i + 1))
 
     def run(name, schedule, steps, first=0):
-        sampler = SAMPLERS[name](schedule)
+        sampler = (SAMPLERS | FEW_STEPS)[name](schedule)
         table = jax.tree.map(lambda column: np.pad(column, (0, MOST - steps)), sampler.table(steps, first))
         state, after = sampler.init(jnp.asarray(stored["start"])), []
         for i in range(first, steps):
@@ -88,6 +91,14 @@ def test_every_step_equals_diffusers(run, stored, name, prediction_type):
         check(run, stored, f"{name}.{prediction_type}.{spacing}.{steps}", name, schedule, steps)
 
 
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_few_steps_equal_latent_consistency_models(run, stored, prediction_type, steps):
+    """At the timesteps 999; 999 and 499; 999, 749, 499 and 249. Measured: see TOLERANCE."""
+    schedule = Schedule(prediction_type=prediction_type, timestep_spacing="trailing")
+    check(run, stored, f"consistency.{prediction_type}.trailing.{steps}", "consistency", schedule, steps)
+
+
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "ddim_eta_1"])
 def test_from_pure_noise_equals_diffusers(run, stored, name):
     schedule = Schedule(prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True)
@@ -107,15 +118,15 @@ def test_ddim_as_random_as_ddpm_begins_from_pure_noise(run):
     np.testing.assert_allclose(*pair, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["ddpm", "ddim"])
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "consistency"])
 def test_the_noise_of_pure_noise_says_nothing(name):
     schedule = Schedule(timestep_spacing="trailing", rescale_betas_zero_snr=True)
     with pytest.raises(UserError, match="v_prediction"):
-        SAMPLERS[name](schedule).table(4)
+        (SAMPLERS | FEW_STEPS)[name](schedule).table(4)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", [*SAMPLERS, *FEW_STEPS])
 @pytest.mark.parametrize("steps", [0, 1001])
 def test_impossible_numbers_of_steps(name, steps):
     with pytest.raises(UserError, match="number of steps"):
-        SAMPLERS[name](Schedule()).table(steps)
+        (SAMPLERS | FEW_STEPS)[name](Schedule()).table(steps)

@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 
 from xpsr_jax.config import PAPER, RELEASED, Sampling
+from xpsr_jax.diffusion.consistency import Consistency
 from xpsr_jax.diffusion.ddim import Ddim
 from xpsr_jax.diffusion.ddpm import Ddpm
 from xpsr_jax.diffusion.dpm_solver import DpmSolver
@@ -25,6 +26,7 @@ SCHEDULE = Schedule()
         ({"sampler": "unipc", "karras": True}, UniPc(SCHEDULE, karras=True)),
         ({"sampler": "euler", "karras": True}, Euler(SCHEDULE, karras=True)),
         ({"sampler": "euler_ancestral"}, Euler(SCHEDULE, ancestral=True)),
+        ({"sampler": "consistency"}, Consistency(SCHEDULE)),
     ],
 )
 def test_the_sampler_that_is_named(settings, expected):

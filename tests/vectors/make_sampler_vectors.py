@@ -20,7 +20,7 @@ from unittest import mock
 import diffusers
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
-from diffusers.schedulers import scheduling_ddpm, scheduling_euler_ancestral_discrete
+from diffusers.schedulers import scheduling_ddpm, scheduling_euler_ancestral_discrete, scheduling_lcm
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -49,6 +49,8 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "euler_karras": ("EulerDiscreteScheduler", {"use_karras_sigmas": True}, {}),
     "euler_ancestral": ("EulerAncestralDiscreteScheduler", {}, {}),
 }
+# What a student of few steps visits: "trailing" spacing.
+FEW_STEPS = {1: [999], 2: [999, 499], 4: [999, 749, 499, 249]}
 
 
 def network(latents: Tensor, timestep: Tensor) -> Tensor:
@@ -85,6 +87,18 @@ def trajectory(
     return {"timesteps": scheduler.timesteps.float(), "latents": torch.cat(after)}
 
 
+def few_steps(start: Tensor, noises: Tensor, timesteps: list[int], **settings: Any) -> dict[str, Tensor]:
+    """The same of latent consistency models' scheduler, at these timesteps."""
+    scheduler = diffusers.LCMScheduler(**STABLE_DIFFUSION, **settings)
+    scheduler.set_timesteps(timesteps=timesteps)
+    latents, after = start, []
+    for i, timestep in enumerate(scheduler.timesteps):
+        with noise_of(scheduling_lcm, noises[i]):
+            latents = scheduler.step(network(latents, timestep), timestep, latents).prev_sample
+        after.append(latents)
+    return {"timesteps": scheduler.timesteps.float(), "latents": torch.cat(after)}
+
+
 def noise_of(module: ModuleType, noise: Tensor) -> Any:
     return mock.patch.object(module, "randn_tensor", lambda *_, **__: noise)
 
@@ -114,6 +128,11 @@ def main() -> None:
             add(f"{name}.zero_snr.{steps}", name, **options, steps=steps)
         # Partway: what image-to-image pipelines do at strength 0.5.
         add(f"{name}.partway", name, prediction_type="v_prediction", timestep_spacing="leading", steps=7, first=4)
+
+    for prediction in PREDICTIONS:
+        for steps, timesteps in FEW_STEPS.items():
+            stored = few_steps(start, noises, timesteps, prediction_type=prediction)
+            tensors.update({f"consistency.{prediction}.trailing.{steps}.{k}": v for k, v in stored.items()})
 
     rescaled = diffusers.DDPMScheduler(**STABLE_DIFFUSION, rescale_betas_zero_snr=True)
     tensors["zero_snr.alphas_cumprod"] = rescaled.alphas_cumprod

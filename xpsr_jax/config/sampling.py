@@ -18,7 +18,7 @@ class Sampling:
 
     Attributes:
       sampler: how to get from noise to the image: "ddpm" (paper), "ddim", "dpm_solver" (DPM-Solver++(2M)), "unipc",
-        "euler" or "euler_ancestral"; docs/sampling.md compares them.
+        "euler", "euler_ancestral", or "consistency" for a model trained for few steps; docs/sampling.md compares them.
       steps: of the sampler, from pure noise to the image.
       spacing: which noise levels the steps visit; None: as the model's schedule says.
       karras: visit Karras' noise levels instead; of "dpm_solver", "unipc" and "euler".

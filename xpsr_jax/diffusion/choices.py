@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-SamplerName = Literal["ddpm", "ddim", "dpm_solver", "unipc", "euler", "euler_ancestral"]
+SamplerName = Literal["ddpm", "ddim", "dpm_solver", "unipc", "euler", "euler_ancestral", "consistency"]
 """A sampler, see `making.make_sampler` and docs/sampling.md."""
 
 KARRAS: tuple[SamplerName, ...] = ("dpm_solver", "unipc", "euler")

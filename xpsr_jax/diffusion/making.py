@@ -3,6 +3,7 @@
 from typing import Protocol, runtime_checkable
 
 from xpsr_jax.diffusion.choices import SamplerName
+from xpsr_jax.diffusion.consistency import Consistency
 from xpsr_jax.diffusion.ddim import Ddim
 from xpsr_jax.diffusion.ddpm import Ddpm
 from xpsr_jax.diffusion.dpm_solver import DpmSolver
@@ -53,3 +54,5 @@ def make_sampler(settings: SamplerSettings, schedule: Schedule) -> Sampler:
             return Euler(schedule, karras=settings.karras)
         case "euler_ancestral":
             return Euler(schedule, ancestral=True)
+        case "consistency":
+            return Consistency(schedule)
