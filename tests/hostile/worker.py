@@ -1,6 +1,7 @@
 """Runs commands, each in a process that is forked from one that has imported the package: 10 ms instead of 10 s.
 
-`Worker` is what tests use. The process behind it reads a job a line from its input and answers each with a line.
+`Worker` is what tests use. The process behind it reads a job a line from its input and answers each with two lines:
+which process it is, and how that ended.
 JAX is imported there but starts no backend, whose threads a fork would lose.
 """
 
@@ -8,6 +9,7 @@ import dataclasses
 import importlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 ROOT = Path(__file__).parents[2]
 # "sample" for xpsr_jax.cli.restore.main; any other function by its module and name.
@@ -51,8 +53,38 @@ class Ended:
     bytes: int
 
 
+class Running:
+    """A command under way.
+
+    Attributes:
+      process: its id.
+    """
+
+    def __init__(self, answers: IO[bytes]) -> None:
+        self._answers = answers
+        self._ended: Ended | None = None
+        self.process: int = json.loads(answers.readline())
+
+    def poll(self) -> Ended | None:
+        """How it ended, or None while it runs."""
+        if self._ended is None and select.select([self._answers], [], [], 0)[0]:
+            self.wait()
+        return self._ended
+
+    def wait(self) -> Ended:
+        """Waits until it has ended."""
+        self._ended = self._ended or Ended(**json.loads(self._answers.readline()))
+        return self._ended
+
+    def kill(self) -> Ended:
+        """Kills it, if it still runs."""
+        if self.poll() is None:
+            _kill(self.process)
+        return self.wait()
+
+
 class Worker:
-    """The process that forks. A context manager."""
+    """The process that forks. A context manager. One command at a time."""
 
     def __init__(self) -> None:
         settings = {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)}
@@ -62,6 +94,7 @@ class Worker:
             [sys.executable, "-m", "tests.hostile.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            bufsize=0,
             cwd=ROOT,
             env=os.environ | settings,
         )
@@ -73,14 +106,18 @@ class Worker:
         self._process.kill()
         self._process.wait()
 
-    def run(self, command: str, words: Sequence[str | Path], *, cwd: Path, seconds: float = 60) -> Ended:
-        """Runs a command of `COMMANDS`, or "module:function", with these words; it is killed when the time is over."""
+    def start(self, command: str, words: Sequence[str | Path], *, cwd: Path, seconds: float = 60) -> Running:
+        """Starts a command of `COMMANDS`, or "module:function", with these words; it is killed after `seconds`."""
         job = {"main": COMMANDS.get(command, command), "words": [str(word) for word in words]}
         job |= {"cwd": str(cwd), "seconds": seconds}
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps(job).encode() + b"\n")
         self._process.stdin.flush()
-        return Ended(**json.loads(self._process.stdout.readline()))
+        return Running(self._process.stdout)
+
+    def run(self, command: str, words: Sequence[str | Path], *, cwd: Path, seconds: float = 60) -> Ended:
+        """Starts a command and waits until it has ended."""
+        return self.start(command, words, cwd=cwd, seconds=seconds).wait()
 
 
 def _serve() -> None:
@@ -103,6 +140,7 @@ def _fork(job: dict[str, Any]) -> Ended:
         child = os.fork()
         if not child:
             _be_the_command(job, out.fileno(), err.fileno())
+        print(child, flush=True)
         most = 0
         while True:
             done, status, usage = os.wait4(child, os.WNOHANG)

@@ -1,9 +1,11 @@
-"""All tests of this folder are soak tests; their photographs."""
+"""All tests of this folder are soak tests; their photographs, and the process that runs commands."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.hostile.worker import Worker
 from tests.training import tiny
 
 
@@ -14,3 +16,9 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.make_photos(tmp_path_factory.mktemp("photos")).folder
+
+
+@pytest.fixture(scope="session")
+def worker() -> Iterator[Worker]:
+    with Worker() as worker:
+        yield worker

@@ -10,10 +10,12 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.hostile.worker import Running, Worker
 from tests.soak import runs
 
 KILLS = max(1, int(os.environ.get("SOAK_KILLS", "60")) // 3)
@@ -23,9 +25,14 @@ STEPS = 40
 FIELDS = {"steps": STEPS, "checkpoint_every": 2, "log_every": 3}
 
 
-def started(run, photos):
-    words = runs.command(run, photos, script="tests/soak/recorded.py", **FIELDS)
-    return runs.start(words, env=runs.environment(PYTHONPATH=str(runs.ROOT)))
+def started(run: Path, photos: Path, worker: Worker) -> Running:
+    _, _, *words = runs.command(run, photos, **FIELDS)
+    return worker.start("tests.soak.recorded:main", words, cwd=runs.ROOT, seconds=600)
+
+
+def ended_well(job: Running) -> None:
+    ended = job.wait()
+    assert ended.code == 0, ended
 
 
 def samples(run: Path) -> dict[int, list[int]]:
@@ -42,10 +49,10 @@ def result(run: Path):
 
 
 @pytest.fixture(scope="module")
-def whole(photos, tmp_path_factory):
+def whole(photos, worker, tmp_path_factory):
     """What a run leaves that nothing interrupts, and how many seconds it took."""
     run, began = tmp_path_factory.mktemp("runs") / "whole", time.monotonic()
-    runs.ended_well(started(run, photos))
+    ended_well(started(run, photos, worker))
     seconds = time.monotonic() - began
     assert samples(run) == {step: list(range(8 * step - 8, 8 * step)) for step in range(1, STEPS + 1)}
     return result(run), seconds
@@ -86,9 +93,9 @@ def steps_made(run: Path) -> int:
     return file.read_text().count("\n") if file.exists() else 0
 
 
-def wait_for(job, moment) -> bool:
+def wait_for(job: Running, moment: Callable[[], bool]) -> bool:
     """Whether it came before the process ended."""
-    while job.processes[0].poll() is None:
+    while job.poll() is None:
         if moment():
             return True
         time.sleep(0.002)
@@ -120,27 +127,26 @@ def await_a_moment(job, run, rng, seconds) -> bool:
             return wait_for(job, lambda: time.monotonic() - began > after)
 
 
-def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(whole, photos, tmp_path):
+def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(whole, photos, worker, tmp_path):
     print(f"seed {SEED}")
     expected, seconds = whole
     rng, kills, in_a_save, finished = random.Random(SEED), 0, 0, 0
     run = tmp_path / "0"
     while kills < KILLS:
-        left_over, job = unfinished(run), started(run, photos)
+        left_over, job = unfinished(run), started(run, photos, worker)
         try:
             await_a_moment(job, run, rng, seconds)
         finally:
-            job.kill()
-        (process,) = job.processes
-        if process.returncode == -signal.SIGKILL:
+            ended = job.kill()
+        if ended.code == -signal.SIGKILL:
             kills += 1
             in_a_save += bool(unfinished(run) - left_over)
             continue
-        assert process.returncode == 0, process.stdout.read()
+        assert ended.code == 0, ended
         assert_same(run, expected)
         finished += 1
         run = tmp_path / str(finished)
-    runs.ended_well(started(run, photos))
+    ended_well(started(run, photos, worker))
     assert_same(run, expected)
     print(f"seed {SEED}: killed {kills} times, {in_a_save} of them in a save; {finished + 1} runs, each the same")
     assert in_a_save >= KILLS // 10
