@@ -73,6 +73,7 @@ def test_two_programs_for_all_numbers(model, one_by_one):
     assert compiled == []
 
 
+@pytest.mark.soak
 def test_a_result_does_not_depend_on_batches_and_devices(model, one_by_one):
     mesh = jax.make_mesh((2,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
     assert most(restore(model, IMAGES, CAPTIONS, CACHED, mesh=mesh), one_by_one) <= 1

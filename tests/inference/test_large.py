@@ -38,6 +38,7 @@ def most(a, b):
     return max(np.abs(np.int32(x) - y).max() for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.soak
 def test_one_tile_is_what_no_tiles_are(model, monkeypatch):
     """The same start, the same noise, the same steps, the same colours, on another way."""
     sampling = dataclasses.replace(SAMPLING, guidance_interval=(0.0, 0.5))

@@ -32,7 +32,7 @@ def with_embeddings(config, base: Path, folder: Path):
     return dataclasses.replace(config, networks=networks, data=data)
 
 
-@pytest.mark.parametrize("embedded", [False, True])
+@pytest.mark.parametrize("embedded", [pytest.param(False, marks=pytest.mark.soak), True])
 def test_the_loop_and_preflight_lower_the_same_program(
     embedded, images: Images, base: Path, embeddings: Path, tmp_path, monkeypatch
 ):

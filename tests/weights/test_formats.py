@@ -230,7 +230,7 @@ runpy.run_path("convert_weights.py", run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.soak)])
 def test_a_killed_conversion_leaves_no_half_of_a_model(number, released, tmp_path):
     """It ends between two networks. What SIGKILL leaves has another name, and the next conversion removes it."""
     command = [sys.executable, "-c", _SLOW, str(released), "--output", str(tmp_path / "out")]
