@@ -175,7 +175,7 @@ def test_flags_have_their_short_names_and_their_fields_names(tmp_path):
     assert chosen(tmp_path, PAPER, *long, *other, "--karras", "True") == expected
 
 
-@pytest.mark.parametrize("preset", ["paper", "released"])
+@pytest.mark.parametrize("preset", ["paper", "released", "few_step"])
 def test_a_preset_keeps_the_size_that_the_model_was_trained_on(preset, tmp_path):
     model = Sampling(steps=3, guidance_scale=0.0, process_size=128)
     expected = dataclasses.replace(SAMPLING_PRESETS[preset], process_size=128)

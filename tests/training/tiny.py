@@ -12,14 +12,26 @@ import jax
 import numpy as np
 
 from xpsr_jax import sharding
-from xpsr_jax.config import Config, Images, Loss, Mesh, Networks, Optimizer, Precision, Sampling, Validation
+from xpsr_jax.config import (
+    FEW_STEP,
+    Config,
+    FewStep,
+    Images,
+    Loss,
+    Mesh,
+    Networks,
+    Optimizer,
+    Precision,
+    Sampling,
+    Validation,
+)
 from xpsr_jax.data.captions import Caption, write_captions
 from xpsr_jax.data.config import DataConfig
 from xpsr_jax.models.configs import AutoencoderConfig, ControlNetConfig, TextEncoderConfig, UNetConfig
 from xpsr_jax.training.plan import make_plan
 from xpsr_jax.training.state import initial_state
 
-VARIANTS = ("default", "autoencoder", "decoder")
+VARIANTS = ("default", "autoencoder", "decoder", "few_step", "adversarial")
 SIZE = 64
 
 # One level: attention in the mid block, Conditional Attention in the decoder. More would only take longer to compile.
@@ -87,7 +99,22 @@ def config(variant: str = "default") -> Config:
         loss=Loss(constraint=0.0, metric="lpips_alex"),
         mesh=Mesh(data=1, fsdp=1),
     )
-    return {"default": default, "autoencoder": autoencoder, "decoder": decoder}[variant]
+    if variant in ("default", "autoencoder", "decoder"):
+        return {"default": default, "autoencoder": autoencoder, "decoder": decoder}[variant]
+    few_step = FewStep(
+        rank=2,
+        adapted=((r"unet\.mid_block\.attentions\.0\..*\.to_q\.kernel", True), (r"unet\.conv_out\.kernel", True)),
+        realism="distribution" if variant == "few_step" else "adversarial",
+        decoded=8,
+    )
+    return dataclasses.replace(
+        default,
+        name=f"test_{variant}",
+        stage="few_step",
+        loss=Loss(metric="lpips_alex"),
+        few_step=few_step,
+        sampling=dataclasses.replace(FEW_STEP, process_size=SIZE),
+    )
 
 
 def make_photos(folder: Path, count: int = 5) -> Images:

@@ -38,7 +38,7 @@ def settings_fields(defaults: Sampling) -> list[gr.components.Component]:
         chosen = choose_sampling(defaults, preset or None)
         return tuple(getattr(chosen, name) for name in SHOWN)
 
-    presets = [("Default", ""), *((name.capitalize(), name) for name in SAMPLING_PRESETS)]
+    presets = [("Default", ""), *((name.replace("_", " ").capitalize(), name) for name in SAMPLING_PRESETS)]
     with gr.Accordion("Settings", elem_classes="last-on-phones"):
         with gr.Row():
             preset = gr.Dropdown(presets, value="", label="Preset", min_width=130)

@@ -46,7 +46,7 @@ class Arguments:
             or write the low-level one from measurements of the image.
         high_captions: Whether to use what the captions say of the content (paper, Table 2).
         low_captions: Whether to use what the captions say of the quality (paper, Table 2).
-        preset: All sampling options as in the paper, or as in its released code.
+        preset: All sampling options as in the paper, as in its released code, or as a model of few steps needs them.
         sampling: How images are restored.
         format: Of the restored images. JPEG has no transparency.
         quality: Of JPEG and WebP, 1 to 100.
@@ -76,8 +76,8 @@ class Arguments:
     low_captions: bool = True
 
     preset: Annotated[
-        Literal["paper", "released"] | None,
-        tyro.conf.arg(metavar="{paper,released}", help_behavior_hint="(default: the model's own settings)"),
+        Literal["paper", "released", "few_step"] | None,
+        tyro.conf.arg(metavar="{paper,released,few_step}", help_behavior_hint="(default: the model's own settings)"),
     ] = None
     # Without FlagConversionOff it would be --karras and --no-karras.
     sampling: Annotated[SamplingOptions, tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff] = SamplingOptions()

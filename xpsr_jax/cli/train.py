@@ -17,6 +17,8 @@ configs:
   configs/xpsr_released.py      the same, trained as the paper's released code does
   configs/sd21.py               XPSR on Stable Diffusion 2.1, otherwise as configs/xpsr.py
   configs/sd21.py:tiny          networks of its kind, small and at random: a trial on any photographs
+  configs/few_step.py           a student of 1, 2 or 4 evaluations, of a trained XPSR
+  configs/few_step.py:tiny      the same of the small model that ships with the package
   configs/tiny.py:autoencoder   a small model for two CPU cores, from nothing: its first stage
   configs/tiny.py               its second, the model itself
   configs/tiny.py:decoder       its third: the decoder once more

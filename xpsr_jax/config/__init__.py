@@ -3,9 +3,10 @@
 `configs/*.py` make them, command lines override single fields.
 """
 
+from xpsr_jax.config.few_step import FewStep
 from xpsr_jax.config.field_types import ProcessMode
 from xpsr_jax.config.files import load_config
-from xpsr_jax.config.sampling import PAPER, RELEASED, SAMPLING_PRESETS, Sampling
+from xpsr_jax.config.sampling import FEW_STEP, PAPER, RELEASED, SAMPLING_PRESETS, Sampling
 from xpsr_jax.config.training import (
     Config,
     Images,
@@ -19,10 +20,12 @@ from xpsr_jax.config.training import (
 )
 
 __all__ = [
+    "FEW_STEP",
     "PAPER",
     "RELEASED",
     "SAMPLING_PRESETS",
     "Config",
+    "FewStep",
     "Images",
     "Loss",
     "Mesh",

@@ -130,4 +130,6 @@ RELEASED = Sampling(
     tile_overlap=8,
     tile_weights="released",
 )
-SAMPLING_PRESETS = {"paper": PAPER, "released": RELEASED}
+# Of models that were trained for it (configs/few_step.py).
+FEW_STEP = Sampling(sampler="consistency", steps=1, spacing="trailing", guidance_scale=0.0)
+SAMPLING_PRESETS = {"paper": PAPER, "released": RELEASED, "few_step": FEW_STEP}

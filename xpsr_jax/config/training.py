@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from xpsr_jax.config.few_step import FewStep
 from xpsr_jax.config.field_types import Count, Fraction, Positive, Weight
 from xpsr_jax.config.sampling import Sampling
 from xpsr_jax.data.config import DataConfig
@@ -208,7 +209,7 @@ class Config:
       name: the run's folder is `runs/<name>` unless `run` says otherwise.
       run: the run's folder.
       stage: "xpsr"; for a model without a pretrained autoencoder also "autoencoder", the stage before it, and
-        "decoder", the stage after it.
+        "decoder", the stage after it; "few_step" makes a model of few steps of a trained one.
       steps: of the optimizer; the run ends there.
       batch_size: images a step, of all devices and accumulated microbatches together.
       accumulation: microbatches a step.
@@ -226,7 +227,7 @@ class Config:
 
     name: str = "xpsr"
     run: Path | None = None
-    stage: Literal["xpsr", "autoencoder", "decoder"] = "xpsr"
+    stage: Literal["xpsr", "autoencoder", "decoder", "few_step"] = "xpsr"
     steps: Count = 100_000
     batch_size: Count = 32
     accumulation: Count = 1
@@ -236,6 +237,7 @@ class Config:
     data: DataConfig = DataConfig()
     networks: Networks = Networks()
     loss: Loss = Loss()
+    few_step: FewStep = FewStep()
     optimizer: Optimizer = Optimizer()
     precision: Precision = Precision()
     mesh: Mesh = Mesh()

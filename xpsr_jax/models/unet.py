@@ -159,6 +159,12 @@ class UNet(nnx.Module):
         """
         return self.predict_and_keep(latents, timesteps, high, residuals, mid)[0]
 
+    def encode(
+        self, latents: Float[Array, "b h w c"], timesteps: Int[Array, " b"] | Float[Array, " b"], high: TextEmbedding
+    ) -> tuple[list[Array], Array]:
+        """The encoder's features, finest first, and the middle's: what the UNet makes of latents by itself."""
+        return self._encode(latents, self._embed_time(timesteps), high)
+
     def predict_and_keep(
         self,
         latents: Float[Array, "_ h w c"],
@@ -183,12 +189,7 @@ class UNet(nnx.Module):
             )
         self._check_outer_layers(outer_layers)
         time = self._embed_time(timesteps)
-        x = self.conv_in(latents)
-        skips = [x]
-        for i, block in enumerate(self.down_blocks):
-            x, features = block(x, time, high, None, path=f"down_blocks.{i}")
-            skips += features
-        x = self.mid_block(x, time, high, None, path="mid_block")
+        skips, x = self._encode(latents, time, high)
         if residuals is not None and mid is not None:
             x = jnp.add(*aligned(x, mid))
             skips = _added(skips, residuals)
@@ -235,6 +236,16 @@ class UNet(nnx.Module):
             kept.deep, time, high, *_last_first(outer_layers, skips, controls), path=f"up_blocks.{last}", first=first
         )
         return self._head(x)
+
+    def _encode(
+        self, latents: Float[Array, "_ h w c"], time: Float[Array, " _ t"], high: TextEmbedding
+    ) -> tuple[list[Array], Array]:
+        x = self.conv_in(latents)
+        skips = [x]
+        for i, block in enumerate(self.down_blocks):
+            x, features = block(x, time, high, None, path=f"down_blocks.{i}")
+            skips += features
+        return skips, self.mid_block(x, time, high, None, path="mid_block")
 
     def _check_outer_layers(self, number: int) -> None:
         most = len(self.up_blocks[-1].resnets)

@@ -14,6 +14,7 @@ from xpsr_jax.errors import UserError
 from xpsr_jax.files import without_patterns
 from xpsr_jax.json_files import read_json
 from xpsr_jax.training import resume
+from xpsr_jax.training.adapters import exported
 from xpsr_jax.training.checkpoints import CONFIG, STATE
 from xpsr_jax.training.export import scale_latents, tokenizer_folder
 from xpsr_jax.training.fingerprints import fingerprints
@@ -53,12 +54,13 @@ def open_checkpoint(path: Path, *, bases: Sequence[Path] = (), average: bool = T
     @functools.cache
     def bundle() -> Bundle:
         trained = _trained(step, average=average)
-        if absent := structure.trained - trained.keys():
+        if absent := exported(structure.trained) - trained.keys():
             raise UserError(f"{step} lacks trained parameters, such as {min(absent)}")
-        loaded = load_parameters(structure, structure.frozen)
+        frozen = exported(structure.frozen)
+        loaded = load_parameters(structure, frozen)
         # Training may have had what it froze in fewer bits.
         dtype = jnp.dtype(config.precision.frozen_dtype)
-        rest = random_parameters(structure, structure.frozen - loaded.keys(), config.seed)
+        rest = random_parameters(structure, frozen - loaded.keys(), config.seed)
         rounded = {name: array.astype(dtype).astype(np.float32) for name, array in rest.items()}
         merged = structure.merge(trained, loaded, rounded)
         if config.stage == "autoencoder":

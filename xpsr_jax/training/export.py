@@ -14,6 +14,7 @@ from xpsr_jax.config import Config, Networks
 from xpsr_jax.data.config import DataConfig
 from xpsr_jax.data.examples import make_example
 from xpsr_jax.data.sample_sources import SampleSource
+from xpsr_jax.training.adapters import exported
 from xpsr_jax.training.parameters import Parameters, load_parameters
 from xpsr_jax.training.structure import Bundle, Structure
 from xpsr_jax.weights import model_folder
@@ -41,12 +42,13 @@ def assemble(structure: Structure, trained: Parameters, frozen: Parameters) -> B
 
     Returns them to the first process and None to the others, which have to call it all the same.
     """
-    originals = load_parameters(structure, structure.frozen) if distributed.is_first() else {}
+    paths = sorted(exported(structure.frozen))
+    originals = load_parameters(structure, paths) if distributed.is_first() else {}
     # The first process says what else is needed of the frozen ones: they are all on all devices, or split over them.
-    paths = sorted(structure.frozen)
     needed = distributed.from_first(np.array([path not in originals for path in paths], np.uint8))
     rest = {path: frozen[path] for path, is_needed in zip(paths, needed, strict=True) if is_needed}
-    arrays = dict(_on_first(trained | rest))
+    kept = {path: trained[path] for path in exported(trained)}
+    arrays = dict(_on_first(kept | rest))
     if not distributed.is_first():
         return None
     return structure.merge(originals, {path: array.astype(np.float32) for path, array in arrays.items()})

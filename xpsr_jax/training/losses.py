@@ -131,7 +131,7 @@ def autoencoder_loss(
     mean, log_variance = networks.autoencoder.moments(batch["hr"])
     latents = mean + jnp.exp(0.5 * log_variance) * normal(keys, mean.shape[1:])
     reconstruction = networks.autoencoder.decode(latents * networks.autoencoder.config.scaling_factor)
-    value, terms = _compare(reconstruction, batch["hr"], distance=distance, loss=loss)
+    value, terms = compare(reconstruction, batch["hr"], distance=distance, loss=loss)
     terms["kl"] = 0.5 * jnp.mean(mean**2 + jnp.exp(log_variance) - 1 - log_variance)
     terms["latent_deviation"] = jnp.std(mean)
     return value + loss.kl * terms["kl"], terms
@@ -166,7 +166,7 @@ def decoder_loss(
 
     latents = sample(sampler, denoise, start, step_noise(step_keys, shape), steps=steps)
     image = networks.autoencoder.decode(jax.lax.stop_gradient(latents))
-    return _compare(image, batch["hr"], distance=distance, loss=loss)
+    return compare(image, batch["hr"], distance=distance, loss=loss)
 
 
 def patches(images: Float[Array, "b H W c"], size: int) -> Float[Array, "n s s c"]:
@@ -176,7 +176,7 @@ def patches(images: Float[Array, "b H W c"], size: int) -> Float[Array, "n s s c
     return squares.swapaxes(2, 3).reshape(-1, size, size, c)
 
 
-def _compare(
+def compare(
     image: Float[Array, "b H W 3"], target: Float[Array, "b H W 3"], *, distance: Distance, loss: Loss
 ) -> tuple[Float[Array, ""], Terms]:
     """L1 and perceptual distance, weighted, of images in [-1, 1]."""

@@ -12,6 +12,7 @@ from jaxtyping import Array
 from xpsr_jax import sharding
 from xpsr_jax.models.controlnet import unet_twin
 from xpsr_jax.models.parameters import parameters
+from xpsr_jax.training.adapters import CRITIC, STUDENT, TEACHER, initial_adapter
 from xpsr_jax.training.fingerprints import Fingerprint
 from xpsr_jax.training.structure import Structure
 from xpsr_jax.weights.networks import CONDITIONAL_ATTENTION, CONSTRAINT_HEADS, NETWORKS, checked, open_folder
@@ -54,12 +55,19 @@ def random_parameters(structure: Structure, paths: Collection[str], seed: int) -
 
     Operation by operation, each compiled once for a shape: as one program a network takes minutes to compile.
     """
-    components = sorted({path.partition(".")[0] for path in paths})
+    adapters = {
+        path: initial_adapter(path, structure.beside[path].shape, seed)
+        for path in paths
+        if path.startswith((STUDENT, CRITIC))
+    }
+    # The teacher is what the student begins as.
+    names = {path: path.removeprefix(TEACHER) for path in paths if path not in adapters}
+    components = sorted({name.partition(".")[0] for name in names.values()})
     if "controlnet" in components and "unet" not in structure.sources:
         components = sorted({*components, "unet"})  # It begins as its copy.
     with jax.default_device(sharding.host()):
         values = parameters(structure.make(components, jax.random.key(seed)))
-    return {path: np.asarray(values[path]) for path in paths}
+    return adapters | {path: np.asarray(values[name]) for path, name in names.items()}
 
 
 def load_parameters(
@@ -108,6 +116,7 @@ def load_parameters(
 
 def _origin(structure: Structure, path: str, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> str | None:
     """The path in a base folder that a parameter is loaded from, if there is one."""
+    path = path.removeprefix(TEACHER)
     network, _, rest = path.partition(".")
     if network in structure.sources:
         return path

@@ -10,9 +10,13 @@ from jax.sharding import NamedSharding
 from xpsr_jax import sharding
 from xpsr_jax.config import Config
 from xpsr_jax.data.config import DataConfig
+from xpsr_jax.data.examples import tokenize_caption
 from xpsr_jax.data.tokens import MAX_TOKENS
 from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.perceptual import Dists, Lpips, load_distance
+from xpsr_jax.training.export import tokenizer_of
+from xpsr_jax.training.few_step import make_few_step
+from xpsr_jax.training.few_step_losses import FewStepConstants
 from xpsr_jax.training.state import TrainState, abstract_state, make_optimizer
 from xpsr_jax.training.step import Step, make_step
 from xpsr_jax.training.structure import Structure, make_structure
@@ -68,7 +72,8 @@ def make_plan(config: Config, mesh: sharding.AnyMesh) -> Plan:
         name: jax.ShapeDtypeStruct((config.batch_size, *each.shape), each.dtype, sharding=split)
         for name, each in example_shapes(config.data, structure.networks.text_encoder.hidden_size).items()
     }
-    step = make_step(config, structure, optimizer, state, mesh)
+    make = make_few_step if config.stage == "few_step" else make_step
+    step = make(config, structure, optimizer, state, mesh)
     return Plan(structure, optimizer, shardings, state, frozen, batch, step)
 
 
@@ -89,6 +94,15 @@ def example_shapes(config: DataConfig, embedding_size: int) -> Shapes:
     return shapes | {"lr": image, f"high_{name}": text, f"low_{name}": text}
 
 
-def loss_constants(config: Config) -> Lpips | Dists | None:
-    """The perceptual distance of a stage that has one in its loss. Raises UserError where its weights are missing."""
-    return None if config.stage == "xpsr" else load_distance(config.loss.metric)
+def loss_constants(config: Config) -> Lpips | Dists | FewStepConstants | None:
+    """The perceptual distance of a stage that has one in its loss, and what else its step is given.
+
+    Raises UserError where the distance's weights are missing.
+    """
+    if config.stage == "xpsr":
+        return None
+    distance = load_distance(config.loss.metric)
+    if config.stage != "few_step":
+        return distance
+    ids = tokenize_caption(config.few_step.negative, tokenizer_of(config.networks))
+    return FewStepConstants(distance, jnp.asarray(ids))

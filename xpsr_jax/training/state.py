@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from xpsr_jax.config import Config, Optimizer
+from xpsr_jax.training.adapters import CRITIC, exported
 from xpsr_jax.training.parameters import Parameters
 from xpsr_jax.training.structure import Structure, select
 
@@ -26,7 +27,7 @@ class TrainState:
       step: optimizer steps done; its complement (~) once a step failed.
       trained: parameters by path, float32.
       optimizer: Optax's state.
-      average: exponential moving average of `trained`; None without.
+      average: exponential moving average of what of `trained` is exported; None without.
     """
 
     step: Array
@@ -56,10 +57,47 @@ def make_optimizer(config: Config, trained: Iterable[str]) -> optax.GradientTran
     """
     settings = config.optimizer
     decayed = set(select(trained, settings.decayed))
+    if config.stage == "few_step":
+        # Each has its turn in some of the steps only, and the schedule is one over all steps.
+        few_step = config.few_step
+        cycle = few_step.critic_steps + 1
+        rate = learning_rate(settings, config.steps)
+        factor = few_step.critic_learning_rate / settings.learning_rate
+        return in_turns(
+            student=_adamw(settings, lambda turn: rate(turn * cycle), decayed),
+            critic=_adamw(settings, lambda turn: factor * rate(turn * cycle / few_step.critic_steps), decayed),
+        )
+    return _adamw(settings, learning_rate(settings, config.steps), decayed)
+
+
+def in_turns(
+    *, student: optax.GradientTransformation, critic: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Two optimizers with one state. Which of them an update is of, the paths of its gradients tell."""
+    optimizers = {"student": student, "critic": critic}
+
+    def turn(parameters: Parameters) -> str:
+        return "critic" if next(iter(parameters)).startswith(CRITIC) else "student"
+
+    def init(parameters: Parameters) -> dict[str, Any]:
+        return {
+            name: each.init({path: value for path, value in parameters.items() if turn({path: value}) == name})
+            for name, each in optimizers.items()
+        }
+
+    def update(gradients: Parameters, state: dict[str, Any], parameters: Parameters) -> tuple[Any, dict[str, Any]]:
+        name = turn(gradients)
+        updates, own = optimizers[name].update(gradients, state[name], parameters)
+        return updates, state | {name: own}
+
+    return optax.GradientTransformation(init, update)
+
+
+def _adamw(settings: Optimizer, rate: optax.Schedule, decayed: set[str]) -> optax.GradientTransformation:
     return optax.chain(
         optax.clip_by_global_norm(settings.clip),
         optax.adamw(
-            learning_rate(settings, config.steps),
+            rate,
             b1=settings.b1,
             b2=settings.b2,
             eps=settings.epsilon,
@@ -119,5 +157,5 @@ def shardings_of(tree: Any) -> Any:
 
 
 def _start(config: Config, optimizer: optax.GradientTransformation, trained: Parameters) -> TrainState:
-    average = None if config.optimizer.ema is None else jax.tree.map(jnp.copy, trained)
+    average = None if config.optimizer.ema is None else {path: jnp.copy(trained[path]) for path in exported(trained)}
     return TrainState(jnp.zeros((), jnp.int32), trained, optimizer.init(trained), average)

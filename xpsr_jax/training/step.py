@@ -96,16 +96,17 @@ def apply_gradients(
     """The state after an optimizer step.
 
     Args:
-      gradients: by path, as `state.trained`.
+      gradients: by path, of all or some of `state.trained`; what has none stays as it is.
       ema: decay of the moving average; early on it is (1 + step) / (10 + step), if that is less. None: no average.
     """
-    updates, moments = optimizer.update(gradients, state.optimizer, state.trained)
-    trained = optax.apply_updates(state.trained, updates)
+    before = {path: state.trained[path] for path in gradients}
+    updates, moments = optimizer.update(gradients, state.optimizer, before)
+    trained = state.trained | optax.apply_updates(before, updates)
     average = None
     if ema is not None and state.average is not None:
         step = state.step.astype(jnp.float32)
         keep = jnp.minimum(ema, (1 + step) / (10 + step))
-        average = jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, state.average, trained)
+        average = {path: keep * old + (1 - keep) * trained[path] for path, old in state.average.items()}
     return TrainState(state.step + 1, trained, moments, average)
 
 

@@ -21,12 +21,14 @@ from xpsr_jax.models.layers import Compute
 from xpsr_jax.models.parameters import parameters, with_parameters
 from xpsr_jax.models.text_encoder import TextEncoder
 from xpsr_jax.models.unet import UNet
+from xpsr_jax.training.adapters import CRITIC, STUDENT, TEACHER, adapter_shapes, with_adapters
+from xpsr_jax.training.discriminator import Discriminator
 from xpsr_jax.weights.model_folder import load_schedule
-from xpsr_jax.weights.networks import NETWORKS, Keys, read_config
+from xpsr_jax.weights.networks import CONTROLNET, NETWORKS, Keys, abstract, read_config
 from xpsr_jax.weights.sources import SUBFOLDERS, check_each_is_used, find_components
 
 _ALL = ("unet", "controlnet", "autoencoder", "text_encoder")
-COMPONENTS = {"xpsr": _ALL, "autoencoder": ("autoencoder",), "decoder": _ALL}
+COMPONENTS = {"xpsr": _ALL, "autoencoder": ("autoencoder",), "decoder": _ALL, "few_step": _ALL}
 
 
 class Bundle(nnx.Module):
@@ -58,6 +60,7 @@ class Structure:
       sources: component -> folder that it is loaded from.
       trained: paths of the parameters that train.
       frozen: paths of the others.
+      beside: of these those that are not the networks' own, with their shapes (`adapters`).
       make: (components, key) -> these networks, initialised at random.
       abstract: these networks, with shapes in the place of arrays.
     """
@@ -66,16 +69,21 @@ class Structure:
     sources: Mapping[str, Path]
     trained: frozenset[str]
     frozen: frozenset[str]
+    beside: Mapping[str, jax.ShapeDtypeStruct]
     make: Callable[[Sequence[str], Array], Bundle]
     abstract: Bundle
 
     def merge(self, *parts: Mapping[str, Array | np.ndarray]) -> Bundle:
-        """The networks with these parameters, which must be all; under jit this costs nothing."""
-        return with_parameters(self.abstract, {path: array for part in parts for path, array in part.items()})
+        """The networks with these parameters, which must be all; the student's adapters are added to their kernels.
+
+        Under jit this costs nothing without adapters.
+        """
+        values = {path: array for part in parts for path, array in part.items()}
+        return with_parameters(self.abstract, with_adapters(values, STUDENT))
 
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Every parameter, as float32."""
-        return parameters(self.abstract)
+        return parameters(self.abstract) | dict(self.beside)
 
 
 def make_structure(config: Config) -> Structure:
@@ -86,28 +94,75 @@ def make_structure(config: Config) -> Structure:
         each other; a pattern of `trained` matches nothing, or nothing is left to train.
     """
     components = COMPONENTS[config.stage]
-    constrained = config.stage == "xpsr" and config.loss.constraint > 0
+    constrained = config.stage in ("xpsr", "few_step") and config.loss.constraint > 0
     networks, sources = _resolve(config.networks, components, constrained=constrained)
     _check_fit(networks, components, crop_size=config.data.crop_size)
-    compute = Compute(
-        dtype=jnp.dtype(config.precision.dtype),
-        param_dtype=jnp.float32,
-        attention=config.precision.attention,
-        remat=config.precision.remat,
-    )
+    compute = compute_of(config)
 
     def make(components: Sequence[str], key: Array) -> Bundle:
         return Bundle(networks, components, compute=compute, key=key)
 
     try:
-        abstract = nnx.eval_shape(lambda: make(components, jax.random.key(0)))
+        bundle = nnx.eval_shape(lambda: make(components, jax.random.key(0)))
     except ValueError as error:
         raise UserError(f"no networks can be made of this configuration: {error}") from error
-    paths = parameters(abstract).keys()
-    trained = frozenset(select(paths, config.trained))
+    shapes = parameters(bundle)
+    trained = frozenset(select(shapes, config.trained))
     if not trained:
         raise UserError("nothing would be trained: no pattern of --trained that matches says True")
-    return Structure(networks, sources, trained, frozenset(paths) - trained, make, abstract)
+    beside: dict[str, jax.ShapeDtypeStruct] = {}
+    if config.stage == "few_step":
+        beside = _beside(config, networks, shapes, trained)
+        trained |= frozenset(path for path in beside if not path.startswith(TEACHER))
+    return Structure(
+        networks, sources, trained, frozenset(shapes.keys() | beside.keys()) - trained, beside, make, bundle
+    )
+
+
+def abstract_teacher(config: Config, networks: Networks) -> ControlNet:
+    """The teacher's ControlNet with shapes in the place of arrays: without the constraint's heads."""
+    return abstract(CONTROLNET, networks.controlnet, compute=compute_of(config))
+
+
+def abstract_discriminator(config: Config, networks: Networks) -> Discriminator:
+    """The critic of `realism="adversarial"` with shapes in the place of arrays."""
+    compute = compute_of(config)
+    return nnx.eval_shape(lambda: Discriminator(networks.unet, compute=compute, rngs=Keys(jax.random.key(0))))
+
+
+def _beside(
+    config: Config, networks: Networks, shapes: Mapping[str, Any], trained: frozenset[str]
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Parameters of a student's training beside the networks' own.
+
+    Raises UserError where an adapter is to be of what trains itself.
+    """
+    settings = config.few_step
+    kernels = select(shapes, settings.adapted)
+    if both := trained.intersection(kernels):
+        raise UserError(f"few_step.adapted: {min(both)} trains itself; exclude it, or leave it out of --trained")
+    if flat := [path for path in kernels if len(shapes[path].shape) < 2]:
+        raise UserError(f"few_step.adapted: {min(flat)} is no kernel, it can have no adapter")
+    beside = adapter_shapes(shapes, kernels, rank=settings.rank, prefix=STUDENT)
+    if settings.realism == "distribution":
+        beside |= adapter_shapes(shapes, kernels, rank=settings.rank, prefix=CRITIC)
+    else:
+        discriminator = parameters(abstract_discriminator(config, networks))
+        beside |= {f"{CRITIC}{path}": shape for path, shape in discriminator.items()}
+    # The constraint's heads are the student's alone.
+    held = {f"controlnet.{path}" for path in parameters(abstract_teacher(config, networks))}
+    copied = sorted(path for path in trained if path in held or not path.startswith("controlnet."))
+    return beside | {f"{TEACHER}{path}": shapes[path] for path in copied}
+
+
+def compute_of(config: Config) -> Compute:
+    """How the networks of a training compute."""
+    return Compute(
+        dtype=jnp.dtype(config.precision.dtype),
+        param_dtype=jnp.float32,
+        attention=config.precision.attention,
+        remat=config.precision.remat,
+    )
 
 
 def select(paths: Iterable[str], rules: tuple[tuple[str, bool], ...]) -> list[str]:

@@ -92,7 +92,7 @@ class Validator:
         pictures = {f"validation_{i}": np.concatenate(row, axis=1) for i, row in enumerate(rows)}
         controlnet = self._structure.networks.controlnet
         heads = controlnet.return_rgbs or controlnet.use_latent_pred
-        if self._config.stage == "xpsr" and self._config.loss.constraint > 0 and heads:
+        if self._config.stage in ("xpsr", "few_step") and self._config.loss.constraint > 0 and heads:
             for i, example in enumerate(self._examples):
                 pictures[f"validation_{i}_constraint"] = self._constraint(parameters, frozen, *example)
         if distributed.is_first():

@@ -1,0 +1,105 @@
+"""A student of one, two or four evaluations without guidance, made of a trained XPSR.
+
+    python train.py --config configs/few_step.py --networks.base XPSR --images.folder PHOTOS
+
+XPSR is a whole model folder (the guided teacher, from which the student also begins), PHOTOS holds images and
+captions.jsonl. What trains: the ControlNet, the Conditional Attention, and low-rank adapters of the UNet's attention
+and convolutions, which the exported folder has added to its kernels.
+
+    python train.py --config configs/few_step.py:tiny --images.folder PHOTOS
+
+"tiny" makes one of the small model that ships with the package, on two CPU cores.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from xpsr_jax.assets import ASSETS
+from xpsr_jax.config import FEW_STEP, Config, FewStep, Images, Loss, Mesh, Networks, Precision, Validation, load_config
+
+VARIANTS = ("default", "tiny", "tiny_adversarial")
+
+# Photographs that training never sees: the first 8 choose settings, the others compare (docs/training.md).
+HELD_OUT = (
+    "budgie_high_trestle_trail.jpg",
+    "cid22_1583244.jpg",
+    "cid22_2738653.jpg",
+    "cid22_6078297.jpg",
+    "cid22_pexels_photo_7263002.jpg",
+    "elementary_suluh_kalba.jpg",
+    "ubuntu_below_clouds_by_kobinho.jpg",
+    "ubuntu_mediterranean_sea_by_simosx.jpg",
+    "cid22_1025469.jpg",
+    "cid22_1183021.jpg",
+    "cid22_1428647.jpg",
+    "cid22_167491.jpg",
+    "cid22_2127969.jpg",
+    "cid22_239581.jpg",
+    "cid22_3316926_opo25u.jpg",
+    "cid22_3762075.jpg",
+    "cid22_5055743.jpg",
+    "cid22_7062227.jpg",
+    "cid22_pexels_photo_1933873.jpg",
+    "cid22_pexels_photo_4210863.jpg",
+    "clic_28d24b9c83de.jpg",
+    "clic_c9510efb03d1.jpg",
+    "deepin_zetong_li_vat6xkkwaie_unsplash.jpg",
+    "fedora_purple_dream.jpg",
+    "mate_gabriele_diwald_201135.jpg",
+    "palapeli_cincinnati_bridge.jpg",
+    "ubuntu_darkening_clockwork_by_matt_katzenberger.jpg",
+    "ubuntu_frozen_by_fernando_garcila_redondo.jpg",
+    "ubuntu_img_0081_by_jobin_babu.jpg",
+    "ubuntu_oyster_catcher_in_the_rocks_by_raymond_lavoie.jpg",
+    "ubuntu_sand.jpg",
+    "ubuntu_tramonto_a_scalea_by_renatvs88.jpg",
+)
+
+
+def config(variant: str = "default") -> Config:
+    paper = load_config(str(Path(__file__).with_name("xpsr.py")))
+    default = dataclasses.replace(
+        paper,
+        name="few_step",
+        stage="few_step",
+        steps=20_000,
+        batch_size=16,
+        networks=Networks(base=(Path("models/xpsr"),), from_scratch=()),
+        loss=Loss(constraint=0.05, reconstruction=1.0, perceptual=1.0, metric="lpips_vgg"),
+        # 256 of the crop's 512 pixels are decoded and compared: the decoder's activations are the largest of all.
+        few_step=FewStep(decoded=32),
+        optimizer=dataclasses.replace(paper.optimizer, learning_rate=5e-5, warmup=200, ema=0.999),
+        validation=Validation(every=1000, sampling=FEW_STEP),
+        sampling=FEW_STEP,
+        checkpoint_every=1000,
+        note="A student of few evaluations: --steps 1, 2 or 4.",
+    )
+    if variant == "default":
+        return default
+    sampling = dataclasses.replace(FEW_STEP, color_fix="wavelet", process_size=128)
+    tiny = load_config(str(Path(__file__).with_name("tiny.py")))
+    whole = dataclasses.replace(
+        default,
+        name="few_step_tiny",
+        steps=400,
+        batch_size=4,
+        images=Images(folder=Path("photos"), exclude=HELD_OUT, missing_exclusions="ignore", cache=True),
+        data=dataclasses.replace(tiny.data, caption_dropout=0.0, negative_target_probability=0.0),
+        networks=Networks(base=(ASSETS / "tiny",), from_scratch=()),
+        loss=Loss(constraint=0.05, reconstruction=1.0, perceptual=1.0, metric="dists", patch=64),
+        few_step=FewStep(rank=16, guidance_scale=0.5, critic_learning_rate=2e-4, realism_weight=0.1, decoded=8),
+        optimizer=dataclasses.replace(tiny.optimizer, learning_rate=3e-4, warmup=50, ema=0.99),
+        precision=Precision(dtype="float32", frozen_dtype="float32", remat=False),
+        mesh=Mesh(data=-1, fsdp=1),
+        validation=Validation(every=400, sampling=sampling),
+        sampling=sampling,
+        checkpoint_every=100,
+        note="A student of the small model, of few evaluations: --steps 1, 2 or 4.",
+    )
+    if variant == "tiny":
+        return whole
+    return dataclasses.replace(
+        whole,
+        name="few_step_tiny_adversarial",
+        few_step=dataclasses.replace(whole.few_step, realism="adversarial", realism_weight=0.02),
+    )

@@ -1,0 +1,218 @@
+"""A student of few evaluations: what trains in whose turn, what is exported, what the losses ask for."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import xpsr_jax
+from tests.training import tiny
+from xpsr_jax import sharding
+from xpsr_jax.config import FEW_STEP, Mesh, load_config
+from xpsr_jax.diffusion.schedule import Schedule
+from xpsr_jax.errors import UserError
+from xpsr_jax.models.parameters import parameters
+from xpsr_jax.training import adapters
+from xpsr_jax.training.checkpoint_source import open_checkpoint
+from xpsr_jax.training.few_step_losses import draw, matching_loss, student_timesteps
+from xpsr_jax.training.loop import train
+from xpsr_jax.training.parameters import random_parameters
+from xpsr_jax.training.plan import loss_constants
+from xpsr_jax.training.structure import make_structure
+from xpsr_jax.weights.convert import convert
+
+
+def moved(before, after):
+    """The paths whose arrays are other ones."""
+    return {path for path, array in before.items() if not np.array_equal(array, np.asarray(after[path]))}
+
+
+@pytest.fixture(scope="module")
+def turns(batches):
+    """A training's trained parameters before it and after each of two turns, its terms, and itself."""
+    config = dataclasses.replace(tiny.config("few_step"), batch_size=2, mesh=Mesh(1, 1))
+    run = tiny.Run(config, 1)
+    states, terms = [jax.tree.map(np.asarray, run.state)], []
+    for batch in batches[:2]:
+        terms.append(run.advance({name: array[:2] for name, array in batch.items()}, loss_constants(config)))
+        states.append(jax.tree.map(np.asarray, run.state))
+    return run, states, terms
+
+
+@pytest.mark.soak
+def test_critic_and_student_take_turns_in_one_program(turns):
+    run, (start, first, second), terms = turns
+    critic = {path for path in run.structure.trained if path.startswith(adapters.CRITIC)}
+    assert critic and moved(start.trained, first.trained) <= critic and moved(start.trained, first.trained)
+    changed = moved(first.trained, second.trained)
+    assert changed and not changed & critic
+    assert any(path.startswith("student.") for path in changed) and any("controlnet." in path for path in changed)
+    assert run.step._cache_size() == 1
+    counts = {name: int(second.optimizer[name][1][0].count) for name in ("student", "critic")}
+    assert counts == {"student": 1, "critic": 1}
+    assert terms[0]["critic"] > 0 and terms[0]["l1"] == 0
+    assert terms[1]["critic"] == 0 and min(terms[1][name] for name in ("l1", "perceptual", "constraint")) > 0
+    assert terms[1]["loss"] == pytest.approx(
+        (terms[1]["l1"] + 0.5 * terms[1]["perceptual"] + 0.05 * terms[1]["constraint"] + terms[1]["realism"]) / 2,
+        rel=1e-5,
+    )
+
+
+@pytest.mark.soak
+def test_the_average_is_of_what_is_exported(turns):
+    _, states, _ = turns
+    average = states[-1].average
+    assert average.keys() == adapters.exported(states[-1].trained)
+    assert not any(path.startswith(("critic.", "teacher.")) for path in average)
+
+
+def test_the_teacher_is_a_frozen_copy_of_what_trains():
+    structure = make_structure(tiny.config("few_step"))
+    teacher = {path.removeprefix("teacher.") for path in structure.frozen if path.startswith("teacher.")}
+    own = {path for path in structure.trained if not path.startswith(("student.", "critic."))}
+    # The constraint's heads are the student's alone.
+    assert teacher == {path for path in own if "conv_degradation" not in path and "to_rgbs" not in path}
+    values = random_parameters(structure, structure.shapes(), seed=0)
+    assert all(np.array_equal(values[f"teacher.{path}"], values[path]) for path in teacher)
+
+
+def test_adapters_begin_as_nothing_and_are_merged():
+    structure = make_structure(tiny.config("few_step"))
+    values = random_parameters(structure, structure.shapes(), seed=0)
+    names = {p for p in structure.beside if p.startswith("student.")}
+    assert {p.rpartition(".")[2] for p in names} == {"down", "up"}
+    before, begun = parameters(structure.abstract), parameters(structure.merge(values))
+    assert before.keys() == begun.keys()
+    assert all(np.array_equal(begun[path], values[path]) for path in begun)
+    path = "unet.conv_out.kernel"
+    up = values[f"student.{path}.up"] + 0.1
+    merged = parameters(structure.merge(values | {f"student.{path}.up": up}))[path]
+    expected = values[path] + np.einsum("hwir,ro->hwio", values[f"student.{path}.down"], up)
+    np.testing.assert_allclose(merged, expected, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def run(images, tmp_path_factory):
+    """The folder of a whole training of 4 steps, and of one that was resumed after 2; both of one base."""
+    folder = tmp_path_factory.mktemp("few_step")
+    config = tiny.config("few_step")
+    config = dataclasses.replace(config, images=images, batch_size=2, mesh=Mesh(1, 1), checkpoint_every=2, steps=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", lambda sizes: _mesh(sizes))
+        whole = dataclasses.replace(config, run=folder / "whole")
+        train(whole)
+        part = dataclasses.replace(config, run=folder / "part")
+        train(dataclasses.replace(part, steps=2))
+        train(part)
+    return folder
+
+
+def _mesh(sizes):
+    return jax.make_mesh(
+        (1, 1), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:1]
+    )
+
+
+def model_bytes(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))}
+
+
+@pytest.mark.soak
+def test_a_resumed_training_ends_bit_for_bit_and_its_checkpoint_converts_to_what_it_exported(run, tmp_path):
+    whole, part = (model_bytes(run / name / "model") for name in ("whole", "part"))
+    assert whole and whole == part
+    convert([open_checkpoint(run / "whole")], tmp_path / "converted")
+    assert model_bytes(tmp_path / "converted") == whole
+
+
+@pytest.mark.soak
+def test_the_folder_is_a_model_of_few_steps(run):
+    model = xpsr_jax.load(run / "whole" / "model")
+    assert model.defaults == tiny.config("few_step").sampling
+    assert (model.defaults.sampler, model.defaults.steps, model.defaults.spacing) == ("consistency", 1, "trailing")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("variant", ["few_step", "adversarial"])
+def test_meshes_and_accumulation_change_nothing(batches, variant):
+    """Measured: 2e-6 at most."""
+    terms = []
+    for devices, mesh, accumulation in ((1, (1, 1), 1), (8, (2, 4), 2)):
+        sizes = Mesh(*mesh, replicated_bytes=0)
+        config = dataclasses.replace(tiny.config(variant), batch_size=16, mesh=sizes, accumulation=accumulation)
+        made = tiny.Run(config, devices)
+        terms.append([made.advance(batch, loss_constants(config)) for batch in batches])
+    for one, many in zip(*terms, strict=True):
+        assert one == pytest.approx(many, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.soak
+def test_a_step_at_full_size_as_shapes():
+    """The stage of configs/few_step.py on Stable Diffusion's widths: 868 million trained of the networks' own."""
+    config = load_config("configs/few_step.py")
+    networks = dataclasses.replace(
+        config.networks, base=(), from_scratch=("unet", "controlnet", "autoencoder", "text_encoder")
+    )
+    structure = make_structure(dataclasses.replace(config, networks=networks))
+    shapes = structure.shapes()
+    sizes = {
+        prefix: sum(int(np.prod(shape.shape)) for path, shape in shapes.items() if path.startswith(prefix))
+        for prefix in ("student.", "critic.", "teacher.")
+    }
+    own = sum(int(np.prod(shapes[p].shape)) for p in structure.trained if not p.startswith(("student.", "critic.")))
+    assert own == 868_451_469
+    assert sizes["student."] == sizes["critic."]
+    assert 10e6 < sizes["student."] < 60e6
+    heads = {p for p in shapes if p.startswith("controlnet.") and ("conv_degradation" in p or "to_rgbs" in p)}
+    assert sizes["teacher."] == own - sum(int(np.prod(shapes[p].shape)) for p in heads)
+
+
+def test_what_the_student_is_asked_at():
+    assert student_timesteps(Schedule(), (1, 2, 4)) == (999, (749, 499, 249))
+    assert student_timesteps(Schedule(), (1,)) == (999, ())
+    keys = jnp.arange(64, dtype=jnp.uint32)
+    draws = draw(keys, (4, 4, 4), seed=0, schedule=Schedule(), evaluations=(1, 2, 4))
+    assert set(np.asarray(draws.timestep).tolist()) == {999, 749, 499, 249}
+    assert 0.3 < np.mean(np.asarray(draws.timestep) == 999) < 0.7
+    again = draw(keys[:3], (4, 4, 4), seed=0, schedule=Schedule(), evaluations=(1, 2, 4))
+    np.testing.assert_array_equal(draws.hop[:3], again.hop)
+
+
+def test_distribution_matching_moves_towards_the_teacher():
+    rng = np.random.default_rng(0)
+    clean, real, own = (jnp.asarray(rng.standard_normal((2, 3, 3, 4)), jnp.float32) for _ in range(3))
+    gradient = jax.grad(lambda x: matching_loss(x, real=real, own=own))(clean)
+    size = np.abs(clean - real).mean((1, 2, 3), keepdims=True)
+    np.testing.assert_allclose(gradient, (own - real) / size / clean.size, rtol=1e-5, atol=1e-7)
+    assert float(matching_loss(clean, real=real, own=real)) == 0
+
+
+def test_an_adapter_of_what_trains_is_refused():
+    config = tiny.config("few_step")
+    adapted = ((r"unet\..*\.kernel", True),)
+    with pytest.raises(UserError, match="trains itself"):
+        make_structure(dataclasses.replace(config, few_step=dataclasses.replace(config.few_step, adapted=adapted)))
+
+
+@pytest.mark.soak
+def test_a_step_that_is_no_number_changes_nothing(turns, batches):
+    """Neither does the next, whoever's turn it is."""
+    run, _, _ = turns
+    constants = loss_constants(run.config)
+    before = jax.tree.map(np.asarray, run.state)
+    batch = {name: array[:2] for name, array in batches[2].items()}
+    bad = batch | {"hr": np.full_like(batch["hr"], np.nan), "lr": np.full_like(batch["lr"], np.nan)}
+    assert np.isnan(run.advance(bad, constants)["loss"])
+    assert np.isfinite(run.advance(batch, constants)["loss"])
+    jax.tree.map(np.testing.assert_array_equal, run.state.before_failure, before)
+
+
+def test_the_preset():
+    assert (FEW_STEP.sampler, FEW_STEP.steps, FEW_STEP.spacing, FEW_STEP.guidance_scale) == (
+        "consistency",
+        1,
+        "trailing",
+        0.0,
+    )

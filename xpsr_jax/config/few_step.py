@@ -1,0 +1,49 @@
+"""Settings of the training that makes a model of few steps."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from xpsr_jax.config.field_types import Count, Positive, Weight
+from xpsr_jax.errors import UserError
+from xpsr_jax.serialisation import check_fields
+
+
+@dataclass(frozen=True)
+class FewStep:
+    """How a student of few evaluations is made of a trained XPSR, the teacher (docs/training.md).
+
+    Attributes:
+      evaluations: the numbers of evaluations that the student is trained for.
+      rank: of the low-rank adapters.
+      adapted: ordered (pattern of a kernel's path, whether it has an adapter), first match wins; the student's, and the
+        critic's with `realism="distribution"`.
+      realism: what keeps results among real pictures. "distribution": the difference between the guided teacher's score
+        and the score of the student's own results, which a second set of adapters learns (Yin et al., 2024).
+        "adversarial": a discriminator on features of the frozen UNet.
+      realism_weight: of that term.
+      critic_steps: steps in which the critic learns, before each step in which the student does.
+      critic_learning_rate: its peak; the schedule is the student's.
+      guidance_scale: of the teacher, in the paper's form.
+      negative: the teacher's negative prompt.
+      decoded: side, in latent cells, of the random part of each latent that is decoded and compared; None: the whole.
+    """
+
+    evaluations: tuple[Count, ...] = (1, 2, 4)
+    rank: Count = 32
+    adapted: tuple[tuple[str, bool], ...] = (
+        (r"unet\..*\.pixel_attentions\..*", False),
+        (r"unet\..*\.(to_q|to_k|to_v|to_out|proj_in|proj_out|conv1|conv2|conv_shortcut|conv)\.kernel", True),
+        (r"unet\.(conv_in|conv_out)\.kernel", True),
+    )
+    realism: Literal["distribution", "adversarial"] = "distribution"
+    realism_weight: Weight = 1.0
+    critic_steps: Count = 1
+    critic_learning_rate: Positive = 5e-5
+    guidance_scale: Weight = 5.5
+    negative: str = "blurry, dotted, noise, unclear, low-res, over-smoothed"
+    decoded: Count | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not self.evaluations:
+            raise UserError("few_step.evaluations must name one number at least")

@@ -1,0 +1,109 @@
+"""One step of a student's training: its own turn, or its critic's, jitted as one program over the mesh."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from xpsr_jax import sharding
+from xpsr_jax.config import Config
+from xpsr_jax.models.parameters import with_parameters
+from xpsr_jax.training.adapters import CRITIC, with_adapters, with_teacher
+from xpsr_jax.training.discriminator import Discriminator
+from xpsr_jax.training.few_step_losses import FewStepConstants, Teacher, critic_loss, student_loss
+from xpsr_jax.training.losses import Terms
+from xpsr_jax.training.parameters import Parameters
+from xpsr_jax.training.state import TrainState, shardings_of
+from xpsr_jax.training.step import Step, accumulate, apply_gradients, unless_failed
+from xpsr_jax.training.structure import Bundle, Structure, abstract_discriminator, abstract_teacher
+
+_STUDENT_TERMS, _CRITIC_TERMS = ("l1", "perceptual", "constraint", "realism"), ("critic",)
+
+
+def make_few_step(
+    config: Config,
+    structure: Structure,
+    optimizer: optax.GradientTransformation,
+    abstract: TrainState,
+    mesh: sharding.AnyMesh,
+) -> Step:
+    """The training step of the stage "few_step"; arguments and results as of `step.make_step`.
+
+    After `few_step.critic_steps` turns of the critic it is the student's. A term of one of them is 0 in the other's
+    turns, and so much larger in its own that a mean over whole rounds of turns is the mean over its own.
+    """
+    schedule, settings = structure.networks.schedule, config.few_step
+    cycle = settings.critic_steps + 1
+    networks, abstract_unet = structure.networks, structure.abstract.unet
+    abstract_controlnet = abstract_teacher(config, networks)
+    abstract_heads = abstract_discriminator(config, networks)
+
+    def assemble(values: Parameters) -> tuple[Bundle, Teacher, Teacher | Discriminator]:
+        student = structure.merge(values)
+        before = with_teacher(values)
+        controlnet = with_parameters(abstract_controlnet, _below(before, "controlnet."))
+        teacher = Teacher(with_parameters(abstract_unet, _below(before, "unet.")), controlnet)
+        if settings.realism == "adversarial":
+            return student, teacher, with_parameters(abstract_heads, _below(values, CRITIC))
+        own = _below(with_adapters(before, CRITIC), "unet.")
+        return student, teacher, Teacher(with_parameters(abstract_unet, own), controlnet)
+
+    places, split = shardings_of(abstract), sharding.batch_sharding(mesh)
+    paths = {
+        whose: sorted(path for path in structure.trained if path.startswith(CRITIC) == (whose == "critic"))
+        for whose in ("student", "critic")
+    }
+
+    def turn(
+        whose: str, state: TrainState, frozen: Parameters, constants: FewStepConstants, batch: Mapping[str, Array]
+    ) -> tuple[TrainState, Terms]:
+        function = student_loss if whose == "student" else critic_loss
+
+        def loss(trained: Parameters, batch: Mapping[str, Array]) -> tuple[Array, Terms]:
+            networks = assemble(frozen | state.trained | trained)
+            return function(*networks, batch, constants=constants, config=config, schedule=schedule)
+
+        def one(batch: Mapping[str, Array]) -> tuple[Parameters, Terms]:
+            trained = {path: state.trained[path] for path in paths[whose]}
+            with sharding.gathering_kernels(mesh):
+                (value, terms), gradients = jax.value_and_grad(loss, has_aux=True)(trained, batch)
+            gradients = jax.lax.with_sharding_constraint(gradients, {path: places.trained[path] for path in gradients})
+            return gradients, {"loss": value} | terms
+
+        gradients, terms = accumulate(one, batch, config.accumulation, split)
+        terms["gradient_norm"] = optax.tree.norm(gradients)
+        after = apply_gradients(state, gradients, optimizer, ema=config.optimizer.ema)
+        return after, terms
+
+    def padded(terms: Terms, own: tuple[str, ...], other: tuple[str, ...], share: float) -> Terms:
+        return terms | {name: terms[name] * share for name in own} | dict.fromkeys(other, jnp.float32(0))
+
+    @functools.partial(
+        jax.jit,
+        donate_argnums=0,
+        in_shardings=(places, None, None, split),
+        out_shardings=(places, sharding.replicated(mesh)),
+    )
+    def step(
+        state: TrainState, frozen: Parameters, constants: Any, batch: Mapping[str, Array]
+    ) -> tuple[TrainState, Terms]:
+        def student() -> tuple[TrainState, Terms]:
+            after, terms = turn("student", state, frozen, constants, batch)
+            return after, padded(terms, _STUDENT_TERMS, _CRITIC_TERMS, cycle)
+
+        def critic() -> tuple[TrainState, Terms]:
+            after, terms = turn("critic", state, frozen, constants, batch)
+            return after, padded(terms, _CRITIC_TERMS, _STUDENT_TERMS, cycle / settings.critic_steps)
+
+        after, terms = jax.lax.cond(state.step % cycle == settings.critic_steps, student, critic)
+        return unless_failed(state, after, jnp.isfinite(terms["loss"] + terms["gradient_norm"])), terms
+
+    return step
+
+
+def _below(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {path.removeprefix(prefix): value for path, value in values.items() if path.startswith(prefix)}
