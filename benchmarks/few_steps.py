@@ -1,0 +1,124 @@
+"""Compares a student of few evaluations with its teacher, crop by crop, on photographs that neither saw.
+
+python benchmarks/few_steps.py --photos PHOTOS --student MODEL [--teacher MODEL]
+
+The photographs are those that configs/few_step.py holds out. On the first of them the teacher's number of steps and
+guidance are chosen, by LPIPS + DISTS; on the others teacher and student are compared at 1, 2 and 4 evaluations. Crops
+of 256 x 256 pixels go through the whole degradation with fixed seeds. Differences are paired; 95% intervals are of a
+bootstrap over photographs and the crops of each. Writes few_steps.md and few_steps.json (every number).
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+import xpsr_jax
+from benchmarks.bootstrap import interval_of_mean
+from benchmarks.command_line import command_line
+from benchmarks.tiny_quality import MODEL, ROOT
+from xpsr_jax.config import Sampling, load_config
+from xpsr_jax.errors import UserError
+from xpsr_jax.evaluation.crops import Crop, CropScores, cut_crops, measure_crops
+from xpsr_jax.files import check_writable, new_file
+from xpsr_jax.inference.compilation import use_compilation_cache
+from xpsr_jax.inference.restore import Restorer, not_finite
+from xpsr_jax.weights.model_folder import Model
+
+CHOOSING = 8
+SHOWN = ("LPIPS (alex)", "DISTS")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The command line.
+
+    Attributes:
+        photos: Folder with the photographs and captions.jsonl.
+        student: Its model folder.
+        teacher: Its model folder.
+        config: The training configuration that names the photographs it held out.
+        output: Folder to write to.
+        crops: Crops of each photograph that is compared on.
+        size: Side of the crops, in pixels.
+        steps: The teacher's numbers of steps to choose from.
+        guidance: Its guidance scales, in the form of its own setting.
+        evaluations: The student's.
+    """
+
+    photos: Path
+    student: Path
+    teacher: Path = MODEL
+    config: str = str(ROOT / "configs" / "few_step.py:tiny")
+    output: Path = Path("outputs/few_steps")
+    crops: int = 2
+    size: int = 256
+    steps: tuple[int, ...] = (4, 10, 20, 50)
+    guidance: tuple[float, ...] = (0.0, 0.5)
+    evaluations: tuple[int, ...] = (1, 2, 4)
+
+
+def run(arguments: Arguments) -> None:
+    use_compilation_cache()
+    check_writable(arguments.output)
+    names = load_config(arguments.config).images.exclude
+    teacher, student = xpsr_jax.load(arguments.teacher), xpsr_jax.load(arguments.student)
+    choosing = cut_crops(arguments.photos, names[:CHOOSING], count=1, size=arguments.size)
+    settings = {
+        f"{steps} steps, guidance {scale:g}": dataclasses.replace(teacher.defaults, steps=steps, guidance_scale=scale)
+        for steps in arguments.steps
+        for scale in arguments.guidance
+    }
+    chosen_on = restored(teacher, choosing, settings)
+    best = min(chosen_on, key=lambda name: sum(np.mean(chosen_on[name][metric]) for metric in SHOWN))
+    print(f"the teacher at its best: {best}")
+
+    crops = cut_crops(arguments.photos, names[CHOOSING:], count=arguments.crops, size=arguments.size)
+    scores = restored(teacher, crops, {"teacher": settings[best]})
+    few = {f"student, {n}": dataclasses.replace(student.defaults, steps=n) for n in arguments.evaluations}
+    scores |= restored(student, crops, few)
+    with new_file(arguments.output / "few_steps.json") as temporary:
+        temporary.write_text(json.dumps({"chosen on": chosen_on, "best": best, "scores": scores}), encoding="utf-8")
+    table = markdown(scores, arguments.crops)
+    with new_file(arguments.output / "few_steps.md") as temporary:
+        temporary.write_text(f"The teacher: {best}. {len(crops)} crops.\n\n{table}", encoding="utf-8")
+    print(table)
+
+
+def restored(model: Model, crops: Sequence[Crop], settings: Mapping[str, Sampling]) -> CropScores:
+    """Every metric of every setting of a model, on every crop."""
+    images: dict[str, list[np.ndarray]] = {}
+    for name, sampling in settings.items():
+        restorer, images[name] = Restorer(model, sampling), []
+        for crop in tqdm(crops, desc=name, disable=None):
+            (image,) = restorer([crop.lr], [crop.caption])
+            if image is None:
+                raise UserError(not_finite(f"{crop.name} ({name})"))
+            images[name].append(image)
+    return measure_crops(crops, images)
+
+
+def markdown(scores: CropScores, crops: int) -> str:
+    """Means, and the student's loss against the teacher in % of the teacher's mean, with its interval."""
+    rows = [f"| | {' | '.join(f'{name} | loss, %' for name in SHOWN)} |", f"|---|{'---|' * 2 * len(SHOWN)}"]
+    for method, values in scores.items():
+        cells = []
+        for metric in SHOWN:
+            own, reference = np.array(values[metric]), np.array(scores["teacher"][metric])
+            lost = 100 * (own - reference) / reference.mean()
+            low, high = interval_of_mean(lost.reshape(1, -1, crops))
+            cells += [
+                f"{own.mean():.4f}",
+                "" if method == "teacher" else f"{lost.mean():+.1f} ({low:+.1f} to {high:+.1f})",
+            ]
+        rows.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(command_line(run, Arguments, __doc__))
