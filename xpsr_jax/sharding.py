@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from xpsr_jax import config
 from xpsr_jax.errors import UserError
@@ -85,7 +86,7 @@ def shard_batch(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dic
     return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
 
 
-def place(array: np.ndarray, sharding: NamedSharding, dtype: Any) -> jax.Array:
+def place(array: np.ndarray, sharding: NamedSharding, dtype: DTypeLike) -> jax.Array:
     """An array that every process has, cast and put where it belongs; each device is sent its own part only."""
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index].astype(dtype, copy=False))
 

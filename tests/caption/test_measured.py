@@ -97,6 +97,10 @@ def test_any_size(photo):
     large = np.tile(photo, (8, 8, 1))
     assert measure_quality(large).appearance.compression == 0
     assert describe_quality(large).split(".")[1] == describe_quality(photo).split(".")[1]
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_8_bit_rgb_image_is_refused(photo):
     for wrong in (photo / 255, photo[..., 0], np.zeros((0, 4, 3), np.uint8), np.asarray(Image.new("RGBA", (9, 9)))):
         with pytest.raises(ValueError, match="expected an 8-bit RGB image"):
             measure_quality(wrong)

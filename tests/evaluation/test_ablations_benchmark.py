@@ -94,7 +94,10 @@ def test_what_is_measured_is_not_measured_again(tmp_path):
     first = stored(arguments, "a row", crops, ["a model"], lambda: [enlarge(crops[0].lr, (64, 64))])
     again = stored(arguments, "a row", crops, ["a model"], lambda: pytest.fail("restored again"))
     assert all(np.array_equal(first[metric], again[metric]) for metric in METRICS)
-    for other, made_of in ((crops, ["trained anew"]), ([dataclasses.replace(crops[0], lr=original)], ["a model"])):
+    for other, made_of in (
+        (crops, ["trained anew"]),
+        ([dataclasses.replace(crops[0], lr=255 - crops[0].lr)], ["a model"]),
+    ):
         with pytest.raises(UserError, match="of other crops, captions, settings or weights"):
             stored(arguments, "a row", other, made_of, list)
 

@@ -105,14 +105,16 @@ def test_images_go_in_as_rgb_tensors_in_0_to_1(pyiqa, images, name):
     assert len(set(pyiqa.seeds)) == 1
 
 
-def test_inception_features_of_images_of_any_size(pyiqa, images):
+def test_inception_features_of_images_of_any_size(pyiqa, images, monkeypatch):
+    monkeypatch.setattr(InceptionFeatures, "width", 3 * 2 * 2)  # of the fixture's stand-in
     features = InceptionFeatures()
     together = features([images[0], images[1, :50]])
     assert together.shape == (2, 3 * 2 * 2)
     np.testing.assert_allclose(together[1:], features([images[1, :50]]))
 
 
-def test_the_command_with_all_metrics(pyiqa, images, tmp_path, capsys):
+def test_the_command_with_all_metrics(pyiqa, images, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(InceptionFeatures, "width", 3 * 2 * 2)
     rng = np.random.default_rng(1)
     for i, image in enumerate(images):
         write_png(tmp_path / "HR" / f"{i}.png", image)

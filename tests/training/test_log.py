@@ -4,6 +4,7 @@ import sys
 import types
 
 import cv2
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -24,7 +25,7 @@ def test_weights_and_biases(tmp_path, monkeypatch):
     module.Image = lambda picture: picture.shape
     monkeypatch.setitem(sys.modules, "wandb", module)
     with Log(tmp_path, first=0, steps=2, batch_size=4, wandb="xpsr", record={"seed": 3}) as log:
-        log.add(1, {"loss": np.float32(2), "gradient_norm": np.float32(1)}, SAMPLES)
+        log.add(1, {"loss": jnp.float32(2), "gradient_norm": jnp.float32(1)}, SAMPLES)
         log.scalars(1)
         log.validation(1, {"validation_0": np.zeros((2, 6, 3), np.uint8)}, {"validation_psnr": 20.0})
     assert calls == [

@@ -11,6 +11,7 @@ from xpsr_jax.config import Loss
 from xpsr_jax.diffusion.ddpm import Ddpm
 from xpsr_jax.diffusion.process import alphas_cumprod
 from xpsr_jax.diffusion.schedule import Schedule
+from xpsr_jax.evaluation.perceptual import Dists
 from xpsr_jax.models.controlnet import ControlNetOutput, ImageFeatures
 from xpsr_jax.training.losses import (
     autoencoder_loss,
@@ -19,6 +20,7 @@ from xpsr_jax.training.losses import (
     patches,
     sample_keys,
 )
+from xpsr_jax.training.structure import Bundle
 
 RNG = np.random.default_rng(0)
 
@@ -64,6 +66,14 @@ def test_what_is_drawn_depends_on_the_seed_and_the_samples_key_alone():
     assert len({tuple(key) for key in [*both.reshape(-1, 2), *drawn([5], 1).reshape(-1, 2)]}) == 9
 
 
+class FakeBundle(Bundle):
+    """Networks that are given, any of which may be a stand-in."""
+
+    def __init__(self, **networks):
+        for name, network in networks.items():
+            setattr(self, name, network)
+
+
 class FakeControlNet:
     """Hands the image through."""
 
@@ -74,8 +84,14 @@ class FakeControlNet:
         return SimpleNamespace(residuals=(), mid=features)
 
 
-def constant_distance(a, b):
-    return jnp.full(len(a), 0.25) + 0 * (a - b).mean((1, 2, 3))
+class ConstantDistance(Dists):
+    """0.25, whatever the images are, with a gradient of 0."""
+
+    def __init__(self):
+        pass
+
+    def __call__(self, a, b):
+        return jnp.full(len(a), 0.25) + 0 * (a - b).mean((1, 2, 3))
 
 
 def test_autoencoder_loss():
@@ -88,8 +104,8 @@ def test_autoencoder_loss():
     )
     loss = Loss(reconstruction=2.0, perceptual=3.0, kl=0.5)
     batch = {"hr": image, "key": jnp.arange(64, dtype=jnp.uint32)}
-    networks = SimpleNamespace(autoencoder=autoencoder)
-    value, terms = autoencoder_loss(networks, batch, distance=constant_distance, loss=loss, seed=0)
+    networks = FakeBundle(autoencoder=autoencoder)
+    value, terms = autoencoder_loss(networks, batch, distance=ConstantDistance(), loss=loss, seed=0)
     assert float(terms["l1"]) == pytest.approx(0.0798, rel=0.01)
     assert float(terms["perceptual"]) == pytest.approx(0.25)
     assert float(terms["kl"]) == pytest.approx(0.5 * (float(jnp.mean(image**2)) + 0.01 - 1 - np.log(0.01)), rel=1e-5)
@@ -106,7 +122,7 @@ def test_decoder_loss_is_of_what_the_sampler_makes_and_trains_the_decoder_alone(
             signal = jnp.sqrt(jnp.asarray(alphas_cumprod(schedule))[timesteps])[:, None, None, None]
             return (latents - signal * diffusion * mid) / jnp.sqrt(1 - signal**2)
 
-        networks = SimpleNamespace(
+        networks = FakeBundle(
             unet=unet,
             controlnet=FakeControlNet(),
             autoencoder=SimpleNamespace(encode=lambda image, keys: image, decode=lambda latents: decoder * latents),
@@ -115,7 +131,7 @@ def test_decoder_loss_is_of_what_the_sampler_makes_and_trains_the_decoder_alone(
         text = jnp.zeros((2, 3, 4))
         batch = {"lr": lr, "hr": hr, "key": jnp.arange(2, dtype=jnp.uint32), "high_ids": text, "low_ids": text}
         loss = Loss(reconstruction=2.0, perceptual=3.0)
-        options = {"sampler": Ddpm(schedule), "steps": 3, "distance": constant_distance, "loss": loss, "seed": 0}
+        options = {"sampler": Ddpm(schedule), "steps": 3, "distance": ConstantDistance(), "loss": loss, "seed": 0}
         return decoder_loss(networks, batch, **options)
 
     (value, terms), gradients = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)(1.5, 0.5)

@@ -2,17 +2,16 @@
 
 import functools
 import re
-from typing import Any
 
 from xpsr_jax.data.tokens import MAX_TOKENS
-from xpsr_jax.weights.model_folder import load_tokenizer
+from xpsr_jax.weights.model_folder import ClipTokenizer, load_tokenizer
 from xpsr_jax.weights.sources import SHIPPED_TOKENIZER
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
 @functools.cache
-def _tokenizer() -> Any:
+def _tokenizer() -> ClipTokenizer:
     return load_tokenizer(SHIPPED_TOKENIZER)
 
 

@@ -112,8 +112,11 @@ def main(argv: Sequence[str] | None) -> int:
 def read_arguments(argv: Sequence[str] | None) -> Arguments:
     """The command line; what it leaves out of the sampling is the preset's, or else the model's. Raises UserError."""
     words = sys.argv[1:] if argv is None else argv
-    defaults = Arguments(tyro.MISSING, tyro.MISSING, sampling=default_options(words))
-    return tyro.cli(Arguments, args=words, default=defaults, description=__doc__, prog="sample.py")
+    # A default of one field: an instance with all of them would need inputs and an output.
+    [sampling] = (field for field in dataclasses.fields(Arguments) if field.name == "sampling")
+    chosen = [("sampling", sampling.type, dataclasses.field(default=default_options(words)))]
+    kind = dataclasses.make_dataclass("Arguments", chosen, bases=(Arguments,), frozen=True)
+    return tyro.cli(kind, args=words, description=__doc__, prog="sample.py")
 
 
 def restore(arguments: Arguments) -> int:

@@ -1,7 +1,8 @@
 """What a training example is: crop, flip, degrade, caption, tokenise (method §6, §9)."""
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -25,9 +26,9 @@ Example = dict[str, np.ndarray]
 class Tokenizer(Protocol):
     """What is used of a transformers CLIPTokenizer."""
 
-    pad_token_id: Any
+    pad_token_id: int
 
-    def __call__(self, text: str, **options: Any) -> Any:
+    def __call__(self, text: str, **options: bool) -> Mapping[str, list[int]]:
         """What a text becomes, a mapping with its token ids under "input_ids".
 
         Args:

@@ -1,22 +1,22 @@
 """DDIM (Song et al., 2021): from deterministic to as random as DDPM."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from xpsr_jax.diffusion.ddpm import clipped, visited
 from xpsr_jax.diffusion.process import Latents, alphas_cumprod, clean_estimate, noise_estimate
-from xpsr_jax.diffusion.samplers import SamplerState, Table, make_table
+from xpsr_jax.diffusion.samplers import Column, SamplerState, Table, make_table
 from xpsr_jax.diffusion.schedule import Schedule
 
 
 class DdimWeights(NamedTuple):
     """x' = x0 · (clean estimate) + direction · (predicted noise) + noise · n."""
 
-    x0: Any
-    direction: Any
-    noise: Any
+    x0: Column
+    direction: Column
+    noise: Column
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,5 +70,6 @@ class Ddim:
         inputs = prediction, state.latents, row.signal, row.sigma
         x0 = clipped(self.schedule, clean_estimate(self.schedule, *inputs))
         direction = noise_estimate(self.schedule, *inputs)
-        latents = row.weights.x0 * x0 + row.weights.direction * direction
-        return SamplerState(latents + row.weights.noise * noise if self.eta > 0 else latents)
+        weights: DdimWeights = row.weights
+        latents = weights.x0 * x0 + weights.direction * direction
+        return SamplerState(latents + weights.noise * noise if self.eta > 0 else latents)

@@ -53,7 +53,7 @@ class Ddpm:
             noise: n, from N(0, 1).
         """
         x0 = clipped(self.schedule, clean_estimate(self.schedule, prediction, state.latents, row.signal, row.sigma))
-        weights = row.weights
+        weights: Weights = row.weights
         return SamplerState(weights.x0 * x0 + weights.latents * state.latents + weights.noise * noise)
 
 

@@ -1,23 +1,23 @@
 """DPM-Solver++(2M) (Lu et al., 2022): a multistep method of second order in the clean estimate."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from xpsr_jax.diffusion.noise_levels import Levels, solver_levels
 from xpsr_jax.diffusion.process import Latents, clean_estimate
-from xpsr_jax.diffusion.samplers import SamplerState, Table, make_table
+from xpsr_jax.diffusion.samplers import Column, SamplerState, Table, make_table
 from xpsr_jax.diffusion.schedule import Schedule
 
 
 class SecondOrder(NamedTuple):
     """x' = latents · x + x0 · (this step's clean estimate) + previous · (the last step's)."""
 
-    latents: Any
-    x0: Any
-    previous: Any
+    latents: Column
+    x0: Column
+    previous: Column
 
     def __call__(self, latents: Latents, x0: Latents, previous: Latents) -> Latents:
         """x', of the shape of the latents.
@@ -67,7 +67,8 @@ class DpmSolver:
         """
         (previous,) = state.memory
         x0 = clean_estimate(self.schedule, prediction, state.latents, row.signal, row.sigma)
-        return SamplerState(row.weights(state.latents, x0, previous), (x0,))
+        weights: SecondOrder = row.weights
+        return SamplerState(weights(state.latents, x0, previous), (x0,))
 
 
 def second_order(levels: Levels, first: int) -> SecondOrder:

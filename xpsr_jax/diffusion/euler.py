@@ -59,5 +59,6 @@ class Euler:
             noise: from N(0, 1); used by the ancestral variant alone.
         """
         x0 = clean_estimate(self.schedule, prediction, state.latents, row.signal, row.sigma)
-        latents = row.weights.x0 * x0 + row.weights.latents * state.latents
-        return SamplerState(latents + row.weights.noise * noise if self.ancestral else latents)
+        weights: Weights = row.weights
+        latents = weights.x0 * x0 + weights.latents * state.latents
+        return SamplerState(latents + weights.noise * noise if self.ancestral else latents)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from xpsr_jax.diffusion.choices import Start
 from xpsr_jax.diffusion.process import Latents, Level
@@ -21,6 +21,8 @@ from xpsr_jax.diffusion.schedule import Schedule
 Timestep = Int[Array, ""] | Float[Array, ""]
 Denoise = Callable[[Latents, Timestep], Latents]
 Noise = Callable[[Int[Array, ""]], Latents]
+# A number of every step, of numpy, (steps,); in a row of the table it is that step's, of JAX, ().
+Column = Float[Any, "*steps"]
 
 
 class SamplerState(NamedTuple):
@@ -36,21 +38,21 @@ class Table(NamedTuple):
     Attributes:
         timestep: what the networks are told, int32 or (between two timesteps) float32.
         signal, sigma: of the latents before the step.
-        weights: the sampler's own coefficients.
+        weights: the sampler's own coefficients: a tuple of columns, of a class of its own.
     """
 
-    timestep: Any
-    signal: Any
-    sigma: Any
+    timestep: Shaped[Any, "*steps"]
+    signal: Column
+    sigma: Column
     weights: Any
 
 
 class Weights(NamedTuple):
     """Coefficients of a step without memory: x' = x0 · (clean estimate) + latents · x + noise · n, n from N(0, 1)."""
 
-    x0: Any
-    latents: Any
-    noise: Any
+    x0: Column
+    latents: Column
+    noise: Column
 
 
 @runtime_checkable

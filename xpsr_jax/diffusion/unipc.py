@@ -1,25 +1,25 @@
 """UniPC (Zhao et al., 2023): a multistep predictor and corrector for one evaluation a step."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from xpsr_jax.diffusion.dpm_solver import SecondOrder, first_order, second_order
 from xpsr_jax.diffusion.noise_levels import Levels, solver_levels
 from xpsr_jax.diffusion.process import Latents, clean_estimate
-from xpsr_jax.diffusion.samplers import SamplerState, Table, make_table
+from xpsr_jax.diffusion.samplers import Column, SamplerState, Table, make_table
 from xpsr_jax.diffusion.schedule import Schedule
 
 
 class Corrector(NamedTuple):
     """x = kept · x + last · (latents before the last step) + x0, previous, earlier · (this and older estimates)."""
 
-    kept: Any
-    last: Any
-    x0: Any
-    previous: Any
-    earlier: Any
+    kept: Column
+    last: Column
+    x0: Column
+    previous: Column
+    earlier: Column
 
 
 class UniPcWeights(NamedTuple):
@@ -72,7 +72,8 @@ class UniPc:
             noise: not used.
         """
         last, previous, earlier = state.memory
-        corrector, predictor = row.weights
+        weights: UniPcWeights = row.weights
+        corrector, predictor = weights
         x0 = clean_estimate(self.schedule, prediction, state.latents, row.signal, row.sigma)
         corrected = corrector.kept * state.latents + corrector.last * last
         corrected += corrector.x0 * x0 + corrector.previous * previous + corrector.earlier * earlier

@@ -41,7 +41,7 @@ class Crop:
 
     name: str
     original: RgbImage
-    lr: RgbImage
+    lr: UInt8[np.ndarray, "h/4 w/4 3"]
     caption: Caption
 
 

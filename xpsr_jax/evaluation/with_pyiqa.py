@@ -64,14 +64,20 @@ class NoReferenceMetric:
 
 
 class InceptionFeatures:
-    """The features whose statistics FID compares (`frechet`): Inception's last pooling, "clean" as pyiqa's FID is."""
+    """The features whose statistics FID compares (`frechet`): Inception's last pooling, "clean" as pyiqa's FID is.
+
+    Attributes:
+        width: features of an image.
+    """
+
+    width = 2048
 
     def __init__(self) -> None:
         """Raises UserError where pyiqa or the network's weights are not there and cannot be downloaded."""
         self._metric = _create("fid")
 
-    def __call__(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Float[np.ndarray, "b d"]:
-        """The features of each image, float64; d is 2048.
+    def __call__(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Float[np.ndarray, "b {self.width}"]:
+        """The features of each image, float64.
 
         Args:
           images: RGB, of any sizes: each is resized to 299 x 299.

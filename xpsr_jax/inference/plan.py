@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from xpsr_jax.config import Sampling
 from xpsr_jax.diffusion.guidance import is_guided
@@ -18,6 +19,8 @@ from xpsr_jax.diffusion.samplers import Sampler, Table
 from xpsr_jax.diffusion.schedule import Schedule
 
 Size = TypeVar("Size", bound=Hashable)
+# Of Python or numpy on the host, of JAX within a program.
+Number = float | Float[Any, ""]
 
 
 class Run(NamedTuple):
@@ -46,9 +49,9 @@ class Scales(NamedTuple):
         conditioning: of the ControlNet's residuals.
     """
 
-    guidance: Any
-    rescale: Any
-    conditioning: Any
+    guidance: Number
+    rescale: Number
+    conditioning: Number
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,8 @@ class Steps:
     sampler: Sampler
     table: Table
     runs: tuple[Run, ...]
-    first_level: tuple[Any, Any]
-    second_level: tuple[Any, Any]
+    first_level: tuple[Number, Number]
+    second_level: tuple[Number, Number]
     sampling: Sampling
 
     @property

@@ -301,7 +301,9 @@ def _noise(pictures: Pictures) -> Noise:
     return step_noise(pictures.step_keys, pictures.start.shape[1:])
 
 
-def _guided(prediction: Latents, guidance: GuidanceForm | None, scales: Scales) -> Latents:
+def _guided(
+    prediction: Float[Array, "halves h w c"], guidance: GuidanceForm | None, scales: Scales
+) -> Float[Array, "b h w c"]:
     if guidance is None:
         return prediction
     pairs = prediction.reshape(-1, 2, *prediction.shape[1:])

@@ -32,7 +32,7 @@ FADE = 6
 
 
 class Statistics(NamedTuple):
-    """Of each group of each group norm, in the order in which the norms are applied."""
+    """Of each group of each group norm, in the order in which the norms are applied; of numpy on the host."""
 
     mean: Float[Any, "norms groups"]
     variance: Float[Any, "norms groups"]
@@ -57,7 +57,7 @@ class TiledAutoencoder:
     factor: int
     tile: int
     together: int = 1
-    place: Callable[[np.ndarray], Any] = np.asarray
+    place: Callable[[np.ndarray], np.ndarray | Array] = np.asarray
     fetch: Callable[[Any], Any] = jax.device_get
 
     def encode(

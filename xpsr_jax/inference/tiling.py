@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, UInt8
 
 TileWeights = Literal["centred", "released"]
 
@@ -27,8 +27,10 @@ class Tiles:
     shape: tuple[int, int]
     starts: tuple[tuple[int, int], ...]
 
-    def cut(self, picture: Shaped[np.ndarray, "h w c"], *, scale: int = 1) -> list[Shaped[np.ndarray, "h2 w2 c"]]:
-        """Each tile's part of a picture that has `scale` pixels a cell along each axis."""
+    def cut(
+        self, picture: UInt8[np.ndarray, "H W c"] | Float[np.ndarray, "H W c"], *, scale: int = 1
+    ) -> list[UInt8[np.ndarray, "H2 W2 c"]] | list[Float[np.ndarray, "H2 W2 c"]]:
+        """Each tile's part of a picture that has `scale` pixels a cell along each axis, of the picture's type."""
         height, width = (scale * side for side in self.shape)
         return [picture[scale * y : scale * y + height, scale * x : scale * x + width] for y, x in self.starts]
 

@@ -11,6 +11,7 @@ from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 from jax.nn import initializers
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from xpsr_jax.models.configs import Kernel
@@ -27,13 +28,13 @@ class Compute:
       remat: recompute each block in the backward pass instead of storing its activations.
     """
 
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
     attention: Kernel = "auto"
     remat: bool = False
 
 
-def _promote_and_gather(arrays: Any, /, *, dtype: Any = None, inexact: bool = True) -> Any:
+def _promote_and_gather(arrays: Any, /, *, dtype: DTypeLike | None = None, inexact: bool = True) -> Any:
     """Casts input, kernel and bias, and within a mesh (`sharding.gathering_kernels`) brings a split kernel together.
 
     Otherwise the compiler may let a kernel's split spread into the activations, and there, where features become heads,

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +17,13 @@ from xpsr_jax.training.adapters import exported
 from xpsr_jax.training.parameters import Parameters, load_parameters
 from xpsr_jax.training.structure import Bundle, Structure
 from xpsr_jax.weights import model_folder
-from xpsr_jax.weights.model_folder import Model
+from xpsr_jax.weights.model_folder import ClipTokenizer, Model
 from xpsr_jax.weights.sources import SHIPPED_TOKENIZER, find_components
 
 _MEASURED_CROPS = 32
 
 
-def tokenizer_of(networks: Networks) -> Any:
+def tokenizer_of(networks: Networks) -> ClipTokenizer:
     """CLIP's tokenizer, of `tokenizer_folder`."""
     return model_folder.load_tokenizer(tokenizer_folder(networks))
 
@@ -62,7 +61,7 @@ def export(
     trained: Parameters,
     frozen: Parameters,
     source: SampleSource,
-    tokenizer: Any,
+    tokenizer: ClipTokenizer,
 ) -> Path:
     """Writes the model folder, replacing an older one of the same run. All processes call it, the first writes.
 
@@ -83,7 +82,7 @@ def export(
     return folder
 
 
-def as_model(bundle: Bundle, config: Config, structure: Structure, tokenizer: Any) -> Model:
+def as_model(bundle: Bundle, config: Config, structure: Structure, tokenizer: ClipTokenizer) -> Model:
     """All that restores photographs, of a training's networks."""
     return Model(
         unet=bundle.unet,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from xpsr_jax import sharding
@@ -30,7 +31,7 @@ def initial_parameters(
     shardings: Mapping[str, NamedSharding],
     *,
     seed: int,
-    frozen_dtype: Any = jnp.float32,
+    frozen_dtype: DTypeLike = jnp.float32,
     fingerprints: dict[str, str] | None = None,
 ) -> Parameters:
     """Parameters at the start of training: float32 those that train, `frozen_dtype` the others.

@@ -36,7 +36,7 @@ def plot_metrics(metrics: Path, file: Path) -> None:
         panel.set_axis_off()
     last = max(line["step"] for line in lines)
     for panel, name in zip(panels.flat, names, strict=False):
-        points = np.array([(line["step"], line[name]) for line in lines if name in line])
+        points = np.array([(line["step"], line[name]) for line in lines if name in line], float)
         if name.startswith("validation_"):
             panel.plot(*points.T, color="C1", marker="o", markersize=3)
         elif name == _RATE:

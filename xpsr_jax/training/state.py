@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jax.tree_util import KeyPath
+from jaxtyping import Array, Int
 
 from xpsr_jax.config import Config, Optimizer
 from xpsr_jax.training.adapters import CRITIC, exported
@@ -17,7 +18,8 @@ from xpsr_jax.training.parameters import Parameters
 from xpsr_jax.training.structure import Structure, select
 
 
-@no_type_check  # JAX fills its trees with shapes, shardings and more
+# JAX makes it anew for each tree that it maps: of shapes, shardings, paths or nothing but placeholders in its fields.
+@no_type_check
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
@@ -30,9 +32,9 @@ class TrainState:
       average: exponential moving average of what of `trained` is exported; None without.
     """
 
-    step: Array
+    step: Int[Array, ""]
     trained: Parameters
-    optimizer: Any
+    optimizer: optax.OptState
     average: Parameters | None
 
     @property
@@ -131,7 +133,7 @@ def abstract_state(
     state = jax.eval_shape(lambda parameters: _start(config, optimizer, parameters), trained)
     everywhere = NamedSharding(next(iter(shardings.values())).mesh, PartitionSpec())
 
-    def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    def place(path: KeyPath, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         name = getattr(path[-1], "key", "")
         twin = name in trained and leaf.shape == trained[name].shape
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[name] if twin else everywhere)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +13,14 @@ from jaxtyping import Array
 from xpsr_jax import sharding
 from xpsr_jax.config import Config
 from xpsr_jax.diffusion.making import make_sampler
-from xpsr_jax.training.losses import Terms, autoencoder_loss, decoder_loss, xpsr_loss
+from xpsr_jax.training.losses import Distance, Terms, autoencoder_loss, decoder_loss, xpsr_loss
 from xpsr_jax.training.parameters import Parameters
 from xpsr_jax.training.state import TrainState, shardings_of
 from xpsr_jax.training.structure import Structure
 
-# state, frozen parameters, constants (the perceptual distance, where there is one), batch -> state, terms of the loss
-Step = Callable[[TrainState, Parameters, Any, Mapping[str, Array]], tuple[TrainState, Terms]]
+T = TypeVar("T")
+# state, frozen parameters, the perceptual distance (where the loss has one), batch -> state, terms of the loss
+Step = Callable[[TrainState, Parameters, Distance | None, Mapping[str, Array]], tuple[TrainState, Terms]]
 
 
 def make_step(
@@ -36,19 +37,21 @@ def make_step(
     """
 
     def loss(
-        trained: Parameters, frozen: Parameters, constants: Any, batch: Mapping[str, Array]
+        trained: Parameters, frozen: Parameters, distance: Distance | None, batch: Mapping[str, Array]
     ) -> tuple[Array, Terms]:
         networks = structure.merge(trained, frozen)
         if config.stage == "autoencoder":
-            return autoencoder_loss(networks, batch, distance=constants, loss=config.loss, seed=config.seed)
+            assert distance is not None
+            return autoencoder_loss(networks, batch, distance=distance, loss=config.loss, seed=config.seed)
         schedule = structure.networks.schedule
         if config.stage == "decoder":
+            assert distance is not None
             return decoder_loss(
                 networks,
                 batch,
                 sampler=make_sampler(config.sampling, schedule),
                 steps=config.sampling.steps,
-                distance=constants,
+                distance=distance,
                 loss=config.loss,
                 seed=config.seed,
             )
@@ -63,12 +66,12 @@ def make_step(
         out_shardings=(places, sharding.replicated(mesh)),
     )
     def step(
-        state: TrainState, frozen: Parameters, constants: Any, batch: Mapping[str, Array]
+        state: TrainState, frozen: Parameters, distance: Distance | None, batch: Mapping[str, Array]
     ) -> tuple[TrainState, Terms]:
         def one(batch: Mapping[str, Array]) -> tuple[Parameters, Terms]:
             differentiated = jax.value_and_grad(loss, has_aux=True)
             with sharding.gathering_kernels(mesh):
-                (value, terms), gradients = differentiated(state.trained, frozen, constants, batch)
+                (value, terms), gradients = differentiated(state.trained, frozen, distance, batch)
             # Gradients live where their parameters do, accumulated ones too.
             return jax.lax.with_sharding_constraint(gradients, places.trained), {"loss": value} | terms
 
@@ -111,8 +114,11 @@ def apply_gradients(
 
 
 def accumulate(
-    one: Callable[[Any], Any], batch: Mapping[str, Array], microbatches: int, split: jax.sharding.NamedSharding
-) -> Any:
+    one: Callable[[Mapping[str, Array]], T],
+    batch: Mapping[str, Array],
+    microbatches: int,
+    split: jax.sharding.NamedSharding,
+) -> T:
     """The mean of `one` over equal parts of the batch, computed one after the other, each spread over all devices.
 
     Args:
@@ -125,10 +131,11 @@ def accumulate(
     # Sample i goes to part i mod n, so that every part takes its share from each device without moving it.
     parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
 
-    def add(total: Any, part: Any) -> tuple[Any, None]:
+    def add(total: T, part: Mapping[str, Array]) -> tuple[T, None]:
         part = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, split), part)
         return jax.tree.map(jnp.add, total, one(part)), None
 
     shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts))
     total, _ = jax.lax.scan(add, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), parts)
-    return jax.tree.map(lambda x: x / microbatches, total)
+    mean: T = jax.tree.map(lambda x: x / microbatches, total)
+    return mean

@@ -5,7 +5,7 @@ LR, restored and original side by side; and what the Degradation-Free Constraint
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import jax
@@ -30,6 +30,7 @@ from xpsr_jax.training.images import open_images
 from xpsr_jax.training.parameters import Parameters
 from xpsr_jax.training.structure import Bundle, Structure
 from xpsr_jax.training.validation_scores import load_scores, mean_scores
+from xpsr_jax.weights.model_folder import ClipTokenizer
 
 _SEED = 7
 
@@ -49,7 +50,7 @@ class Validated(NamedTuple):
 class Validator:
     """Restores the validation pictures with the given parameters; in the autoencoder's stage it reconstructs them."""
 
-    def __init__(self, config: Config, structure: Structure, *, tokenizer: Any, mesh: jax.sharding.Mesh):
+    def __init__(self, config: Config, structure: Structure, *, tokenizer: ClipTokenizer, mesh: jax.sharding.Mesh):
         self._config, self._structure = config, structure
         self._tokenizer, self._mesh = tokenizer, mesh
         self._metrics: dict[str, Metric] | None = None

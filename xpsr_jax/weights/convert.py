@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from jax.typing import DTypeLike
 from tqdm import tqdm
 
 from xpsr_jax.errors import UserError
@@ -53,7 +54,7 @@ def convert(
     output: Path,
     *,
     to: Literal["torch", "orbax"] = "torch",
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
     shard_bytes: int | None = None,
     verify: bool = False,
     overwrite: bool = False,
@@ -153,13 +154,13 @@ def _write_config(job: _Job, target: Path) -> None:
 
 
 def _write_torch(
-    job: _Job, tensors: Mapping[str, Tensor], target: Path, *, dtype: Any, shard_bytes: int | None = None
+    job: _Job, tensors: Mapping[str, Tensor], target: Path, *, dtype: DTypeLike | None, shard_bytes: int | None = None
 ) -> None:
     named = dict(rules.to_torch(path, tensor, job.network.names) for path, tensor in tensors.items())
     write_folder(named, target, job.network.stem, where=job.weights.where, dtype=dtype, shard_bytes=shard_bytes)
 
 
-def _write_orbax(job: _Job, tensors: Mapping[str, Tensor], target: Path, *, dtype: Any) -> None:
+def _write_orbax(job: _Job, tensors: Mapping[str, Tensor], target: Path, *, dtype: DTypeLike | None) -> None:
     orbax_files.write(read_finite(tensors, where=job.weights.where, dtype=dtype), target / orbax_files.FOLDER)
 
 

@@ -7,10 +7,11 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from xpsr_jax.config import PAPER, Sampling
 from xpsr_jax.diffusion.schedule import Schedule
@@ -36,6 +37,30 @@ _CLASSES = {network.subfolder: network.torch_class for network in NETWORKS.value
 ENTRIES = frozenset({*SUBFOLDERS.values(), INDEX, "README.md"})
 
 
+@runtime_checkable
+class ClipTokenizer(Protocol):
+    """What is used of transformers' CLIPTokenizer, which takes long to import."""
+
+    model_max_length: int
+    bos_token_id: int
+    eos_token_id: int
+    pad_token_id: int
+    backend_tokenizer: Any
+
+    def __call__(self, text: str, **options: bool) -> Mapping[str, list[int]]:
+        """A mapping with the text's token ids under "input_ids".
+
+        Args:
+          text: a caption or prompt words.
+          options: `add_special_tokens`, `padding`, `truncation`, `verbose` and others of transformers.
+        """
+        ...
+
+    def save_pretrained(self, folder: Path, /) -> object:
+        """Writes its files."""
+        ...
+
+
 @dataclass(frozen=True)
 class Model:
     """All that restores photographs.
@@ -52,7 +77,7 @@ class Model:
     controlnet: ControlNet
     autoencoder: Autoencoder
     text_encoder: TextEncoder
-    tokenizer: Any
+    tokenizer: ClipTokenizer
     schedule: Schedule
     defaults: Sampling = PAPER
     note: str = ""
@@ -60,7 +85,7 @@ class Model:
 
 def load_networks(
     folder: str | Path,
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     *,
     fusion: Fusion | None = None,
     with_constraint_heads: bool | None = None,
@@ -108,7 +133,7 @@ def load_networks(
 def load(
     folder: str | Path,
     *more: str | Path,
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     compute: Compute | None = None,
     mesh: jax.sharding.Mesh | None = None,
     variant: str | None = None,
@@ -156,7 +181,7 @@ def save(
     parts: Model | Mapping[str, Any],
     folder: str | Path,
     *,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
     shard_bytes: int | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -201,7 +226,7 @@ def load_schedule(folder: Path | Schedule) -> Schedule:
     return Schedule.from_json(read_json(file), file)
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> ClipTokenizer:
     """CLIP's tokenizer of a `tokenizer/` folder. Raises UserError if its vocabulary is not there."""
     files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     # transformers would silently make a tokenizer without a vocabulary.
@@ -215,13 +240,16 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         # Special tokens in a caption are text. Stable Diffusion 2's tokenizer pads with "!", and would take each one in
         # a caption for padding, which the text encoder did not meet in its training.
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True, split_special_tokens=True)
+        tokenizer: ClipTokenizer = CLIPTokenizer.from_pretrained(
+            folder, local_files_only=True, split_special_tokens=True
+        )
+        return tokenizer
     # Broken files raise bare Exceptions there.
     except Exception as error:
         raise UserError(f"{folder}: the tokenizer cannot be read: {error}") from error
 
 
-def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+def save_tokenizer(tokenizer: ClipTokenizer, folder: Path) -> None:
     """Writes a tokenizer for any release of transformers: today's files and the older vocab.json and merges.txt."""
     tokenizer.save_pretrained(folder)
     tokenizer.backend_tokenizer.model.save(str(folder))

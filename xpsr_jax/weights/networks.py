@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar, cast
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from xpsr_jax import sharding
 from xpsr_jax.errors import UserError
@@ -192,7 +193,12 @@ def load_network(
 
 
 def save_network(
-    network: Network[Any, Any], module: AnyNetwork, folder: Path, *, dtype: Any = None, shard_bytes: int | None = None
+    network: Network[Any, Any],
+    module: AnyNetwork,
+    folder: Path,
+    *,
+    dtype: DTypeLike | None = None,
+    shard_bytes: int | None = None,
 ) -> None:
     """Writes config.json and weights into an existing folder, as diffusers or transformers would.
 

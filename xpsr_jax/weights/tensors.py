@@ -8,6 +8,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import DTypeLike
 
 from xpsr_jax.errors import UserError, say
 
@@ -109,7 +110,9 @@ def _say_once(text: str) -> None:
     say(text, to_stderr=True)
 
 
-def read_finite(tensors: Mapping[str, Tensor], *, where: object, dtype: Any = None) -> Iterator[tuple[str, np.ndarray]]:
+def read_finite(
+    tensors: Mapping[str, Tensor], *, where: object, dtype: DTypeLike | None = None
+) -> Iterator[tuple[str, np.ndarray]]:
     """Reads one tensor after another, row-major and in `dtype` (None: its own).
 
     Raises, after the last one, WeightsError naming every tensor that holds NaN or infinity or that `dtype` cannot
@@ -157,7 +160,7 @@ def not_finite(tensor: Tensor) -> str:
     return f"NaN or infinity: in {tensor.name} {tensor.shape}"
 
 
-def contiguous(array: np.ndarray, dtype: Any = None) -> np.ndarray:
+def contiguous(array: np.ndarray, dtype: DTypeLike | None = None) -> np.ndarray:
     """The array in row-major order and in `dtype` (None: its own): itself if it is so already."""
     dtype = array.dtype if dtype is None else np.dtype(dtype)
     with np.errstate(over="ignore"):

@@ -9,6 +9,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 
 from xpsr_jax.errors import UserError, listed
@@ -84,7 +85,7 @@ def write_folder(
     stem: str,
     *,
     where: object,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
     shard_bytes: int | None = None,
 ) -> None:
     """Writes a component's tensors, one in memory at a time, as diffusers and transformers read them.
@@ -121,7 +122,7 @@ def write_folder(
     write_json(index, folder / f"{stem}.safetensors.index.json")
 
 
-def write_file(tensors: Mapping[str, Tensor], file: Path, *, where: object, dtype: Any = None) -> None:
+def write_file(tensors: Mapping[str, Tensor], file: Path, *, where: object, dtype: DTypeLike | None = None) -> None:
     """Writes one safetensors file, byte for byte what the library writes, which needs all tensors in memory at once.
 
     Raises:
@@ -144,7 +145,7 @@ def write_file(tensors: Mapping[str, Tensor], file: Path, *, where: object, dtyp
             stream.write(array.reshape(-1).view(np.uint8).data)
 
 
-def _nbytes(tensor: Tensor, dtype: Any) -> int:
+def _nbytes(tensor: Tensor, dtype: DTypeLike | None) -> int:
     return tensor.size * np.dtype(dtype or tensor.dtype).itemsize
 
 

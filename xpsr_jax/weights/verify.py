@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from xpsr_jax.errors import UserError
 from xpsr_jax.models.layers import Compute
@@ -22,7 +23,7 @@ from xpsr_jax.weights.networks import (
 from xpsr_jax.weights.tensors import contiguous
 
 
-def verify_network(network: Network, source: Weights, folder: Path, *, dtype: Any = None) -> None:
+def verify_network(network: Network, source: Weights, folder: Path, *, dtype: DTypeLike | None = None) -> None:
     """Compares what was converted with what is in the folder, both read again.
 
     Every tensor is compared bit for bit, cast to `dtype` (None: as it is), and so is what both networks compute of a
@@ -42,7 +43,7 @@ def verify_network(network: Network, source: Weights, folder: Path, *, dtype: An
         raise UserError(f"{folder}: the network computes something else than {source.where}; convert it again")
 
 
-def _same(before: np.ndarray, after: np.ndarray, dtype: Any) -> bool:
+def _same(before: np.ndarray, after: np.ndarray, dtype: DTypeLike | None) -> bool:
     before = contiguous(before, dtype)
     return before.dtype == after.dtype and before.tobytes() == contiguous(after).tobytes()
 
