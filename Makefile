@@ -3,7 +3,7 @@
 #
 #   make demo           restore the photograph that ships with the package: demo/restored.png, demo/comparison.png
 #   make test           the tests, without PyTorch;   make test ARGS="-k guidance"   some of them
-#   make test-shapes    the tests of what computes with arrays, with every annotation checked at each call
+#   make test-shapes    the tests that call the package, with every annotation checked at each call
 #   make soak           commands that are killed, trainings of several processes, on several meshes, on a full disk; all of
 #                       the hostile corpus and 2,000 damaged files; what else is slow
 #   make soak-long      1,000 kills and 10,000 damaged files, with and without PyTorch; it takes hours
@@ -15,8 +15,9 @@
 PYTHON ?= python3
 JOBS ?= 2
 ARGS ?=
-# What computes with arrays, and tests that annotations are checked.
-SHAPES := tests/test_shapes.py $(addprefix tests/,models diffusion data)
+# Processes that tests start run without these checks: tests that only start some gain nothing from them.
+SHAPES := tests $(addprefix --ignore=tests/,torch app hostile soak \
+  test_accelerator_alone.py test_imports.py test_package.py)
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest

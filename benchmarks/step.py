@@ -25,13 +25,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.tree_util import DictKey
 
 from xpsr_jax.diffusion.guidance import guide
 from xpsr_jax.inference.compilation import use_compilation_cache
@@ -44,17 +45,21 @@ from xpsr_jax.models.winograd import with_winograd
 
 RNG = np.random.default_rng(0)
 
+M = TypeVar("M", bound=nnx.Module)
+Networks = tuple[UNet, ControlNet]
+Run = Callable[[], object]
+
 
 def random(*shape: int) -> np.ndarray:
     return RNG.standard_normal(shape, np.float32)
 
 
-def filled(module: nnx.Module) -> nnx.Module:
+def filled(module: M) -> M:
     """With random weights that keep activations near 1; a megabyte of them, over and over, is random enough."""
     values = random(2**18 + 1)
     state = nnx.state(module, nnx.Param)
 
-    def fill(path: Any, leaf: Any) -> jax.Array:
+    def fill(path: tuple[DictKey, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
         if path[-2].key != "kernel":
             return jnp.full(leaf.shape, float(path[-2].key == "scale"))
         return jnp.asarray(np.resize(values, leaf.shape) / np.float32(np.sqrt(np.prod(leaf.shape[:-1]))))
@@ -63,18 +68,19 @@ def filled(module: nnx.Module) -> nnx.Module:
     return module
 
 
-def abstract(make: Callable[[nnx.Rngs], nnx.Module]) -> nnx.Module:
-    return nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+def abstract(make: Callable[[nnx.Rngs], M]) -> M:
+    module: M = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    return module
 
 
-def jitted(call: Callable[..., Any], modules: Any, *inputs: Any) -> Callable[[], Any]:
+def jitted(call: Callable[..., Array], modules: nnx.Module | Networks, *inputs: object) -> Run:
     graph, state = nnx.split(modules)
     program = jax.jit(lambda state, *inputs: call(nnx.merge(graph, state), *inputs))
     inputs = jax.tree.map(jnp.asarray, inputs)
     return lambda: jax.block_until_ready(program(state, *inputs))
 
 
-def stock() -> dict[str, Callable[[], Any]]:
+def stock() -> dict[str, Run]:
     """(a) and (b)."""
     import torch
     from diffusers import UNet2DConditionModel
@@ -83,7 +89,7 @@ def stock() -> dict[str, Callable[[], Any]]:
     network = UNet2DConditionModel(sample_size=64, cross_attention_dim=768).eval()  # type: ignore[attr-defined, unused-ignore]
     inputs = torch.from_numpy(latents).permute(0, 3, 1, 2), torch.tensor(500), torch.from_numpy(text)
 
-    def theirs() -> Any:
+    def theirs() -> object:
         with torch.no_grad():
             return network(*inputs).sample
 
@@ -94,12 +100,12 @@ def stock() -> dict[str, Callable[[], Any]]:
     return {"a": theirs, "b": jitted(lambda unet, *x: unet(*x), ours, latents, steps, projected)}
 
 
-def xpsr(name: str) -> dict[str, Callable[[], Any]]:
+def xpsr(name: str) -> dict[str, Run]:
     """(c), (c') or (d). Image features are computed beforehand for all: the released code does so too."""
     latents, high, low = (jnp.asarray(random(*shape)) for shape in ((1, 64, 64, 4), (2, 77, 768), (1, 77, 768)))
     image, t = random(1, 512, 512, 3), jnp.full(1, 500)
     compute = Compute(attention="plain" if name == "c" else "auto")
-    networks: tuple[Any, Any] = (
+    networks = (
         filled(abstract(lambda rngs: UNet(UNetConfig(), rngs=rngs, compute=compute))),
         filled(abstract(lambda rngs: ControlNet(ControlNetConfig(), rngs=rngs, compute=compute))),
     )
@@ -109,7 +115,9 @@ def xpsr(name: str) -> dict[str, Callable[[], Any]]:
     if name != "d":
         return {name: jitted(whole, networks, latents, t, high, low, features)}
     texts = nnx.jit(project)(*networks, high, low)
-    return {name: jitted(shared, tuple(map(with_winograd, networks)), latents, t, *texts, features)}
+    return {
+        name: jitted(shared, (with_winograd(networks[0]), with_winograd(networks[1])), latents, t, *texts, features)
+    }
 
 
 def project(unet: UNet, controlnet: ControlNet, high: Array, low: Array) -> tuple[Text, tuple[Text, Text]]:
@@ -117,7 +125,7 @@ def project(unet: UNet, controlnet: ControlNet, high: Array, low: Array) -> tupl
     return unet.project_text(high), (controlnet.project_text(high), controlnet.project_text(low))
 
 
-def whole(networks: Any, latents: Array, t: Array, high: Array, low: Array, features: ImageFeatures) -> Array:
+def whole(networks: Networks, latents: Array, t: Array, high: Array, low: Array, features: ImageFeatures) -> Array:
     """A guided step, nothing of it shared by the halves."""
     unet, controlnet = networks
     latents, t, low, features = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), (latents, t, low, features))
@@ -125,7 +133,9 @@ def whole(networks: Any, latents: Array, t: Array, high: Array, low: Array, feat
     return guided(unet(latents, t, high, control.residuals, control.mid))
 
 
-def shared(networks: Any, latents: Array, t: Array, text: Text, texts: Any, features: ImageFeatures) -> Array:
+def shared(
+    networks: Networks, latents: Array, t: Array, text: Text, texts: tuple[Text, Text], features: ImageFeatures
+) -> Array:
     """A guided step as `inference.restore` computes it."""
     unet, controlnet = networks
     control = controlnet(latents, t, *texts, features)
@@ -139,7 +149,7 @@ def guided(prediction: Array) -> Array:
 PARTS = {"stock": stock} | {name: functools.partial(xpsr, name) for name in ("c", "c'", "d")}
 
 
-def measure(run: Callable[[], Any]) -> tuple[float, float, int]:
+def measure(run: Run) -> tuple[float, float, int]:
     """CPU seconds and seconds of a run that is compiled, and the bytes that it takes beyond those that are held."""
     run()
     gc.collect()

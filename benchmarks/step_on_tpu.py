@@ -11,19 +11,20 @@ Pallas kernel, whose part of the estimate is the time that the products and byte
 """
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from benchmarks.step import project, shared, whole
+from benchmarks.step import Networks, project, shared, whole
 from xpsr_jax import sharding
 from xpsr_jax.config import Mesh
 from xpsr_jax.errors import UserError
 from xpsr_jax.models.attention import TPU_KERNEL
 from xpsr_jax.models.configs import ControlNetConfig, Kernel, UNetConfig
-from xpsr_jax.models.controlnet import ControlNet
+from xpsr_jax.models.controlnet import ControlNet, ImageFeatures
 from xpsr_jax.models.layers import Compute
 from xpsr_jax.models.unet import UNet
 from xpsr_jax.pods import chips, compiling, report
@@ -40,7 +41,7 @@ def main() -> int:
         return 1
     print("| program | XLA's estimate, ms | TFLOP | GB moved | temporaries, GiB | custom kernels |")
     print("|---|---:|---:|---:|---:|---:|")
-    programs: dict[str, tuple[Any, Kernel]] = {
+    programs: dict[str, tuple[Callable[[Compute, jax.sharding.Mesh], jax.stages.Lowered], Kernel]] = {
         "b": (stock, TPU_KERNEL),
         "c": (plain_step, "plain"),
         "c'": (plain_step, TPU_KERNEL),
@@ -80,7 +81,9 @@ def fast_step(compute: Compute, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
     return lower(shared, networks, mesh, latents, steps(mesh, 1), *texts, features)
 
 
-def xpsr(compute: Compute, mesh: jax.sharding.Mesh) -> tuple[Any, ...]:
+def xpsr(
+    compute: Compute, mesh: jax.sharding.Mesh
+) -> tuple[Networks, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct, ImageFeatures]:
     """Networks without weights, and the shapes of latents, both texts and the image's features."""
     unet = nnx.eval_shape(lambda: UNet(UNetConfig(), rngs=nnx.Rngs(0), compute=compute))
     controlnet = nnx.eval_shape(lambda: ControlNet(ControlNetConfig(), rngs=nnx.Rngs(0), compute=compute))
@@ -99,7 +102,9 @@ def steps(mesh: jax.sharding.Mesh, samples: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((samples * mesh.size,), jnp.int32)
 
 
-def lower(call: Any, networks: Any, mesh: jax.sharding.Mesh, *inputs: Any) -> jax.stages.Lowered:
+def lower(
+    call: Callable[..., jax.Array], networks: nnx.Module | Networks, mesh: jax.sharding.Mesh, *inputs: object
+) -> jax.stages.Lowered:
     graph, state = nnx.split(networks)
     everywhere, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
 

@@ -4,7 +4,7 @@ import contextlib
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -52,13 +52,13 @@ def batch_sharding(mesh: AnyMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def gathering_kernels(mesh: AnyMesh) -> contextlib.AbstractContextManager[Any]:
+def gathering_kernels(mesh: AnyMesh) -> contextlib.AbstractContextManager[object]:
     """Within it, layers bring the parts of a split kernel together when they use it (FSDP), and split nothing else."""
     return jax.sharding.use_abstract_mesh(mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh)
 
 
 def parameter_shardings(
-    parameters: Mapping[str, Any],
+    parameters: Mapping[str, np.ndarray | jax.Array | jax.ShapeDtypeStruct],
     mesh: AnyMesh,
     *,
     replicated_bytes: int = config.Mesh.replicated_bytes,
@@ -69,7 +69,7 @@ def parameter_shardings(
     array is larger than `replicated_bytes` (`config.Mesh`).
     """
 
-    def spec(path: str, parameter: Any) -> PartitionSpec:
+    def spec(path: str, parameter: np.ndarray | jax.Array | jax.ShapeDtypeStruct) -> PartitionSpec:
         for pattern, rule in RULES:
             if re.fullmatch(pattern, path):
                 return rule

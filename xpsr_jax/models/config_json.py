@@ -2,12 +2,20 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from xpsr_jax.errors import listed
 from xpsr_jax.serialisation import Mismatch, structure
 
 T = TypeVar("T")
+
+
+@runtime_checkable
+class Settings(Protocol):
+    """An instance of a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
 
 # What diffusers takes as one value for all levels or as a list of one a level, and these networks have alike in all.
 _ONE_FOR_ALL = ("transformer_layers_per_block", "layers_per_block", "cross_attention_dim", "only_cross_attention")
@@ -47,7 +55,7 @@ def read_config(
     return config
 
 
-def write_config(config: Any, class_name: str, fixed: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
+def write_config(config: Settings, class_name: str, fixed: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
     """The config.json of `config`: its fields, and the first accepted value of each fixed key."""
     fields = {
         key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(config).items()

@@ -1,8 +1,8 @@
 """The denoising UNet of Stable Diffusion with XPSR's Conditional Attention (method §2, §4)."""
 
 import functools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +64,9 @@ def encoder(
     )
 
 
-def layer_makers(config: EncoderConfig, *, compute: Compute, rngs: nnx.Rngs) -> tuple[Any, Any]:
+def layer_makers(
+    config: EncoderConfig, *, compute: Compute, rngs: nnx.Rngs
+) -> tuple[Callable[[int, int], ResnetBlock], Callable[..., Transformer]]:
     """Makers of layers with the config's settings.
 
     Of a resnet (in, out) and of a transformer (features, heads=, context_features=).

@@ -91,7 +91,7 @@ def _elapsed(what: str, terminal: TextIO, every: float = 1.0) -> Iterator[None]:
             terminal.write("\n")
 
 
-def cache_file(*facts: Any) -> Path | None:
+def cache_file(*facts: object) -> Path | None:
     """Where the report of a program is kept; None without a cache (`files.cache_folder`).
 
     Its name is a hash of the facts, of this package's source and of the versions that compile.

@@ -44,7 +44,7 @@ class Program(NamedTuple):
         with self._within():
             return jax.export.export(self.function, platforms=[platform])(*self.arguments, **self.options)
 
-    def _within(self) -> contextlib.AbstractContextManager[Any]:
+    def _within(self) -> contextlib.AbstractContextManager[object]:
         return sharding.gathering_kernels(self.mesh) if self.mesh else contextlib.nullcontext()
 
 

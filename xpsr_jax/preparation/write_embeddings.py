@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from xpsr_jax.data.captions import Caption
 from xpsr_jax.data.embeddings import DESCRIPTION, KEYS, keys_of, shard_name
 from xpsr_jax.data.examples import Tokenizer, tokenize_caption
 from xpsr_jax.json_files import write_json
+from xpsr_jax.models.text_encoder import TextEncoder
 from xpsr_jax.preparation.pieces import Outcome
 
 # Captions in a file: 236 MB in float32 at CLIP's size.
@@ -79,6 +80,6 @@ def digest(ids: Int[np.ndarray, "n 77"]) -> str:
     return hashlib.sha256(ids.tobytes()).hexdigest()
 
 
-def encoder_of(network: Any) -> Callable[[Int[Array, "b 77"]], Float[Array, "b 77 d"]]:
+def encoder_of(network: TextEncoder) -> Callable[[Int[Array, "b 77"]], Float[Array, "b 77 d"]]:
     """A text encoder as one compiled program."""
     return jax.jit(lambda ids: network(ids))

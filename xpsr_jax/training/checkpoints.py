@@ -63,7 +63,7 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, kind: type | None, *_: Any) -> None:
+    def __exit__(self, kind: type | None, *_: object) -> None:
         # What ended the run says more than what became of its last checkpoint.
         with self._stack, self._writing() if kind is None else contextlib.suppress(Exception):
             try:

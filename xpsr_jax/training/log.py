@@ -110,7 +110,7 @@ class Log:
             self._board = SummaryWriter(str(self._run / "tensorboard"), purge_step=self._first + 1)
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.close()
         if self._writes:
             if self._online is not None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -21,10 +20,10 @@ class Profiler:
     def __enter__(self) -> "Profiler":
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop()
 
-    def after(self, step: int, result: Any) -> None:
+    def after(self, step: int, result: object) -> None:
         """To be called after each step with what it gave."""
         if step == self._begin < self._end:
             jax.block_until_ready(result)

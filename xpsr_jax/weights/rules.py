@@ -8,11 +8,14 @@ directions cannot disagree, and what is unknown or missing is what the two sets 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
+from jaxtyping import Array
 
 from xpsr_jax.weights.tensors import FLOATS, Tensor, WeightsError, not_finite
+
+A = TypeVar("A", np.ndarray, Array, Tensor)
 
 # Modules that PyTorch calls otherwise: ours, PyTorch's. They match whole parts of a path; {n} is a number.
 MODULES = (
@@ -92,13 +95,13 @@ def torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(shape[axis] for axis in TO_TORCH[len(shape)]) if path.endswith(".kernel") else tuple(shape)
 
 
-def to_torch(path: str, array: Any, names: Names = UNET_NAMES) -> tuple[str, Any]:
+def to_torch(path: str, array: A, names: Names = UNET_NAMES) -> tuple[str, A]:
     """PyTorch's key and layout of one of our parameters: a numpy array (then a view), a JAX array or a `Tensor`."""
     layout = array.transpose(TO_TORCH[len(array.shape)]) if path.endswith(".kernel") else array
     return torch_key(path, names), layout
 
 
-def to_ours(path: str, array: Any) -> Any:
+def to_ours(path: str, array: A) -> A:
     """Our layout, as parameter `path` has it, of what PyTorch has under `torch_key(path)`."""
     return array.transpose(TO_OURS[len(array.shape)]) if path.endswith(".kernel") else array
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from jaxtyping import Array
 from numpy.typing import DTypeLike
 
 from xpsr_jax.errors import UserError, say
@@ -53,7 +54,7 @@ class Tensor:
     read: Callable[[], np.ndarray]
 
     @classmethod
-    def of(cls, name: str, array: Any) -> "Tensor":
+    def of(cls, name: str, array: np.ndarray | Array) -> "Tensor":
         """A numpy array, or a JAX array, which is fetched from its device when read."""
         return cls(name, tuple(array.shape), np.dtype(array.dtype), lambda: np.asarray(array))
 

@@ -1,7 +1,7 @@
 """Whether a converted network is the one that it was made of: the same tensors, the same results."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,17 +9,12 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from xpsr_jax.errors import UserError
+from xpsr_jax.models.autoencoder import Autoencoder
+from xpsr_jax.models.configs import UNetConfig
+from xpsr_jax.models.controlnet import ControlNet
 from xpsr_jax.models.layers import Compute
-from xpsr_jax.weights.networks import (
-    AUTOENCODER,
-    CONTROLNET,
-    TEXT_ENCODER,
-    Network,
-    Weights,
-    checked,
-    load_network,
-    open_folder,
-)
+from xpsr_jax.models.text_encoder import TextEncoder
+from xpsr_jax.weights.networks import AnyNetwork, Network, Weights, checked, load_network, open_folder
 from xpsr_jax.weights.tensors import contiguous
 
 
@@ -37,8 +32,8 @@ def verify_network(network: Network, source: Weights, folder: Path, *, dtype: DT
     if differing:
         raise UserError(f"{folder}: not what was to be written, in {', '.join(differing)}; convert it again")
     compute = Compute(param_dtype=jnp.dtype(dtype or jnp.float32))
-    first = _compute(network, load_network(network, source, config=config, compute=compute))
-    second = _compute(network, load_network(network, folder, config=config, compute=compute))
+    first = _compute(load_network(network, source, config=config, compute=compute))
+    second = _compute(load_network(network, folder, config=config, compute=compute))
     if not all(np.array_equal(a, b) for a, b in zip(first, second, strict=True)):
         raise UserError(f"{folder}: the network computes something else than {source.where}; convert it again")
 
@@ -48,39 +43,41 @@ def _same(before: np.ndarray, after: np.ndarray, dtype: DTypeLike | None) -> boo
     return before.dtype == after.dtype and before.tobytes() == contiguous(after).tobytes()
 
 
-def _compute(network: Network, module: Any) -> list[np.ndarray]:
+def _compute(module: AnyNetwork) -> list[np.ndarray]:
     """All that a network gives for a small random input, operation by operation: to compile it takes minutes."""
-    rng, config = np.random.default_rng(0), module.config
+    rng = np.random.default_rng(0)
 
     def normal(*shape: int) -> jax.Array:
         return jnp.asarray(rng.standard_normal(shape, np.float32))
 
-    outputs: Any
-    if network is TEXT_ENCODER:
-        length = config.max_position_embeddings
-        outputs = module(jnp.asarray(rng.integers(0, config.vocab_size, (1, length)), jnp.int32))
-    elif network is AUTOENCODER:
-        size = 2 ** len(config.block_out_channels)
+    outputs: object
+    if isinstance(module, TextEncoder):
+        shape = 1, module.config.max_position_embeddings
+        outputs = module(jnp.asarray(rng.integers(0, module.config.vocab_size, shape), jnp.int32))
+    elif isinstance(module, Autoencoder):
+        size = 2 ** len(module.config.block_out_channels)
         outputs = (
-            module.moments(normal(1, size, size, config.in_channels)),
-            module.decode(normal(1, 2, 2, config.latent_channels)),
+            module.moments(normal(1, size, size, module.config.in_channels)),
+            module.decode(normal(1, 2, 2, module.config.latent_channels)),
         )
     else:
+        config = module.config
         size = 2 ** (len(config.block_out_channels) - 1)
         latents, timesteps = normal(1, size, size, config.in_channels), jnp.array([500])
         text = normal(1, 4, config.cross_attention_dim)
-        if network is CONTROLNET:
-            pixels = size * 2 ** (len(config.conditioning_embedding_out_channels) - 1)
-            features = module.encode_image(jnp.abs(normal(1, pixels, pixels, config.conditioning_channels)) % 1)
+        if isinstance(module, ControlNet):
+            pixels = size * 2 ** (len(module.config.conditioning_embedding_out_channels) - 1)
+            features = module.encode_image(jnp.abs(normal(1, pixels, pixels, module.config.conditioning_channels)) % 1)
             outputs = features, module(latents, timesteps, text, text, features)
         else:
-            outputs = module(latents, timesteps, text, *_residuals(module, size, normal))
+            outputs = module(latents, timesteps, text, *_residuals(module.config, size, normal))
     return [np.asarray(leaf) for leaf in jax.tree.leaves(outputs)]
 
 
-def _residuals(unet: Any, size: int, normal: Any) -> tuple[tuple[jax.Array, ...], jax.Array]:
+def _residuals(
+    config: UNetConfig, size: int, normal: Callable[..., jax.Array]
+) -> tuple[tuple[jax.Array, ...], jax.Array]:
     """As a ControlNet would give them: one for conv_in, and of each level one a layer and one halved."""
-    config = unet.config
     last = len(config.block_out_channels) - 1
     sizes = [size]
     for level in range(last + 1):
