@@ -69,7 +69,7 @@ def cut_crops(photos: Path, names: Sequence[str], *, count: int, size: int = 512
     return crops
 
 
-def enlarge(lr: RgbImage, shape: tuple[int, ...]) -> RgbImage:
+def enlarge(lr: RgbImage, shape: tuple[int, ...]) -> UInt8[np.ndarray, "H W 3"]:
     """Bicubic enlargement to (height, width), the first two of `shape`: what restoring is compared with."""
     return cv2.resize(lr, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)
 
