@@ -16,7 +16,7 @@ from xpsr_jax.errors import UserError
 from xpsr_jax.inference import compilation, job, restore
 
 
-class _Enlarged:
+class _Enlarged(restore.Restorer):
     """In the place of a Restorer: enlarges. Keeps how many images it was given."""
 
     images = 0
