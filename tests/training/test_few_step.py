@@ -137,7 +137,6 @@ def test_the_folder_is_a_model_of_few_steps(run):
 @pytest.mark.soak
 @pytest.mark.parametrize("variant", ["few_step", "adversarial"])
 def test_meshes_and_accumulation_change_nothing(batches, variant):
-    """Measured: 2e-6 at most."""
     terms = []
     for devices, mesh, accumulation in ((1, (1, 1), 1), (8, (2, 4), 2)):
         sizes = Mesh(*mesh, replicated_bytes=0)
