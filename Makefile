@@ -69,7 +69,7 @@ clean:
 
 .venv/.demo: EXTRAS :=
 .venv/.test: EXTRAS := [dev,metrics,tfds]
-.venv/.test-torch: EXTRAS := [dev,metrics,tfds,torch]
+.venv/.test-torch: EXTRAS := [dev,metrics,tfds,torch,oracles]
 .venv/.test-app: EXTRAS := [dev,app,browser]
 .venv/.demo .venv/.test .venv/.test-torch .venv/.test-app: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing xpsr-jax$(EXTRAS) into .venv; this takes a minute or two."

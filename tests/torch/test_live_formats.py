@@ -14,7 +14,7 @@ from tests.weights.test_single_file import CONFIGS, make
 from xpsr_jax.errors import UserError
 from xpsr_jax.weights.convert import convert
 from xpsr_jax.weights.folders import read_folder
-from xpsr_jax.weights.single_file import read_single_file
+from xpsr_jax.weights.single_file import read_single_file, read_tensors
 from xpsr_jax.weights.sources import open_source
 
 
@@ -108,7 +108,7 @@ def test_single_file_as_diffusers_reads_it(version, tmp_path):
     today, file = make(version)
     path = tmp_path / "model.safetensors"
     save_file({key: np.ascontiguousarray(array) for key, array in file.items()}, path)
-    content = read_single_file(path)
+    content = read_single_file(path, read_tensors(path))
     for name, library in (("unet", UNet2DConditionModel), ("autoencoder", AutoencoderKL)):
         folder = tmp_path / name
         library.from_config(CONFIGS[version][name].to_json()).save_config(folder)

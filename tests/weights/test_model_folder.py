@@ -272,7 +272,7 @@ def test_broken_small_files(folder, tmp_path):
             {"steps": "many", "start": "here", "upscale": 4},
             r'sampling\.steps must be a whole number, not "many"; sampling\.start must be one of "lr"',
         ),
-        ({"steps": 0}, "steps must be at least 1"),
+        ({"steps": -1}, "steps must be at least 0"),
         (
             {"guidance_interval": [0.5], "karras": 1},
             r"guidance_interval must be a list of 2 values, not \[0.5\]; sampling\.karras must be true or false",

@@ -12,7 +12,7 @@ from xpsr_jax.errors import UserError
 from xpsr_jax.models.configs import AutoencoderConfig, TextEncoderConfig, UNetConfig
 from xpsr_jax.weights.convert import convert
 from xpsr_jax.weights.networks import AUTOENCODER, TEXT_ENCODER, UNET
-from xpsr_jax.weights.single_file import read_single_file
+from xpsr_jax.weights.single_file import read_single_file, read_tensors
 from xpsr_jax.weights.sources import open_source
 
 WIDTHS = (64, 128)
@@ -55,7 +55,7 @@ def make(version):
 def test_every_tensor_and_setting(version, tmp_path):
     today, file = make(version)
     save_file({key: np.ascontiguousarray(array) for key, array in file.items()}, tmp_path / "model.safetensors")
-    content = read_single_file(tmp_path / "model.safetensors")
+    content = read_single_file(tmp_path / "model.safetensors", read_tensors(tmp_path / "model.safetensors"))
     assert content.version == version
     for name, (config, _) in content.networks.items():
         expected = CONFIGS[version][name]
@@ -74,13 +74,15 @@ def test_every_tensor_and_setting(version, tmp_path):
 def test_averages_of_the_unet(tmp_path):
     today, file = make(1)
     save_file({key: np.ascontiguousarray(array) for key, array in file.items()}, tmp_path / "model.safetensors")
-    _, averaged = read_single_file(tmp_path / "model.safetensors", ema=True).networks["unet"]
+    _, averaged = read_single_file(
+        tmp_path / "model.safetensors", read_tensors(tmp_path / "model.safetensors"), ema=True
+    ).networks["unet"]
     assert all(np.array_equal(averaged[key].read(), array + np.float32(1)) for key, array in today["unet"].items())
     save_file(
         {k: np.ascontiguousarray(a) for k, a in file.items() if "model_ema" not in k}, tmp_path / "model.safetensors"
     )
     with pytest.raises(UserError, match="has no moving average of its UNet: no model_ema"):
-        read_single_file(tmp_path / "model.safetensors", ema=True)
+        read_single_file(tmp_path / "model.safetensors", read_tensors(tmp_path / "model.safetensors"), ema=True)
 
 
 def test_strict(tmp_path):

@@ -21,6 +21,8 @@ class ModelOptions:
         model: Model folder, or single file of Stable Diffusion. Of several, a later one's components are taken first:
             Stable Diffusion 1.5's, then XPSR's.
         variant: Variant of the weight files, such as fp16 for model.fp16.safetensors.
+        first_stage: What cleans and enlarges an image before the others see it: a folder or file of an ESRGAN network,
+            or a model folder that has one. none: nothing.
         dtype: Number format of weights and computation.
     """
 
@@ -31,6 +33,9 @@ class ModelOptions:
     variant: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: the plain files)")] = (
         None
     )
+    first_stage: Annotated[
+        str | None, tyro.conf.arg(metavar="DIR|none", help_behavior_hint="(default: the model's own, if it has one)")
+    ] = None
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     @property
@@ -45,7 +50,9 @@ class ModelOptions:
         import xpsr_jax
         from xpsr_jax.inference.compilation import with_fast_convolutions
 
-        loaded = xpsr_jax.load(*self.folders, dtype=jnp.dtype(self.dtype), variant=self.variant)
+        loaded = xpsr_jax.load(
+            *self.folders, dtype=jnp.dtype(self.dtype), variant=self.variant, first_stage=self.first_stage or "own"
+        )
         model = with_fast_convolutions(loaded)
         say(f"Model: {', '.join(map(str, self.folders))}. {in_one_line(model.note)}")
         if not self.model:

@@ -239,7 +239,12 @@ def measured() -> "Describe":
 def used_settings(model: ModelOptions, sampling: Sampling) -> dict[str, Any]:
     """What decides the images besides their captions and how they are written."""
     folders = [str(folder.resolve()) for folder in model.model] or ["the shipped one"]
-    return {"model": folders, "variant": model.variant, "dtype": model.dtype} | dataclasses.asdict(sampling)
+    return {
+        "model": folders,
+        "variant": model.variant,
+        "dtype": model.dtype,
+        "first_stage": model.first_stage,
+    } | dataclasses.asdict(sampling)
 
 
 def show(bar: tqdm, progress: "Progress") -> None:

@@ -19,7 +19,7 @@ class Sampling:
     Attributes:
       sampler: how to get from noise to the image: "ddpm" (paper), "ddim", "dpm_solver" (DPM-Solver++(2M)), "unipc",
         "euler", "euler_ancestral", or "consistency" for a model trained for few steps; docs/sampling.md compares them.
-      steps: of the sampler, from pure noise to the image.
+      steps: of the sampler, from pure noise to the image. 0: none; the result is the first stage's picture.
       spacing: which noise levels the steps visit; None: as the model's schedule says.
       karras: visit Karras' noise levels instead; of "dpm_solver", "unipc" and "euler".
       eta: randomness of "ddim", from 0 (none) to 1 (as random as DDPM).
@@ -50,6 +50,8 @@ class Sampling:
         has fixed words.
       color_fix: how the result gets the colours of the LR image: by its mean and deviation ("adain"), by its low
         frequencies ("wavelet"), or not at all.
+      color_reference: whose colours these are, where the model has a first stage: those of the LR image or of the
+        first stage's.
       upscale: how many times larger the result is.
       process_size: a shorter side below it is enlarged to it before the networks see the image, in pixels.
       size_multiple: what the networks see is continued by reflection to multiples of that many latent cells, and cut
@@ -59,11 +61,13 @@ class Sampling:
       tile_overlap: of neighbouring tiles, in latent cells.
       tile_weights: by which overlapping tiles are blended: a Gaussian around a tile's middle ("centred"), or the
         released code's, half a cell off.
+      first_stage_tile: side, in pixels of the LR image, of the tiles in which the first stage sees a picture of more
+        than `first_stage_tile`² pixels; 0: always the whole.
       vae_tile_size: as `tile_size`, for encoding and decoding; a border that is computed twice is part of it.
     """
 
     sampler: SamplerName = "ddpm"
-    steps: Count = 50
+    steps: Annotated[int, Range(0)] = 50
     spacing: Spacing | None = None
     karras: bool = False
     eta: Fraction = 0.0
@@ -82,6 +86,7 @@ class Sampling:
     negative_high: str = "blurry, dotted, noise, unclear, low-res, over-smoothed"
     negative_low: str | None = None
     color_fix: Literal["adain", "wavelet", "none"] = "adain"
+    color_reference: Literal["lr", "first_stage"] = "lr"
     upscale: Count = 4
     process_size: Count = 512
     size_multiple: Count = 8
@@ -89,6 +94,7 @@ class Sampling:
     tile_overlap: Annotated[int, Range(0)] = 16
     tile_weights: Literal["centred", "released"] = "centred"
     vae_tile_size: Annotated[int, Range(0)] = 96
+    first_stage_tile: Annotated[int, Range(0)] = 192
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -101,6 +107,11 @@ class Sampling:
             raise UserError(
                 f"vae_tile_size must be at least 32 latent cells, its border takes 12 on each side, not "
                 f"{self.vae_tile_size}; 0 means no tiles"
+            )
+        if 0 != self.first_stage_tile < 64:
+            raise UserError(
+                f"first_stage_tile must be at least 64 pixels, its border takes a quarter on each side, not "
+                f"{self.first_stage_tile}; 0 means no tiles"
             )
         for name in ("guidance_interval", "conditioning_interval"):
             begin, end = getattr(self, name)

@@ -42,6 +42,7 @@ def restore_large(
     sampling: Sampling,
     cache_levels: int,
     pixels: UInt8[np.ndarray, "H W 3"],
+    reference: UInt8[np.ndarray, "H W 3"],
     tiles: Tiles,
     texts: Texts,
     digest: UInt32[np.ndarray, "2"],
@@ -52,7 +53,8 @@ def restore_large(
 
     Args:
         cache_levels: as in `Sampling`.
-        pixels: the LR image at the size that the networks see.
+        pixels: the LR image, or what the first stage made of it, at the size that the networks see.
+        reference: whose colours are taken, at the same size.
         tiles: of its latents.
         texts: the picture's, for as many tiles as are computed at once.
         digest: of the LR image.
@@ -90,7 +92,7 @@ def restore_large(
             state = step(steps.sampler, state, steps.table, np.int32(index), whole[None], step_key)
             on_steps(1)
     restored, finite = autoencoder.decode(np.asarray(state.latents[0]))
-    return fix_large_color(restored, pixels, sampling.color_fix), finite
+    return fix_large_color(restored, reference, sampling.color_fix), finite
 
 
 class TilePredictor:

@@ -13,6 +13,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from xpsr_jax import sharding
+from xpsr_jax.models.first_stage_config import RRDBNetConfig
+from xpsr_jax.models.rrdb import RRDBNet
 from xpsr_jax.weights.model_folder import Model
 
 
@@ -22,6 +24,7 @@ class OnDevices:
     Attributes:
         graph, weights: of the UNet, the ControlNet, the autoencoder and the text encoder, together.
         autoencoder_graph: of the autoencoder alone; its weights are `weights[2]`.
+        first_stage: graph, weights and configuration of the first stage; None: there is none.
         devices: their number.
         capacity: images, or tiles of one, that are computed at once.
         factor: pixels of a latent cell.
@@ -45,6 +48,11 @@ class OnDevices:
         # them), others are put on each; XLA shards everything between.
         self._batch_sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names)) if mesh else None
         self.weights = sharding.on_every_device(weights, mesh) if mesh else weights
+        self.first_stage: tuple[nnx.GraphDef[RRDBNet], nnx.State, RRDBNetConfig] | None = None
+        if model.first_stage is not None:
+            graph, first_weights = nnx.split(model.first_stage)
+            placed = sharding.on_every_device(first_weights, mesh) if mesh else first_weights
+            self.first_stage = graph, placed, model.first_stage.config
         self.within: Callable[[], contextlib.AbstractContextManager[object]] = (
             functools.partial(sharding.gathering_kernels, mesh) if mesh else contextlib.nullcontext
         )

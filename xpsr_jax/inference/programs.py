@@ -320,7 +320,7 @@ def finish(
         graph, weights: of the four networks, as `OnDevices` has them.
         color: see `fix_color`.
         latents: scaled, after the last step.
-        pixels: the LR images that `prepare_pictures` encoded, whose colours are taken.
+        pixels: the images whose colours are taken, at the size of what `prepare_pictures` encoded.
 
     Returns:
         The images, and for each whether the autoencoder gave neither NaN nor infinity.

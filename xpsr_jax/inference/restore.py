@@ -1,5 +1,6 @@
 """The whole image path: LR photographs and their captions in, restored photographs out (method §7)."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from xpsr_jax.config import Sampling
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.errors import UserError
 from xpsr_jax.inference.color import keep_grey
+from xpsr_jax.inference.first_stage import FirstStage
 from xpsr_jax.inference.image_keys import content_digest, seed_words
 from xpsr_jax.inference.large import restore_large
 from xpsr_jax.inference.on_devices import OnDevices
@@ -46,6 +48,8 @@ def restore(
     names: Sequence[str] | None = None,
 ) -> list[UInt8[np.ndarray, "h2 w2 3"]]:
     """Restores photographs of any sizes, each `sampling.upscale` times as large as it was.
+
+    A model with a first stage begins with that: the other networks see its picture.
 
     An image's result depends on its pixels, its captions, the seed and the settings: not on its place, nor (but for
     rounding) on the batch or the number of devices. A grey image (R = G = B) comes back grey.
@@ -107,9 +111,15 @@ class Restorer:
         if self._cache_levels > most:
             raise UserError(f"cache_levels can be at most {most} with this UNet, not {self._cache_levels}")
         self._networks = OnDevices(model, batch_size=batch_size, mesh=mesh)
-        self._steps = plan_steps(self.sampling, model.schedule)
+        self._first_stage: FirstStage | None = None
+        if model.first_stage is not None:
+            self._first_stage = FirstStage(self._networks, tile=self.sampling.first_stage_tile)
+        elif self.sampling.steps == 0:
+            raise UserError("0 steps give the first stage's picture, and this model has none; let steps be 1 or more")
+        # Without steps nothing of it is used.
+        self._steps = plan_steps(dataclasses.replace(self.sampling, steps=self.sampling.steps or 1), model.schedule)
         self._tokenizer = model.tokenizer
-        self.capacity, self.steps = self._networks.capacity, self._steps.count
+        self.capacity, self.steps = self._networks.capacity, self._steps.count if self.sampling.steps else 0
 
     def network_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) at which the networks see an LR image: images of one batch have this in common."""
@@ -154,23 +164,42 @@ class Restorer:
         for image in images:
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
                 raise ValueError(f"an image must be uint8 of shape (height, width, 3), not {image.dtype} {image.shape}")
-        multiple = self.sampling.size_multiple
-        seen = np.stack([to_network_size(image, **self._size_rule, multiple=multiple) for image in images])
+        clean = self._first_stage(images) if self._first_stage else images
+        pairs = list(zip(clean, images, strict=True))
+        if not self.sampling.steps:
+            return [None if picture is None else self._finished(picture, image) for picture, image in pairs]
+        seen = self._seen([image if picture is None else picture for picture, image in pairs], images)
+        reference = self._seen(images, images) if self.sampling.color_reference == "lr" else seen
         digests = np.stack([content_digest(image) for image in images])
-        inputs = seen, digests, *self._tokens(captions), seed_words(seed), on_steps or (lambda _: None)
+        inputs = seen, reference, digests, *self._tokens(captions), seed_words(seed), on_steps or (lambda _: None)
         restored, finite = (
             self._restore_in_tiles(*inputs) if self.is_large(seen.shape[1:3]) else self._restore_batch(*inputs)
         )
         results: list[UInt8[np.ndarray, "h w 3"] | None] = []
-        for image, result, is_finite in zip(images, restored, finite, strict=False):
+        for (picture, image), result, is_finite in zip(pairs, restored, finite, strict=False):
             height, width = self.enlarged_size(*image.shape[:2])
-            output = to_output_size(result[:height, :width], image.shape, upscale=self.sampling.upscale)
-            results.append(keep_grey(output, image) if is_finite else None)
+            results.append(
+                self._finished(result[:height, :width], image) if is_finite and picture is not None else None
+            )
         return results
+
+    def _seen(
+        self, pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]], images: Sequence[UInt8[np.ndarray, "_ _ 3"]]
+    ) -> UInt8[np.ndarray, "b H W 3"]:
+        """What the networks see of pictures, which are the LR images or what the first stage made of them."""
+        rule = self._size_rule | {"multiple": self.sampling.size_multiple}
+        pairs = zip(pictures, images, strict=True)
+        return np.stack([to_network_size(picture, **rule, lr_shape=image.shape) for picture, image in pairs])
+
+    def _finished(
+        self, restored: UInt8[np.ndarray, "_ _ 3"], image: UInt8[np.ndarray, "h w 3"]
+    ) -> UInt8[np.ndarray, "h2 w2 3"]:
+        return keep_grey(to_output_size(restored, image.shape, upscale=self.sampling.upscale), image)
 
     def _restore_batch(
         self,
         seen: UInt8[np.ndarray, "b H W 3"],
+        reference: UInt8[np.ndarray, "b H W 3"],
         digests: UInt32[np.ndarray, "b 2"],
         high: Int[np.ndarray, "b high_halves n"],
         low: Int[np.ndarray, "b low_halves n"],
@@ -201,13 +230,14 @@ class Restorer:
             jax.block_until_ready(state)
             on_steps(run.last - run.first)
         finished: tuple[np.ndarray, np.ndarray] = networks.fetch(
-            finish(graph, sampling.color_fix, weights, state.latents, pixels)
+            finish(graph, sampling.color_fix, weights, state.latents, networks.fill(reference))
         )
         return finished
 
     def _restore_in_tiles(
         self,
         seen: UInt8[np.ndarray, "1 H W 3"],
+        reference: UInt8[np.ndarray, "1 H W 3"],
         digests: UInt32[np.ndarray, "1 2"],
         high: Int[np.ndarray, "1 high_halves n"],
         low: Int[np.ndarray, "1 low_halves n"],
@@ -223,6 +253,7 @@ class Restorer:
             self.sampling,
             self._cache_levels,
             seen[0],
+            reference[0],
             tiles,
             texts,
             digests[0],

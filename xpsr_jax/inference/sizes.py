@@ -22,15 +22,26 @@ def enlarged_size(height: int, width: int, *, upscale: float, process_size: int,
 
 
 def to_network_size(
-    image: UInt8[np.ndarray, "h w 3"], *, upscale: float, process_size: int, factor: int, multiple: int = 1
+    image: UInt8[np.ndarray, "_ _ 3"],
+    *,
+    upscale: float,
+    process_size: int,
+    factor: int,
+    multiple: int = 1,
+    lr_shape: tuple[int, ...] | None = None,
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
     """Enlarges an LR image to the size at which the networks see it.
 
     Bicubic by `upscale`; if the shorter side is then below `process_size`, bilinear until it is that (the longer one
     rounded down); bicubic to whole multiples of `factor`, the autoencoder's pixels a latent cell. Then it is continued
     by reflection, to the right and below, to multiples of `multiple` cells.
+
+    Args:
+        lr_shape: (height, width, ...) of the LR image, where `image` is what a first stage made of it; None: `image` is
+            the LR image.
     """
-    steps = _steps(*image.shape[:2], upscale=upscale, process_size=process_size, factor=factor)
+    height, width, *_ = lr_shape or image.shape
+    steps = _steps(height, width, upscale=upscale, process_size=process_size, factor=factor)
     picture = Image.fromarray(image)
     for (height, width), resampling in steps:
         picture = picture.resize((width, height), resampling)

@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, UInt8
 
-from xpsr_jax.inference.tiling import Piece, plan_pieces
+from xpsr_jax.inference.tiling import lay, plan_pieces
 from xpsr_jax.models.autoencoder import Autoencoder
 
 Direction = Literal["encode", "decode"]
@@ -106,9 +106,9 @@ class TiledAutoencoder:
                 outs, finite, _ = run(parts, statistics)
                 all_finite &= bool(finite[: len(group)].all())
                 for x, out in zip(group, outs, strict=False):
-                    band = _laid(band, out.swapaxes(0, 1), x, length=width, scale=after)
+                    band = lay(band, out.swapaxes(0, 1), x, length=width, scale=after, fade=FADE)
             assert band is not None
-            result = _laid(result, band.swapaxes(0, 1), y, length=height, scale=after)
+            result = lay(result, band.swapaxes(0, 1), y, length=height, scale=after, fade=FADE)
         return result, all_finite
 
     def _none(self, direction: Direction) -> Statistics:
@@ -116,24 +116,6 @@ class TiledAutoencoder:
         autoencoder = nnx.merge(self.graph, self.weights)
         norms = [norm for *_, norm in _norms(_half(autoencoder, direction))]
         return Statistics(*2 * (np.zeros((len(norms), norms[0].num_groups), np.float32),))
-
-
-def _laid(target: np.ndarray | None, part: np.ndarray, piece: Piece, *, length: int, scale: int) -> np.ndarray:
-    """Puts one piece where it belongs along the first axis, faded into what is there of the piece before it.
-
-    Without a target, into a new one of that length. `piece` and `length` are in latent cells, `scale` points each.
-    """
-    if target is None:
-        target = np.empty((scale * length, *part.shape[1:]), part.dtype)
-    fade = FADE * scale if piece.begin else 0
-    first = scale * piece.begin - fade
-    part = part[first - scale * piece.start :]
-    rising = ((np.arange(2 * fade) + 0.5) / (2 * fade or 1)).reshape(-1, 1, 1).astype(np.float32)
-    there = target[first : first + 2 * fade]
-    mixed = there + rising * (part[: 2 * fade].astype(np.float32) - there)
-    target[first : first + 2 * fade] = np.round(mixed) if part.dtype == np.uint8 else mixed
-    target[first + 2 * fade : first + len(part)] = part[2 * fade :]
-    return target
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

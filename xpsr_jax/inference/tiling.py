@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 
 TileWeights = Literal["centred", "released"]
 
@@ -106,6 +106,35 @@ def plan_pieces(length: int, *, size: int, border: int) -> list[Piece]:
     starts = list(_starts(length, size, size - 2 * border))
     meetings = [(before + size + after) // 2 for before, after in itertools.pairwise(starts)]
     return [Piece(*each) for each in zip(starts, [0, *meetings], [*meetings, length], strict=True)]
+
+
+def lay(
+    target: Shaped[np.ndarray, "_ ..."] | None,
+    part: Shaped[np.ndarray, "_ ..."],
+    piece: Piece,
+    *,
+    length: int,
+    scale: int,
+    fade: int,
+) -> Shaped[np.ndarray, "_ ..."]:
+    """Puts one piece where it belongs along the first axis, faded into what is there of the piece before it.
+
+    Args:
+        target: what is there; None: nothing, and a new array of that length is made.
+        piece, length: in cells, which have `scale` points each.
+        fade: cells before and after where two inner parts meet, in which one passes into the other.
+    """
+    if target is None:
+        target = np.empty((scale * length, *part.shape[1:]), part.dtype)
+    points = fade * scale if piece.begin else 0
+    first = scale * piece.begin - points
+    part = part[first - scale * piece.start :]
+    rising = ((np.arange(2 * points) + 0.5) / (2 * points or 1)).reshape(-1, 1, 1).astype(np.float32)
+    there = target[first : first + 2 * points]
+    mixed = there + rising * (part[: 2 * points].astype(np.float32) - there)
+    target[first : first + 2 * points] = np.round(mixed) if part.dtype == np.uint8 else mixed
+    target[first + 2 * points : first + len(part)] = part[2 * points :]
+    return target
 
 
 def _starts(length: int, size: int, step: int) -> Iterator[int]:

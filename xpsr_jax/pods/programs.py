@@ -79,6 +79,8 @@ def sampling_step(config: Config, mesh: sharding.AnyMesh) -> Program:
     """
     if config.batch_size % mesh.size:
         raise UserError(f"batch_size={config.batch_size} must be a multiple of the {mesh.size} chips")
+    if not config.sampling.steps:
+        raise UserError("sampling.steps=0 runs no step of the networks")
     sampling, networks, dtype = config.sampling, make_structure(config).networks, jnp.dtype(config.precision.dtype)
     compute = Compute(dtype=dtype, param_dtype=dtype, attention=config.precision.attention)
     graph, weights = nnx.split(_networks(networks, compute))

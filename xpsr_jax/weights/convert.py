@@ -16,8 +16,8 @@ from xpsr_jax.files import check_free, new_folder
 from xpsr_jax.json_files import write_json
 from xpsr_jax.locks import locked_output
 from xpsr_jax.weights import model_folder, orbax_files, rules
-from xpsr_jax.weights.networks import NETWORKS, AnyConfig, Network, Weights, checked
-from xpsr_jax.weights.sources import SUBFOLDERS, Source, listed, merge
+from xpsr_jax.weights.networks import ALL_NETWORKS, AnyConfig, Network, Weights, checked
+from xpsr_jax.weights.sources import REQUIRED, SUBFOLDERS, Source, listed, merge
 from xpsr_jax.weights.tensors import Tensor, read_finite, together
 from xpsr_jax.weights.torch_files import write_folder
 from xpsr_jax.weights.verify import verify_network
@@ -82,7 +82,7 @@ def convert(
             raise UserError(f"the output {output} would replace the source {origin}; name another folder")
     check_free(output, replaceable=replaceable)
     if not source.networks:
-        raise UserError(f"no networks to convert; expected some of the subfolders {listed(NETWORKS)}")
+        raise UserError(f"no networks to convert; expected some of the subfolders {listed(ALL_NETWORKS)}")
     if source.schedule is not None:
         model_folder.load_schedule(source.schedule)
     if source.tokenizer is not None:
@@ -119,7 +119,7 @@ def convert(
                 verify_network(job.network, job.weights, folder / SUBFOLDERS[name], dtype=dtype)
     return Converted(
         sources={sub: source.origins[name] for name, sub in SUBFOLDERS.items() if name in source.origins},
-        missing=tuple(sub for name, sub in SUBFOLDERS.items() if name not in source.origins),
+        missing=tuple(SUBFOLDERS[name] for name in REQUIRED if name not in source.origins),
         tensors=len(tensors),
         parameters=sum(tensor.size for tensor in tensors),
     )
@@ -130,13 +130,13 @@ def _open(source: Source) -> dict[str, _Job]:
 
     def open_one(name: str) -> _Job:
         weights = source.networks[name]()
-        return _Job(NETWORKS[name], weights, *checked(NETWORKS[name], weights))
+        return _Job(ALL_NETWORKS[name], weights, *checked(ALL_NETWORKS[name], weights))
 
     def read_one(name: str) -> None:
         job = open_one(name)
         collections.deque(read_finite(job.tensors, where=job.weights.where), maxlen=0)
 
-    names = [name for name in NETWORKS if name in source.networks]
+    names = [name for name in ALL_NETWORKS if name in source.networks]
     try:
         return dict(zip(names, together(*(functools.partial(open_one, name) for name in names)), strict=True))
     except UserError:

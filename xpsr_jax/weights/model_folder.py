@@ -22,14 +22,24 @@ from xpsr_jax.models.autoencoder import Autoencoder
 from xpsr_jax.models.configs import Fusion
 from xpsr_jax.models.controlnet import ControlNet
 from xpsr_jax.models.layers import Compute
+from xpsr_jax.models.rrdb import RRDBNet
 from xpsr_jax.models.text_encoder import TextEncoder
 from xpsr_jax.models.unet import UNet
-from xpsr_jax.weights.networks import CONTROLNET, NETWORKS, UNET, load_network, parse_config, save_network
+from xpsr_jax.weights.networks import ALL_NETWORKS, CONTROLNET, UNET, load_network, parse_config, save_network
 from xpsr_jax.weights.sampling_defaults import INDEX, load_defaults
-from xpsr_jax.weights.sources import SUBFOLDERS, check_each_is_used, lacking_variant, merge, open_source, require
+from xpsr_jax.weights.sources import (
+    REQUIRED,
+    SUBFOLDERS,
+    Source,
+    check_each_is_used,
+    lacking_variant,
+    merge,
+    open_source,
+    require,
+)
 from xpsr_jax.weights.tensors import together
 
-_CLASSES = {network.subfolder: network.torch_class for network in NETWORKS.values()} | {
+_CLASSES = {network.subfolder: network.torch_class for network in ALL_NETWORKS.values()} | {
     "tokenizer": ("transformers", "CLIPTokenizer"),
     "scheduler": ("diffusers", "DDPMScheduler"),
 }
@@ -71,6 +81,7 @@ class Model:
       schedule: of the diffusion that the networks were trained on.
       defaults: settings to sample with unless others are asked for.
       note: what whoever uses the model should know of it; may be empty.
+      first_stage: cleans the LR picture before the others see it; None: there is none.
     """
 
     unet: UNet
@@ -81,6 +92,7 @@ class Model:
     schedule: Schedule
     defaults: Sampling = PAPER
     note: str = ""
+    first_stage: RRDBNet | None = None
 
 
 def load_networks(
@@ -137,6 +149,7 @@ def load(
     compute: Compute | None = None,
     mesh: jax.sharding.Mesh | None = None,
     variant: str | None = None,
+    first_stage: str | Path = "own",
 ) -> Model:
     """All that restores photographs, from one source or from several, of which later ones are first choice.
 
@@ -146,14 +159,18 @@ def load(
     Args:
       dtype: of the parameters and of the computation.
       compute, mesh, variant: as in `load_networks`.
+      first_stage: what cleans and enlarges an LR picture before the others see it: "own" (the last source's that has
+        one), "none", or the path of an ESRGAN network's folder or file, or of a model folder that has one.
 
     Raises: as `load_networks`; of several networks that are wrong, every one is named.
     """
     paths = [Path(folder), *map(Path, more)]
     sources = [open_source(path, variant=variant) for path in paths]
     check_each_is_used(paths, [source.origins for source in sources])
+    if first_stage not in ("own", "none"):
+        sources.append(_only_first_stage(Path(first_stage)))
     source = merge(sources)
-    require(source, tuple(SUBFOLDERS), paths)
+    require(source, REQUIRED, paths)
     if variant:
         lacking_variant(source, variant)
     compute = compute or Compute(dtype=dtype, param_dtype=dtype)
@@ -165,16 +182,27 @@ def load(
 
     def read(name: str) -> Any:
         weights = source.networks[name]()
-        return load_network(NETWORKS[name], weights, compute=compute, with_constraint_heads=False, mesh=mesh)
+        return load_network(ALL_NETWORKS[name], weights, compute=compute, with_constraint_heads=False, mesh=mesh)
 
-    networks = together(*(functools.partial(read, name) for name in NETWORKS))
+    names = [
+        name for name in ALL_NETWORKS if name in source.networks and (name != "first_stage" or first_stage != "none")
+    ]
+    networks = together(*(functools.partial(read, name) for name in names))
     return Model(
-        **dict(zip(NETWORKS, networks, strict=True)),
+        **dict(zip(names, networks, strict=True)),
         tokenizer=tokenizer,
         schedule=schedule,
         defaults=defaults,
         note=note,
     )
+
+
+def _only_first_stage(path: Path) -> Source:
+    source = open_source(path)
+    if "first_stage" not in source.networks:
+        found = ", ".join(SUBFOLDERS[name] for name in source.origins)
+        raise UserError(f"{path} has no first stage, an ESRGAN network; it has {found}")
+    return Source({"first_stage": source.origins["first_stage"]}, {"first_stage": source.networks["first_stage"]})
 
 
 def save(
@@ -203,14 +231,14 @@ def save(
     if unknown := parts.keys() - set(fields):
         raise ValueError(f"a model has no {', '.join(sorted(unknown))}")
     with new_folder(Path(folder), replaceable=ENTRIES if overwrite else None) as temporary:
-        for name in [name for name in SUBFOLDERS if name in parts]:
+        for name in [name for name in SUBFOLDERS if parts.get(name) is not None]:
             part, target = parts[name], temporary / SUBFOLDERS[name]
             if isinstance(part, str | Path):
                 copy_folder(Path(part), target)
                 continue
             target.mkdir()
-            if name in NETWORKS:
-                save_network(NETWORKS[name], part, target, dtype=dtype, shard_bytes=shard_bytes)
+            if name in ALL_NETWORKS:
+                save_network(ALL_NETWORKS[name], part, target, dtype=dtype, shard_bytes=shard_bytes)
             elif name == "tokenizer":
                 save_tokenizer(part, target)
             else:

@@ -17,8 +17,10 @@ from xpsr_jax.json_files import read_json, write_json
 from xpsr_jax.models.autoencoder import Autoencoder
 from xpsr_jax.models.configs import AutoencoderConfig, ControlNetConfig, TextEncoderConfig, UNetConfig
 from xpsr_jax.models.controlnet import ControlNet
+from xpsr_jax.models.first_stage_config import RRDBNetConfig
 from xpsr_jax.models.layers import Compute
 from xpsr_jax.models.parameters import parameters, with_parameters
+from xpsr_jax.models.rrdb import RRDBNet
 from xpsr_jax.models.text_encoder import TextEncoder
 from xpsr_jax.models.unet import UNet
 from xpsr_jax.weights import orbax_files, rules
@@ -46,8 +48,8 @@ class Keys(nnx.Rngs):
         return jax.random.fold_in(self.key, self.count - 1)
 
 
-AnyConfig = UNetConfig | ControlNetConfig | AutoencoderConfig | TextEncoderConfig
-AnyNetwork = UNet | ControlNet | Autoencoder | TextEncoder
+AnyConfig = UNetConfig | ControlNetConfig | AutoencoderConfig | TextEncoderConfig | RRDBNetConfig
+AnyNetwork = UNet | ControlNet | Autoencoder | TextEncoder | RRDBNet
 C = TypeVar("C", bound=AnyConfig)
 M = TypeVar("M", bound=AnyNetwork)
 
@@ -88,13 +90,18 @@ TEXT_ENCODER = Network(
     _TRANSFORMERS,
     ("transformers", "CLIPTextModel"),
 )
-# By the name of the field of `model_folder.Model`.
+FIRST_STAGE = Network(
+    "first_stage", RRDBNetConfig, RRDBNet, rules.FIRST_STAGE_NAMES, _DIFFUSERS, ("basicsr", "RRDBNet")
+)
+# What every model has, by the name of the field of `model_folder.Model`.
 NETWORKS: dict[str, Network[Any, Any]] = {
     "unet": UNET,
     "controlnet": CONTROLNET,
     "autoencoder": AUTOENCODER,
     "text_encoder": TEXT_ENCODER,
 }
+# And what it may have.
+ALL_NETWORKS: dict[str, Network[Any, Any]] = NETWORKS | {"first_stage": FIRST_STAGE}
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,17 @@ PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 def read_pickle(file: Path) -> dict[str, Tensor]:
     """The tensors of a file, by key; its data are mapped, and read when asked for.
 
-    Of a training's checkpoint (PyTorch Lightning's, in which Stable Diffusion appeared) they are its `state_dict`.
+    Of a training's checkpoint (PyTorch Lightning's, in which Stable Diffusion appeared) they are its `state_dict`; of
+    BasicSR's, the keys begin with the name of the group, "params" or "params_ema".
 
     Raises UserError: PyTorch is not installed; the file is truncated, or holds something else than tensors.
     """
     content = _load(file)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
+    if isinstance(content, dict) and content and set(content) <= {"params", "params_ema"}:
+        groups = {name: group for name, group in content.items() if isinstance(group, dict)}
+        content = {f"{name}.{key}": value for name, group in groups.items() for key, value in group.items()}
     if not isinstance(content, dict):
         raise UserError(f"{file} should hold tensors by name, not {type(content).__name__}")
     if odd := [

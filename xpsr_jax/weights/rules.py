@@ -24,6 +24,10 @@ MODULES = (
     ("to_out", "to_out.0"),
     ("conv_degradation.{n}", "conv_degradation.{n}.0"),
     ("conv_degradation_mid", "conv_degradation_mid.0"),
+    # The first stage's, which BasicSR counts from 1.
+    ("conv_up.0", "conv_up1"),
+    ("conv_up.1", "conv_up2"),
+    ("conv_up.2", "conv_up3"),
 )
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 # How to transpose a linear's or a convolution's kernel, by its number of axes.
@@ -51,6 +55,7 @@ class Names:
 
 
 UNET_NAMES = Names()
+FIRST_STAGE_NAMES = Names()
 CONTROLNET_NAMES = Names(
     optional=(
         # The Degradation-Free Constraint's heads, which only training needs.

@@ -89,16 +89,21 @@ class SingleFile:
     networks: Mapping[str, tuple[dict[str, Any], dict[str, Tensor]]]
 
 
-def read_single_file(file: Path, *, ema: bool = False) -> SingleFile:
-    """The networks of a file; only what describes its tensors is read yet.
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """A file's tensors under its own names; only what describes them is read yet. Raises UserError if that fails."""
+    return read_file(file) if file.suffix == ".safetensors" else read_pickle(file)
+
+
+def read_single_file(file: Path, tensors: Mapping[str, Tensor], *, ema: bool = False) -> SingleFile:
+    """The networks of a file.
 
     Args:
+      tensors: the file's, from `read_tensors`.
       ema: take the UNet's moving average, which checkpoints of a training have beside what was trained.
 
     Raises:
       UserError: it is no such file, or it holds what belongs to no Stable Diffusion, which is named.
     """
-    tensors = read_file(file) if file.suffix == ".safetensors" else read_pickle(file)
     if any(key.startswith("conditioner.embedders.") for key in tensors):
         raise UserError(f"{file} is Stable Diffusion XL or another successor; versions 1 and 2 are read")
     tensors = without_shared_prefix(tensors, file, known=(_UNET, _VAE, _EMA, _TEXT_1, _TEXT_2, *_VAE_ALONE))

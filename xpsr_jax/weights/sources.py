@@ -12,14 +12,17 @@ from xpsr_jax.errors import UserError
 from xpsr_jax.errors import listed as listed_names
 from xpsr_jax.json_files import read_json
 from xpsr_jax.weights import single_file
+from xpsr_jax.weights.esrgan_file import is_esrgan, read_esrgan
 from xpsr_jax.weights.folders import variants_in
-from xpsr_jax.weights.networks import NETWORKS, Weights, open_folder
+from xpsr_jax.weights.networks import ALL_NETWORKS, NETWORKS, Weights, open_folder
 
 # Fields of `model_folder.Model` that are components, and their subfolders.
-SUBFOLDERS = {name: network.subfolder for name, network in NETWORKS.items()} | {
+SUBFOLDERS = {name: network.subfolder for name, network in ALL_NETWORKS.items()} | {
     "tokenizer": "tokenizer",
     "schedule": "scheduler",
 }
+# Those without which nothing can be restored.
+REQUIRED = (*NETWORKS, "tokenizer", "schedule")
 SHIPPED_TOKENIZER = ASSETS / "tokenizer"
 
 
@@ -62,15 +65,15 @@ def open_source(path: Path, *, variant: str | None = None, ema: bool = False) ->
         folders = listed(SUBFOLDERS)
         raise UserError(
             f"{path} {problem}; expected a model folder with the subfolders {folders}, "
-            f"or a single file of Stable Diffusion ({', '.join(single_file.SUFFIXES)})"
+            f"or a single file of Stable Diffusion or of an ESRGAN ({', '.join(single_file.SUFFIXES)})"
         )
     if is_training_checkpoint(path):
         raise UserError(f"{path} is a training checkpoint: convert_weights.py makes a model folder of it")
     found = find_components(path)
     networks = {
-        name: functools.partial(open_folder, NETWORKS[name], folder, variant=variant)
+        name: functools.partial(open_folder, ALL_NETWORKS[name], folder, variant=variant)
         for name, folder in found.items()
-        if name in NETWORKS
+        if name in ALL_NETWORKS
     }
     return Source(found, networks, found.get("tokenizer"), found.get("schedule"), folders=(path,))
 
@@ -88,9 +91,9 @@ def find_components(path: Path) -> dict[str, Path]:
     entries = {entry.name for entry in path.iterdir()}
     if "config.json" in entries:
         names = _class_names(path / "config.json")
-        found = {name: path for name, network in NETWORKS.items() if network.torch_class[1] in names}
+        found = {name: path for name, network in ALL_NETWORKS.items() if network.torch_class[1] in names}
         if not found:
-            classes = ", ".join(network.torch_class[1] for network in NETWORKS.values())
+            classes = ", ".join(network.torch_class[1] for network in ALL_NETWORKS.values())
             raise UserError(f"{path / 'config.json'} is of {listed_names(names) or 'no class'}; known are {classes}")
     elif "scheduler_config.json" in entries:
         found = {"schedule": path}
@@ -177,11 +180,14 @@ def listed(names: Iterable[str]) -> str:
 
 
 def _open_single_file(file: Path, *, ema: bool) -> Source:
-    content = single_file.read_single_file(file, ema=ema)
-
     def opened(config: dict, tensors: dict) -> Weights:
         return Weights(file, config, tensors)
 
+    stored = single_file.read_tensors(file)
+    if is_esrgan(stored):
+        first_stage = functools.partial(opened, *read_esrgan(file, stored))
+        return Source({"first_stage": file}, {"first_stage": first_stage})
+    content = single_file.read_single_file(file, stored, ema=ema)
     networks = {name: functools.partial(opened, *parts) for name, parts in content.networks.items()}
     origins = dict.fromkeys(networks, file)
     if content.version == 1 and "unet" in networks:

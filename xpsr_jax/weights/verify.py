@@ -13,6 +13,7 @@ from xpsr_jax.models.autoencoder import Autoencoder
 from xpsr_jax.models.configs import UNetConfig
 from xpsr_jax.models.controlnet import ControlNet
 from xpsr_jax.models.layers import Compute
+from xpsr_jax.models.rrdb import RRDBNet
 from xpsr_jax.models.text_encoder import TextEncoder
 from xpsr_jax.weights.networks import AnyNetwork, Network, Weights, checked, load_network, open_folder
 from xpsr_jax.weights.tensors import contiguous
@@ -54,6 +55,9 @@ def _compute(module: AnyNetwork) -> list[np.ndarray]:
     if isinstance(module, TextEncoder):
         shape = 1, module.config.max_position_embeddings
         outputs = module(jnp.asarray(rng.integers(0, module.config.vocab_size, shape), jnp.int32))
+    elif isinstance(module, RRDBNet):
+        size = 4 * module.config.unshuffle
+        outputs = module(jnp.abs(normal(1, size, size, 3)) % 1)
     elif isinstance(module, Autoencoder):
         size = 2 ** len(module.config.block_out_channels)
         outputs = (

@@ -1,0 +1,104 @@
+"""The first stage: a clean and larger picture of an LR picture of any size, in memory that does not grow with it."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, UInt8
+
+from xpsr_jax.inference.on_devices import OnDevices
+from xpsr_jax.inference.tiling import lay, plan_pieces
+from xpsr_jax.models.rrdb import RRDBNet
+
+# Pixels of the LR picture around a tile's inner part, and before and after where two inner parts meet, in which one
+# passes into the other. Far less than 23 blocks can reach; docs/sampling.md has the measured difference.
+BORDER, FADE = 24, 4
+# Sides of what the network sees are multiples of this, and so of any `unshuffle`: pictures of many sizes are compiled
+# for a few.
+_MULTIPLE = 16
+
+
+class FirstStage:
+    """A model's first stage, ready for LR pictures.
+
+    Attributes:
+        scale: how many times larger its pictures are.
+    """
+
+    def __init__(self, networks: OnDevices, *, tile: int, border: int = BORDER, fade: int = FADE) -> None:
+        """
+        Args:
+            networks: of a model that has a first stage.
+            tile: side of a tile with its border, in pixels of the LR picture. Up to tile² pixels, or with 0, a picture
+                is one piece.
+            border: pixels around a tile's inner part, more than `fade`.
+        """
+        assert networks.first_stage is not None
+        self._graph, self._weights, config = networks.first_stage
+        self._networks, self._tile, self._border, self._fade = networks, tile, min(border, tile // 4), fade
+        self.scale = config.scale
+
+    def __call__(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[UInt8[np.ndarray, "_ _ 3"] | None]:
+        """The pictures that it makes of LR pictures, `scale` times as large; None where one is not finite."""
+        results: dict[int, UInt8[np.ndarray, "_ _ 3"] | None] = {}
+        whole: dict[tuple[int, ...], list[int]] = {}
+        for i, image in enumerate(images):
+            if self._tile and image.shape[0] * image.shape[1] > self._tile**2:
+                results[i] = self._in_tiles(image)
+            else:
+                whole.setdefault(tuple(-(-side // _MULTIPLE) for side in image.shape[:2]), []).append(i)
+        for group in whole.values():
+            for i, clean in zip(group, self._run([self._continued(images[i]) for i in group]), strict=True):
+                height, width = (self.scale * side for side in images[i].shape[:2])
+                results[i] = None if clean is None else clean[:height, :width]
+        return [results[i] for i in range(len(images))]
+
+    def _continued(self, image: UInt8[np.ndarray, "_ _ 3"]) -> UInt8[np.ndarray, "_ _ 3"]:
+        below, right = (-side % _MULTIPLE for side in image.shape[:2])
+        return np.pad(image, ((0, below), (0, right), (0, 0)), mode="symmetric")
+
+    def _in_tiles(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "_ _ 3"] | None:
+        height, width = image.shape[:2]
+        # A thin picture has tiles as thin, continued like a small picture.
+        shape = min(self._tile, height), min(self._tile, width)
+        rows = plan_pieces(height, size=shape[0], border=self._border)
+        columns = plan_pieces(width, size=shape[1], border=self._border)
+        result: np.ndarray | None = None
+        for y in rows:
+            tiles = [image[y.start :, x.start :][: shape[0], : shape[1]] for x in columns]
+            # Its axes are (x, y, channel): tiles are laid along the first.
+            band: np.ndarray | None = None
+            for x, clean in zip(columns, self._run([self._continued(tile) for tile in tiles]), strict=True):
+                if clean is None:
+                    return None
+                clean = clean[: self.scale * shape[0], : self.scale * shape[1]].swapaxes(0, 1)
+                band = lay(band, clean, x, length=width, scale=self.scale, fade=self._fade)
+            assert band is not None
+            result = lay(result, band.swapaxes(0, 1), y, length=height, scale=self.scale, fade=self._fade)
+        assert result is not None
+        return result
+
+    def _run(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> list[UInt8[np.ndarray, "_ _ 3"] | None]:
+        """Of pictures of one size, as many at once as a batch holds."""
+        results: list[UInt8[np.ndarray, "_ _ 3"] | None] = []
+        capacity = self._networks.capacity
+        for first in range(0, len(images), capacity):
+            batch = np.stack(images[first : first + capacity])
+            with self._networks.within():
+                computed = run_first_stage(self._graph, self._weights, self._networks.fill(batch))
+            clean, finite = self._networks.fetch(computed)
+            results += [picture if fine else None for picture, fine in zip(clean, finite, strict=True)][: len(batch)]
+        return results
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run_first_stage(
+    graph: nnx.GraphDef[RRDBNet], weights: nnx.State, pixels: UInt8[Array, "b h w 3"]
+) -> tuple[UInt8[Array, "b H W 3"], Bool[Array, "b"]]:
+    """LR pictures through the network, in 8 bits, and for each whether it gave neither NaN nor infinity."""
+    clean: Float[Array, "b H W 3"] = nnx.merge(graph, weights)(pixels.astype(jnp.float32) / 255)
+    rounded = jnp.round(jnp.clip(clean, 0, 1) * 255).astype(jnp.uint8)
+    return rounded, jnp.isfinite(clean).all((1, 2, 3))
