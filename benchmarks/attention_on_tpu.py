@@ -18,13 +18,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
+from benchmarks.on_tpu import TOPOLOGY, on_chips
 from xpsr_jax import sharding
-from xpsr_jax.config import Mesh
-from xpsr_jax.errors import UserError
 from xpsr_jax.models.attention import attention
 from xpsr_jax.pods import chips, compiling, report
 
-TOPOLOGY = "v5e:2x2"
 # Tokens, heads and features of a head at the two finest levels.
 SIZES = ((4096, 8, 40), (1024, 8, 80))
 LANES = 128
@@ -55,13 +53,7 @@ def gradients(attend: Attend) -> Callable[[Array, Array, Array], tuple[Array, ..
     return jax.grad(lambda *inputs: (attend(*inputs).astype(jnp.float32) ** 2).sum(), argnums=(0, 1, 2))
 
 
-def main() -> int:
-    jax.config.update("jax_platforms", "cpu")
-    try:
-        mesh = chips.make_pod_mesh(TOPOLOGY, Mesh())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+def run(mesh: jax.sharding.Mesh) -> None:
     split = sharding.batch_sharding(mesh)
     print(
         "| kernel | tokens | heads of | program | estimate, ms | TFLOP | GB moved | temporaries, MiB | calls, silent |"
@@ -85,8 +77,7 @@ def main() -> int:
                     f"{found['temporaries'] / 2**20:.0f} | {len(calls)}, {calls.count(None)} |",
                     flush=True,
                 )
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(on_chips(run))

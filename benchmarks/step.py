@@ -9,11 +9,15 @@ On latents of 64 x 64 (512 x 512 pixels), float32, random weights:
 (b) the same network of ours;
 (c) a guided step of XPSR (ControlNet and UNet, one image, two halves) computed plainly: both halves whole, the texts'
     keys and values anew, XLA's convolutions;
-(d) the same as sample.py computes it.
+(d) the same as sample.py computes it;
+(e) a step of (d) without guidance, and (f1) to (f3) guided steps upon features that a whole one kept: the last 1 to 3
+layers of the decoder are computed anew; (e1) to (e3) such steps without guidance;
+(g) 10 guided steps, every one whole, and (h) 10 of which every third is whole, the others as (f3): one of (g) and one
+of (h) take turns.
 
 (c) stores all scores of attention, as an einsum does; (c') has our attention for CPUs and is otherwise (c). All take
-turns, (a) and (b) in one process, the others, for want of memory, in one each. Memory is what a step takes beyond the
-weights.
+turns, (a) and (b) in one process, (e) to (h) in one, the others, for want of memory, in one each. Memory is what a step
+takes beyond the weights.
 """
 
 import argparse
@@ -40,10 +44,14 @@ from xpsr_jax.models.blocks import Text
 from xpsr_jax.models.configs import ControlNetConfig, UNetConfig
 from xpsr_jax.models.controlnet import ControlNet, ImageFeatures
 from xpsr_jax.models.layers import Compute
-from xpsr_jax.models.unet import UNet
+from xpsr_jax.models.unet import KeptFeatures, UNet
 from xpsr_jax.models.winograd import with_winograd
 
 RNG = np.random.default_rng(0)
+# Of (g) and (h).
+STEPS, INTERVAL = 10, 3
+# CPU seconds, seconds, bytes beyond those that are held.
+Figures = tuple[float, float, int]
 
 M = TypeVar("M", bound=nnx.Module)
 Networks = tuple[UNet, ControlNet]
@@ -73,14 +81,16 @@ def abstract(make: Callable[[nnx.Rngs], M]) -> M:
     return module
 
 
-def jitted(call: Callable[..., Array], modules: nnx.Module | Networks, *inputs: object) -> Run:
+def jitted(
+    call: Callable[..., Array | tuple[Array, KeptFeatures]], modules: nnx.Module | Networks, *inputs: object
+) -> Run:
     graph, state = nnx.split(modules)
     program = jax.jit(lambda state, *inputs: call(nnx.merge(graph, state), *inputs))
     inputs = jax.tree.map(jnp.asarray, inputs)
     return lambda: jax.block_until_ready(program(state, *inputs))
 
 
-def stock() -> dict[str, Run]:
+def stock() -> dict[str, Figures]:
     """(a) and (b)."""
     import torch
     from diffusers import UNet2DConditionModel
@@ -97,27 +107,83 @@ def stock() -> dict[str, Run]:
     ours = with_winograd(filled(abstract(lambda rngs: UNet(config, rngs=rngs))))
     steps = jnp.full(2, 500)
     projected = nnx.jit(lambda unet, text: unet.project_text(text))(ours, text)
-    return {"a": theirs, "b": jitted(lambda unet, *x: unet(*x), ours, latents, steps, projected)}
+    return {"a": measure(theirs), "b": measure(jitted(lambda unet, *x: unet(*x), ours, latents, steps, projected))}
 
 
-def xpsr(name: str) -> dict[str, Run]:
+def xpsr(name: str) -> dict[str, Figures]:
     """(c), (c') or (d). Image features are computed beforehand for all: the released code does so too."""
-    latents, high, low = (jnp.asarray(random(*shape)) for shape in ((1, 64, 64, 4), (2, 77, 768), (1, 77, 768)))
-    image, t = random(1, 512, 512, 3), jnp.full(1, 500)
-    compute = Compute(attention="plain" if name == "c" else "auto")
-    networks = (
-        filled(abstract(lambda rngs: UNet(UNetConfig(), rngs=rngs, compute=compute))),
-        filled(abstract(lambda rngs: ControlNet(ControlNetConfig(), rngs=rngs, compute=compute))),
-    )
-    features = nnx.jit(lambda controlnet, image: controlnet.encode_image(image))(networks[1], image)
-    features = features._replace(rgb_predictions=())
-
+    networks, latents, t, high, low, features = inputs_of(Compute(attention="plain" if name == "c" else "auto"))
     if name != "d":
-        return {name: jitted(whole, networks, latents, t, high, low, features)}
+        return {name: measure(jitted(whole, networks, latents, t, high, low, features))}
     texts = nnx.jit(project)(*networks, high, low)
     return {
-        name: jitted(shared, (with_winograd(networks[0]), with_winograd(networks[1])), latents, t, *texts, features)
+        name: measure(
+            jitted(shared, (with_winograd(networks[0]), with_winograd(networks[1])), latents, t, *texts, features)
+        )
     }
+
+
+def with_features_kept() -> dict[str, Figures]:
+    """(e) to (h)."""
+    networks, latents, t, high, low, features = inputs_of(Compute(), winograd=True)
+    unet = networks[0]
+    text, texts = nnx.jit(project)(*networks, high, low)
+    positive, positives = nnx.jit(project)(*networks, high[:1], low)
+    most = unet.config.layers_per_block + 1
+
+    def upon_features(layers: int, texts: Text, of_controlnet: tuple[Text, Text]) -> Run:
+        keep = functools.partial(keeping, layers=layers)
+        _, shapes = nnx.eval_shape(keep, networks, latents, t, texts, of_controlnet, features)
+        kept = jax.tree.map(lambda feature: jnp.asarray(random(*feature.shape)), shapes)
+        return jitted(functools.partial(upon_kept, layers=layers), unet, latents, t, texts, kept)
+
+    outer = upon_features(most, text, texts)
+    step = jitted(shared, networks, latents, t, text, texts, features)
+    keep_step = jitted(functools.partial(keeping, layers=most), networks, latents, t, text, texts, features)
+    measured = {f"f{most}": measure(outer)}
+    for run in (step, keep_step):
+        run()
+    turns: dict[str, list[Figures]] = {"g": [], "h": []}
+    for index in range(STEPS):
+        for name, run in (("g", step), ("h", outer if index % INTERVAL else keep_step)):
+            turns[name].append(measure(run, compiled=True))
+            print(f"{name}, step {index + 1}:", turns[name][-1], file=sys.stderr, flush=True)
+    for name, steps in turns.items():
+        cpu, clock, memory = zip(*steps, strict=True)
+        measured[name] = sum(cpu), sum(clock), max(memory)
+    measured["e"] = measure(jitted(alone, networks, latents, t, positive, positives, features))
+    for layers in range(1, most + 1):
+        measured[f"e{layers}"] = measure(upon_features(layers, positive, positives))
+        if layers < most:
+            measured[f"f{layers}"] = measure(upon_features(layers, text, texts))
+    return measured
+
+
+def transformed(network: M) -> M:
+    """The network with Winograd's kernels; those that they replace are freed, for want of memory."""
+    replaced = with_winograd(network)
+    kept = jax.block_until_ready(jax.tree.leaves(nnx.state(replaced)))
+    still_used = {id(leaf) for leaf in kept}
+    for leaf in jax.tree.leaves(nnx.state(network)):
+        if id(leaf) not in still_used:
+            leaf.delete()
+    return replaced
+
+
+def inputs_of(
+    compute: Compute, *, winograd: bool = False
+) -> tuple[Networks, Array, Array, Array, Array, ImageFeatures]:
+    """XPSR's networks, latents, timesteps, texts of both halves, and what is computed of the image beforehand."""
+    latents, high, low = (jnp.asarray(random(*shape)) for shape in ((1, 64, 64, 4), (2, 77, 768), (1, 77, 768)))
+    image, t = random(1, 512, 512, 3), jnp.full(1, 500)
+    unet = filled(abstract(lambda rngs: UNet(UNetConfig(), rngs=rngs, compute=compute)))
+    if winograd:  # before there is the other network
+        unet = transformed(unet)
+    controlnet = filled(abstract(lambda rngs: ControlNet(ControlNetConfig(), rngs=rngs, compute=compute)))
+    if winograd:
+        controlnet = transformed(controlnet)
+    features = nnx.jit(lambda controlnet, image: controlnet.encode_image(image))(controlnet, image)
+    return (unet, controlnet), latents, t, high, low, features._replace(rgb_predictions=())
 
 
 def project(unet: UNet, controlnet: ControlNet, high: Array, low: Array) -> tuple[Text, tuple[Text, Text]]:
@@ -142,16 +208,58 @@ def shared(
     return guided(unet(latents, t, text, control.residuals, control.mid))
 
 
+def alone(
+    networks: Networks, latents: Array, t: Array, text: Text, texts: tuple[Text, Text], features: ImageFeatures
+) -> Array:
+    """A step without guidance."""
+    unet, controlnet = networks
+    control = controlnet(latents, t, *texts, features)
+    prediction: Array = unet(latents, t, text, control.residuals, control.mid)
+    return prediction
+
+
+def keeping(
+    networks: Networks,
+    latents: Array,
+    t: Array,
+    text: Text,
+    texts: tuple[Text, Text],
+    features: ImageFeatures,
+    *,
+    layers: int,
+) -> tuple[Array, KeptFeatures]:
+    """A step as `shared`, and what `upon_kept` takes up."""
+    unet, controlnet = networks
+    control = controlnet(latents, t, *texts, features)
+    prediction, kept = unet.predict_and_keep(latents, t, text, control.residuals, control.mid, outer_layers=layers)
+    return halved(prediction), kept
+
+
+def upon_kept(unet: UNet, latents: Array, t: Array, text: Text, kept: KeptFeatures, *, layers: int) -> Array:
+    """A step of the outermost layers alone."""
+    return halved(unet.predict_from_kept(latents, t, text, kept, outer_layers=layers))
+
+
+def halved(prediction: Array) -> Array:
+    """The prediction of one half or two."""
+    return guided(prediction) if len(prediction) > 1 else prediction
+
+
 def guided(prediction: Array) -> Array:
     return guide(prediction[::2], prediction[1::2], scale=5.5, form="paper", rescale=0.0)
 
 
-PARTS = {"stock": stock} | {name: functools.partial(xpsr, name) for name in ("c", "c'", "d")}
+PARTS: dict[str, Callable[[], dict[str, Figures]]] = {
+    "stock": stock,
+    **{name: functools.partial(xpsr, name) for name in ("c", "c'", "d")},
+    "kept": with_features_kept,
+}
 
 
-def measure(run: Run) -> tuple[float, float, int]:
+def measure(run: Run, *, compiled: bool = False) -> Figures:
     """CPU seconds and seconds of a run that is compiled, and the bytes that it takes beyond those that are held."""
-    run()
+    if not compiled:
+        run()
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     held, cpu, clock = resident("VmRSS"), time.process_time(), time.perf_counter()
@@ -167,14 +275,15 @@ def resident(field: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS], help='which; "kept" is (e) to (h)')
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part:
         use_compilation_cache()
-        print(json.dumps({name: measure(run) for name, run in PARTS[arguments.part]().items()}))
+        print(json.dumps(PARTS[arguments.part]()))
         return
     found: dict[str, list[float]] = {}
-    for part in [*PARTS] * arguments.rounds:
+    for part in arguments.parts * arguments.rounds:
         command = [sys.executable, __file__, "--part", part]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         for name, figures in json.loads(output.splitlines()[-1]).items():
@@ -182,8 +291,13 @@ def main() -> None:
             found[name] = np.minimum(found.get(name, figures), figures).tolist()
     for name, (cpu, clock, memory) in found.items():
         print(f"{name:3s} {cpu:8.2f} s of CPU {clock:8.2f} s {memory / 2**30:8.2f} GiB beyond the weights")
-    for one, other in (("b", "a"), ("d", "c"), ("d", "c'")):
-        print(f"{one} = {found[one][0] / found[other][0]:.3f} x {other}")
+    for one, other in (("b", "a"), ("d", "c"), ("d", "c'"), ("h", "g")):
+        if {one, other} <= found.keys():
+            print(f"{one} = {found[one][0] / found[other][0]:.3f} x {other}")
+    if "g" in found:
+        step = found["g"][0] / STEPS
+        for name in ("e", "e1", "e2", "e3", "f1", "f2", "f3"):
+            print(f"{name} = {found[name][0] / step:.3f} x a step of g")
 
 
 if __name__ == "__main__":

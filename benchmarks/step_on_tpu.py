@@ -8,8 +8,12 @@ bfloat16, 64 x 64 latents, one image (two samples of the stock UNet) a chip of v
 (b) Stable Diffusion 1.5's UNet; (c) a guided step of XPSR with all scores of attention stored and nothing shared by its
 halves; (c') with the attention that is used on TPUs; (d) as it is computed, with that attention; (d, flash) with JAX's
 Pallas kernel, whose part of the estimate is the time that the products and bytes which it states take at the least.
+
+(e) is (d) without guidance; (f1) to (f3) are guided steps of the decoder's last 1 to 3 layers, upon features that a
+whole step kept, (e1) to (e3) such steps without guidance.
 """
 
+import functools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -18,10 +22,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from benchmarks.step import Networks, project, shared, whole
+from benchmarks.on_tpu import TOPOLOGY, on_chips
+from benchmarks.step import Networks, alone, keeping, project, shared, upon_kept, whole
 from xpsr_jax import sharding
-from xpsr_jax.config import Mesh
-from xpsr_jax.errors import UserError
 from xpsr_jax.models.attention import TPU_KERNEL
 from xpsr_jax.models.configs import ControlNetConfig, Kernel, UNetConfig
 from xpsr_jax.models.controlnet import ControlNet, ImageFeatures
@@ -29,16 +32,8 @@ from xpsr_jax.models.layers import Compute
 from xpsr_jax.models.unet import UNet
 from xpsr_jax.pods import chips, compiling, report
 
-TOPOLOGY = "v5e:2x2"
 
-
-def main() -> int:
-    jax.config.update("jax_platforms", "cpu")
-    try:
-        mesh = chips.make_pod_mesh(TOPOLOGY, Mesh())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+def run(mesh: jax.sharding.Mesh) -> None:
     print("| program | XLA's estimate, ms | TFLOP | GB moved | temporaries, GiB | custom kernels |")
     print("|---|---:|---:|---:|---:|---:|")
     programs: dict[str, tuple[Callable[[Compute, jax.sharding.Mesh], jax.stages.Lowered], Kernel]] = {
@@ -47,6 +42,12 @@ def main() -> int:
         "c'": (plain_step, TPU_KERNEL),
         "d": (fast_step, TPU_KERNEL),
         "d, flash": (fast_step, "flash"),
+        "e": (unguided_step, TPU_KERNEL),
+        **{
+            f"{letter}{layers}": (functools.partial(outer_step, layers=layers, guided=letter == "f"), TPU_KERNEL)
+            for letter in "fe"
+            for layers in (1, 2, 3)
+        },
     }
     for name, (program, kernel) in programs.items():
         compute = Compute(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, attention=kernel)
@@ -59,7 +60,6 @@ def main() -> int:
             f"{found['temporaries'] / 2**30:.2f} | {found['custom_calls']} |",
             flush=True,
         )
-    return 0
 
 
 def stock(compute: Compute, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
@@ -81,15 +81,29 @@ def fast_step(compute: Compute, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
     return lower(shared, networks, mesh, latents, steps(mesh, 1), *texts, features)
 
 
+def unguided_step(compute: Compute, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
+    networks, latents, high, low, features = xpsr(compute, mesh, halves=1)
+    texts = nnx.eval_shape(project, *networks, high, low)
+    return lower(alone, networks, mesh, latents, steps(mesh, 1), *texts, features)
+
+
+def outer_step(compute: Compute, mesh: jax.sharding.Mesh, *, layers: int, guided: bool) -> jax.stages.Lowered:
+    networks, latents, high, low, features = xpsr(compute, mesh, halves=1 + guided)
+    text, texts = nnx.eval_shape(project, *networks, high, low)
+    keep = functools.partial(keeping, layers=layers)
+    _, kept = nnx.eval_shape(keep, networks, latents, steps(mesh, 1), text, texts, features)
+    return lower(functools.partial(upon_kept, layers=layers), networks[0], mesh, latents, steps(mesh, 1), text, kept)
+
+
 def xpsr(
-    compute: Compute, mesh: jax.sharding.Mesh
+    compute: Compute, mesh: jax.sharding.Mesh, *, halves: int = 2
 ) -> tuple[Networks, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct, ImageFeatures]:
     """Networks without weights, and the shapes of latents, both texts and the image's features."""
     unet = nnx.eval_shape(lambda: UNet(UNetConfig(), rngs=nnx.Rngs(0), compute=compute))
     controlnet = nnx.eval_shape(lambda: ControlNet(ControlNetConfig(), rngs=nnx.Rngs(0), compute=compute))
     image = shape(mesh, 1, 512, 512, 3)
     features = nnx.eval_shape(lambda controlnet, image: controlnet.encode_image(image), controlnet, image)
-    inputs = shape(mesh, 1, 64, 64, 4), shape(mesh, 2, 77, 768), shape(mesh, 1, 77, 768)
+    inputs = shape(mesh, 1, 64, 64, 4), shape(mesh, halves, 77, 768), shape(mesh, 1, 77, 768)
     return (unet, controlnet), *inputs, features._replace(rgb_predictions=())
 
 
@@ -116,4 +130,4 @@ def lower(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(on_chips(run))
