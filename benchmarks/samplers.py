@@ -2,10 +2,15 @@
 
 python benchmarks/samplers.py --photos PHOTOS [--model DIR]
 
-The crops are those of benchmarks/tiny_quality.py. Everything but the sampler is the model's own setting. Programs are
-compiled beforehand; then every sampler restores a crop at every number of steps before the next crop's turn, so that
-whatever slows the machine down meanwhile slows all of them. Writes samplers.csv (every single number, crop by crop: the
-same command goes on where it was stopped), samplers.md and samplers.png into the output folder.
+The crops are those of benchmarks/tiny_quality.py, or, with --every, of a folder that training never saw. Everything but
+the sampler is the model's own setting, unless an option says otherwise: several intervals of guidance, or several
+numbers of steps from one whole step to the next, are compared in all combinations. "cost" is of the networks at full
+size, in guided steps that are whole, by XLA's count; "from whole" the mean difference, in grey levels, from the
+same sampler and steps with all steps whole and guided.
+
+Programs are compiled beforehand; then every sampler restores a crop at every number of steps before the next crop's
+turn, so that whatever slows the machine down meanwhile slows all of them. Writes samplers.csv (every single number,
+crop by crop: the same command goes on where it was stopped), samplers.md and samplers.png into the output folder.
 """
 
 import csv
@@ -17,18 +22,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import xpsr_jax
+from benchmarks.bootstrap import interval_of_mean
 from benchmarks.command_line import command_line
 from benchmarks.tiny_quality import CONFIG, MODEL
 from xpsr_jax.config import Sampling, load_config
+from xpsr_jax.data.captions import read_captions
 from xpsr_jax.diffusion.schedule import Spacing
 from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.crops import CROP_SEED, Crop, cut_crops, enlarge, measure_crops
 from xpsr_jax.files import check_writable, new_file
 from xpsr_jax.inference.compilation import use_compilation_cache
+from xpsr_jax.inference.plan import Run, plan_runs
 from xpsr_jax.inference.restore import Restorer, not_finite
 from xpsr_jax.weights.model_folder import Model
 
@@ -45,7 +55,15 @@ SAMPLERS: dict[str, dict[str, Any]] = {
 }
 BICUBIC = "bicubic"
 SHOWN = ("LPIPS (alex)", "DISTS", "PSNR-Y")
-SECONDS = "seconds"
+SECONDS, COST, FROM_WHOLE = "seconds", "cost", "from whole"
+WHOLE_GUIDANCE = (0.0, 1.0)
+# Of a step at full size, in whole guided ones: guided or not, and by the number of layers that are computed anew; 0: it
+# is whole. Guided ones by XLA's count (docs/sampling.md). A step without guidance is taken as half of it, and a whole
+# one also as half of what the halves share (docs/speed.md).
+COSTS = {
+    True: {0: 1.0, 1: 0.048, 2: 0.114, 3: 0.195},
+    False: {0: 0.52, 1: 0.024, 2: 0.057, 3: 0.098},
+}
 # A line of samplers.csv, and means by method and column.
 Row = dict[str, str]
 Scores = dict[str, dict[str, float]]
@@ -60,32 +78,63 @@ class Arguments:
         model: Model folder.
         config: The training configuration that names the photographs it held out.
         output: Folder to write to.
+        every: Take every so many-th photograph of captions.jsonl, none of which training may have seen, instead of
+            those that the configuration holds out.
         photographs: How many of the photographs; none: all.
         crops: Crops of each photograph.
+        size: Side of a crop, in pixels.
+        size: Pixels of a crop's sides.
         samplers: Which of them.
         steps: Numbers of steps.
         spacing: Spacings to compare; none: the model's own.
+        guidance_scale: Guidance scale instead of the model's own.
+        guidance_interval: Parts of the steps with guidance to compare, as "0.2:0.8".
+        cache_interval: Numbers of steps from one whole step to the next to compare.
+        cache_levels: Numbers of layers to compare that the steps between compute anew; none: the most.
+        only: Rows of the table to measure, of all these; none: all.
+        against: A row of the table from which every other's difference is shown, with its 95% interval.
     """
 
     photos: Path
     model: Path = MODEL
     config: str = CONFIG
     output: Path = Path("outputs/samplers")
+    every: int | None = None
     photographs: int | None = None
     crops: int = 1
+    size: int = 512
     samplers: tuple[str, ...] = tuple(SAMPLERS)
     steps: tuple[int, ...] = (5, 10, 20, 50)
     spacing: tuple[Spacing, ...] = ()
+    guidance_scale: float | None = None
+    guidance_interval: tuple[str, ...] = ("0:1",)
+    cache_interval: tuple[int, ...] = (1,)
+    cache_levels: tuple[int, ...] = ()
+    only: tuple[str, ...] = ()
+    against: str | None = None
 
 
 def run(arguments: Arguments) -> None:
     use_compilation_cache()
     check_writable(arguments.output)
-    held_out = load_config(arguments.config).images.exclude[: arguments.photographs]
-    crops = cut_crops(arguments.photos, held_out, count=arguments.crops)
+    unseen: Sequence[str] = load_config(arguments.config).images.exclude
+    if arguments.every:
+        unseen = sorted(read_captions(arguments.photos / "captions.jsonl"))[:: arguments.every]
+    crops = cut_crops(arguments.photos, unseen[: arguments.photographs], count=arguments.crops, size=arguments.size)
     model = xpsr_jax.load(arguments.model)
     defaults = model.defaults
-    compared = settings(defaults, arguments.samplers, arguments.steps, arguments.spacing)
+    if arguments.guidance_scale is not None:
+        defaults = dataclasses.replace(defaults, guidance_scale=arguments.guidance_scale)
+    compared = with_savings(
+        settings(defaults, arguments.samplers, arguments.steps, arguments.spacing),
+        [read_interval(text) for text in arguments.guidance_interval],
+        arguments.cache_interval,
+        arguments.cache_levels,
+    )
+    if arguments.only:
+        compared = {name: sampling for name, sampling in compared.items() if name in arguments.only}
+    if arguments.against not in (None, *compared):
+        raise UserError(f'--against "{arguments.against}" is none of {"; ".join(compared)}')
     restorers = {name: Restorer(model, sampling) for name, sampling in compared.items()}
     file = arguments.output / "samplers.csv"
     rows = read_rows(file, (BICUBIC, *compared))
@@ -99,10 +148,13 @@ def run(arguments: Arguments) -> None:
     scores = means(rows)
     photographs = len({crop.name for crop in crops})
     heading = (
-        f"{len(crops)} crops of {photographs} photographs, full degradation, 128 → 512, seed {CROP_SEED}; "
+        f"{len(crops)} crops of {photographs} photographs, full degradation, {arguments.size // 4} → {arguments.size}, "
+        f"seed {CROP_SEED}; "
         f"guidance {defaults.guidance_scale} ({defaults.guidance_form}), start {defaults.start}. Means over the crops."
     )
     table = f"{heading}\n\n{markdown(scores)}"
+    if arguments.against:
+        table += f"\n{differences(rows, arguments.against)}"
     with new_file(arguments.output / "samplers.md") as temporary:
         temporary.write_text(table, encoding="utf-8")
     print(f"\n{table}\nwritten to {arguments.output}")
@@ -126,6 +178,51 @@ def settings(
     }
 
 
+def with_savings(
+    compared: Mapping[str, Sampling],
+    guidance_intervals: Sequence[tuple[float, float]],
+    cache_intervals: Sequence[int],
+    cache_levels: Sequence[int],
+) -> dict[str, Sampling]:
+    """Each of the settings with every interval of guidance and every way to keep features, by its name in the table."""
+    found = {}
+    for name, sampling in compared.items():
+        for guidance in guidance_intervals:
+            for cache in cache_intervals:
+                for levels in (cache_levels or (None,)) if cache > 1 else (None,):
+                    sampler, _, steps = name.rpartition(", ")
+                    parts = [
+                        sampler,
+                        f"guidance {guidance[0]:g} to {guidance[1]:g}" if guidance != WHOLE_GUIDANCE else "",
+                        f"1 of {cache} whole" if cache > 1 else "",
+                        f"{levels} layers" if levels else "",
+                        steps,
+                    ]
+                    found[", ".join(filter(None, parts))] = dataclasses.replace(
+                        sampling, guidance_interval=guidance, cache_interval=cache, cache_levels=levels
+                    )
+    return found
+
+
+def read_interval(text: str) -> tuple[float, float]:
+    """ "0.2:0.8" as two numbers. Raises UserError."""
+    try:
+        begin, end = map(float, text.split(":"))
+    except ValueError:
+        raise UserError(f'an interval of guidance is written as 0.2:0.8, not as "{text}"') from None
+    return begin, end
+
+
+def cost(sampling: Sampling) -> float:
+    """What the steps would cost at full size, in whole guided ones."""
+
+    def of(run: Run) -> float:
+        layers = (sampling.cache_levels or max(COSTS[True])) if run.features == "used" else 0
+        return (run.last - run.first) * COSTS[run.guided][layers]
+
+    return sum(map(of, plan_runs(sampling, at_most=sampling.steps)))
+
+
 def compile_programs(model: Model, crop: Crop, compared: Mapping[str, Sampling]) -> None:
     """One program serves any number of steps."""
     for sampling in tqdm({dataclasses.replace(each, steps=1) for each in compared.values()}, "compiling", disable=None):
@@ -144,10 +241,22 @@ def measure_crop(index: int, crop: Crop, restorers: Mapping[str, Restorer]) -> l
             raise UserError(not_finite(f"{crop.name} ({name})"))
         results[name] = restored
     scores = measure_crops([crop], {name: [image] for name, image in results.items()})
+    settings_of = {name: restorer.sampling for name, restorer in restorers.items()}
+
+    def from_whole(name: str) -> str:
+        if name not in settings_of:
+            return ""
+        plain = dataclasses.replace(
+            settings_of[name], cache_interval=1, cache_levels=None, guidance_interval=WHOLE_GUIDANCE
+        )
+        whole = [other for other, sampling in settings_of.items() if sampling == plain and other != name]
+        return repr(float(np.abs(np.int32(results[name]) - results[whole[0]]).mean())) if whole else ""
+
     return [
         {"crop": str(index), "image": crop.name, "method": name}
         | {metric: repr(values[0]) for metric, values in scores[name].items()}
         | {SECONDS: repr(seconds[name]) if name in seconds else ""}
+        | {COST: repr(cost(settings_of[name])) if name in settings_of else "", FROM_WHOLE: from_whole(name)}
         for name in results
     ]
 
@@ -183,12 +292,38 @@ def means(rows: Sequence[Row]) -> Scores:
 
 def markdown(scores: Scores) -> str:
     """The table."""
-    lines = [f"| | {' | '.join((*SHOWN, SECONDS))} |", "|---|" + "---|" * (len(SHOWN) + 1)]
+    columns = (*SHOWN, SECONDS, COST, FROM_WHOLE)
+    lines = [f"| | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
     for name, metrics in scores.items():
-        cells = [f"{metrics[metric]:.{2 if metric == 'PSNR-Y' else 4}f}" for metric in SHOWN]
-        cells.append(f"{metrics[SECONDS]:.2f}" if SECONDS in metrics else "")
+        cells = [
+            f"{metrics[column]:.{4 if column in SHOWN[:2] else 2}f}" if column in metrics else "" for column in columns
+        ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def differences(rows: Sequence[Row], against: str) -> str:
+    """The second table: every row's paired difference from one of them, with a 95% interval by photograph."""
+    lines = ["| less that of " + against + " | LPIPS (alex), % | DISTS, % |", "|---|---|---|"]
+    for name in dict.fromkeys(row["method"] for row in rows):
+        if name in (against, BICUBIC):
+            continue
+        cells = []
+        for metric in SHOWN[:2]:
+            other, own = (by_photograph(rows, method, metric) for method in (against, name))
+            low, high = interval_of_mean(100 * (own - other)[None] / other.mean())
+            cells.append(f"{100 * (own.mean() / other.mean() - 1):+.1f} ({low:+.1f} to {high:+.1f})")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def by_photograph(rows: Sequence[Row], method: str, metric: str) -> Float[np.ndarray, "photographs crops"]:
+    """The metric of every crop of a method."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        if row["method"] == method:
+            values.setdefault(row["image"], []).append(float(row[metric]))
+    return np.array(list(values.values()))
 
 
 def plot(scores: Scores, file: Path) -> None:

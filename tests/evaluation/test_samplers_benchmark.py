@@ -3,7 +3,24 @@ import dataclasses
 import cv2
 import pytest
 
-from benchmarks.samplers import BICUBIC, SAMPLERS, SECONDS, markdown, means, plot, read_rows, settings, write_rows
+from benchmarks.samplers import (
+    BICUBIC,
+    COST,
+    COSTS,
+    FROM_WHOLE,
+    SAMPLERS,
+    SECONDS,
+    cost,
+    differences,
+    markdown,
+    means,
+    plot,
+    read_interval,
+    read_rows,
+    settings,
+    with_savings,
+    write_rows,
+)
 from xpsr_jax.config import Sampling
 from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.crops import METRICS
@@ -12,7 +29,7 @@ METHODS = ("DDPM, 5 steps", "DDPM, 10 steps", "UniPC, 5 steps", "UniPC, 10 steps
 ROWS = [
     {"crop": str(i), "image": f"{i}.png", "method": method}
     | dict.fromkeys(METRICS, repr(value + (method == BICUBIC)))
-    | {SECONDS: "" if method == BICUBIC else repr(10 * value)}
+    | {SECONDS: "" if method == BICUBIC else repr(10 * value), COST: "", FROM_WHOLE: ""}
     for i, value in enumerate((0.1, 0.2))
     for method in (BICUBIC, *METHODS)
 ]
@@ -32,9 +49,38 @@ def test_every_sampler_at_every_number_of_steps():
 
 def test_table():
     lines = markdown(means(ROWS)).splitlines()
-    assert lines[0] == "| | LPIPS (alex) | DISTS | PSNR-Y | seconds |"
-    assert lines[2] == "| bicubic | 1.1500 | 1.1500 | 1.15 |  |"
-    assert lines[-1] == "| UniPC, 10 steps | 0.1500 | 0.1500 | 0.15 | 1.50 |"
+    assert lines[0] == "| | LPIPS (alex) | DISTS | PSNR-Y | seconds | cost | from whole |"
+    assert lines[2] == "| bicubic | 1.1500 | 1.1500 | 1.15 |  |  |  |"
+    assert lines[-1] == "| UniPC, 10 steps | 0.1500 | 0.1500 | 0.15 | 1.50 |  |  |"
+
+
+def test_kept_features_and_intervals_of_guidance_in_all_combinations():
+    plain = Sampling(steps=20)
+    compared = with_savings({"DDPM, 20 steps": plain}, [(0.0, 1.0), read_interval("0:0.5")], (1, 3), (1, 2))
+    assert list(compared) == [
+        "DDPM, 20 steps",
+        "DDPM, 1 of 3 whole, 1 layers, 20 steps",
+        "DDPM, 1 of 3 whole, 2 layers, 20 steps",
+        "DDPM, guidance 0 to 0.5, 20 steps",
+        "DDPM, guidance 0 to 0.5, 1 of 3 whole, 1 layers, 20 steps",
+        "DDPM, guidance 0 to 0.5, 1 of 3 whole, 2 layers, 20 steps",
+    ]
+    assert cost(plain) == 20
+    assert cost(compared["DDPM, 1 of 3 whole, 2 layers, 20 steps"]) == pytest.approx(7 + 13 * COSTS[True][2])
+    assert cost(compared["DDPM, guidance 0 to 0.5, 20 steps"]) == pytest.approx(10 + 10 * COSTS[False][0])
+    with pytest.raises(UserError, match=r"written as 0\.2:0\.8"):
+        read_interval("0.2")
+
+
+def test_paired_differences_of_the_same_crops_have_no_width_where_all_differ_alike():
+    rows = [
+        row | {"LPIPS (alex)": repr(float(row["LPIPS (alex)"]) * (0.9 if "Uni" in row["method"] else 1))}
+        for row in ROWS
+    ]
+    lines = differences(rows, "DDPM, 5 steps").splitlines()
+    assert lines[0] == "| less that of DDPM, 5 steps | LPIPS (alex), % | DISTS, % |"
+    assert lines[2] == "| DDPM, 10 steps | +0.0 (+0.0 to +0.0) | +0.0 (+0.0 to +0.0) |"
+    assert lines[3].startswith("| UniPC, 5 steps | -10.0 (")
 
 
 def test_going_on_with_what_was_measured(tmp_path):

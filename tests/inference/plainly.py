@@ -9,7 +9,7 @@ from PIL import Image
 from tests.inference.tiny_model import SAMPLING
 from xpsr_jax.config import Sampling
 from xpsr_jax.data.captions import Caption
-from xpsr_jax.diffusion.ddpm import Ddpm
+from xpsr_jax.diffusion.making import make_sampler
 from xpsr_jax.diffusion.samplers import start_latents
 from xpsr_jax.inference.color import adain, truncate_to_uint8
 from xpsr_jax.inference.image_keys import content_digest, image_key
@@ -29,7 +29,7 @@ def restored_plainly(
     sampling: Sampling = SAMPLING,
     cache_levels: int = 1,
 ) -> np.ndarray:
-    """One image by DDPM, four times as large, of 8 bits; steps, guidance and caching are of `sampling`."""
+    """One image, four times as large, of 8 bits; sampler, steps, guidance and caching are of `sampling`."""
     height, width = (4 * side for side in image.shape[:2])
     pixels = np.asarray(Image.fromarray(image).resize((width, height), Image.BICUBIC))[None].astype(np.float32) / 255
     shape = height // FACTOR, width // FACTOR, 4
@@ -74,16 +74,23 @@ def restored_plainly(
         model.autoencoder
     )
     lr_latents = model.autoencoder.config.scaling_factor * (mean + jnp.exp(log_variance / 2) * posterior)
-    sampler = Ddpm(model.schedule)
+    sampler = make_sampler(sampling, model.schedule)
     table = sampler.table(sampling.steps)
     level = table.signal[0], table.sigma[0]
     state = sampler.init(start_latents("lr", lr_latents, first, second, first_level=level, second_level=level))
+    begin, end = sampling.guidance_interval
+    form_begins = 0
     for i in range(sampling.steps):
+        guided, before = (begin <= j / sampling.steps and (j + 1) / sampling.steps <= end for j in (i, i - 1))
+        form_begins = i if guided != before else form_begins
         row = jax.tree.map(lambda column: column[i], table)  # noqa: B023
-        whole = i % sampling.cache_interval == 0
-        eps, eps_negative = (predicted(state.latents, row.timestep, text, whole=whole) for text in (high, negative))
+        whole = (i - form_begins) % sampling.cache_interval == 0
+        prediction = eps = predicted(state.latents, row.timestep, high, whole=whole)
+        if guided:
+            eps_negative = predicted(state.latents, row.timestep, negative, whole=whole)
+            prediction = eps + sampling.guidance_scale * (eps - eps_negative)
         step_noise = jax.random.normal(jax.random.fold_in(keys[3], i), shape)[None]
-        state = sampler.step(state, row, eps + sampling.guidance_scale * (eps - eps_negative), step_noise)
+        state = sampler.step(state, row, prediction, step_noise)
     decoded = nnx.jit(lambda autoencoder, latents: autoencoder.decode(latents))(model.autoencoder, state.latents)
     rounded = jnp.round(jnp.clip(decoded / 2 + 0.5, 0, 1) * 255) / 255
     return np.asarray(truncate_to_uint8(adain(rounded, pixels))[0])

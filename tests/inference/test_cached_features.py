@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from typing import get_args
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from tests.inference.plainly import restored_plainly
 from tests.inference.tiny_model import SAMPLING, tiny_model
 from xpsr_jax.config import Sampling
 from xpsr_jax.data.captions import Caption
+from xpsr_jax.diffusion.choices import SamplerName
 from xpsr_jax.errors import UserError
 from xpsr_jax.inference import large
 from xpsr_jax.inference.plan import Run, plan_runs
@@ -63,6 +65,20 @@ def test_equals_the_method_written_plainly(model, one_by_one):
     assert most([one_by_one[0]], [whole]) > 1
 
 
+@pytest.mark.parametrize(
+    "sampler",
+    ["unipc", *(pytest.param(name, marks=pytest.mark.soak) for name in get_args(SamplerName) if name != "unipc")],
+)
+def test_every_sampler_and_guidance_in_a_part_of_the_steps(model, sampler):
+    sampling = dataclasses.replace(CACHED, sampler=sampler, steps=6, guidance_interval=(0.0, 0.5))
+    expected = restored_plainly(model, IMAGES[0], CAPTIONS[0], sampling=sampling)
+    assert most(restore(model, IMAGES[:1], CAPTIONS[:1], sampling), [expected]) <= 1
+    with compilations() as compiled:
+        for changed in ({"steps": 8}, {"guidance_scale": 3.0}, {"guidance_interval": (0.4, 1.0)}):
+            restore(model, IMAGES[:1], CAPTIONS[:1], dataclasses.replace(sampling, **changed), seed=1)
+    assert compiled == []
+
+
 def test_two_programs_for_all_numbers(model, one_by_one):
     def restored(**settings):
         return restore(model, IMAGES[:1], CAPTIONS[:1], dataclasses.replace(CACHED, **settings))[0]
@@ -70,6 +86,8 @@ def test_two_programs_for_all_numbers(model, one_by_one):
     with compilations() as compiled:
         for settings in ({"steps": 7}, {"guidance_scale": 3.0}, {"cache_interval": 2}, {"conditioning_scale": 0.5}):
             assert np.mean(restored(**settings) != one_by_one[0]) > 0.01
+        other_seed = restore(model, IMAGES[:1], CAPTIONS[:1], CACHED, seed=1)
+        assert np.mean(other_seed[0] != one_by_one[0]) > 0.01
     assert compiled == []
 
 
