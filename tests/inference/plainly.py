@@ -36,7 +36,8 @@ def restored_plainly(
     tiles = tiles or Tiles(shape[:2], shape[:2], ((0, 0),))
     crops = [crop[None] for crop in tiles.cut(pixels[0], scale=FACTOR)]
     high, negative, low = (
-        prompt_tokens(model.tokenizer, [text]) for text in (caption.high, SAMPLING.negative_high, caption.low)
+        jnp.asarray(prompt_tokens(model.tokenizer, [text]))
+        for text in (caption.high, SAMPLING.negative_high, caption.low)
     )
     keys = jax.random.split(image_key(np.zeros(2, np.uint32), content_digest(image)), 4)
     posterior, first, second = (jax.random.normal(key, shape)[None] for key in keys[:3])
@@ -68,7 +69,7 @@ def restored_plainly(
             else:
                 prediction = predict_again((model.unet, model.text_encoder), part[None], kept[key], timestep, tokens)
             predictions.append(np.asarray(prediction[0]))
-        return tiles.blend(predictions)[None]
+        return jnp.asarray(tiles.blend(predictions)[None])
 
     mean, log_variance = nnx.jit(lambda autoencoder: autoencoder.moments(2 * jnp.asarray(pixels) - 1))(
         model.autoencoder
@@ -76,14 +77,14 @@ def restored_plainly(
     lr_latents = model.autoencoder.config.scaling_factor * (mean + jnp.exp(log_variance / 2) * posterior)
     sampler = make_sampler(sampling, model.schedule)
     table = sampler.table(sampling.steps)
-    level = table.signal[0], table.sigma[0]
+    level = jnp.asarray(table.signal[0]), jnp.asarray(table.sigma[0])
     state = sampler.init(start_latents("lr", lr_latents, first, second, first_level=level, second_level=level))
     begin, end = sampling.guidance_interval
     form_begins = 0
     for i in range(sampling.steps):
         guided, before = (begin <= j / sampling.steps and (j + 1) / sampling.steps <= end for j in (i, i - 1))
         form_begins = i if guided != before else form_begins
-        row = jax.tree.map(lambda column: column[i], table)  # noqa: B023
+        row = jax.tree.map(lambda column: jnp.asarray(column[i]), table)  # noqa: B023
         whole = (i - form_begins) % sampling.cache_interval == 0
         prediction = eps = predicted(state.latents, row.timestep, high, whole=whole)
         if guided:
@@ -93,4 +94,4 @@ def restored_plainly(
         state = sampler.step(state, row, prediction, step_noise)
     decoded = nnx.jit(lambda autoencoder, latents: autoencoder.decode(latents))(model.autoencoder, state.latents)
     rounded = jnp.round(jnp.clip(decoded / 2 + 0.5, 0, 1) * 255) / 255
-    return np.asarray(truncate_to_uint8(adain(rounded, pixels))[0])
+    return np.asarray(truncate_to_uint8(adain(rounded, jnp.asarray(pixels)))[0])

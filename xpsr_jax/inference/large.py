@@ -134,7 +134,7 @@ class TilePredictor:
 
     def _predict_whole(
         self, group: int, run: Run, latents: Float[np.ndarray, "b h w c"], timestep: np.number
-    ) -> Latents:
+    ) -> Float[Array, "filled h w c"]:
         networks = self._networks
         keep = self._keeping and run.features == "kept"
         crops = networks.fill(np.stack(self._crops[self._groups[group]]))
@@ -157,7 +157,7 @@ class TilePredictor:
 
     def _predict_from_kept(
         self, group: int, run: Run, latents: Float[np.ndarray, "b h w c"], timestep: np.number
-    ) -> Latents:
+    ) -> Float[Array, "filled h w c"]:
         networks = self._networks
         kept = jax.tree.map(networks.spread, self._kept[group])
         inputs = (
