@@ -94,7 +94,7 @@ class Sampling:
     tile_overlap: Annotated[int, Range(0)] = 16
     tile_weights: Literal["centred", "released"] = "centred"
     vae_tile_size: Annotated[int, Range(0)] = 96
-    first_stage_tile: Annotated[int, Range(0)] = 192
+    first_stage_tile: Annotated[int, Range(0)] = 320
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -14,8 +14,8 @@ from xpsr_jax.inference.tiling import lay, plan_pieces
 from xpsr_jax.models.rrdb import RRDBNet
 
 # Pixels of the LR picture around a tile's inner part, and before and after where two inner parts meet, in which one
-# passes into the other. Far less than 23 blocks can reach; docs/sampling.md has the measured difference.
-BORDER, FADE = 24, 4
+# passes into the other. Less than 23 blocks can reach; docs/sampling.md has the measured difference.
+BORDER, FADE = 76, 4
 # Sides of what the network sees are multiples of this, and so of any `unshuffle`: pictures of many sizes are compiled
 # for a few.
 _MULTIPLE = 16
