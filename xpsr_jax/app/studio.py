@@ -117,6 +117,6 @@ class _OneAtATime(Restorer):
         super().__init__(model, sampling)
         self._studio = studio
 
-    def __call__(self, images: Sequence[UInt8[np.ndarray, "h w 3"]], *args: Any, **options: Any) -> Any:
+    def __call__(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], *args: Any, **options: Any) -> Any:
         with self._studio.at_work(self.network_size(*images[0].shape[:2])):
             return super().__call__(images, *args, **options)

@@ -76,7 +76,7 @@ class InceptionFeatures:
         """Raises UserError where pyiqa or the network's weights are not there and cannot be downloaded."""
         self._metric = _create("fid")
 
-    def __call__(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Float[np.ndarray, "b {self.width}"]:
+    def __call__(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Float[np.ndarray, "b {self.width}"]:
         """The features of each image, float64.
 
         Args:

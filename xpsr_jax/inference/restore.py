@@ -38,7 +38,7 @@ from xpsr_jax.weights.model_folder import Model
 
 def restore(
     model: Model,
-    images: Sequence[UInt8[np.ndarray, "h w 3"]],
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
     captions: Sequence[Caption],
     sampling: Sampling | None = None,
     *,
@@ -46,7 +46,7 @@ def restore(
     batch_size: int = 1,
     mesh: Mesh | None = None,
     names: Sequence[str] | None = None,
-) -> list[UInt8[np.ndarray, "h2 w2 3"]]:
+) -> list[UInt8[np.ndarray, "_ _ 3"]]:
     """Restores photographs of any sizes, each `sampling.upscale` times as large as it was.
 
     A model with a first stage begins with that: the other networks see its picture.
@@ -67,7 +67,7 @@ def restore(
         raise ValueError(f"{len(images)} images but {len(captions)} captions")
     names = names or [f"image {i}" for i in range(len(images))]
     restorer = Restorer(model, sampling, batch_size=batch_size, mesh=mesh)
-    results: dict[int, UInt8[np.ndarray, "h w 3"]] = {}
+    results: dict[int, UInt8[np.ndarray, "_ _ 3"]] = {}
     for batch in restorer.plan([restorer.network_size(*image.shape[:2]) for image in images]):
         restored = restorer([images[i] for i in batch], [captions[i] for i in batch], seed=seed)
         for i, result in zip(batch, restored, strict=True):
@@ -145,12 +145,12 @@ class Restorer:
 
     def __call__(
         self,
-        images: Sequence[UInt8[np.ndarray, "h w 3"]],
+        images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
         captions: Sequence[Caption],
         *,
         seed: int = 0,
         on_steps: Callable[[int], None] | None = None,
-    ) -> list[UInt8[np.ndarray, "h2 w2 3"] | None]:
+    ) -> list[UInt8[np.ndarray, "_ _ 3"] | None]:
         """Restores a batch of at most `capacity` images of one `network_size`.
 
         Args:
@@ -175,7 +175,7 @@ class Restorer:
         restored, finite = (
             self._restore_in_tiles(*inputs) if self.is_large(seen.shape[1:3]) else self._restore_batch(*inputs)
         )
-        results: list[UInt8[np.ndarray, "h w 3"] | None] = []
+        results: list[UInt8[np.ndarray, "_ _ 3"] | None] = []
         for (picture, image), result, is_finite in zip(pairs, restored, finite, strict=False):
             height, width = self.enlarged_size(*image.shape[:2])
             results.append(

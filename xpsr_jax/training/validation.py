@@ -43,7 +43,7 @@ class Validated(NamedTuple):
       scores: mean over the pictures of each metric, by name; of the first process alone.
     """
 
-    pictures: dict[str, UInt8[np.ndarray, "h w 3"]]
+    pictures: dict[str, UInt8[np.ndarray, "_ _ 3"]]
     scores: dict[str, float]
 
 
