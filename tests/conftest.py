@@ -26,7 +26,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 # Tracing makes millions of small objects that live on. Python's collector, as it is set by default, goes through all of
 # them again and again: a fifth of the time of tests that compile.
-gc.set_threshold(200_000, 20, 100)
+gc.set_threshold(100_000, 20, 10)
 
 # Its tests need checked annotations, which other targets do not have.
 collect_ignore = [] if os.environ.get("XPSR_JAX_CHECK_SHAPES") else ["test_shapes.py"]

@@ -60,6 +60,7 @@ def pixels(file: Path) -> np.ndarray:
     return cv2.imread(str(file)).astype(int)
 
 
+@pytest.mark.soak
 def test_a_stopped_run_goes_on_to_the_same_end(here: Path, command: Command):
     """It was stopped at step 3 of 6, between two lines of its log; runs/whole was not."""
     assert command("train.py", "--config", "config.py", "--distributed", "off", "--run", "runs/half") == 0

@@ -65,10 +65,8 @@ def test_equals_the_method_written_plainly(model, one_by_one):
     assert most([one_by_one[0]], [whole]) > 1
 
 
-@pytest.mark.parametrize(
-    "sampler",
-    ["unipc", *(pytest.param(name, marks=pytest.mark.soak) for name in get_args(SamplerName) if name != "unipc")],
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("sampler", get_args(SamplerName))
 def test_every_sampler_and_guidance_in_a_part_of_the_steps(model, sampler):
     sampling = dataclasses.replace(CACHED, sampler=sampler, steps=6, guidance_interval=(0.0, 0.5))
     expected = restored_plainly(model, IMAGES[0], CAPTIONS[0], sampling=sampling)

@@ -81,6 +81,7 @@ def test_the_other_networks_see_its_picture(model, plain):
     assert restored.shape == without.shape and (restored != without).mean() > 0.1
 
 
+@pytest.mark.soak
 def test_whose_colours(model):
     image = random_image(8, 16) // 4
     settings = dataclasses.replace(SAMPLING, color_fix="adain", steps=1)

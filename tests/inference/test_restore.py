@@ -54,6 +54,7 @@ def test_a_result_does_not_depend_on_what_is_restored_beside_it(model, one_by_on
     assert most(reversed_[::-1], batched) == 0
 
 
+@pytest.mark.soak
 def test_a_result_does_not_depend_on_the_number_of_devices(model, one_by_one):
     mesh = jax.make_mesh((2,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
     restorer = Restorer(model, mesh=mesh)

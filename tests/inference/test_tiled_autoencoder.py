@@ -51,6 +51,7 @@ def rms(a, b):
     return float(np.sqrt(np.mean((np.float64(a) - b) ** 2)))
 
 
+@pytest.mark.soak
 def test_one_piece_is_the_autoencoder_itself(autoencoder, photo, whole):
     mean, log_variance, latents, image = whole
     one = tiled(autoencoder, 0)

@@ -37,6 +37,7 @@ def test_bfloat16(io):
     assert 1e-4 < error(output, io["out.prediction"]) < 1e-1  # measured: 5.3e-2
 
 
+@pytest.mark.soak
 def test_remat_changes_no_gradient_and_keeps_fewer_activations(io):
     inputs = [jnp.asarray(io[key]) for key in INPUTS]
 

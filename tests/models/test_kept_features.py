@@ -67,7 +67,7 @@ def predictions(unet, control, layers, *, text):
     return run(unet, LATENTS, OTHER)
 
 
-@pytest.mark.parametrize(("layers", "text"), [(1, "embedding"), (3, "projected")])
+@pytest.mark.parametrize(("layers", "text"), [pytest.param(1, "embedding", marks=pytest.mark.soak), (3, "projected")])
 def test_at_the_same_place_it_is_the_whole_network(unet, control, layers, text):
     whole, again, later, called = predictions(unet, control, layers, text=text)
     assert whole.shape == (4, 7, 8, 4)

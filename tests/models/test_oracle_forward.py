@@ -11,7 +11,7 @@ pytestmark = pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param("A", id="timesteps-by-sample"),
+        pytest.param("A", id="timesteps-by-sample", marks=pytest.mark.soak),
         pytest.param("B", id="scaled-residuals"),
         pytest.param("C", id="odd-size"),
         pytest.param("D", id="no-low-level-caption"),

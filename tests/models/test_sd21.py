@@ -119,6 +119,7 @@ def run_small(unet, controlnet, latents, timesteps, high, low, image, scale):
     return residuals | {"mid": steering.mid, "prediction": prediction}
 
 
+@pytest.mark.soak
 def test_xpsr_upon_a_small_one_is_what_pytorch_makes_of_it():
     io = read(SMALL / "io.safetensors")
     unet, controlnet = xpsr_jax.load_networks(SMALL)

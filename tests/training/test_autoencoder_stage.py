@@ -33,6 +33,7 @@ def trained(batches):
     return run, [run.advance(batch, lpips) for _ in range(20)]
 
 
+@pytest.mark.soak
 def test_the_loss_of_one_batch_falls(trained):
     run, terms = trained
     loss = run.config.loss
@@ -44,6 +45,7 @@ def test_the_loss_of_one_batch_falls(trained):
     assert run.step._cache_size() == 1
 
 
+@pytest.mark.soak
 def test_latents_are_exported_with_deviation_one(trained, images, tmp_path):
     run, _ = trained
     source = open_images(images)
@@ -78,6 +80,7 @@ def test_latents_are_exported_with_deviation_one(trained, images, tmp_path):
         assert (tmp_path / "converted" / "vae" / file.name).read_bytes() == file.read_bytes()
 
 
+@pytest.mark.soak
 def test_a_frozen_encoder_keeps_its_scale(trained, images, tmp_path):
     run, _ = trained
     config = dataclasses.replace(run.config, trained=((r"autoencoder\.decoder\..*", True),))

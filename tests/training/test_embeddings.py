@@ -24,6 +24,7 @@ from xpsr_jax.training.losses import xpsr_loss
 from xpsr_jax.training.structure import make_structure
 
 
+@pytest.mark.soak
 def test_the_loss_is_the_same(images: Images, embeddings: Path):
     """In float32, with dropped captions and clean inputs among the samples; without the text encoder in the program."""
     config = tiny.config()
