@@ -61,7 +61,7 @@ def export(
     trained: Parameters,
     frozen: Parameters,
     source: SampleSource,
-    tokenizer: ClipTokenizer,
+    tokenizer: ClipTokenizer | None,
 ) -> Path:
     """Writes the model folder, replacing an older one of the same run. All processes call it, the first writes.
 
@@ -70,6 +70,7 @@ def export(
       trained: parameters by path, float32: the moving average where the run has one.
       frozen: the others, in any type; what the base holds is read from it again.
       source: of the images by which the autoencoder's stage scales its latents.
+      tokenizer: of the captions; None only in the autoencoder's stage, which has none.
     """
     bundle = assemble(structure, trained, frozen)
     if bundle is not None:
@@ -77,6 +78,7 @@ def export(
             scale_latents(bundle, config, structure, source)
             model_folder.save({"autoencoder": bundle.autoencoder}, folder, overwrite=True)
         else:
+            assert tokenizer is not None
             model_folder.save(as_model(bundle, config, structure, tokenizer), folder, overwrite=True)
     distributed.wait_for_all("the model is exported")
     return folder
