@@ -44,7 +44,7 @@ soak-long: .venv/.test-torch
 	SOAK_KILLS=1000 SOAK_FILES=10000 $(PYTEST) tests/soak/test_kills.py tests/hostile/test_kills.py \
 	  tests/hostile/test_mutations.py -m soak -n $(JOBS) --dist loadfile -rP $(ARGS)
 
-test-torch: .venv/.test-torch
+test-torch: .venv/.test-torch .venv/.spandrel
 	$(PYTEST) tests/torch $(ARGS)
 
 test-app: .venv/.test-app chromium
@@ -74,6 +74,11 @@ clean:
 .venv/.demo .venv/.test .venv/.test-torch .venv/.test-app: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing xpsr-jax$(EXTRAS) into .venv; this takes a minute or two."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".$(EXTRAS)"
+	@touch $@
+
+# Without torchvision, which it asks for: not every build of that goes with every PyTorch, and these networks need none.
+.venv/.spandrel: constraints.txt | .venv/.test-torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps spandrel
 	@touch $@
 
 $(BIN)/python:
