@@ -3,6 +3,7 @@
 import itertools
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -178,6 +179,10 @@ def test_prepare_data_killed_at_random_moments(folder, tmp_path, command):
             process.wait()
             kills += 1
             continue
-        break
-    assert code == 0 and kills >= 2
+        assert code == 0
+        if kills >= 2:
+            break
+        # The machine has become faster since it was measured: again, with earlier kills.
+        shutil.rmtree(tmp_path / "killed")
+        seconds, kills = seconds / 2, 0
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
