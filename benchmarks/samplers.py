@@ -82,7 +82,6 @@ class Arguments:
             those that the configuration holds out.
         photographs: How many of the photographs; none: all.
         crops: Crops of each photograph.
-        size: Side of a crop, in pixels.
         size: Pixels of a crop's sides.
         samplers: Which of them.
         steps: Numbers of steps.

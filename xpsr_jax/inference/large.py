@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8, UInt32
 
 from xpsr_jax.config import Sampling
@@ -138,14 +139,7 @@ class TilePredictor:
         networks = self._networks
         keep = self._keeping and run.features == "kept"
         crops = networks.fill(np.stack(self._crops[self._groups[group]]))
-        inputs = (
-            networks.weights,
-            self._texts[run.guided],
-            crops,
-            networks.fill(latents),
-            timestep,
-            self._steps.scales(run),
-        )
+        inputs = *self._common(run), crops, networks.fill(latents), timestep, self._steps.scales(run)
         prediction: Latents
         kept: KeptFeatures | None
         prediction, kept = predict_tiles(self._form(run, self._cache_levels if keep else 0), *inputs)
@@ -160,16 +154,12 @@ class TilePredictor:
     ) -> Float[Array, "filled h w c"]:
         networks = self._networks
         kept = jax.tree.map(networks.spread, self._kept[group])
-        inputs = (
-            networks.weights,
-            self._texts[run.guided],
-            kept,
-            networks.fill(latents),
-            timestep,
-            self._steps.scales(run),
-        )
+        inputs = *self._common(run), kept, networks.fill(latents), timestep, self._steps.scales(run)
         prediction: Latents = predict_tiles_from_kept(self._form(run, self._cache_levels), *inputs)
         return prediction
+
+    def _common(self, run: Run) -> tuple[nnx.State, Texts]:
+        return self._networks.weights, self._texts[run.guided]
 
     def _form(self, run: Run, cache_levels: int) -> Form:
         return Form(self._networks.graph, self._steps.sampling.guidance_form if run.guided else None, cache_levels)

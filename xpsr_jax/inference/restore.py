@@ -169,7 +169,8 @@ class Restorer:
         if not self.sampling.steps:
             return [None if picture is None else self._finished(picture, image) for picture, image in pairs]
         seen = self._seen([image if picture is None else picture for picture, image in pairs], images)
-        reference = self._seen(images, images) if self.sampling.color_reference == "lr" else seen
+        own_colors = self._first_stage is not None and self.sampling.color_reference == "lr"
+        reference = self._seen(images, images) if own_colors else seen
         digests = np.stack([content_digest(image) for image in images])
         inputs = seen, reference, digests, *self._tokens(captions), seed_words(seed), on_steps or (lambda _: None)
         restored, finite = (
@@ -229,8 +230,9 @@ class Restorer:
                     state = run_steps(form, steps.sampler, inputs, state, *part)
             jax.block_until_ready(state)
             on_steps(run.last - run.first)
+        colors = pixels if reference is seen else networks.fill(reference)
         finished: tuple[np.ndarray, np.ndarray] = networks.fetch(
-            finish(graph, sampling.color_fix, weights, state.latents, networks.fill(reference))
+            finish(graph, sampling.color_fix, weights, state.latents, colors)
         )
         return finished
 
