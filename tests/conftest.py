@@ -21,6 +21,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Sharding is tested on eight devices. Other tests use the first one and pay nothing for the rest (docs/decisions.md).
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
+# No test asks the Hugging Face hub; those in tests/hub have a server of their own.
+os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 

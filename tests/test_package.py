@@ -19,7 +19,7 @@ def test_importing_the_package_imports_no_jax() -> None:
 
 def test_the_settings_import_no_array_library() -> None:
     """So a command's help is there at once, and a wrong setting is refused before anything else is loaded."""
-    heavy = {"cv2", "flax", "grain", "jax", "numpy", "orbax", "PIL", "scipy", "transformers"}
+    heavy = {"cv2", "flax", "grain", "huggingface_hub", "jax", "numpy", "orbax", "PIL", "scipy", "transformers"}
     program = f"import sys, xpsr_jax.config, configs.tiny, configs.xpsr; print({heavy!r} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"

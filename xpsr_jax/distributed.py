@@ -3,6 +3,8 @@
 Everything here does without others where there is one process.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.extend.backend
 import numpy as np
@@ -92,6 +94,18 @@ def is_first() -> bool:
 def all_agree(verdict: bool) -> bool:
     """Whether the verdict is True in every process. All have to ask."""
     return bool(np.all(multihost_utils.process_allgather(np.asarray(verdict))))
+
+
+def by_first(act: Callable[[], object]) -> None:
+    """Lets the first process act. Raises UserError in all of them if it does there."""
+    problem: UserError | None = None
+    try:
+        if is_first():
+            act()
+    except UserError as error:
+        problem = error
+    if not all_agree(problem is None):
+        raise problem or UserError("the first process cannot go on; it says why")
 
 
 def from_first(values: np.ndarray) -> np.ndarray:

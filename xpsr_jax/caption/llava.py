@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from xpsr_jax.caption.answers import clean
@@ -12,6 +13,7 @@ from xpsr_jax.caption.instructions import Instructions
 from xpsr_jax.caption.llava_choices import LlavaDtype, LlavaTemplate
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.errors import UserError
+from xpsr_jax.weights import hub
 
 # The released code's, to the blank (method §10).
 RELEASED_TEMPLATE = "<image>\nUSER: {instruction} \nASSISTANT:"
@@ -76,6 +78,7 @@ def load_llava(
     """Loads a local folder, or a model of the Hugging Face hub by its name.
 
     Args:
+      name: of the hub: owner/name, and after it @revision and :subfolder where needed.
       dtype: "auto": bfloat16 on an accelerator that computes with it, float16 on another, float32 on a CPU.
       device: as PyTorch calls it; "auto": a GPU if there is one.
 
@@ -94,14 +97,16 @@ def load_llava(
     if dtype == "auto":
         dtype = _best_dtype(torch, device)
     try:
-        config = AutoConfig.from_pretrained(name)
+        folder = _fetched(name)
+        config = AutoConfig.from_pretrained(folder)
         if config.model_type != "llava":
             raise UserError(
                 f"{name} is a {config.model_type} model, not LLaVA: serve it (vLLM, for instance) and use "
                 "`python -m xpsr_jax.caption server`"
             )
-        processor = LlavaProcessor.from_pretrained(name)
-        model = LlavaForConditionalGeneration.from_pretrained(name, dtype=getattr(torch, dtype))
+        hub.complete(folder)
+        processor = LlavaProcessor.from_pretrained(folder)
+        model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, dtype))
         model.eval().to(torch.device(device))
     # Of the hub and the files, of configurations, of weights that do not fit, of the device.
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
@@ -112,6 +117,14 @@ def load_llava(
         ) from error
     processor.tokenizer.padding_side = "left"  # the answer follows the last token
     return Llava(model, processor, template, max_new_tokens)
+
+
+def _fetched(name: str) -> Path:
+    """The folder, or that of a model of the hub in its cache, as yet without weights."""
+    try:
+        return hub.local(name)
+    except UserError as error:
+        raise UserError(f"LLaVA cannot be loaded from {name}: {error}. Name a local folder with --model") from error
 
 
 def _best_dtype(torch: Any, device: str) -> LlavaDtype:

@@ -4,8 +4,9 @@
 
 A SOURCE is a folder in diffusers' layout with some of the subfolders unet/, controlnet/, vae/, text_encoder/,
 tokenizer/ and scheduler/ (files of PyTorch, Flax or Orbax), a single file of Stable Diffusion 1 or 2 (.safetensors,
-.ckpt), or a checkpoint of train.py (runs/NAME). Several are merged by component, later ones first choice: Stable
-Diffusion 1.5 followed by XPSR's checkpoint-N makes a whole model. Old names of tensors become today's.
+.ckpt), a model of the Hugging Face hub (owner/name, owner/name@revision, owner/name:folder), or a checkpoint of
+train.py (runs/NAME). Several are merged by component, later ones first choice: Stable Diffusion 1.5 followed by XPSR's
+checkpoint-N makes a whole model. Old names of tensors become today's.
 """
 
 import sys
@@ -69,6 +70,7 @@ def convert_weights(arguments: Arguments) -> None:
     # Imported late, so that --help is quick.
     from xpsr_jax.training.conversion import open_weights
     from xpsr_jax.weights.convert import convert
+    from xpsr_jax.weights.hub import shown
     from xpsr_jax.weights.sources import SUBFOLDERS, lacking_variant, merge
     from xpsr_jax.weights.tensors import FLOATS
 
@@ -87,7 +89,7 @@ def convert_weights(arguments: Arguments) -> None:
     plain = {SUBFOLDERS[name] for name in lacking}
     for subfolder, source in done.sources.items():
         note = f" (which has no {arguments.variant} files)" if subfolder in plain else ""
-        say(f"{subfolder + '/':14s} from {source}{note}")
+        say(f"{subfolder + '/':14s} from {shown(source)}{note}")
     verified = ", verified" if arguments.verify else ""
     say(f"{arguments.output}: {done.tensors:,} tensors, {done.parameters:,} parameters{verified}")
     if done.missing:

@@ -18,8 +18,8 @@ class ModelOptions:
     """The model.
 
     Attributes:
-        model: Model folder, or single file of Stable Diffusion. Of several, a later one's components are taken first:
-            Stable Diffusion 1.5's, then XPSR's.
+        model: Model folder, single file of Stable Diffusion, or model of the hub, owner/name[@revision][:folder]. Of
+            several, a later one's components are taken first: Stable Diffusion 1.5's, then XPSR's.
         variant: Variant of the weight files, such as fp16 for model.fp16.safetensors.
         first_stage: What cleans and enlarges an image before the others see it: a folder or file of an ESRGAN network,
             or a model folder that has one. none: nothing.

@@ -232,11 +232,13 @@ def prepare_embeddings(command: Embeddings) -> "Outcome":
     from xpsr_jax.preparation.pieces import cut, work
     from xpsr_jax.training.export import tokenizer_of
     from xpsr_jax.training.fingerprints import fingerprint
+    from xpsr_jax.weights import hub
     from xpsr_jax.weights.networks import NETWORKS, load_network
     from xpsr_jax.weights.sources import find_components
 
     network = NETWORKS["text_encoder"]
-    folder = find_components(command.model).get("text_encoder", command.model / network.subfolder)
+    model = hub.local(command.model)
+    folder = find_components(model).get("text_encoder", model / network.subfolder)
     tokenizer = tokenizer_of(Networks(base=(command.model,)))
     captions = [
         caption

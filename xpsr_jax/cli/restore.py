@@ -164,6 +164,7 @@ def restore_tasks(tasks: "list[Task]", arguments: Arguments, policy: "Policy", s
     from xpsr_jax.inference.job import Failed, FolderJob
     from xpsr_jax.inference.restore import Restorer
     from xpsr_jax.sharding import make_mesh
+    from xpsr_jax.weights import hub
 
     sampling, model_options = arguments.sampling.chosen(), arguments.model
     job = FolderJob(
@@ -174,7 +175,7 @@ def restore_tasks(tasks: "list[Task]", arguments: Arguments, policy: "Policy", s
         describe=measured(),
         overwrite=arguments.overwrite,
         # The settings name the model's folder. Since then there may be another model in it.
-        changed=last_change(model_options.folders) if arguments.overwrite else 0.0,
+        changed=last_change([hub.local(each) for each in model_options.folders]) if arguments.overwrite else 0.0,
     )
     page = arguments.compare
     if page:
@@ -238,7 +239,11 @@ def measured() -> "Describe":
 
 def used_settings(model: ModelOptions, sampling: Sampling) -> dict[str, Any]:
     """What decides the images besides their captions and how they are written."""
-    folders = [str(folder.resolve()) for folder in model.model] or ["the shipped one"]
+    from xpsr_jax.weights import hub
+
+    folders = [
+        str(folder.resolve() if hub.hub_name(folder) is None else hub.pinned(folder)) for folder in model.model
+    ] or ["the shipped one"]
     return {
         "model": folders,
         "variant": model.variant,

@@ -13,6 +13,7 @@ from xpsr_jax.assets import TINY_MODEL
 from xpsr_jax.config import SAMPLING_PRESETS, Sampling
 from xpsr_jax.inference.settings import choose_sampling
 from xpsr_jax.serialisation import Range
+from xpsr_jax.weights import hub
 from xpsr_jax.weights.sampling_defaults import load_defaults
 
 
@@ -50,7 +51,10 @@ def default_options(words: Sequence[str]) -> SamplingOptions:
         named, _ = parser.parse_known_args(list(words))
     except argparse.ArgumentError:  # tyro says what is wrong
         named = argparse.Namespace(model=None, preset=None, sampler=None)
-    defaults, _ = load_defaults(named.model or [TINY_MODEL])
+    models = named.model or [TINY_MODEL]
+    if {"-h", "--help"} & set(words):  # which asks no hub
+        models = [model for model in models if hub.hub_name(model) is None]
+    defaults, _ = load_defaults([hub.local(model) for model in models])
     preset = named.preset if named.preset in SAMPLING_PRESETS else None
     chosen = choose_sampling(defaults, preset, sampler=named.sampler)
     return SamplingOptions(**dataclasses.asdict(chosen))

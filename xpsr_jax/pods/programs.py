@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ from xpsr_jax.models.configs import Kernel
 from xpsr_jax.models.layers import Compute
 from xpsr_jax.training.plan import loss_constants, make_plan
 from xpsr_jax.training.structure import make_structure
+from xpsr_jax.weights import hub
 from xpsr_jax.weights.networks import NETWORKS, abstract
 
 
@@ -51,12 +53,19 @@ class Program(NamedTuple):
 def without_files(config: Config, *, attention: Kernel) -> Config:
     """The config with networks that need no files, and this attention kernel ("auto" asks for the devices at hand).
 
-    Folders of `networks.base` that exist are read for their configurations; those that do not are ignored.
+    Folders of `networks.base` that exist, or that the hub has, are read for their configurations; others are ignored.
     """
-    base = tuple(folder for folder in config.networks.base if folder.is_dir())
+    base = tuple(folder for folder in config.networks.base if _is_there(folder))
     networks = dataclasses.replace(config.networks, base=base, from_scratch=tuple(NETWORKS))
     precision = dataclasses.replace(config.precision, attention=attention)
     return dataclasses.replace(config, networks=networks, precision=precision)
+
+
+def _is_there(folder: Path) -> bool:
+    try:
+        return hub.local(folder).is_dir()
+    except UserError:
+        return False
 
 
 def train_step(config: Config, mesh: sharding.AnyMesh) -> Program:

@@ -21,6 +21,7 @@ from xpsr_jax.training.fingerprints import fingerprints
 from xpsr_jax.training.images import open_images
 from xpsr_jax.training.parameters import load_parameters, random_parameters
 from xpsr_jax.training.structure import COMPONENTS, Bundle, Structure, make_structure
+from xpsr_jax.weights import hub
 from xpsr_jax.weights.networks import NETWORKS, Weights, as_weights
 from xpsr_jax.weights.sources import Source
 
@@ -40,12 +41,12 @@ def open_checkpoint(path: Path, *, bases: Sequence[Path] = (), average: bool = T
     record = _record(step)
     resume.check_schema(record, step)
     config = resume.config_of(record)
-    if any(not base.is_dir() for base in config.networks.base):
-        folders = tuple(base for base in bases if base.is_dir())
+    if gone := [base for base in config.networks.base if not (base.is_dir() or hub.hub_name(base))]:
+        folders = tuple(base for base in bases if base.is_dir() or hub.hub_name(base))
         if not folders:
-            gone = ", ".join(str(base) for base in config.networks.base if not base.is_dir())
             raise UserError(
-                f"{step} was trained on the base model {gone}, which is not there; name its folder before it"
+                f"{step} was trained on the base model {', '.join(map(str, gone))}, which is not there; name its "
+                "folder before it"
             )
         config = dataclasses.replace(config, networks=dataclasses.replace(config.networks, base=folders))
     structure = make_structure(config)

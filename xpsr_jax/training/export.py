@@ -16,7 +16,7 @@ from xpsr_jax.data.sample_sources import SampleSource
 from xpsr_jax.training.adapters import exported
 from xpsr_jax.training.parameters import Parameters, load_parameters
 from xpsr_jax.training.structure import Bundle, Structure
-from xpsr_jax.weights import model_folder
+from xpsr_jax.weights import hub, model_folder
 from xpsr_jax.weights.model_folder import ClipTokenizer, Model
 from xpsr_jax.weights.sources import SHIPPED_TOKENIZER, find_components
 
@@ -31,8 +31,9 @@ def tokenizer_of(networks: Networks) -> ClipTokenizer:
 def tokenizer_folder(networks: Networks) -> Path:
     """The folder that the config names, or the newest base's, or the one that ships with the package."""
     if networks.tokenizer:
-        return networks.tokenizer
-    found = [find_components(base).get("tokenizer") for base in reversed(networks.base) if base.is_dir()]
+        return hub.local(networks.tokenizer)
+    folders = [hub.local(base) for base in reversed(networks.base)]
+    found = [find_components(folder).get("tokenizer") for folder in folders if folder.is_dir()]
     return next(filter(None, found), SHIPPED_TOKENIZER)
 
 

@@ -21,6 +21,7 @@ from xpsr_jax.files import check_writable
 from xpsr_jax.json_files import write_json
 from xpsr_jax.locks import locked_folder
 from xpsr_jax.training import fingerprints, resume
+from xpsr_jax.training.base_model import with_commits
 from xpsr_jax.training.checkpoints import Checkpoints, is_full
 from xpsr_jax.training.export import export, tokenizer_of
 from xpsr_jax.training.images import open_images
@@ -48,6 +49,7 @@ def train(config: Config) -> Path | None:
     """
     run = config.run_folder
     check_wandb(config.wandb)
+    config = with_commits(config)
     mesh = sharding.make_mesh(config.mesh)
     plan = make_plan(config, mesh)
     structure = plan.structure
@@ -72,7 +74,7 @@ def train(config: Config) -> Path | None:
         Checkpoints(run / "checkpoints", keep=config.keep) as checkpoints,
         _full_disk(run),
     ):
-        _by_first(checkpoints.check_readable)
+        distributed.by_first(checkpoints.check_readable)
         resumed = resume.newest(checkpoints, record, plan.state, data)
         first = resumed.step if resumed else 0
         base: dict[str, str] = {}
@@ -195,20 +197,8 @@ def locked_run(run: Path) -> Iterator[None]:
     Raises UserError in all of them if another training has it.
     """
     with contextlib.ExitStack() as stack:
-        _by_first(lambda: stack.enter_context(locked_folder(run)))
+        distributed.by_first(lambda: stack.enter_context(locked_folder(run)))
         yield
-
-
-def _by_first(act: Callable[[], object]) -> None:
-    """Lets the first process act. Raises UserError in all of them if it does there."""
-    problem: UserError | None = None
-    try:
-        if distributed.is_first():
-            act()
-    except UserError as error:
-        problem = error
-    if not distributed.all_agree(problem is None):
-        raise problem or UserError("the first process cannot go on; it says why")
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from xpsr_jax.models.text_encoder import TextEncoder
 from xpsr_jax.models.unet import UNet
 from xpsr_jax.training.adapters import CRITIC, STUDENT, TEACHER, adapter_shapes, with_adapters
 from xpsr_jax.training.discriminator import Discriminator
+from xpsr_jax.weights import hub
 from xpsr_jax.weights.model_folder import load_schedule
 from xpsr_jax.weights.networks import CONTROLNET, NETWORKS, Keys, abstract, read_config
 from xpsr_jax.weights.sources import SUBFOLDERS, check_each_is_used, find_components
@@ -186,19 +187,20 @@ def _resolve(networks: Networks, components: tuple[str, ...], *, constrained: bo
     What XPSR adds to a base is as the config says, whatever the base has of it: Conditional Attention, and if
     something is constrained, the constraint's heads.
     """
-    for base in networks.base:
-        if not base.is_dir():
-            raise UserError(f"the base model {base} does not exist; name its folder with --networks.base")
+    folders = [hub.local(base) for base in networks.base]
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"the base model {folder} does not exist; name its folder with --networks.base")
     if unknown := set(networks.from_scratch) - set(NETWORKS):
         raise UserError(f"networks.from_scratch: there is no {', '.join(unknown)}; there are {', '.join(NETWORKS)}")
-    held = [find_components(base) for base in networks.base]
+    held = [find_components(folder) for folder in folders]
     check_each_is_used(networks.base, [each.keys() & {*components, "schedule", "tokenizer"} for each in held])
     found = {name: folder for each in held for name, folder in each.items()}
     if missing := [name for name in components if name not in found and name not in networks.from_scratch]:
-        folders = ", ".join(f"{SUBFOLDERS[name]}/" for name in missing)
+        absent = ", ".join(f"{SUBFOLDERS[name]}/" for name in missing)
         bases = ", ".join(map(str, networks.base)) or "none was given"
         raise UserError(
-            f"the base model has no {folders} (networks.base: {bases}). Name a Stable Diffusion folder in diffusers' "
+            f"the base model has no {absent} (networks.base: {bases}). Name a Stable Diffusion folder in diffusers' "
             f"layout with --networks.base, or train from nothing with --networks.from-scratch {' '.join(missing)}"
         )
     sources = {name: found[name] for name in components if name in found}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from xpsr_jax.errors import UserError
-from xpsr_jax.weights import orbax_files, rules
+from xpsr_jax.weights import hub, orbax_files, rules
 from xpsr_jax.weights.flax_files import read_msgpack
 from xpsr_jax.weights.pickles import read_pickle
 from xpsr_jax.weights.tensors import Tensor, without_shared_prefix
@@ -28,6 +28,8 @@ def read_folder(
 ) -> dict[str, Tensor]:
     """The tensors of a component's folder by PyTorch's keys and in its layout; only what describes them is read yet.
 
+    Of a model of the hub, the files are fetched now.
+
     Args:
       names: of the network, for a checkpoint that has our paths (Orbax).
       variant: read "model.VARIANT.safetensors" where there is one, such as "fp16", rather than "model.safetensors".
@@ -35,6 +37,7 @@ def read_folder(
 
     Raises UserError if there are none, or a file is missing, truncated, corrupt, or cannot be read safely.
     """
+    hub.complete(folder, variant=variant)
     found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     variants = variants_in(folder)
     only = next(iter(variants)) if len(variants) == 1 else None
@@ -53,6 +56,7 @@ def read_folder(
 def variants_in(folder: Path) -> set[str]:
     """The variants that a component's weights come in, such as "fp16"; without the plain one."""
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    names += hub.names_in(folder)
     return {match[1] or match[2] for name in names if (match := _VARIANT.fullmatch(name))}
 
 

@@ -11,7 +11,7 @@ from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.errors import UserError
 from xpsr_jax.errors import listed as listed_names
 from xpsr_jax.json_files import read_json
-from xpsr_jax.weights import single_file
+from xpsr_jax.weights import hub, single_file
 from xpsr_jax.weights.esrgan_file import is_esrgan, read_esrgan
 from xpsr_jax.weights.folders import variants_in
 from xpsr_jax.weights.networks import ALL_NETWORKS, NETWORKS, Weights, open_folder
@@ -53,11 +53,13 @@ def open_source(path: Path, *, variant: str | None = None, ema: bool = False) ->
     """A model folder (PyTorch's files, Flax's or Orbax's), the folder of one component, or a single file.
 
     Args:
+      path: of it, or a name on the hub, of which the weights are fetched when a network is opened (`hub.local`).
       variant: of a folder's weight files, such as "fp16", where a component has it.
       ema: take a single file's averaged UNet.
 
     Raises UserError if it is none of them, or holds nothing of a model, or the single file cannot be read.
     """
+    path = hub.local(path)
     if path.is_file() and path.suffix in single_file.SUFFIXES:
         return _open_single_file(path, ema=ema)
     if not path.is_dir():
@@ -152,7 +154,8 @@ def check_each_is_used(paths: Sequence[Path], held: Sequence[Collection[str]]) -
 def require(source: Source, names: Sequence[str], paths: Sequence[Path]) -> None:
     """Raises UserError saying which of the components are nowhere, and what is there."""
     if missing := [name for name in names if name not in source.origins]:
-        there = sorted({entry.name for path in paths if path.is_dir() for entry in path.iterdir() if entry.is_dir()})
+        folders = [folder for folder in map(hub.local, paths) if folder.is_dir()]
+        there = sorted({entry.name for folder in folders for entry in folder.iterdir() if entry.is_dir()})
         found = ", ".join(f"{name}/" for name in there) or "no subfolders"
         where = ", ".join(map(str, paths))
         raise UserError(f"{where}: no {listed(missing)}; expected the subfolders {listed(names)}, found {found}")

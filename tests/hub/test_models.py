@@ -1,0 +1,184 @@
+"""A model of the hub in a folder's place: only what is needed comes, once, and what is local is never asked for."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests.hub.conftest import cached, forget
+from xpsr_jax.cli.convert import Arguments, convert_weights
+from xpsr_jax.errors import UserError
+from xpsr_jax.weights import hub as names
+from xpsr_jax.weights import hub_files
+from xpsr_jax.weights.model_folder import load
+from xpsr_jax.weights.sources import SUBFOLDERS, open_source
+
+ROOT = Path(__file__).parents[2]
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+SD = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+
+
+@pytest.fixture
+def stocked(hub, base, released):
+    """Stable Diffusion with what nobody needs of it, and XPSR in a folder of a repository."""
+    needless = {
+        "unet/" + WEIGHTS: b"not needed beside XPSR's",
+        "unet/config.json": (released / "unet" / "config.json").read_bytes(),
+        "unet/diffusion_pytorch_model.bin": b"a pickle",
+        "vae/diffusion_pytorch_model.bin": b"a pickle",
+        "vae/diffusion_pytorch_model.fp16.safetensors": b"half",
+        "safety_checker/model.safetensors": b"of no use",
+        "v1-5-pruned.ckpt": b"a pickle",
+        "README.md": b"---\nlicense: creativeml-openrail-m\n---\n",
+    }
+    hub.add(SD, base, **needless)
+    files = {f"checkpoint-7/{p.relative_to(released)}": p.read_bytes() for p in released.rglob("*") if p.is_file()}
+    hub.add("someone/xpsr", base.parent / "nothing", **files)
+    return hub
+
+
+def test_a_model_of_two_repositories(stocked, base, released, capsys):
+    model = load(SD, "someone/xpsr:checkpoint-7")
+    stored = load_file(base / "vae" / WEIGHTS)["decoder.conv_out.bias"]
+    np.testing.assert_array_equal(model.autoencoder.decoder.conv_out.bias[...], stored)
+    fetched = set(stocked.fetched())
+    assert {f"vae/{WEIGHTS}", "text_encoder/model.safetensors", "tokenizer/vocab.json", "README.md"} <= fetched
+    assert {f"checkpoint-7/unet/{WEIGHTS}", f"checkpoint-7/controlnet/{WEIGHTS}"} <= fetched
+    needless = {name for name in fetched if name.endswith((".bin", ".ckpt", "fp16.safetensors")) or "safety" in name}
+    assert not needless and f"unet/{WEIGHTS}" not in fetched
+
+    count = len(stocked.fetched())
+    forget()
+    for name in (SD, "someone/xpsr:checkpoint-7"):
+        names.complete(names.local(name) / ("vae" if name == SD else "unet"))
+    assert len(stocked.fetched()) == count, "the cache has it all"
+
+
+def test_conversion_names_where_each_comes_from(stocked, base, tmp_path, capsys):
+    convert_weights(Arguments((Path(SD), Path("someone/xpsr:checkpoint-7")), tmp_path / "out"))
+    assert f"vae/           from {SD}@" in capsys.readouterr().out
+    before, after = load_file(base / "vae" / WEIGHTS), load_file(tmp_path / "out" / "vae" / WEIGHTS)
+    assert all(before[key].tobytes() == after[key].tobytes() for key in before)
+
+
+def test_revisions(hub, base, tmp_path):
+    first = hub.add("a/b", base)
+    second = hub.add("a/b", base, **{"model_index.json": b"{}"})
+    hub.repositories["a/b"].refs["v1"] = first
+    assert names.pinned("a/b") == Path(f"a/b@{second}") and names.pinned("a/b@v1") == Path(f"a/b@{first}")
+    for name, commit in (("a/b", second), ("a/b@v1", first), (f"a/b@{first[:40]}", first)):
+        assert names.local(name).name == commit
+    assert names.pinned(f"a/b@{first}:vae") == Path(f"a/b@{first}:vae")
+    assert not (names.local("a/b@v1") / "model_index.json").exists()
+
+
+def test_without_the_network_the_cache_is_taken(stocked, monkeypatch, capsys):
+    open_source(Path(SD)).networks["autoencoder"]()
+    commit = names.pinned(SD)
+    forget()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    count = len(stocked.requests)
+    assert open_source(Path(SD)).networks["autoencoder"]().tensors and names.pinned(SD) == commit
+    assert "the cache has commit " + str(commit).partition("@")[2] in capsys.readouterr().err
+    with pytest.raises(UserError, match=rf"{SD}@\w+:unet: its weights are not in the cache"):
+        open_source(Path(SD)).networks["unet"]()
+    with pytest.raises(UserError, match=r"somebody/else is no path here and not in the cache .*HF_HUB_OFFLINE"):
+        names.local("somebody/else")
+    assert len(stocked.requests) == count
+
+
+def test_a_file_of_a_repository(hub, base, tmp_path):
+    hub.add("a/b", base, **{"files/one.safetensors": b"bytes"})
+    assert names.local("a/b:files/one.safetensors").read_bytes() == b"bytes"
+    assert hub.fetched() == ["files/one.safetensors"]
+
+
+def test_what_is_local_wins(hub, released, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(released, tmp_path / "models" / "xpsr")
+    assert open_source(Path("models/xpsr")).networks["unet"]().tensors
+    assert names.local("a/b/c") == Path("a/b/c") and names.local(tmp_path / "no") == tmp_path / "no"
+    assert names.local("models/no.safetensors") == Path("models/no.safetensors")
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("a/b", ("a/b", None, "")),
+        ("a/b@v1.0", ("a/b", "v1.0", "")),
+        ("a/b@refs/pr/1:c/d", ("a/b", "refs/pr/1", "c/d")),
+        ("A-1/b_2.c:d", ("A-1/b_2.c", None, "d")),
+        ("a", None),
+        ("/a/b", None),
+        ("a/b/c", None),
+        ("../b", None),
+        ("gs:/b/c", None),
+        ("a/b:../c", None),
+        ("a/model.ckpt", None),
+    ],
+)
+def test_names(text, parts):
+    assert names.parsed(text) == (None if parts is None else names.HubName(*parts))
+    if parts:
+        assert str(names.parsed(text)) == text
+
+
+def test_which_files():
+    plain, half, pickle = WEIGHTS, "diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.bin"
+    weights = hub_files.weights
+    assert weights([pickle, half, plain, "config.json"]) == [plain]
+    assert weights([pickle, half, plain], variant="fp16") == [half] and weights([pickle, plain], variant="x") == [plain]
+    assert weights([pickle, "flax_model.msgpack"]) == ["flax_model.msgpack"] and weights([pickle]) == [pickle]
+    assert weights([pickle, half]) == [half], "a pickle only where there is nothing else"
+    assert weights(["orbax/_METADATA", "orbax/d/1", pickle]) == ["orbax/_METADATA", "orbax/d/1"]
+    shards = [f"model-{i:05d}-of-00002.safetensors" for i in (1, 2)]
+    index = "model.safetensors.index.json"
+    assert weights([*shards, index, "model-00001-of-00002.fp16.safetensors", "pytorch_model.bin"]) == [index, *shards]
+    half = ["model.safetensors.index.fp16.json", *(f"model.fp16-{i:05d}-of-00002.safetensors" for i in (1, 2))]
+    assert weights([*shards, index, *half], variant="fp16") == half
+    assert hub_files.variants_of([*half, *shards, "model.non_ema.bin"]) == {"fp16", "non_ema"}
+    assert set(hub_files.COMPONENTS) == set(SUBFOLDERS.values())
+
+
+def test_variants(hub, released, tmp_path, capsys):
+    shutil.copytree(released, tmp_path / "source")
+    half = {key: array.astype("float16") for key, array in load_file(released / "unet" / WEIGHTS).items()}
+    save_file(half, tmp_path / "source" / "unet" / WEIGHTS.replace(".s", ".fp16.s"))
+    hub.add("a/b", tmp_path / "source")
+    convert_weights(Arguments((Path("a/b"),), tmp_path / "out", variant="fp16"))
+    assert "(which has no fp16 files)" in capsys.readouterr().out
+    assert {str(a.dtype) for a in load_file(tmp_path / "out" / "unet" / WEIGHTS).values()} == {"float16"}
+    assert f"unet/{WEIGHTS}" not in hub.fetched()
+
+
+def test_in_another_process_with_variables(hub, base, tmp_path):
+    """As people run it: HF_ENDPOINT, HF_HOME, and a token, which a server that asks for one gets."""
+    hub.add("a/base", base)
+    hub.token = "hf_secret"
+    command = [sys.executable, "convert_weights.py", "a/base@main", "--output", str(tmp_path / "out")]
+    variables = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    environment = os.environ | variables
+
+    def run(**more: str) -> subprocess.CompletedProcess:
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment | more, timeout=120)
+
+    refused = run()
+    assert refused.returncode == 1 and refused.stderr.count("\n") == 1
+    assert "a/base@main is no path here, and the hub has no model a/base that you may see" in refused.stderr
+    done = run(HF_TOKEN="hf_secret")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out" / "model_index.json").read_text())["vae"]
+
+
+def test_only_configurations_are_fetched_until_weights_are_opened(stocked):
+    folder = names.local(SD)
+    assert not any(file.endswith((".safetensors", ".bin", ".ckpt")) for file in cached(folder))
+    names.complete(folder / "vae")
+    assert f"vae/{WEIGHTS}" in cached(folder) and f"unet/{WEIGHTS}" not in cached(folder)

@@ -1,0 +1,69 @@
+"""The base model of a run, if it is one of the hub: the same commit in every process, and whenever the run goes on."""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from xpsr_jax import distributed
+from xpsr_jax.config import Config, Networks
+from xpsr_jax.errors import UserError
+from xpsr_jax.json_files import read_json
+from xpsr_jax.training import resume
+from xpsr_jax.weights import hub
+
+_DIGITS = 40  # of a commit
+
+
+def with_commits(config: Config) -> Config:
+    """The config whose models of the hub are named by their commits: `owner/name@commit`. All processes call it.
+
+    Unless a commit is named, it is the one that the run began with, or else today's. The first process decides.
+
+    Raises UserError, in all processes, if the hub does not have a model or is not to be reached.
+    """
+    networks = config.networks
+    names = _names(networks)
+    if not names:
+        return config
+    commits = np.zeros((len(names), _DIGITS), np.uint8)
+
+    def look() -> None:
+        before = _began_with(config.run_folder)
+        for i, path in enumerate(names):
+            if (name := hub.hub_name(path)) is not None:
+                commit = name.revision if name.is_pinned else before.get(_any_revision(name)) or hub.commit_of(name)
+                commits[i] = np.frombuffer(str(commit).encode(), np.uint8)
+
+    distributed.by_first(look)
+    found = [row.tobytes().decode() if row.any() else None for row in distributed.from_first(commits)]
+    pinned = [_with_revision(path, commit) if commit else path for path, commit in zip(names, found, strict=True)]
+    base, tokenizer = tuple(pinned[: len(networks.base)]), pinned[len(networks.base) :]
+    networks = dataclasses.replace(networks, base=base, tokenizer=tokenizer[0] if tokenizer else None)
+    return dataclasses.replace(config, networks=networks)
+
+
+def _names(networks: Networks) -> list[Path]:
+    return [*networks.base, *([networks.tokenizer] if networks.tokenizer else [])]
+
+
+def _with_revision(path: Path, commit: str) -> Path:
+    name = hub.parsed(path)
+    assert name is not None
+    return Path(str(dataclasses.replace(name, revision=commit)))
+
+
+def _any_revision(name: hub.HubName) -> hub.HubName:
+    return dataclasses.replace(name, revision=None)
+
+
+def _began_with(run: Path) -> dict[hub.HubName, str | None]:
+    """The commits of the models of the hub that the settings of the run say, by their names without a revision."""
+    found = {}
+    with contextlib.suppress(UserError):  # There are none yet, or what is wrong with them is told later.
+        for path in _names(resume.config_of(read_json(run / "config.json")).networks):
+            name = hub.parsed(path)
+            if name is not None and name.is_pinned:
+                found[_any_revision(name)] = name.revision
+    return found
