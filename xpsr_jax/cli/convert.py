@@ -36,6 +36,10 @@ class Arguments:
         ema: Take the averaged UNet of a single file that has it beside the trained one.
         average: Of a checkpoint of train.py take the moving average of what trained, if the run has one, as the run
             itself does. --no-average: what trained.
+        base_unet: Another Stable Diffusion 1.5, in any of these forms: XPSR keeps what it trained, ControlNet and
+            Conditional Attention, and takes all frozen tensors (UNet, autoencoder, text encoder) of this one.
+        lora: A LoRA file to merge into the UNet and the text encoder, and after a colon its strength: --lora
+            style.safetensors:0.7. It can be given several times.
         shard_gb: Start another safetensors file above this size, in GB (10^9 bytes).
         verify: Read everything again and compare every tensor, and what each network computes, before the folder
             appears.
@@ -49,6 +53,8 @@ class Arguments:
     variant: str | None = None
     ema: bool = False
     average: bool = True
+    base_unet: Annotated[Path | None, tyro.conf.arg(metavar="SOURCE")] = None
+    lora: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FILE[:STRENGTH]")] = ()
     shard_gb: Annotated[float, Range(0, above=True)] | None = None
     verify: bool = False
     overwrite: bool = False
@@ -71,10 +77,18 @@ def convert_weights(arguments: Arguments) -> None:
     from xpsr_jax.training.conversion import open_weights
     from xpsr_jax.weights.convert import convert
     from xpsr_jax.weights.hub import shown
+    from xpsr_jax.weights.lora_files import split_strength
     from xpsr_jax.weights.sources import SUBFOLDERS, lacking_variant, merge
     from xpsr_jax.weights.tensors import FLOATS
 
-    sources = open_weights(arguments.sources, variant=arguments.variant, ema=arguments.ema, average=arguments.average)
+    sources = open_weights(
+        arguments.sources,
+        variant=arguments.variant,
+        ema=arguments.ema,
+        average=arguments.average,
+        base_unet=arguments.base_unet,
+        loras=[split_strength(text) for text in arguments.lora],
+    )
     lacking = lacking_variant(merge(sources), arguments.variant) if arguments.variant else []
     done = convert(
         sources,
@@ -90,6 +104,8 @@ def convert_weights(arguments: Arguments) -> None:
     for subfolder, source in done.sources.items():
         note = f" (which has no {arguments.variant} files)" if subfolder in plain else ""
         say(f"{subfolder + '/':14s} from {shown(source)}{note}")
+    for line in done.history:
+        say(line)
     verified = ", verified" if arguments.verify else ""
     say(f"{arguments.output}: {done.tensors:,} tensors, {done.parameters:,} parameters{verified}")
     if done.missing:

@@ -8,7 +8,9 @@ from typing import Any
 from xpsr_jax.errors import UserError
 from xpsr_jax.training.checkpoint_source import open_checkpoint
 from xpsr_jax.weights import convert as conversion
-from xpsr_jax.weights.sources import Source, check_each_is_used, is_training_checkpoint, open_source
+from xpsr_jax.weights.lora import with_loras
+from xpsr_jax.weights.other_base import with_other_base
+from xpsr_jax.weights.sources import Source, check_each_is_used, is_training_checkpoint, merge, open_source
 from xpsr_jax.weights.tensors import together
 
 
@@ -19,22 +21,31 @@ def convert(
     variant: str | None = None,
     ema: bool = False,
     average: bool = True,
+    base_unet: str | Path | None = None,
+    loras: Sequence[tuple[str | Path, float]] = (),
     **options: Any,
 ) -> conversion.Converted:
     """Merges folders and files by component, later ones first choice, into a new model folder.
 
     Args:
       paths: see docs/weights.md.
-      variant, ema, average: as in `open_weights`.
+      variant, ema, average, base_unet, loras: as in `open_weights`.
       options: of `weights.convert.convert`: the format and type to write, and whether to verify or overwrite.
 
     Raises UserError: a path has no weights, what there is does not fit the networks, or the output cannot be written.
     """
-    return conversion.convert(open_weights(paths, variant=variant, ema=ema, average=average), Path(output), **options)
+    sources = open_weights(paths, variant=variant, ema=ema, average=average, base_unet=base_unet, loras=loras)
+    return conversion.convert(sources, Path(output), **options)
 
 
 def open_weights(
-    paths: Sequence[str | Path], *, variant: str | None = None, ema: bool = False, average: bool = True
+    paths: Sequence[str | Path],
+    *,
+    variant: str | None = None,
+    ema: bool = False,
+    average: bool = True,
+    base_unet: str | Path | None = None,
+    loras: Sequence[tuple[str | Path, float]] = (),
 ) -> list[Source]:
     """Opens folders in diffusers' layout, single files of Stable Diffusion and checkpoints of train.py.
 
@@ -42,6 +53,9 @@ def open_weights(
       variant: of a folder's weight files, such as "fp16"; of a component that has none, the plain files.
       ema: take the averaged UNet of a single file that has it beside the trained one.
       average: of a checkpoint take the moving average of what trained, if the run has one.
+      base_unet: another Stable Diffusion 1.5, of which all that was frozen is taken (`other_base.with_other_base`).
+      loras: files and strengths, merged into the UNet and the text encoder (`lora.with_loras`). With one of the two,
+        it is one source that is returned.
 
     Raises UserError: there are none, or one cannot be read; of several that are wrong, every one is named.
     """
@@ -58,4 +72,9 @@ def open_weights(
     # Before a training checkpoint stands what it was trained on.
     first = max((i for i, source in enumerate(sources) if source.reads_base), default=0)
     check_each_is_used(bases[first:], [source.origins for source in sources[first:]])
-    return sources
+    if base_unet is None and not loras:
+        return sources
+    merged = merge(sources)
+    if base_unet is not None:
+        merged = with_other_base(merged, base_unet, variant=variant, ema=ema)
+    return [with_loras(merged, loras) if loras else merged]

@@ -31,12 +31,14 @@ class Converted:
       sources: where each component, by its subfolder, came from.
       missing: subfolders that sampling needs and no source had.
       tensors, parameters: counts over all networks.
+      history: what was done to the weights on the way, a line each.
     """
 
     sources: dict[str, Path]
     missing: tuple[str, ...]
     tensors: int
     parameters: int
+    history: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +79,7 @@ def convert(
     """
     replaceable = model_folder.ENTRIES if overwrite else None
     source = merge(sources)
-    for origin in source.origins.values():
+    for origin in (*source.origins.values(), *source.also_read):
         if output.resolve() in (origin.resolve(), *origin.resolve().parents):
             raise UserError(f"the output {output} would replace the source {origin}; name another folder")
     check_free(output, replaceable=replaceable)
@@ -122,6 +124,7 @@ def convert(
         missing=tuple(SUBFOLDERS[name] for name in REQUIRED if name not in source.origins),
         tensors=len(tensors),
         parameters=sum(tensor.size for tensor in tensors),
+        history=source.history,
     )
 
 

@@ -104,7 +104,7 @@ def read_single_file(file: Path, tensors: Mapping[str, Tensor], *, ema: bool = F
     Raises:
       UserError: it is no such file, or it holds what belongs to no Stable Diffusion, which is named.
     """
-    if any(key.startswith("conditioner.embedders.") for key in tensors):
+    if any(key.startswith("conditioner.embedders.") or ".label_emb." in key for key in tensors):
         raise UserError(f"{file} is Stable Diffusion XL or another successor; versions 1 and 2 are read")
     tensors = without_shared_prefix(tensors, file, known=(_UNET, _VAE, _EMA, _TEXT_1, _TEXT_2, *_VAE_ALONE))
     if all(key.startswith(_VAE_ALONE) for key in tensors):

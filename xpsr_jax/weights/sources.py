@@ -38,6 +38,8 @@ class Source:
       settings: to sample with, and a note; None: as a model_index.json says.
       folders: that may have a model_index.json, of which the last one's settings hold.
       reads_base: it was made with weights of sources before it, as a training checkpoint is with its base's.
+      history: what was done to its weights, a line each; for people.
+      also_read: further paths that its weights are read from.
     """
 
     origins: Mapping[str, Path]
@@ -47,6 +49,8 @@ class Source:
     settings: tuple[Sampling, str] | None = None
     folders: tuple[Path, ...] = ()
     reads_base: bool = False
+    history: tuple[str, ...] = ()
+    also_read: tuple[Path, ...] = ()
 
 
 def open_source(path: Path, *, variant: str | None = None, ema: bool = False) -> Source:
@@ -133,6 +137,8 @@ def merge(sources: Sequence[Source]) -> Source:
             source.schedule or merged.schedule,
             source.settings or merged.settings,
             merged.folders + source.folders,
+            history=merged.history + source.history,
+            also_read=merged.also_read + source.also_read,
         )
     return merged
 

@@ -41,13 +41,7 @@ def read_file(file: Path) -> dict[str, Tensor]:
     The library checks the header, but the data are read here: through it every tensor would be in memory twice, or
     mapped, which counts as memory too.
     """
-    try:
-        # First, because the library would wait for a pipe.
-        with open_regular(file) as stream, safe_open(file, framework="np"):
-            length = int.from_bytes(stream.read(8), "little")
-            header = parse_json(stream.read(length), file)
-    except (SafetensorError, OSError) as error:
-        raise unreadable(file, error) from error
+    header, length = _header(file)
     header.pop("__metadata__", None)
     if odd := [f"{key} ({entry['dtype']})" for key, entry in header.items() if entry["dtype"] not in _DTYPES]:
         raise UserError(f"{file}: tensors of types that are not supported: {listed(odd)}")
@@ -56,6 +50,23 @@ def read_file(file: Path) -> dict[str, Tensor]:
         shape, dtype, offset = tuple(entry["shape"]), _DTYPES[entry["dtype"]], 8 + length + entry["data_offsets"][0]
         tensors[key] = Tensor(key, shape, dtype, functools.partial(_read, file, shape, dtype, offset))
     return tensors
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """The texts that a safetensors file says of itself. Raises UserError if it cannot be read."""
+    metadata = _header(file)[0].get("__metadata__")
+    return dict(metadata) if isinstance(metadata, dict) else {}
+
+
+def _header(file: Path) -> tuple[dict[str, Any], int]:
+    """The header, and its length in bytes."""
+    try:
+        # First, because the library would wait for a pipe.
+        with open_regular(file) as stream, safe_open(file, framework="np"):
+            length = int.from_bytes(stream.read(8), "little")
+            return parse_json(stream.read(length), file), length
+    except (SafetensorError, OSError) as error:
+        raise unreadable(file, error) from error
 
 
 def read_shards(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:

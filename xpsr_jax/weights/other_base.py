@@ -1,0 +1,120 @@
+"""XPSR on another Stable Diffusion 1.5: what trained stays, and what was frozen comes from the other checkpoint."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from xpsr_jax.errors import UserError
+from xpsr_jax.models.configs import UNetConfig
+from xpsr_jax.weights import hub, rules
+from xpsr_jax.weights.networks import NETWORKS, UNET, Weights, checked, parse_config
+from xpsr_jax.weights.sources import SUBFOLDERS, Source, open_source
+
+# Frozen in XPSR's training beside the UNet's own part.
+_FROZEN = ("autoencoder", "text_encoder")
+# Of a UNet's configuration, what changes nothing that it computes, or is compared in another way.
+_NOT_COMPARED = {
+    "sample_size",
+    "conditional_attention",
+    "upcast_attention",
+    "attention_head_dim",
+    "num_attention_heads",
+}
+
+
+def with_other_base(source: Source, path: str | Path, *, variant: str | None = None, ema: bool = False) -> Source:
+    """The source with every frozen tensor of another checkpoint: its UNet, autoencoder and text encoder.
+
+    The ControlNet and the UNet's Conditional Attention stay the source's. A tokenizer and a schedule are taken only
+    where the source has none.
+
+    Args:
+      path: a folder, single file or model of the hub, as `open_source` reads them.
+      variant, ema: of it, as there.
+
+    Raises:
+      UserError: the source is no XPSR, or the other checkpoint no Stable Diffusion 1.5 (inpainting, XL and others are
+        named), or neither has one network's size.
+    """
+    if "unet" not in source.networks:
+        raise UserError("--base-unet keeps the Conditional Attention of XPSR's UNet: name XPSR's folder as a source")
+    ours = source.networks["unet"]()
+    config, tensors = checked(UNET, ours)
+    trained = {path: tensor for path, tensor in tensors.items() if ".pixel_attentions." in f".{path}"}
+    if not trained:
+        raise UserError(
+            f"{ours.where} has no Conditional Attention: --base-unet needs XPSR's own UNet among the sources"
+        )
+    other = open_source(Path(path), variant=variant, ema=ema)
+    if "unet" not in other.networks:
+        found = ", ".join(f"{SUBFOLDERS[name]}/" for name in other.origins) or "nothing"
+        raise UserError(f"{path} has no unet/ to take; it has {found}")
+    theirs = other.networks["unet"]()
+    _check_kind(theirs, path)
+    _check_same(config, parse_config(UNET, theirs.config, theirs.where), path)
+    stock, frozen = checked(UNET, theirs)
+    if stock.conditional_attention:
+        frozen = {key: tensor for key, tensor in frozen.items() if ".pixel_attentions." not in f".{key}"}
+    merged = dict(rules.to_torch(key, tensor, UNET.names) for key, tensor in (frozen | trained).items())
+    networks = {**source.networks, "unet": functools.partial(Weights, ours.where, ours.config, merged)}
+    origins = {**source.origins}
+    taken = ["unet"]
+    for name in _FROZEN:
+        if name in other.networks:
+            if name in source.networks:
+                _check_component(name, source.networks[name](), other.networks[name]())
+            networks[name], origins[name] = other.networks[name], other.origins[name]
+            taken.append(name)
+    for name in ("tokenizer", "schedule"):
+        if name in other.origins and name not in source.origins:
+            origins[name] = other.origins[name]
+    names = ", ".join(f"{SUBFOLDERS[name]}/" for name in taken)
+    line = f"frozen tensors of {path}: {len(frozen)} of unet/ beside {len(trained)} that trained; taken of it: {names}"
+    return dataclasses.replace(
+        source,
+        origins=origins,
+        networks=networks,
+        tokenizer=source.tokenizer or other.tokenizer,
+        schedule=source.schedule or other.schedule,
+        history=(*source.history, line),
+        also_read=(*source.also_read, hub.local(path)),
+    )
+
+
+def _check_kind(weights: Weights, path: str | Path) -> None:
+    """Raises UserError for a UNet that is none of Stable Diffusion 1's, by its name."""
+    config: Mapping[str, Any] = weights.config
+    channels = config.get("in_channels", UNetConfig.in_channels)
+    if config.get("addition_embed_type") == "text_time" or config.get("cross_attention_dim") == 2048:
+        raise UserError(f"{path} is Stable Diffusion XL; XPSR's ControlNet is for Stable Diffusion 1.5")
+    if channels == 9:
+        raise UserError(
+            f"{path} is an inpainting model: its UNet has 9 input channels, five of them for a mask and what it hides; "
+            "name the plain model"
+        )
+    if channels == 8:
+        raise UserError(f"{path} edits by instructions (InstructPix2Pix): its UNet has 8 input channels, not 4")
+    if channels != UNetConfig.in_channels:
+        raise UserError(f"{path} is no Stable Diffusion 1.5: its UNet has {channels} input channels, not 4")
+
+
+def _check_same(ours: UNetConfig, theirs: UNetConfig, path: str | Path) -> None:
+    """Raises UserError naming where two UNets differ."""
+    names = [field.name for field in dataclasses.fields(UNetConfig) if field.name not in _NOT_COMPARED]
+    if differing := [name for name in [*names, "heads"] if getattr(ours, name) != getattr(theirs, name)]:
+        values = "; ".join(f"{n} {getattr(theirs, n)} instead of {getattr(ours, n)}" for n in differing)
+        other = " (as Stable Diffusion 2)" if theirs.cross_attention_dim == 1024 else ""
+        raise UserError(f"{path} is another kind of model{other} than XPSR was trained on: {values}")
+
+
+def _check_component(name: str, ours: Weights, theirs: Weights) -> None:
+    """Raises UserError naming where the configurations of a component differ."""
+    network = NETWORKS[name]
+    a, b = parse_config(network, ours.config, ours.where), parse_config(network, theirs.config, theirs.where)
+    fields = [field.name for field in dataclasses.fields(a) if field.name not in ("sample_size", "scaling_factor")]
+    if differing := [
+        f"{n} {getattr(b, n)} instead of {getattr(a, n)}" for n in fields if getattr(a, n) != getattr(b, n)
+    ]:
+        raise UserError(f"{theirs.where}: another {SUBFOLDERS[name]}/ than {ours.where}: {'; '.join(differing)}")
