@@ -10,7 +10,7 @@ import numpy as np
 from xpsr_jax.errors import UserError
 from xpsr_jax.weights import rules
 from xpsr_jax.weights.lora_files import Pair, read_lora
-from xpsr_jax.weights.networks import NETWORKS, Network, Weights, checked
+from xpsr_jax.weights.networks import NETWORKS, Network, Weights
 from xpsr_jax.weights.sources import SUBFOLDERS, Source
 from xpsr_jax.weights.tensors import Tensor, WeightsError, contiguous
 
@@ -59,7 +59,7 @@ def _itself(weights: Weights) -> Weights:
 def _merged(
     network: Network, weights: Weights, files: Mapping[Path, Mapping[str, Pair]], strengths: Mapping[Path, float]
 ) -> Weights:
-    tensors = dict(rules.to_torch(path, tensor, network.names) for path, tensor in checked(network, weights)[1].items())
+    tensors = dict(weights.tensors)
     keys = _by_module(tensors, network)
     changes: dict[str, Changes] = {}
     for file, pairs in files.items():
@@ -85,7 +85,7 @@ def _by_module(tensors: Mapping[str, Tensor], network: Network) -> dict[str, str
     """The key of each weight by the names that its module may have: dots or underscores, with a prefix or without."""
     found = {}
     for key in tensors:
-        module, _, leaf = key.rpartition(".")
+        module, _, leaf = rules.today_s_key(key, network.names).rpartition(".")
         if leaf == "weight":
             for name in (module, module.removeprefix(network.names.prefix)):
                 found[name] = found[name.replace(".", "_")] = key

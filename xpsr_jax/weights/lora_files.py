@@ -103,13 +103,13 @@ def read_lora(path: str | Path) -> LoRA:
     if unknown or not parts:
         raise UserError(f"{file} is no LoRA that is known; it holds {listed(unknown, limit=3) or 'nothing'}")
     settings = _settings(file)
-    modules: dict[str, dict[str, Pair]] = {}
+    modules: dict[str, dict[str, Pair]] = {"unet": {}, "text_encoder": {}}
     for (component, module), found in parts.items():
         if not {"down", "up"} <= found.keys():
             raise UserError(f"{file} lacks a half of {module}: it has {', '.join(sorted(found))}")
         scale = _scale(settings, component, module, found)
-        modules.setdefault(component, {})[module] = Pair(module, found["down"], found["up"], scale)
-    return LoRA(file, modules)
+        modules[component][module] = Pair(module, found["down"], found["up"], scale)
+    return LoRA(file, {component: pairs for component, pairs in modules.items() if pairs})
 
 
 def _parsed(key: str) -> tuple[str, str, str] | None:

@@ -9,8 +9,9 @@ from typing import Any
 from xpsr_jax.errors import UserError
 from xpsr_jax.models.configs import UNetConfig
 from xpsr_jax.weights import hub, rules
-from xpsr_jax.weights.networks import NETWORKS, UNET, Weights, checked, parse_config
+from xpsr_jax.weights.networks import CONDITIONAL_ATTENTION, NETWORKS, UNET, Weights, checked, parse_config
 from xpsr_jax.weights.sources import SUBFOLDERS, Source, open_source
+from xpsr_jax.weights.tensors import Tensor
 
 # Frozen in XPSR's training beside the UNet's own part.
 _FROZEN = ("autoencoder", "text_encoder")
@@ -41,9 +42,7 @@ def with_other_base(source: Source, path: str | Path, *, variant: str | None = N
     if "unet" not in source.networks:
         raise UserError("--base-unet keeps the Conditional Attention of XPSR's UNet: name XPSR's folder as a source")
     ours = source.networks["unet"]()
-    config, tensors = checked(UNET, ours)
-    trained = {path: tensor for path, tensor in tensors.items() if ".pixel_attentions." in f".{path}"}
-    if not trained:
+    if not rules.holds(ours.tensors, CONDITIONAL_ATTENTION):
         raise UserError(
             f"{ours.where} has no Conditional Attention: --base-unet needs XPSR's own UNet among the sources"
         )
@@ -53,11 +52,10 @@ def with_other_base(source: Source, path: str | Path, *, variant: str | None = N
         raise UserError(f"{path} has no unet/ to take; it has {found}")
     theirs = other.networks["unet"]()
     _check_kind(theirs, path)
-    _check_same(config, parse_config(UNET, theirs.config, theirs.where), path)
-    stock, frozen = checked(UNET, theirs)
-    if stock.conditional_attention:
-        frozen = {key: tensor for key, tensor in frozen.items() if ".pixel_attentions." not in f".{key}"}
-    merged = dict(rules.to_torch(key, tensor, UNET.names) for key, tensor in (frozen | trained).items())
+    _check_same(parse_config(UNET, ours.config, ours.where), parse_config(UNET, theirs.config, theirs.where), path)
+    trained = {key: tensor for key, tensor in _by_key(ours).items() if rules.holds([key], CONDITIONAL_ATTENTION)}
+    frozen = {key: tensor for key, tensor in _by_key(theirs).items() if key not in trained}
+    merged = frozen | trained
     networks = {**source.networks, "unet": functools.partial(Weights, ours.where, ours.config, merged)}
     origins = {**source.origins}
     taken = ["unet"]
@@ -81,6 +79,11 @@ def with_other_base(source: Source, path: str | Path, *, variant: str | None = N
         history=(*source.history, line),
         also_read=(*source.also_read, hub.local(path)),
     )
+
+
+def _by_key(unet: Weights) -> dict[str, Tensor]:
+    """Its tensors, which are as they should be, by today's keys."""
+    return dict(rules.to_torch(path, tensor, UNET.names) for path, tensor in checked(UNET, unet)[1].items())
 
 
 def _check_kind(weights: Weights, path: str | Path) -> None:

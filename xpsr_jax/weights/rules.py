@@ -111,6 +111,13 @@ def to_ours(path: str, array: A) -> A:
     return array.transpose(TO_OURS[len(array.shape)]) if path.endswith(".kernel") else array
 
 
+def today_s_key(key: str, names: Names) -> str:
+    """A key of a file, of today or older, as it is written today."""
+    for pattern, replacement in names.old:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
 def match(
     tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], names: Names, *, where: object
 ) -> dict[str, Tensor]:
@@ -130,9 +137,7 @@ def match(
     found: dict[str, Tensor] = {}
     problems = []
     for key, tensor in tensors.items():
-        today = key
-        for pattern, replacement in names.old:
-            today = re.sub(pattern, replacement, today)
+        today = today_s_key(key, names)
         if any(re.search(pattern, today) for pattern in skipped):
             continue
         label = today if tensor.name == today else f"{tensor.name} (today {today})"
