@@ -104,11 +104,11 @@ def read_lora(path: str | Path) -> LoRA:
         raise UserError(f"{file} is no LoRA that is known; it holds {listed(unknown, limit=3) or 'nothing'}")
     settings = _settings(file)
     modules: dict[str, dict[str, Pair]] = {"unet": {}, "text_encoder": {}}
-    for (component, module), found in parts.items():
-        if not {"down", "up"} <= found.keys():
-            raise UserError(f"{file} lacks a half of {module}: it has {', '.join(sorted(found))}")
-        scale = _scale(settings, component, module, found)
-        modules[component][module] = Pair(module, found["down"], found["up"], scale)
+    for (component, module), halves in parts.items():
+        if not {"down", "up"} <= halves.keys():
+            raise UserError(f"{file} lacks a half of {module}: it has {', '.join(sorted(halves))}")
+        scale = _scale(settings, component, module, halves)
+        modules[component][module] = Pair(module, halves["down"], halves["up"], scale)
     return LoRA(file, {component: pairs for component, pairs in modules.items() if pairs})
 
 

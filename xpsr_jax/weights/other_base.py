@@ -56,8 +56,9 @@ def with_other_base(source: Source, path: str | Path, *, variant: str | None = N
     trained = {key: tensor for key, tensor in _by_key(ours).items() if rules.holds([key], CONDITIONAL_ATTENTION)}
     frozen = {key: tensor for key, tensor in _by_key(theirs).items() if key not in trained}
     merged = frozen | trained
-    networks = {**source.networks, "unet": functools.partial(Weights, ours.where, ours.config, merged)}
-    origins = {**source.origins}
+    networks = dict(source.networks)
+    networks["unet"] = functools.partial(Weights, ours.where, ours.config, merged)
+    origins = dict(source.origins)
     taken = ["unet"]
     for name in _FROZEN:
         if name in other.networks:
