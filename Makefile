@@ -9,20 +9,22 @@
 #   make soak-long      1,000 kills and 10,000 damaged files, with and without PyTorch; it takes hours
 #   make test-torch     live comparisons with PyTorch, diffusers and transformers
 #   make test-app       the web page in Chromium, which apt-get installs if it is not there
+#   make test-wheel     the package as users get it: built, installed into a new environment, every command tried
 #   make lint           ruff and mypy;   make format   lets ruff put right what it can
 #   make clean          removes .venv and all caches
 
 PYTHON ?= python3
 JOBS ?= 2
 ARGS ?=
+# Without those that need PyTorch, a browser, or an environment of their own.
+PLAIN := tests $(addprefix --ignore=tests/,torch app wheel)
 # Processes that tests start run without these checks: tests that only start some gain nothing from them.
-SHAPES := tests $(addprefix --ignore=tests/,torch app hostile soak \
-  test_accelerator_alone.py test_imports.py test_package.py)
+SHAPES := $(PLAIN) $(addprefix --ignore=tests/,hostile soak test_accelerator_alone.py test_imports.py test_package.py)
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-shapes soak soak-long test-torch test-app chromium lint format clean
+.PHONY: demo test test-shapes soak soak-long test-torch test-app test-wheel chromium lint format clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/.demo
@@ -30,7 +32,7 @@ demo: .venv/.demo
 
 # One file's tests stay in one process, so that what they share is compiled once.
 test: .venv/.test
-	$(PYTEST) tests --ignore=tests/torch --ignore=tests/app -m "not soak" -n $(JOBS) --dist loadfile $(ARGS)
+	$(PYTEST) $(PLAIN) -m "not soak" -n $(JOBS) --dist loadfile $(ARGS)
 
 # A step of its own: the checks take a part of the tests' time. They show wrong shapes and dtypes at the call that has them.
 test-shapes: .venv/.test
@@ -38,7 +40,7 @@ test-shapes: .venv/.test
 
 # -rP: what was measured is printed at the end.
 soak: .venv/.test
-	$(PYTEST) tests --ignore=tests/torch --ignore=tests/app -m soak -n $(JOBS) --dist loadfile -rP $(ARGS)
+	$(PYTEST) $(PLAIN) -m soak -n $(JOBS) --dist loadfile -rP $(ARGS)
 
 soak-long: .venv/.test-torch
 	SOAK_KILLS=1000 SOAK_FILES=10000 $(PYTEST) tests/soak/test_kills.py tests/hostile/test_kills.py \
@@ -49,6 +51,9 @@ test-torch: .venv/.test-torch .venv/.spandrel
 
 test-app: .venv/.test-app chromium
 	$(PYTEST) tests/app $(ARGS)
+
+test-wheel: .venv/.test
+	$(PYTEST) tests/wheel $(ARGS)
 
 chromium:
 	@command -v chromium >/dev/null \

@@ -1,6 +1,6 @@
 """What XPSR is without its parts: trainings that differ from configs/xpsr.py in one thing each.
 
-    python train.py --config configs/ablations.py:serial --networks.base STABLE_DIFFUSION --images.folder PHOTOS
+    xpsr train --config ablations:serial --networks.base STABLE_DIFFUSION --images.folder PHOTOS
 
 Table 3 of the paper compares ways to fuse the two captions; `serial`, `high` and `low` are its alternatives to
 Semantic-Fusion Attention. The paper also trains variants for its Tables 4, on the Degradation-Free Constraint, and 6.

@@ -1,12 +1,12 @@
 """A student of one, two or four evaluations without guidance, made of a trained XPSR.
 
-    python train.py --config configs/few_step.py --networks.base XPSR --images.folder PHOTOS
+    xpsr train --config few_step --networks.base XPSR --images.folder PHOTOS
 
 XPSR is a whole model folder (the guided teacher, from which the student also begins), PHOTOS holds images and
 captions.jsonl. What trains: the ControlNet, the Conditional Attention, and low-rank adapters of the UNet's attention
 and convolutions, which the exported folder has added to its kernels.
 
-    python train.py --config configs/few_step.py:tiny --images.folder PHOTOS
+    xpsr train --config few_step:tiny --images.folder PHOTOS
 
 "tiny" makes one of the small model that ships with the package, on two CPU cores.
 """

@@ -1,12 +1,12 @@
 """XPSR on Stable Diffusion 2.1: the training of `configs/xpsr.py` at 768 pixels, predicting the velocity.
 
-    python train.py --config configs/sd21.py --networks.base STABLE_DIFFUSION_2_1 --images.folder PHOTOS
+    xpsr train --config sd21 --networks.base STABLE_DIFFUSION_2_1 --images.folder PHOTOS
 
 The base is Stable Diffusion 2.1 in diffusers' layout (the 768-pixel one). Its folder says what is new against 1.5: text
 by OpenCLIP's ViT-H, one attention head for every 64 channels, linear projections, v-prediction. The networks are also
 written out below, for the ControlNet is made after them.
 
-    python train.py --config configs/sd21.py:tiny --images.folder ANY_PHOTOS
+    xpsr train --config sd21:tiny --images.folder ANY_PHOTOS
 
 The variant "tiny" is the same kind of networks in a size for two CPU cores, everything at random. It tries the whole
 road, from training to a model folder, on any folder of photographs, and restores nothing.

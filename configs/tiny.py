@@ -2,10 +2,10 @@
 
 There is no pretrained Stable Diffusion, so everything trains. PHOTOS holds images and captions.jsonl.
 
-    python train.py --config configs/tiny.py:autoencoder --images.folder PHOTOS
-    python train.py --config configs/tiny.py --images.folder PHOTOS
-    python train.py --config configs/tiny.py:decoder --images.folder PHOTOS
-    python convert_weights.py runs/tiny_decoder/model --output tiny --dtype float16
+    xpsr train --config tiny:autoencoder --images.folder PHOTOS
+    xpsr train --config tiny --images.folder PHOTOS
+    xpsr train --config tiny:decoder --images.folder PHOTOS
+    xpsr convert runs/tiny_decoder/model --output tiny --dtype float16
 
 Each begins from what the one before exported. The decoder is trained on because a diffusion this small leaves errors
 in its latents: the decoder learns to make the best of them.

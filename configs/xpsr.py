@@ -1,6 +1,6 @@
 """XPSR on Stable Diffusion 1.5, trained as the paper says; where it is silent, as its released code does.
 
-    python train.py --config configs/xpsr.py --networks.base STABLE_DIFFUSION --images.folder PHOTOS
+    xpsr train --config xpsr --networks.base STABLE_DIFFUSION --images.folder PHOTOS
 
 STABLE_DIFFUSION is Stable Diffusion 1.5 in diffusers' layout, PHOTOS holds images of 512 x 512 pixels or more, at any
 depth, and captions.jsonl. configs/xpsr_released.py differs in fields that are explained here (docs/method.md §11).

@@ -1,6 +1,6 @@
 """XPSR on Stable Diffusion 1.5, trained as its released code trains it (docs/method.md §6), the empty prompt and all.
 
-    python train.py --config configs/xpsr_released.py --networks.base STABLE_DIFFUSION --images.folder PHOTOS
+    xpsr train --config xpsr_released --networks.base STABLE_DIFFUSION --images.folder PHOTOS
 
 The folders are those of `configs/xpsr.py`, and so is every field that is not set here.
 """

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import io
+import os
 import signal
 import subprocess
 import sys
@@ -14,16 +15,19 @@ import jax
 import pytest
 
 from xpsr_jax.cli import caption, convert, evaluate, preflight, prepare
+from xpsr_jax.cli.commands import COMMANDS
+from xpsr_jax.cli.commands import main as xpsr
 from xpsr_jax.cli.run import command
 from xpsr_jax.cli.start import start
 from xpsr_jax.errors import UserError, say
+from xpsr_jax.version import __version__
 
 ROOT = Path(__file__).parents[1]
 
 
 def run(function, capsys) -> tuple[int, str]:
     """The exit code of a command that does that, and what it says on stderr."""
-    main = command("name", interrupted="interrupted; nothing was written", lower="lower --batch-size")(function)
+    main = command(interrupted="interrupted; nothing was written", lower="lower --batch-size")(function)
     return main([]), capsys.readouterr().err
 
 
@@ -36,7 +40,7 @@ def test_what_a_person_can_put_right_is_one_line(capsys):
     def wrong(argv):
         raise UserError("photo.png: no such file")
 
-    assert run(wrong, capsys) == (1, "name: photo.png: no such file\n")
+    assert run(wrong, capsys) == (1, "error: photo.png: no such file\n")
 
 
 @pytest.fixture
@@ -74,7 +78,7 @@ def test_a_name_that_cannot_be_printed_ends_nothing(monkeypatch):
             say(text)
         print("5 \u00d7 3")
 
-    assert command("name", interrupted="", lower="")(work)([]) == 0
+    assert command(interrupted="", lower="")(work)([]) == 0
     stream.flush()
     assert written.getvalue() == b"caf\\xe9 \\xe9.png\n\\x1b[31mred\\x1b[0m\n5 \\xd7 3\n"
     assert stream.errors == "strict"
@@ -95,7 +99,7 @@ def test_whatever_is_printed_is_made_printable():
 
 def test_it_also_runs_in_a_thread(capsys):
     codes = []
-    main = command("name", interrupted="", lower="")(lambda argv: 3)
+    main = command(interrupted="", lower="")(lambda argv: 3)
     thread = threading.Thread(target=lambda: codes.append(main([])))
     thread.start()
     thread.join()
@@ -118,14 +122,14 @@ def test_no_memory_left_is_one_line_that_says_what_to_lower(error, where, capsys
     def work(argv):
         raise error
 
-    assert run(work, capsys) == (1, f"name: {where} is out of memory: lower --batch-size\n")
+    assert run(work, capsys) == (1, f"error: {where} is out of memory: lower --batch-size\n")
 
 
 def test_a_real_allocation_that_is_too_large(capsys):
     def work(argv):
         jax.numpy.zeros((2**46,), "uint8").block_until_ready()
 
-    assert run(work, capsys) == (1, "name: the device is out of memory: lower --batch-size\n")
+    assert run(work, capsys) == (1, "error: the device is out of memory: lower --batch-size\n")
 
 
 def test_any_other_error_keeps_its_traceback(capsys):
@@ -182,7 +186,6 @@ except SystemExit as end:
         ["train.py", "--config", "configs/xpsr.py"],
         ["convert_weights.py"],
         ["xpsr_jax.caption"],
-        ["xpsr_jax.caption", "server"],
         ["xpsr_jax.evaluate"],
         ["xpsr_jax.prepare_data", "records"],
         ["xpsr_jax.preflight"],
@@ -195,6 +198,71 @@ def test_help_is_there_without_importing_jax(words):
     done = subprocess.run([sys.executable, "-c", _HELP, *words, "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "0", done.stdout + done.stderr
     assert len(done.stdout) > 100
+
+
+# The same for `xpsr`, a command after the other, so that JAX would be found after the first that imports it.
+_ALL_HELP = """
+import contextlib, io, sys
+from xpsr_jax.cli.commands import COMMANDS, main
+more = ["train", "--config", "tiny"], ["caption", "server"], ["prepare", "pairs"]
+for words in [[], *([name] for name in COMMANDS), *more]:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            code = main([*words, "--help"])
+        except SystemExit as end:
+            code = end.code
+    usage = f"usage: {' '.join(['xpsr', *words])}"
+    heavy = sorted({"jax", "flax", "torch", "grain", "transformers", "cv2", "gradio"} & set(sys.modules))
+    print(*words, code, out.getvalue().startswith(usage), len(out.getvalue()) > 100, *heavy)
+"""
+
+
+def test_help_of_every_command_of_xpsr_imports_no_jax(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", _ALL_HELP], cwd=tmp_path, env=in_checkout(), capture_output=True, text=True
+    )
+    words = [*COMMANDS, "train --config tiny", "caption server", "prepare pairs"]
+    assert done.stdout.splitlines() == ["0 True True", *(f"{each} 0 True True" for each in words)], done.stderr
+
+
+def in_checkout() -> dict[str, str]:
+    """The environment of a process that is to find this package, wherever it is started."""
+    return os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+def test_python_m_is_the_same_as_xpsr(tmp_path):
+    def run(*words):
+        done = subprocess.run([sys.executable, *words], cwd=tmp_path, env=in_checkout(), capture_output=True, text=True)
+        return done.returncode, done.stdout, done.stderr
+
+    script = "import sys; from xpsr_jax.cli.commands import main; sys.exit(main())"
+    for words in (["--version"], ["evaluate", "--restored", "a"]):
+        assert run("-m", "xpsr_jax", *words) == run("-c", script, *words)
+    assert run("-m", "xpsr_jax", "--version") == (0, f"xpsr_jax {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "usage: xpsr COMMAND"),
+        (["restor", "a.png"], "error: there is no command 'restor': do you mean restore? (xpsr --help)\n"),
+        (["zoom"], "error: there is no command 'zoom': there are restore, "),
+    ],
+)
+def test_a_command_that_is_not_there(words, said, capsys):
+    assert xpsr(words) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.startswith(said)
+
+
+def test_a_command_is_given_its_words(monkeypatch, tmp_path, capsys):
+    """And its exit code is that of xpsr, whether it is given the words or those of the process."""
+    missing = ["evaluate", "--restored", str(tmp_path / "a"), "--reference", str(tmp_path / "b")]
+    assert xpsr(missing) == 1
+    expected = capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["xpsr", *missing])
+    assert xpsr() == 1
+    assert capsys.readouterr().err == expected and expected.startswith("error: ") and str(tmp_path) in expected
 
 
 def test_ctrl_c_while_a_command_is_still_being_imported(monkeypatch, capsys):

@@ -11,7 +11,9 @@ from xpsr_jax.data.config import BlurConfig, DataConfig, DegradationConfig, Stag
 from xpsr_jax.errors import UserError
 from xpsr_jax.training.resume import record
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
+NAMES = "ablations, few_step, sd21, tiny, xpsr, xpsr_released"
 
 
 def differences(a, b):
@@ -76,7 +78,10 @@ def test_the_released_training_to_the_letter():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("configs/nothing.py", r"There is no config file configs/nothing.py; the project's are in configs/"),
+        ("configs/nothing.py", f"There is no config file configs/nothing.py; by name there are {NAMES}."),
+        ("nothing", f"There is no config 'nothing'; there are {NAMES}. A file of your own: --config FILE.py"),
+        ("nothing:small", "There is no config 'nothing'"),
+        (f"{ROOT}/README.md", "README.md is no config file: its name does not end with .py"),
         (f"{CONFIGS}/tiny.py:huge", "has no variant 'huge'; it has default, autoencoder"),
         (__file__, "is no config file"),
     ],
@@ -84,6 +89,27 @@ def test_the_released_training_to_the_letter():
 def test_what_is_no_config(name, message):
     with pytest.raises(UserError, match=message):
         load_config(name)
+
+
+def test_configs_have_names(tmp_path, monkeypatch):
+    """Wherever one is, also where there is something of that name."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("tiny", "tiny:autoencoder", "few_step"):
+        file, _, variant = name.partition(":")
+        assert load_config(name) == load_config(f"{CONFIGS / file}.py:{variant or 'default'}")
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny.py").write_text("VARIANTS = ('default',)\ndef config(variant): return 'my own'\n")
+    assert load_config("tiny") == load_config(f"{CONFIGS}/tiny.py")
+    assert load_config("tiny.py") == load_config("./tiny.py") == "my own"
+
+
+def test_an_installed_package_has_the_configs_in_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("xpsr_jax.config.files._PACKAGE", tmp_path / "xpsr_jax")
+    (tmp_path / "xpsr_jax" / "configs").mkdir(parents=True)
+    (tmp_path / "xpsr_jax" / "configs" / "other.py").write_text("VARIANTS = ('default',)\nconfig = str.upper\n")
+    assert load_config("other") == "DEFAULT"
+    with pytest.raises(UserError, match=r"There is no config 'tiny'; there are other\. A file"):
+        load_config("tiny")
 
 
 @pytest.mark.parametrize("field", ["steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep"])

@@ -56,6 +56,8 @@ def test_pictures_stand_side_by_side_under_their_labels() -> None:
 
 
 def test_wrong_arguments_show_the_usage(capsys) -> None:
-    assert main(["--steps", "3"]) == 2
-    assert main(["--help"]) == 0
-    assert "python -m xpsr_jax.demo [FOLDER]" in capsys.readouterr().out
+    for words, code in (["--steps", "3"], 2), (["--help"], 0):
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        assert end.value.code == code
+    assert capsys.readouterr().out.startswith("usage: xpsr demo ")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from xpsr_jax.cli.commands import COMMANDS
 from xpsr_jax.config import load_config
 from xpsr_jax.errors import UserError
 
@@ -21,7 +22,9 @@ FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"`([\w/.-]+\.py)(?::([\w.]+))?`")
 # `xpsr_jax.data.captions`, `xpsr_jax.load(folder)`
 NAME = re.compile(r"`(xpsr_jax(?:\.\w+)+)")
-COMMAND = re.compile(r"python -m ((?:xpsr_jax|benchmarks)(?:\.[a-z_\d]+)+)")
+XPSR = re.compile(r"(?:^|[ /`])xpsr ([a-z_]+)", re.MULTILINE)
+CONFIG = re.compile(r"--config ([a-z][\w:]*)(?![\w./])")
+MODULE = re.compile(r"python -m ((?:xpsr_jax|benchmarks)(?:\.[a-z_\d]+)+)")
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
 
 
@@ -49,6 +52,12 @@ def test_the_readme_leads_to_every_document():
         ("`xpsr_jax.nothing`", True),
         ("python -m xpsr_jax.caption", False),
         ("python -m xpsr_jax.nothing", True),
+        ("`xpsr restore PHOTO`", False),
+        ("```\n.venv/bin/xpsr nothing\n```", True),
+        ("`xpsr train --config tiny:decoder`", False),
+        ("`xpsr train --config tiny:nothing`", True),
+        ("`xpsr train --config nothing`", True),
+        ("`xpsr train --config config.py`", False),
         ("[text](docs/data.md#captions)", False),
         ("[text](docs/data.md#nothing)", True),
         ("[text](docs/nothing.md)", True),
@@ -72,10 +81,13 @@ def missing(document: Path) -> Iterator[str]:
     for name in NAME.findall(text):
         if not is_there(name):
             yield name
-    for name in COMMAND.findall(text):
+    for name in MODULE.findall(text):
         path = ROOT.joinpath(*name.split("."))
         if not path.with_suffix(".py").is_file() and not (path / "__main__.py").is_file():
             yield f"python -m {name}"
+    for code in CODE.findall(text):
+        yield from (f"xpsr {name}" for name in XPSR.findall(code) if name not in COMMANDS)
+        yield from (f"--config {name}" for name in CONFIG.findall(code) if not is_config(name))
     for link, heading in LINK.findall(CODE.sub("`", text)):
         path = document.parent / link if link else document
         if not path.exists():
@@ -112,6 +124,14 @@ def is_variant(path: Path, name: str) -> bool:
     """Whether it is one of a config file's variants."""
     try:
         return path.parent.name == "configs" and bool(load_config(f"{path}:{name}"))
+    except UserError:
+        return False
+
+
+def is_config(name: str) -> bool:
+    """Whether a config is found by that name."""
+    try:
+        return bool(load_config(name))
     except UserError:
         return False
 

@@ -26,7 +26,7 @@ FLOORS = (
     {"errors", "assets", "version"},
 )
 # What `python -m` names. They call a command and have no floor.
-DOORS = {"demo", "evaluate", "preflight", "prepare_data", "app.__main__", "caption.__main__"}
+DOORS = {"__main__", "demo", "evaluate", "preflight", "prepare_data", "app.__main__", "caption.__main__"}
 
 
 def imports(*more: tuple[str, str]) -> grimp.ImportGraph:

@@ -135,7 +135,7 @@ def one_line(capsys, argv, *, code=1):
     """Runs the command, which must fail with one line on stderr, and returns that line."""
     assert sample.main([str(argument) for argument in argv]) == code
     captured = capsys.readouterr()
-    assert captured.err.startswith("sample.py: ") and captured.err.count("\n") == 1, captured.err
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1, captured.err
     return captured.err
 
 

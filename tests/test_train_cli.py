@@ -3,12 +3,12 @@
 import dataclasses
 import re
 import typing
-from pathlib import Path
 
 import pytest
 
 from xpsr_jax.cli import train
 from xpsr_jax.config import Config, load_config
+from xpsr_jax.config.files import config_names
 from xpsr_jax.errors import UserError
 from xpsr_jax.training import loop
 
@@ -20,11 +20,12 @@ ALONE = ("--distributed", "off")
 def test_alone_it_says_how_it_is_used(capsys):
     assert train.main([]) == 2
     printed = capsys.readouterr()
-    assert printed.out == "" and "usage: python train.py --config configs/NAME.py[:VARIANT]" in printed.err
+    assert printed.out == "" and "usage: xpsr train --config NAME[:VARIANT]" in printed.err
     assert train.main(["--help"]) == 0
     out = capsys.readouterr().out
-    for name in ("configs/xpsr.py", "configs/xpsr_released.py", "configs/tiny.py:autoencoder"):
-        assert name in out and Path(name.partition(":")[0]).is_file()
+    named = re.findall(r"^  ([\w:]+)  ", out[out.index("configs:") :], re.MULTILINE)
+    assert {name.partition(":")[0] for name in named} == set(config_names())
+    assert all(load_config(name) for name in named)
     assert "--help" in out and "goes on from there" in out
 
 

@@ -72,4 +72,4 @@ def umask() -> int:
 def test_a_wrong_command_line_is_one_line(capsys, argv, message):
     assert main(argv) == 1
     error = capsys.readouterr().err
-    assert error.startswith("xpsr_jax.app: ") and message in error and error.count("\n") == 1
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1

@@ -312,7 +312,7 @@ def test_an_output_that_is_no_file(folder, tmp_path, capsys):
         (tmp_path / "captions.jsonl").touch()
         assert main(["measured", str(folder), "--output", str(tmp_path / wrong)]) == 1
         said = capsys.readouterr().err
-        assert said.startswith("caption: ") and said.count("\n") == 1
+        assert said.startswith("error: ") and said.count("\n") == 1
     assert {path.name for path in tmp_path.iterdir()} == {"photos", "pipe", "folder", "captions.jsonl"}
 
 

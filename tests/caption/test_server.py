@@ -357,7 +357,7 @@ def test_a_server_that_is_starting_is_waited_for(api, monkeypatch, capsys):
 @pytest.mark.parametrize("option", ["--requests", "--limit", "--max-new-tokens"])
 def test_numbers_that_make_no_sense(tmp_path, capsys, option):
     assert main(["server", str(tmp_path), "--output", str(tmp_path / "captions.jsonl"), option, "0"]) == 1
-    assert capsys.readouterr().err == f"caption: {option} must be at least 1, not 0\n"
+    assert capsys.readouterr().err == f"error: {option} must be at least 1, not 0\n"
 
 
 def test_many_in_flight(api):
@@ -388,4 +388,4 @@ def test_the_command(api, tmp_path, capsys, monkeypatch):
 
     api.models = ["a", "b"]
     assert main(command) == 1
-    assert capsys.readouterr().err == f"caption: {api.url} has 2 models; name one with --model: a, b\n"
+    assert capsys.readouterr().err == f"error: {api.url} has 2 models; name one with --model: a, b\n"

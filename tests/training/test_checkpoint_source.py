@@ -69,7 +69,7 @@ def test_what_the_run_exports(run, tmp_path):
     folder, config, _ = run
     assert resume.config_of(resume.record(config, photographs=5)) == config
     assert is_training_checkpoint(folder) and not is_training_checkpoint(folder / "model")
-    with pytest.raises(UserError, match=r"is a training checkpoint: convert_weights\.py makes"):
+    with pytest.raises(UserError, match=r"is a training checkpoint: xpsr convert makes"):
         open_source(folder)
     source = open_checkpoint(folder)
     assert source.origins["unet"] == folder / "checkpoints" / "20"

@@ -1,1 +1,1 @@
-"""The web page: `python -m xpsr_jax.app`."""
+"""The web page: `xpsr app`."""

@@ -94,7 +94,7 @@ class Door:
         except Exception as error:
             # Of events Gradio itself reports what went wrong in our functions. What comes here is a request that is
             # wrong in a way that nobody thought of, or a visitor who has left.
-            print(f"xpsr_jax.app: {scope['method']} {scope['path'][:80]!r} failed: {type(error).__name__}", flush=True)
+            print(f"error: {scope['method']} {scope['path'][:80]!r} failed: {type(error).__name__}", flush=True)
             if begun:
                 await send({"type": "http.response.body", "body": b""})
             else:

@@ -42,7 +42,7 @@ class Settings(NamedTuple):
 
 
 class Studio:
-    """Restores files as sample.py does, one at a time, whoever asks.
+    """Restores files as `xpsr restore` does, one at a time, whoever asks.
 
     Programs are kept from one file to the next: seed, strength, steps and scales need no new ones.
 
@@ -85,7 +85,7 @@ class Studio:
         *,
         on_steps: Callable[[int, int], None],
     ) -> None:
-        """Writes to `output` what sample.py would.
+        """Writes to `output` what `xpsr restore` would.
 
         Args:
             on_steps: called with the number of steps done and of all, at first with 0. What it raises ends the work.

@@ -102,7 +102,7 @@ def load_llava(
         if config.model_type != "llava":
             raise UserError(
                 f"{name} is a {config.model_type} model, not LLaVA: serve it (vLLM, for instance) and use "
-                "`python -m xpsr_jax.caption server`"
+                "`xpsr caption server`"
             )
         hub.complete(folder)
         processor = LlavaProcessor.from_pretrained(folder)

@@ -1,6 +1,6 @@
 """A web page that restores photographs with XPSR.
 
-python -m xpsr_jax.app        # then open http://127.0.0.1:7860
+xpsr app        # then open http://127.0.0.1:7860
 
 Needs gradio: pip install "xpsr-jax[app]". Nothing leaves this machine, and uploads and results are deleted at the end.
 """
@@ -62,13 +62,12 @@ class Arguments:
 
 
 @command(
-    "xpsr_jax.app",
     interrupted="The page has ended.",
     lower="lower --max-megapixels, or take --dtype bfloat16",
 )
 def main(argv: Sequence[str] | None) -> None:
     """Runs the command line; returns the exit code: 1 after an error, 130 when it was ended."""
-    run(tyro.cli(Arguments, args=argv, description=__doc__, prog="python -m xpsr_jax.app"))
+    run(tyro.cli(Arguments, args=argv, description=__doc__, prog="xpsr app"))
 
 
 def run(arguments: Arguments) -> None:

@@ -1,4 +1,4 @@
-"""Captions for images: python -m xpsr_jax.caption llava|server|measured|merge|report|pairs
+"""Captions for images: xpsr caption llava|server|measured|merge|report|pairs
 
 Captions are JSON lines {"image", "high", "low", "source", "sha256"}, appended as they come. The same command goes on
 where it was stopped, captions new and changed images, and tries failed ones again.
@@ -174,13 +174,12 @@ CaptionCommand = (
 
 
 @command(
-    "caption",
-    interrupted="caption: interrupted; the same command goes on from here",
+    interrupted="interrupted; the same command goes on from here",
     lower="lower --batch-size, --workers or --requests; --dtype bfloat16 halves a model",
 )
 def main(argv: Sequence[str] | None) -> int:
     """Runs the command line; returns the exit code: 0, 1 if an image failed or all did, 130 if interrupted."""
-    return run_command(tyro.cli(CaptionCommand, args=argv, description=__doc__, prog="python -m xpsr_jax.caption"))
+    return run_command(tyro.cli(CaptionCommand, args=argv, description=__doc__, prog="xpsr caption"))
 
 
 def run_command(

@@ -8,7 +8,7 @@ from xpsr_jax.config import Config, load_config
 
 
 def read_config(name: str, fields: Sequence[str], *, program: str, help: bool = False) -> Config:
-    """The Config of a file of `configs/` with fields overridden: ["--optimizer.learning-rate", "1e-4"].
+    """The Config of a name or a file with fields overridden: ["--optimizer.learning-rate", "1e-4"].
 
     With `help` it prints every field and exits; for a field that does not exist it exits with 2.
 

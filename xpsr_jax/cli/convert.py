@@ -1,11 +1,11 @@
 """Converts weights of every kind into a model folder.
 
-    python convert_weights.py SOURCE... --output DIR
+    xpsr convert SOURCE... --output DIR
 
 A SOURCE is a folder in diffusers' layout with some of the subfolders unet/, controlnet/, vae/, text_encoder/,
 tokenizer/ and scheduler/ (files of PyTorch, Flax or Orbax), a single file of Stable Diffusion 1 or 2 (.safetensors,
 .ckpt), a model of the Hugging Face hub (owner/name, owner/name@revision, owner/name:folder), or a checkpoint of
-train.py (runs/NAME). Several are merged by component, later ones first choice: Stable Diffusion 1.5 followed by XPSR's
+xpsr train (runs/NAME). Several are merged by component, later ones first choice: Stable Diffusion 1.5 followed by XPSR's
 checkpoint-N makes a whole model. Old names of tensors become today's.
 """
 
@@ -34,7 +34,7 @@ class Arguments:
         variant: Read files such as model.fp16.safetensors: --variant fp16. Of a component that has none, the plain
             files.
         ema: Take the averaged UNet of a single file that has it beside the trained one.
-        average: Of a checkpoint of train.py take the moving average of what trained, if the run has one, as the run
+        average: Of a checkpoint of xpsr train take the moving average of what trained, if the run has one, as the run
             itself does. --no-average: what trained.
         base_unet: Another Stable Diffusion 1.5, in any of these forms: XPSR keeps what it trained, ControlNet and
             Conditional Attention, and takes all frozen tensors (UNet, autoencoder, text encoder) of this one.
@@ -61,13 +61,12 @@ class Arguments:
 
 
 @command(
-    "error",
     interrupted="interrupted; nothing was written",
     lower="convert fewer networks at a time, or without --verify",
 )
 def main(argv: Sequence[str] | None) -> None:
     """Runs the command line; returns the exit code: 0, 1 after an error, 130 if interrupted."""
-    convert_weights(tyro.cli(Arguments, args=argv, description=__doc__, prog="convert_weights.py"))
+    convert_weights(tyro.cli(Arguments, args=argv, description=__doc__, prog="xpsr convert"))
 
 
 def convert_weights(arguments: Arguments) -> None:

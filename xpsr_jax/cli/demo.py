@@ -1,13 +1,12 @@
-"""Restores the photograph that ships with the package, and puts before, after and the original side by side.
+"""Restores the photograph that ships with the package, and puts before, after and the original side by side."""
 
-python -m xpsr_jax.demo [FOLDER]        # FOLDER: where to write, demo/ if not given
-"""
-
-import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import tyro
 from tqdm import tqdm
 
 from xpsr_jax.assets import DEMO, TINY_MODEL
@@ -16,15 +15,21 @@ from xpsr_jax.errors import UserError, in_one_line, say
 from xpsr_jax.files import check_writable
 
 
-@command("xpsr_jax.demo", interrupted="xpsr_jax.demo: interrupted", lower="close other programs")
-def main(argv: Sequence[str] | None) -> int:
-    """Runs the command line; returns the exit code: 0, 1 after an error, 2 wrong arguments, 130 if interrupted."""
-    words = sys.argv[1:] if argv is None else argv
-    if len(words) > 1 or any(word.startswith("-") for word in words):
-        say(__doc__)
-        return 0 if words[0] in ("-h", "--help") else 2
-    run(Path(words[0] if words else "demo"))
-    return 0
+@dataclass(frozen=True)
+class Arguments:
+    """The command line.
+
+    Attributes:
+        folder: Where to write restored.png and comparison.png.
+    """
+
+    folder: Annotated[Path, tyro.conf.Positional] = Path("demo")
+
+
+@command(interrupted="interrupted", lower="close other programs")
+def main(argv: Sequence[str] | None) -> None:
+    """Runs the command line; returns the exit code: 0, 1 after an error, 130 if interrupted."""
+    run(tyro.cli(Arguments, args=argv, description=__doc__, prog="xpsr demo").folder)
 
 
 def run(folder: Path) -> None:
@@ -64,4 +69,4 @@ def run(folder: Path) -> None:
     for name, image in outputs.items():
         write_png(folder / name, image)
     say("\n  ".join([f"Done in {time.perf_counter() - begin:.0f} s:", *(str(folder / name) for name in outputs)]))
-    say("A photograph of your own: .venv/bin/python sample.py PHOTO --output outputs --missing-captions empty")
+    say("A photograph of your own: xpsr restore PHOTO --output restored --missing-captions empty")

@@ -1,4 +1,4 @@
-"""Measures restored images against their originals: python -m xpsr_jax.evaluate --restored DIR --reference DIR
+"""Measures restored images against their originals: xpsr evaluate --restored DIR --reference DIR
 
 Prints a table; --output writes a report (HTML, Markdown, JSON, manifest), --json the scores alone.
 """
@@ -54,13 +54,12 @@ class Arguments:
 
 
 @command(
-    "evaluate",
-    interrupted="evaluate: interrupted",
+    interrupted="interrupted",
     lower="lower --batch-size, or leave out --metrics that need large networks",
 )
 def main(argv: Sequence[str] | None) -> int:
     """Runs the command line; returns the exit code: 0, 1 if anything went wrong, 130 if interrupted."""
-    return evaluate(tyro.cli(Arguments, args=argv, description=__doc__, prog="python -m xpsr_jax.evaluate"))
+    return evaluate(tyro.cli(Arguments, args=argv, description=__doc__, prog="xpsr evaluate"))
 
 
 def evaluate(arguments: Arguments) -> int:
@@ -108,7 +107,7 @@ def evaluate(arguments: Arguments) -> int:
             report=report,
         )
     for reason in report.failed.values():
-        say(f"evaluate: {reason}", to_stderr=True)
+        say(f"error: {reason}", to_stderr=True)
     comparisons = [each for each in comparisons if each.name not in report.failed]
     if report.transparent:
         seen = "they were compared as they are seen on white"

@@ -1,6 +1,6 @@
 """Compiles a run's program for a TPU pod, without one, and says whether it fits and what it takes.
 
-python -m xpsr_jax.preflight --config configs/xpsr.py --topology v5e:4x4
+xpsr preflight --config xpsr --topology v5e:4x4
 """
 
 import argparse
@@ -12,11 +12,11 @@ from xpsr_jax.errors import UserError, say
 
 _EXAMPLES = """\
 examples:
-  python -m xpsr_jax.preflight --config configs/xpsr.py --topology v5e:4x4
-  python -m xpsr_jax.preflight --config configs/xpsr.py --topology v5p:2x2x2 --sample
-  python -m xpsr_jax.preflight --config configs/xpsr.py --topology v5e:8x8 --batch-size 256 --accumulation 2
+  xpsr preflight --config xpsr --topology v5e:4x4
+  xpsr preflight --config xpsr --topology v5p:2x2x2 --sample
+  xpsr preflight --config xpsr --topology v5e:8x8 --batch-size 256 --accumulation 2
 
-Any field of the config can be set, as in train.py. Neither a TPU nor weights are needed, but Google's compiler is:
+Any field of the config can be set, as in xpsr train. Neither a TPU nor weights are needed, but Google's compiler is:
 pip install "jax[tpu]". A full-size program takes minutes to compile; a report that was made is kept.
 For GPUs there is no such compiler without one: --gpus 8 only shows that the program lowers.
 Exit code: 0 it fits, 1 it does not or something is wrong, 2 wrong arguments.
@@ -24,21 +24,20 @@ Exit code: 0 it fits, 1 it does not or something is wrong, 2 wrong arguments.
 
 
 @command(
-    "error",
     interrupted="interrupted",
     lower="compile with --effort quick and nothing else running; a full-size program takes several GB",
 )
 def main(argv: Sequence[str] | None) -> int:
     """Runs the command line; returns the exit code: 0, 1 if it does not fit or after an error, 130 if interrupted."""
     parser = argparse.ArgumentParser(
-        prog="python -m xpsr_jax.preflight",
-        usage="python -m xpsr_jax.preflight --config configs/NAME.py[:VARIANT] --topology v5e:4x4 [--FIELD VALUE ...]",
+        prog="xpsr preflight",
+        usage="xpsr preflight --config NAME[:VARIANT] --topology v5e:4x4 [--FIELD VALUE ...]",
         description="Compiles the training step (or the sampling step) for a TPU pod without having one.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", required=True, metavar="FILE", help="a file of configs/, perhaps :VARIANT")
+    parser.add_argument("--config", required=True, metavar="NAME", help="a config, or FILE.py; perhaps :VARIANT")
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--topology", help="chips, and how many: v5e:4x4, v5p:2x2x4, v6e:8x8")
     target.add_argument("--gpus", type=int, metavar="N", help="only lower for so many GPUs, with plain attention")
@@ -51,7 +50,7 @@ def main(argv: Sequence[str] | None) -> int:
     )
     parser.add_argument("--again", action="store_true", help="compile although the report is there from before")
     known, fields = parser.parse_known_args(argv)
-    config = read_config(known.config, fields, program="xpsr_jax.preflight")
+    config = read_config(known.config, fields, program="xpsr preflight")
     # Imported late: help and a wrong setting need not wait for it.
     from xpsr_jax.pods import report
     from xpsr_jax.pods.preflight import lower_for_gpus, preflight

@@ -1,4 +1,4 @@
-"""Prepares data for training and evaluation: python -m xpsr_jax.prepare_data records|pairs|validation|embeddings
+"""Prepares data for training and evaluation: xpsr prepare records|pairs|validation|embeddings
 
 Work that was stopped goes on where it was when the same command is started again; the result is the same.
 """
@@ -135,13 +135,12 @@ Command = (
 
 
 @command(
-    "prepare_data",
-    interrupted="prepare_data: interrupted; the same command goes on from here",
+    interrupted="interrupted; the same command goes on from here",
     lower="lower --workers",
 )
 def main(argv: Sequence[str] | None) -> int:
     """Runs the command line; returns the exit code: 0, 1 if an image was broken or all failed, 130 if interrupted."""
-    chosen: Any = tyro.cli(Command, args=argv, description=__doc__, prog="python -m xpsr_jax.prepare_data")
+    chosen: Any = tyro.cli(Command, args=argv, description=__doc__, prog="xpsr prepare")
     check_options(chosen)
     from xpsr_jax.preparation.pieces import REPORT
 

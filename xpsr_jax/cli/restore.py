@@ -1,6 +1,6 @@
 """Restores low-resolution photographs with XPSR.
 
-python sample.py photo.png folder/ --output restored --captions captions.jsonl
+xpsr restore photo.png folder/ --output restored --captions captions.jsonl
 
 Each INPUT is an image, a folder of images (searched with its subfolders) or a pattern such as "photos/**/*.jpg".
 Restored images are in the output folder under the same names. Captions are JSON lines {"image": path, "high": what is
@@ -100,8 +100,7 @@ class Arguments:
 
 
 @command(
-    "sample.py",
-    interrupted="sample.py: interrupted; the images written so far are complete",
+    interrupted="interrupted; the images written so far are complete",
     lower="lower --batch-size, --tile or --vae-tile; --dtype bfloat16 halves the memory",
 )
 def main(argv: Sequence[str] | None) -> int:
@@ -116,7 +115,7 @@ def read_arguments(argv: Sequence[str] | None) -> Arguments:
     [sampling] = (field for field in dataclasses.fields(Arguments) if field.name == "sampling")
     chosen = [("sampling", sampling.type, dataclasses.field(default=default_options(words)))]
     kind = dataclasses.make_dataclass("Arguments", chosen, bases=(Arguments,), frozen=True)
-    return tyro.cli(kind, args=words, description=__doc__, prog="sample.py")
+    return tyro.cli(kind, args=words, description=__doc__, prog="xpsr restore")
 
 
 def restore(arguments: Arguments) -> int:
@@ -193,7 +192,7 @@ def restore_tasks(tasks: "list[Task]", arguments: Arguments, policy: "Policy", s
     with tqdm(total=len(job.todo) * restorer.steps, unit="step", disable=True if share else None) as bar:
         for event in job.run(restorer, on_progress=functools.partial(show, bar)):
             if isinstance(event, Failed):
-                say(f"sample.py: {event.message}", to_stderr=True)
+                say(f"error: {event.message}", to_stderr=True)
     skipped = f"; {len(job.failed)} skipped" if job.failed else ""
     say(f"{len(tasks) - len(job.failed)} of {len(tasks)} images restored to {arguments.output}{skipped}")
     if page:

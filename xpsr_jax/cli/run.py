@@ -20,14 +20,14 @@ _A_BIT = 0.05  # seconds
 Main = Callable[..., int]
 
 
-def command(name: str, *, interrupted: str, lower: str) -> Callable[[Callable[..., int | None]], Main]:
+def command(*, interrupted: str, lower: str) -> Callable[[Callable[..., int | None]], Main]:
     """Makes a command's `main` of a function that takes the words of its command line and returns its exit code.
 
     Ctrl-C and SIGTERM raise KeyboardInterrupt where the function is; files being written are removed on its way out.
-    What a person can put right is one line on stderr and exit code 1. Every other error keeps its traceback.
+    What a person can put right is one line on stderr, "error: ...", and exit code 1. Every other error keeps its
+    traceback.
 
     Args:
-        name: begins each line about an error.
         interrupted: what to say after Ctrl-C or SIGTERM; the exit code is then 130.
         lower: what to lower when a device or this machine has no memory left.
     """
@@ -40,7 +40,7 @@ def command(name: str, *, interrupted: str, lower: str) -> Callable[[Callable[..
                     with _signals_as_ctrl_c():
                         return function(argv) or 0
                 except UserError as error:
-                    print(f"{name}: {error}", file=sys.stderr)
+                    print(f"error: {error}", file=sys.stderr)
                     return 1
                 except KeyboardInterrupt:
                     print(interrupted, file=sys.stderr)
@@ -49,7 +49,7 @@ def command(name: str, *, interrupted: str, lower: str) -> Callable[[Callable[..
                     where = out_of_memory(error)
                     if where is None:
                         raise
-                    print(f"{name}: {where} is out of memory: {lower}", file=sys.stderr)
+                    print(f"error: {where} is out of memory: {lower}", file=sys.stderr)
                     return 1
 
         return main

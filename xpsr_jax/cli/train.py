@@ -1,4 +1,4 @@
-"""Trains XPSR: python train.py --config configs/xpsr.py [--steps 1000 ...]. The same command resumes a stopped run."""
+"""Trains XPSR: xpsr train --config xpsr [--steps 1000 ...]. The same command resumes a stopped run."""
 
 import argparse
 import sys
@@ -13,24 +13,26 @@ from xpsr_jax.errors import say
 
 _EXAMPLES = """\
 configs:
-  configs/xpsr.py               Stable Diffusion 1.5, trained as the paper says
-  configs/xpsr_released.py      the same, trained as the paper's released code does
-  configs/sd21.py               XPSR on Stable Diffusion 2.1, otherwise as configs/xpsr.py
-  configs/sd21.py:tiny          networks of its kind, small and at random: a trial on any photographs
-  configs/few_step.py           a student of 1, 2 or 4 evaluations, of a trained XPSR
-  configs/few_step.py:tiny      the same of the small model that ships with the package
-  configs/tiny.py:autoencoder   a small model for two CPU cores, from nothing: its first stage
-  configs/tiny.py               its second, the model itself
-  configs/tiny.py:decoder       its third: the decoder once more
+  xpsr               Stable Diffusion 1.5, trained as the paper says
+  xpsr_released      the same, trained as the paper's released code does
+  ablations:serial   XPSR without one of its parts, and other variants
+  sd21               XPSR on Stable Diffusion 2.1, otherwise as xpsr
+  sd21:tiny          networks of its kind, small and at random: a trial on any photographs
+  few_step           a student of 1, 2 or 4 evaluations, of a trained XPSR
+  few_step:tiny      the same of the small model that ships with the package
+  tiny:autoencoder   a small model for two CPU cores, from nothing: its first stage
+  tiny               its second, the model itself
+  tiny:decoder       its third: the decoder once more
+A file of your own, or one of a checkout, is named by its path: --config configs/xpsr.py
 
 examples:
-  python train.py --config configs/xpsr.py --help                      every field of the config
-  python train.py --config configs/xpsr.py --networks.base MODEL --images.folder PHOTOS
-  python train.py --config configs/tiny.py --steps 100 --name trial    fields set on the command line
+  xpsr train --config xpsr --help                      every field of the config
+  xpsr train --config xpsr --networks.base MODEL --images.folder PHOTOS
+  xpsr train --config tiny --steps 100 --name trial    fields set on the command line
 
 several processes (a pod, SLURM, Kubernetes): start the same command in each. JAX finds the others by itself; where it
 does not:
-  python train.py --config configs/xpsr.py --coordinator HOST:PORT --processes N --process I     I from 0 to N - 1
+  xpsr train --config xpsr --coordinator HOST:PORT --processes N --process I     I from 0 to N - 1
 
 The run is in runs/NAME: its checkpoints, log, validation pictures and, at the end, the model in runs/NAME/model.
 Ctrl-C or SIGTERM stops it after the step at hand and saves it; the same command goes on from there.
@@ -39,22 +41,21 @@ Exit code: 0 trained, 1 something is wrong (one line says what), 2 wrong argumen
 
 
 @command(
-    "error",
     interrupted="interrupted; the last checkpoint is kept",
     lower="lower --batch-size, or raise --accumulation; --data.crop-size and --precision.dtype bfloat16 help as well",
 )
 def main(argv: Sequence[str] | None) -> int:
     """Runs the command line; returns the exit code: 0, 1 after an error, 2 after wrong arguments, 130 if stopped."""
     parser = argparse.ArgumentParser(
-        prog="train.py",
-        usage="python train.py --config configs/NAME.py[:VARIANT] [--FIELD VALUE ...] [--help]",
+        prog="xpsr train",
+        usage="xpsr train --config NAME[:VARIANT] [--FIELD VALUE ...] [--help]",
         description="Trains XPSR and exports the model.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="FILE", help="a file of configs/, and after a colon one of its variants")
+    parser.add_argument("--config", metavar="NAME", help="a config of below, or FILE.py; and perhaps :VARIANT")
     parser.add_argument("-h", "--help", action="store_true", help="with --config: every field of that config")
     joining = parser.add_argument_group("several processes")
     joining.add_argument(
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None) -> int:
     if known.config is None:
         parser.print_help(sys.stdout if known.help else sys.stderr)
         return 0 if known.help else 2
-    config = read_config(known.config, fields, program="train.py", help=known.help)
+    config = read_config(known.config, fields, program="xpsr train", help=known.help)
     # Imported late: help and a wrong setting need not wait for it.
     from xpsr_jax import distributed
     from xpsr_jax.inference.compilation import use_compilation_cache, use_tpu_flags

@@ -46,11 +46,11 @@ class Images:
     """Photographs and their captions.
 
     Attributes:
-      folder: images at any depth; or what `prepare_data` made of them: ArrayRecord files, a TFDS dataset, ready-made
+      folder: images at any depth; or what `xpsr prepare` made of them: ArrayRecord files, a TFDS dataset, ready-made
         pairs (docs/data.md).
       mixture: (weight, folder) of several, in place of `folder`: each has its share of the samples. Each has its own
         `captions.jsonl`; paths in `exclude` begin with the folder's name.
-      captions: JSON lines (docs/data.md); None: `captions.jsonl` in an image folder; what `prepare_data` made has its
+      captions: JSON lines (docs/data.md); None: `captions.jsonl` in an image folder; what `xpsr prepare` made has its
         captions with it.
       lr_captions: the same of degraded versions of the images, for all of them or some; None: there are none. Which
         caption is used, `data.high_caption_from` and `data.low_caption_from` say.

@@ -174,7 +174,7 @@ class DataConfig:
         `negative_words`, alone or after the real one. It gives the negative prompt something to mean. No dropout and no
         clean input then.
       negative_words: those words.
-      embeddings: folder of text embeddings that `prepare_data embeddings` made: batches then hold `high_embedding` and
+      embeddings: folder of text embeddings that `xpsr prepare embeddings` made: batches then hold `high_embedding` and
         `low_embedding`, and the text encoder has no part in training. Every caption must be in it, so
         `low_caption_from` must be "file", and there are no negative targets. None: batches hold tokens.
       workers: processes that make batches; 0: threads of this process do.

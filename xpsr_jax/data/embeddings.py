@@ -49,8 +49,7 @@ class TextEmbeddings:
             self._shard(0)
         except (OSError, ValueError, UserError) as error:
             raise UserError(
-                f"{self.folder} holds no text embeddings ({error}). Make them with python -m xpsr_jax.prepare_data "
-                "embeddings"
+                f"{self.folder} holds no text embeddings ({error}). Make them with xpsr prepare embeddings"
             ) from error
 
     def __len__(self) -> int:
@@ -68,8 +67,8 @@ class TextEmbeddings:
         row = int(np.searchsorted(self._keys, key))
         if row == len(self._keys) or self._keys[row] != key:
             raise UserError(
-                f"{self.folder} has no embedding of the caption {text!r}. Make it anew with python -m "
-                "xpsr_jax.prepare_data embeddings, from the captions of this training"
+                f"{self.folder} has no embedding of the caption {text!r}. Make it anew with "
+                "xpsr prepare embeddings, from the captions of this training"
             )
         embedding: np.ndarray = self._shard(row // self._rows)[row % self._rows].astype(np.float32)
         return embedding

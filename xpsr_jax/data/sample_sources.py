@@ -71,7 +71,7 @@ def open_sample_source(
         if not file.is_file() and missing == "error":
             list_images(path)  # If there are none, that is what is wrong.
             raise UserError(
-                f"There are no captions {file}. Write them, name another file with --images.captions (prepare_data: "
+                f"There are no captions {file}. Write them, name another file with --images.captions (xpsr prepare: "
                 "--captions), or do without: --images.missing-captions empty (--missing-captions empty)."
             )
         given["captions"] = file if file.is_file() else None
@@ -81,7 +81,7 @@ def open_sample_source(
 def _refuse(path: Path, kind: str, **options: Any) -> None:
     for name, value in options.items():
         if value:
-            hint = " (prepare_data has it, too)" if name == "exclude" else ""
+            hint = " (xpsr prepare has it, too)" if name == "exclude" else ""
             raise UserError(f"{path} holds {kind}: {name} is not for them{hint}.")
 
 

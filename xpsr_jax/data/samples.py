@@ -98,5 +98,5 @@ def unpack(data: bytes, where: str) -> StoredSample:
         return from_fields(msgpack.unpackb(data, unicode_errors=_NAMES))
     except (msgpack.UnpackException, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
-            f"{where} is no record of a photograph ({error}). Write such files with python -m xpsr_jax.prepare_data"
+            f"{where} is no record of a photograph ({error}). Write such files with xpsr prepare records"
         ) from error

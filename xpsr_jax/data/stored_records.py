@@ -1,4 +1,4 @@
-"""Photographs and captions that python -m xpsr_jax.prepare_data stored: in ArrayRecord files, or as a TFDS dataset."""
+"""Photographs and captions that `xpsr prepare` stored: in ArrayRecord files, or as a TFDS dataset."""
 
 import dataclasses
 import re

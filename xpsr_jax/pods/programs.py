@@ -82,7 +82,7 @@ def sampling_step(config: Config, mesh: sharding.AnyMesh) -> Program:
     """The program of `inference.restore.Restorer` that runs sampling steps, of config.batch_size images at once.
 
     Its number of steps is an input, so what the compiler counts is one step. Weights are in the compute dtype and, as
-    in `sample.py`, whole on every chip.
+    in `xpsr restore`, whole on every chip.
 
     Raises UserError for a batch that the chips do not divide.
     """

@@ -109,7 +109,7 @@ def _png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
 
 
 def write_evaluation_captions(folder: Path, outcomes: Sequence[Outcome]) -> None:
-    """`LR/captions.jsonl`: what `sample.py` needs besides the LR images."""
+    """`LR/captions.jsonl`: what `xpsr restore` needs besides the LR images."""
     captions = {name: Caption(*texts) for outcome in outcomes for name, texts in outcome.captions.items()}
     write_captions(folder / "LR" / "captions.jsonl", captions)
 

@@ -1,4 +1,4 @@
-"""Conversion of whatever has weights, a run of train.py among it, into a model folder."""
+"""Conversion of whatever has weights, a run of `xpsr train` among it, into a model folder."""
 
 import functools
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ def open_weights(
     base_unet: str | Path | None = None,
     loras: Sequence[tuple[str | Path, float]] = (),
 ) -> list[Source]:
-    """Opens folders in diffusers' layout, single files of Stable Diffusion and checkpoints of train.py.
+    """Opens folders in diffusers' layout, single files of Stable Diffusion and checkpoints of `xpsr train`.
 
     Args:
       variant: of a folder's weight files, such as "fp16"; of a component that has none, the plain files.

@@ -1,4 +1,4 @@
-"""From a run's state to a model folder that `sample.py` and PyTorch load."""
+"""From a run's state to a model folder that `xpsr restore` and PyTorch load."""
 
 import dataclasses
 from collections.abc import Iterator

@@ -81,6 +81,6 @@ def check_embeddings(config: Config, structure: Structure, fingerprints: Mapping
         raise UserError("data.embeddings are those of a text encoder that does not change, but --trained names it")
     if TextEmbeddings(config.data.embeddings).text_encoder != fingerprints["text_encoder"]:
         raise UserError(
-            f"the embeddings {config.data.embeddings} are not of this base's text encoder. Make them with python -m "
-            "xpsr_jax.prepare_data embeddings --model BASE"
+            f"the embeddings {config.data.embeddings} are not of this base's text encoder. Make them with "
+            "xpsr prepare embeddings --model BASE"
         )

@@ -33,7 +33,7 @@ tensorboard/    the same, and the pictures: tensorboard --logdir .
 samples/        validation pictures: LR, restored, original; and what the constraint's heads predict
 checkpoints/    what going on needs, newest last
 profile/        a trace of some steps, if there was a --profile
-model/          the trained model (at the end): python sample.py PHOTO --model .../model
+model/          the trained model (at the end): xpsr restore PHOTO --model .../model
 failed/         after a step whose loss was NaN or infinite: a checkpoint of the state before it
 damaged/        checkpoints that could not be read and were skipped
 """

@@ -74,7 +74,7 @@ def open_source(path: Path, *, variant: str | None = None, ema: bool = False) ->
             f"or a single file of Stable Diffusion or of an ESRGAN ({', '.join(single_file.SUFFIXES)})"
         )
     if is_training_checkpoint(path):
-        raise UserError(f"{path} is a training checkpoint: convert_weights.py makes a model folder of it")
+        raise UserError(f"{path} is a training checkpoint: xpsr convert makes a model folder of it")
     found = find_components(path)
     networks = {
         name: functools.partial(open_folder, ALL_NETWORKS[name], folder, variant=variant)
@@ -121,7 +121,7 @@ def _class_names(file: Path) -> list[str]:
 
 
 def is_training_checkpoint(path: Path) -> bool:
-    """Whether it is what train.py saves during a run: a checkpoint, or the run's folder of them, or the run's."""
+    """Whether it is what `xpsr train` saves during a run: a checkpoint, or the run's folder of them, or the run's."""
     steps = [path, *path.glob("[0-9]*"), *path.glob("checkpoints/[0-9]*")]
     return any((step / "state").is_dir() and (step / "config").is_dir() for step in steps)
 
