@@ -1,6 +1,6 @@
 """A web page that restores photographs with XPSR.
 
-xpsr app        # then open http://127.0.0.1:7860
+    xpsr app        # then open http://127.0.0.1:7860
 
 Needs gradio: pip install "xpsr-jax[app]". Nothing leaves this machine, and uploads and results are deleted at the end.
 """
@@ -17,6 +17,7 @@ import tyro
 
 from xpsr_jax.app.passwords import read_passwords
 from xpsr_jax.app.sessions import Limits, Sessions
+from xpsr_jax.cli.groups import Grouped, Groups, grouped, parse
 from xpsr_jax.cli.model_options import ModelOptions
 from xpsr_jax.cli.run import command
 from xpsr_jax.errors import UserError, say
@@ -61,13 +62,33 @@ class Arguments:
     max_disk_megabytes: float = 4000
 
 
+_GROUPS: Groups = {
+    "model": (),
+    "address": ("host", "port", "allowed_hosts", "root_path", "auth"),
+    "limits": (
+        "max_upload_megabytes",
+        "max_megapixels",
+        "max_files",
+        "max_queue",
+        "max_sessions",
+        "max_all_uploads_megabytes",
+        "max_disk_megabytes",
+    ),
+}
+
+
 @command(
     interrupted="The page has ended.",
     lower="lower --max-megapixels, or take --dtype bfloat16",
 )
 def main(argv: Sequence[str] | None) -> None:
     """Runs the command line; returns the exit code: 1 after an error, 130 when it was ended."""
-    run(tyro.cli(Arguments, args=argv, description=__doc__, prog="xpsr app"))
+    run(parse(arguments(), argv, name="app", text=__doc__))
+
+
+def arguments() -> type[Grouped[Arguments]]:
+    """What a command line is parsed to."""
+    return grouped(Arguments, _GROUPS)
 
 
 def run(arguments: Arguments) -> None:

@@ -1,4 +1,4 @@
-"""Captions for images: xpsr caption llava|server|measured|merge|report|pairs
+"""Writes captions of images, or works with files of them.
 
 Captions are JSON lines {"image", "high", "low", "source", "sha256"}, appended as they come. The same command goes on
 where it was stopped, captions new and changed images, and tries failed ones again.
@@ -8,12 +8,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from xpsr_jax.caption.instructions import Preset, Which, instructions
 from xpsr_jax.caption.llava_choices import DEFAULT_MODEL, LlavaDtype, LlavaTemplate
+from xpsr_jax.cli.groups import Groups, grouped, parse, subcommands
 from xpsr_jax.cli.run import check_options, command
 from xpsr_jax.errors import say
 from xpsr_jax.serialisation import Range
@@ -35,7 +36,7 @@ class ImagesToCaption:
             captions.jsonl.
         shard: Only the I-th of N parts, from 0/N; each image's part depends on its name alone. `merge` puts them
             together.
-        limit: How many images to caption, from the first on.
+        limit: How many images to caption, from the first on (default: all).
         rest: Captions to take what is not written here from, by content or else by path.
         on_error: An image that fails is counted and named in captions.failed.txt, and the exit code is 1; or it ends
             the work.
@@ -72,7 +73,7 @@ class LlavaCommand(AskedModel):
     Attributes:
         model: Folder, or name on the hub, of a LlavaForConditionalGeneration.
         dtype: Number format; auto: bfloat16 or float16 on a GPU, float32 on a CPU.
-        device: cuda, cuda:1, mps, cpu.
+        device: Where it runs: cuda, cuda:1, mps, cpu; auto: a GPU if there is one.
         template: How an instruction becomes a prompt: as the released code does for LLaVA 1.5, or by the model's chat
             template.
         batch_size: Images at once.
@@ -163,14 +164,31 @@ class PairsCommand:
     pairs: Annotated[Path, tyro.conf.arg(metavar="DIR")]
 
 
-CaptionCommand = (
-    Annotated[LlavaCommand, tyro.conf.subcommand("llava")]
-    | Annotated[ServerCommand, tyro.conf.subcommand("server")]
-    | Annotated[MeasuredCommand, tyro.conf.subcommand("measured")]
-    | Annotated[MergeCommand, tyro.conf.subcommand("merge")]
-    | Annotated[ReportCommand, tyro.conf.subcommand("report")]
-    | Annotated[PairsCommand, tyro.conf.subcommand("pairs")]
-)
+_FILES = ("images", "output", "shard", "limit", "rest", "on_error")
+_QUESTIONS = ("instructions", "ask", "max_new_tokens")
+
+
+def arguments() -> Any:
+    """What a command line is parsed to."""
+    llava: Groups = {
+        "files": _FILES,
+        "questions": _QUESTIONS,
+        "model": ("model", "template"),
+        "devices": ("device", "dtype", "batch_size"),
+    }
+    server: Groups = {
+        "files": _FILES,
+        "questions": _QUESTIONS,
+        "server": ("url", "model", "requests", "timeout", "retries", "wait"),
+    }
+    return subcommands(
+        llava=grouped(LlavaCommand, llava),
+        server=grouped(ServerCommand, server),
+        measured=grouped(MeasuredCommand, {"files": _FILES, "captions": ("high",), "devices": ("workers",)}),
+        merge=grouped(MergeCommand, {}),
+        report=grouped(ReportCommand, {}),
+        pairs=grouped(PairsCommand, {}),
+    )
 
 
 @command(
@@ -179,7 +197,7 @@ CaptionCommand = (
 )
 def main(argv: Sequence[str] | None) -> int:
     """Runs the command line; returns the exit code: 0, 1 if an image failed or all did, 130 if interrupted."""
-    return run_command(tyro.cli(CaptionCommand, args=argv, description=__doc__, prog="xpsr caption"))
+    return run_command(parse(arguments(), argv, name="caption", text=__doc__))
 
 
 def run_command(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from xpsr_jax.cli.start import start
 from xpsr_jax.version import __version__
 
-# Each is the `main` of the module of this name in `xpsr_jax.cli`.
+# Each is the `main` of the module of this name in `xpsr_jax.cli`; its `arguments` is what the shell completes.
 COMMANDS = {
     "restore": "restore photographs",
     "caption": "write captions: with LLaVA, with a server, or from measurements",
@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "train XPSR on photographs",
     "prepare": "prepare data for training and evaluation",
     "preflight": "compile a training for a TPU pod without having one: does it fit?",
+    "completion": "let the shell complete all this",
 }
 _HELP = f"""\
 usage: xpsr COMMAND [OPTIONS]

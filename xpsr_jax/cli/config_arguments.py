@@ -1,10 +1,14 @@
 """A config file and the fields that a command line changes in it."""
 
+import dataclasses
+import typing
 from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from xpsr_jax.config import Config, load_config
+from xpsr_jax.config.files import config_names
 
 
 def read_config(name: str, fields: Sequence[str], *, program: str, help: bool = False) -> Config:
@@ -22,3 +26,13 @@ def read_config(name: str, fields: Sequence[str], *, program: str, help: bool = 
         description=f"Every field of {name}; the defaults are its values.",
         config=(tyro.conf.AvoidSubcommands,),
     )
+
+
+def config_options(**options: Any) -> Any:
+    """What the shell completes: --config with the names of configs, options of these types, every field of a config."""
+    configs: Any = Literal[tuple(config_names())]
+    config, hints = load_config("xpsr"), typing.get_type_hints(Config, include_extras=True)
+    defaults = {name: dataclasses.field(default=getattr(config, name)) for name in hints}
+    fields = [(name, hints[name], default) for name, default in defaults.items()]
+    kind = dataclasses.make_dataclass("Arguments", [("config", configs), *options.items(), *fields], frozen=True)
+    return Annotated[kind, tyro.conf.AvoidSubcommands]

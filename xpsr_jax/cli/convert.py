@@ -5,8 +5,8 @@
 A SOURCE is a folder in diffusers' layout with some of the subfolders unet/, controlnet/, vae/, text_encoder/,
 tokenizer/ and scheduler/ (files of PyTorch, Flax or Orbax), a single file of Stable Diffusion 1 or 2 (.safetensors,
 .ckpt), a model of the Hugging Face hub (owner/name, owner/name@revision, owner/name:folder), or a checkpoint of
-xpsr train (runs/NAME). Several are merged by component, later ones first choice: Stable Diffusion 1.5 followed by XPSR's
-checkpoint-N makes a whole model. Old names of tensors become today's.
+xpsr train (runs/NAME). Several are merged: where two have a component, the later one's is taken. Stable Diffusion 1.5
+followed by XPSR's checkpoint-N makes a whole model. Old names of tensors become today's.
 """
 
 import sys
@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from xpsr_jax.cli.groups import Grouped, Groups, grouped, parse
 from xpsr_jax.cli.run import check_options, command
 from xpsr_jax.errors import say
 from xpsr_jax.serialisation import Range
@@ -27,7 +28,7 @@ class Arguments:
     """The command line.
 
     Attributes:
-        sources: Folders and files to convert, later ones first choice.
+        sources: Folders and files to convert. Where several have a component, the last one's is taken.
         output: Folder to write. It appears when it is complete.
         to: torch: safetensors, which PyTorch and this package read. orbax: for restoring straight onto many devices.
         dtype: Type of the weights; same: as they are, bit for bit.
@@ -50,14 +51,25 @@ class Arguments:
     output: Path
     to: Literal["torch", "orbax"] = "torch"
     dtype: Literal["same", "float32", "float16", "bfloat16"] = "same"
-    variant: str | None = None
+    variant: Annotated[str | None, tyro.conf.arg(help_behavior_hint="(default: the plain files)")] = None
     ema: bool = False
     average: bool = True
-    base_unet: Annotated[Path | None, tyro.conf.arg(metavar="SOURCE")] = None
+    base_unet: Annotated[
+        Path | None, tyro.conf.arg(metavar="SOURCE", help_behavior_hint="(default: that of the sources)")
+    ] = None
     lora: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FILE[:STRENGTH]")] = ()
-    shard_gb: Annotated[float, Range(0, above=True)] | None = None
+    shard_gb: Annotated[
+        Annotated[float, Range(0, above=True)] | None,
+        tyro.conf.arg(help_behavior_hint="(default: one file for a network)"),
+    ] = None
     verify: bool = False
     overwrite: bool = False
+
+
+_GROUPS: Groups = {
+    "files": ("sources", "output", "variant", "base_unet", "lora", "overwrite"),
+    "weights": ("to", "dtype", "ema", "average", "shard_gb", "verify"),
+}
 
 
 @command(
@@ -66,7 +78,12 @@ class Arguments:
 )
 def main(argv: Sequence[str] | None) -> None:
     """Runs the command line; returns the exit code: 0, 1 after an error, 130 if interrupted."""
-    convert_weights(tyro.cli(Arguments, args=argv, description=__doc__, prog="xpsr convert"))
+    convert_weights(parse(arguments(), argv, name="convert", text=__doc__))
+
+
+def arguments() -> type[Grouped[Arguments]]:
+    """What a command line is parsed to."""
+    return grouped(Arguments, _GROUPS)
 
 
 def convert_weights(arguments: Arguments) -> None:

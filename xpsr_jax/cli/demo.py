@@ -29,7 +29,12 @@ class Arguments:
 @command(interrupted="interrupted", lower="close other programs")
 def main(argv: Sequence[str] | None) -> None:
     """Runs the command line; returns the exit code: 0, 1 after an error, 130 if interrupted."""
-    run(tyro.cli(Arguments, args=argv, description=__doc__, prog="xpsr demo").folder)
+    run(tyro.cli(arguments(), args=argv, description=__doc__, prog="xpsr demo").folder)
+
+
+def arguments() -> type[Arguments]:
+    """What a command line is parsed to."""
+    return Arguments
 
 
 def run(folder: Path) -> None:

@@ -1,4 +1,6 @@
-"""Measures restored images against their originals: xpsr evaluate --restored DIR --reference DIR
+"""Measures restored images against their originals.
+
+    xpsr evaluate --restored DIR --reference DIR
 
 Prints a table; --output writes a report (HTML, Markdown, JSON, manifest), --json the scores alone.
 """
@@ -11,6 +13,7 @@ from typing import Annotated, Literal
 import tyro
 from tqdm import tqdm
 
+from xpsr_jax.cli.groups import Grouped, Groups, grouped, parse
 from xpsr_jax.cli.run import check_options, command
 from xpsr_jax.errors import UserError, say
 from xpsr_jax.evaluation.protocols import PROTOCOLS, MetricName
@@ -28,13 +31,14 @@ class Arguments:
             lq.
         lr: Folder of inputs, to be seen in the report (default: that of the set).
         protocol: Whose way of measuring: which MANIQA, which border, which channels.
-        metrics: Which (default: those of the protocol that need no PyTorch; all: the protocol's).
+        metrics: Which metrics (default: those of the protocol that need no PyTorch; all: the protocol's).
         set_name: Which of the paper's sets it is, for the reports' headings (default: by the folder's name).
         beside: JSON with scores from elsewhere to stand beside, such as the paper's Table 1: {"SeeSR": {"psnr": 28.1,
             ...}}.
-        output: Folder for report.html, report.md, scores of each method as JSON, and manifest.json.
+        output: Folder for report.html, report.md, scores of each method as JSON, and manifest.json
+            (default: no report).
         json: The scores alone: {"mean": {...}, "images": {name: {...}}}; of several folders a file each,
-            FILE-NAME.json.
+            FILE-NAME.json (default: no file).
         batch_size: Images at a time (default: by the devices).
         on_error: What to do about an image that cannot be read. skip: its original is left out for all methods and
             reported, and the exit code is 1.
@@ -53,13 +57,25 @@ class Arguments:
     on_error: Literal["stop", "skip"] = "stop"
 
 
+_GROUPS: Groups = {
+    "files": ("restored", "reference", "lr", "output", "json", "beside", "on_error"),
+    "measures": ("protocol", "metrics", "set_name"),
+    "devices": ("batch_size",),
+}
+
+
 @command(
     interrupted="interrupted",
     lower="lower --batch-size, or leave out --metrics that need large networks",
 )
 def main(argv: Sequence[str] | None) -> int:
     """Runs the command line; returns the exit code: 0, 1 if anything went wrong, 130 if interrupted."""
-    return evaluate(tyro.cli(Arguments, args=argv, description=__doc__, prog="xpsr evaluate"))
+    return evaluate(parse(arguments(), argv, name="evaluate", text=__doc__))
+
+
+def arguments() -> type[Grouped[Arguments]]:
+    """What a command line is parsed to."""
+    return grouped(Arguments, _GROUPS)
 
 
 def evaluate(arguments: Arguments) -> int:

@@ -4,12 +4,15 @@ xpsr preflight --config xpsr --topology v5e:4x4
 """
 
 import argparse
+import typing
 from collections.abc import Sequence
+from typing import Any, Literal
 
-from xpsr_jax.cli.config_arguments import read_config
+from xpsr_jax.cli.config_arguments import config_options, read_config
 from xpsr_jax.cli.run import command
 from xpsr_jax.errors import UserError, say
 
+Effort = Literal["quick", "default"]
 _EXAMPLES = """\
 examples:
   xpsr preflight --config xpsr --topology v5e:4x4
@@ -44,7 +47,7 @@ def main(argv: Sequence[str] | None) -> int:
     parser.add_argument("--sample", action="store_true", help="the sampling step, of --batch-size images at once")
     parser.add_argument(
         "--effort",
-        choices=("quick", "default"),
+        choices=typing.get_args(Effort),
         default="quick",
         help="of the compiler; a training does with the default one, which takes several times as long",
     )
@@ -65,3 +68,8 @@ def main(argv: Sequence[str] | None) -> int:
     if not result.fits:
         say("\n  ".join(["What would make it smaller:", *report.suggestions(result, config)]))
     return 0 if result.fits else 1
+
+
+def arguments() -> Any:
+    """What the shell completes."""
+    return config_options(topology=str, gpus=int, sample=bool, effort=Effort, again=bool)

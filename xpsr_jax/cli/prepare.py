@@ -1,4 +1,4 @@
-"""Prepares data for training and evaluation: xpsr prepare records|pairs|validation|embeddings
+"""Prepares data for training and evaluation.
 
 Work that was stopped goes on where it was when the same command is started again; the result is the same.
 """
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from xpsr_jax.cli.groups import Groups, grouped, parse, subcommands
 from xpsr_jax.cli.run import check_options, command
 from xpsr_jax.data.config import MILD, XPSR, DataConfig
 from xpsr_jax.errors import UserError, say
@@ -39,10 +40,10 @@ class Photographs:
         input: Folder of photographs, at any depth; also ArrayRecord files, a TFDS dataset or ready-made pairs.
         output: Folder to make; it must not exist, unless the same command made it.
         captions: JSON lines of captions by image path (default: captions.jsonl in the folder).
-        lr_captions: The same of degraded versions of the photographs.
+        lr_captions: The same of degraded versions of the photographs (default: none).
         missing_captions: An image without a caption is an error, or has an empty one.
         exclude: Names, paths or subfolders to leave out.
-        limit: The first so many images only.
+        limit: The first so many images only (default: all).
         minimum_pixels: Smaller photographs are left out and reported.
         minimum_bytes: So are smaller files; the released training set's limit is 102400, of PNG files.
         on_error: An image that cannot be read is left out and reported, and the exit code is 1; or it ends the work.
@@ -84,6 +85,7 @@ class Pairs(Photographs):
         crop_size: Side of HR, and of the enlarged LR, in pixels.
         degradation: The released training set's, or the milder one.
         low_captions: Low-level captions are written from the degradation that was drawn, or are those of the files.
+        seed: Another one draws other crops and degradations.
     """
 
     rounds: Count = 10
@@ -101,6 +103,7 @@ class Validation(Photographs):
         crops: Pairs of each photograph.
         crop_size: Side of HR in pixels; LR's is a quarter.
         degradation: The released training set's, or the milder one.
+        seed: Another one draws other crops and degradations.
     """
 
     crops: Count = 30
@@ -126,12 +129,40 @@ class Embeddings:
     dtype: Literal["float32", "float16"] = "float32"
 
 
-Command = (
-    Annotated[Records, tyro.conf.subcommand("records")]
-    | Annotated[Pairs, tyro.conf.subcommand("pairs")]
-    | Annotated[Validation, tyro.conf.subcommand("validation")]
-    | Annotated[Embeddings, tyro.conf.subcommand("embeddings")]
-)
+_FILES = ("input", "output", "on_error")
+_CAPTIONS = ("captions", "lr_captions", "missing_captions")
+_PHOTOGRAPHS = ("exclude", "limit", "minimum_pixels", "minimum_bytes")
+_DEVICES = ("workers",)
+
+
+def arguments() -> Any:
+    """What a command line is parsed to."""
+    records: Groups = {
+        "files": (*_FILES, "format", "images_per_file"),
+        "captions": _CAPTIONS,
+        "photographs": _PHOTOGRAPHS,
+        "devices": _DEVICES,
+    }
+    pairs: Groups = {
+        "files": _FILES,
+        "captions": (*_CAPTIONS, "low_captions"),
+        "photographs": _PHOTOGRAPHS,
+        "pairs": ("rounds", "crop_size", "degradation", "seed"),
+        "devices": _DEVICES,
+    }
+    validation: Groups = {
+        "files": _FILES,
+        "captions": _CAPTIONS,
+        "photographs": _PHOTOGRAPHS,
+        "pairs": ("crops", "crop_size", "degradation", "seed"),
+        "devices": _DEVICES,
+    }
+    return subcommands(
+        records=grouped(Records, records),
+        pairs=grouped(Pairs, pairs),
+        validation=grouped(Validation, validation),
+        embeddings=grouped(Embeddings, {}),
+    )
 
 
 @command(
@@ -140,7 +171,7 @@ Command = (
 )
 def main(argv: Sequence[str] | None) -> int:
     """Runs the command line; returns the exit code: 0, 1 if an image was broken or all failed, 130 if interrupted."""
-    chosen: Any = tyro.cli(Command, args=argv, description=__doc__, prog="xpsr prepare")
+    chosen = parse(arguments(), argv, name="prepare", text=__doc__)
     check_options(chosen)
     from xpsr_jax.preparation.pieces import REPORT
 

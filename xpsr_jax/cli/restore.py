@@ -1,6 +1,6 @@
 """Restores low-resolution photographs with XPSR.
 
-xpsr restore photo.png folder/ --output restored --captions captions.jsonl
+    xpsr restore photo.png folder/ --output restored --captions captions.jsonl
 
 Each INPUT is an image, a folder of images (searched with its subfolders) or a pattern such as "photos/**/*.jpg".
 Restored images are in the output folder under the same names. Captions are JSON lines {"image": path, "high": what is
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tqdm import tqdm
 
+from xpsr_jax.cli.groups import Grouped, Groups, grouped, parse
 from xpsr_jax.cli.model_options import ModelOptions
 from xpsr_jax.cli.run import command
 from xpsr_jax.cli.sampling_options import SamplingOptions, default_options
@@ -48,7 +49,7 @@ class Arguments:
         low_captions: Whether to use what the captions say of the quality (paper, Table 2).
         preset: All sampling options as in the paper, as in its released code, or as a model of few steps needs them.
         sampling: How images are restored.
-        format: Of the restored images. JPEG has no transparency.
+        format: Of the restored images' files. JPEG has no transparency.
         quality: Of JPEG and WebP, 1 to 100.
         max_megapixels: Larger images are refused, and those that would be larger when restored. inf: none.
         seed: The same image, seed and settings give the same result, whatever else is restored with it.
@@ -62,9 +63,9 @@ class Arguments:
             processes, each writes one of its share: FILE-0-of-N.html.
         distributed: Whether the same command runs in other processes, each of which restores its share. auto: if JAX
             finds a cluster, or --processes says so.
-        processes: How many there are.
-        process: Which one this is, from 0.
-        coordinator: Of the first process, where they meet; not needed with --processes and --process.
+        processes: How many processes there are.
+        process: Which of them this is, from 0.
+        coordinator: Address of the first process, where they meet; not needed with --processes and --process.
     """
 
     inputs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INPUT...", help_behavior_hint="")]
@@ -99,6 +100,18 @@ class Arguments:
     ] = None
 
 
+_TILES = ("tile_size", "tile_overlap", "tile_weights", "vae_tile_size", "first_stage_tile")
+_SAMPLING = (field.name for field in dataclasses.fields(Sampling) if field.name not in _TILES)
+_GROUPS: Groups = {
+    "files": ("inputs", "output", "format", "quality", "max_megapixels", "on_error", "overwrite", "compare"),
+    "captions": ("captions", "missing_captions", "high_captions", "low_captions"),
+    "model": (),
+    "sampling": ("preset", "seed", *(f"sampling.{name}" for name in _SAMPLING)),
+    "tiles": tuple(f"sampling.{name}" for name in _TILES),
+    "devices": ("batch_size", "distributed", "processes", "process", "coordinator"),
+}
+
+
 @command(
     interrupted="interrupted; the images written so far are complete",
     lower="lower --batch-size, --tile or --vae-tile; --dtype bfloat16 halves the memory",
@@ -111,11 +124,12 @@ def main(argv: Sequence[str] | None) -> int:
 def read_arguments(argv: Sequence[str] | None) -> Arguments:
     """The command line; what it leaves out of the sampling is the preset's, or else the model's. Raises UserError."""
     words = sys.argv[1:] if argv is None else argv
-    # A default of one field: an instance with all of them would need inputs and an output.
-    [sampling] = (field for field in dataclasses.fields(Arguments) if field.name == "sampling")
-    chosen = [("sampling", sampling.type, dataclasses.field(default=default_options(words)))]
-    kind = dataclasses.make_dataclass("Arguments", chosen, bases=(Arguments,), frozen=True)
-    return tyro.cli(kind, args=words, description=__doc__, prog="xpsr restore")
+    return parse(arguments(words), words, name="restore", text=__doc__)
+
+
+def arguments(words: Sequence[str] = ()) -> type[Grouped[Arguments]]:
+    """What a command line is parsed to; the defaults of the sampling are those of its model and preset."""
+    return grouped(Arguments, _GROUPS, sampling=default_options(words))
 
 
 def restore(arguments: Arguments) -> int:

@@ -1,7 +1,11 @@
 """How a command begins. This module imports next to nothing, so that Ctrl-C is heard while the rest is imported."""
 
 import importlib
+import os
+import select
+import sys
 from collections.abc import Callable, Sequence
+from typing import TextIO
 
 INTERRUPTED = 130
 
@@ -15,8 +19,21 @@ def start(name: str, argv: Sequence[str] | None = None) -> int:
     try:
         main: Callable[[Sequence[str] | None], int] = importlib.import_module(f"xpsr_jax.cli.{name}").main
         return main(argv)
+    except BrokenPipeError:
+        if not _is_closed(sys.stdout):
+            raise
+        # `xpsr ... --help | head`: nobody reads on. Nor will Python try once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:  # before `main` listens, or once more after it was heard
         from xpsr_jax.errors import say
 
         say("interrupted", to_stderr=True)
         return INTERRUPTED
+
+
+def _is_closed(stream: TextIO) -> bool:
+    """Whether nobody reads it any more."""
+    poll = select.poll()
+    poll.register(stream, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))

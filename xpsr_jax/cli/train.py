@@ -4,8 +4,9 @@ import argparse
 import sys
 import typing
 from collections.abc import Sequence
+from typing import Any
 
-from xpsr_jax.cli.config_arguments import read_config
+from xpsr_jax.cli.config_arguments import config_options, read_config
 from xpsr_jax.cli.run import command
 from xpsr_jax.cli.start import INTERRUPTED
 from xpsr_jax.config import ProcessMode
@@ -89,3 +90,8 @@ def main(argv: Sequence[str] | None) -> int:
     if distributed.is_first():
         say(f"model: {folder}")
     return 0
+
+
+def arguments() -> Any:
+    """What the shell completes."""
+    return config_options(distributed=ProcessMode, coordinator=str, processes=int, process=int)

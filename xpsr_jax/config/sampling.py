@@ -25,7 +25,7 @@ class Sampling:
       eta: randomness of "ddim", from 0 (none) to 1 (as random as DDPM).
       strength: fraction of the steps to run, the last ones. Below 1 the start is an LR image with less noise, less is
         made up, and the result keeps closer to the input.
-      guidance_scale: s of `guidance_form`, how far to move away from the negative prompt. In the paper's form 0 turns
+      guidance_scale: how far to move away from the negative prompt, s in `guidance_form`. In the paper's form 0 turns
         it off, in the released code's 1 does.
       guidance_form: "paper": eps + s (eps - eps_negative); "released": eps_negative + s (eps - eps_negative). One
         equals the other with s larger by 1.
