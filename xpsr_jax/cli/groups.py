@@ -117,7 +117,7 @@ def _option(kind: Any, path: str, defaults: Mapping[str, Any]) -> tuple[str, Any
     if typing.get_origin(hint) is Annotated:
         hint, *metadata = typing.get_args(hint)
         own = tuple(metadata)
-    default = dataclasses.field(default=field.default, default_factory=field.default_factory)  # type: ignore[call-overload]
+    default = dataclasses.field(default=field.default, default_factory=field.default_factory)
     if outer in defaults:
         default = dataclasses.field(default=getattr(defaults[outer], name))
     elif path in defaults:
