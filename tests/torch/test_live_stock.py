@@ -120,8 +120,10 @@ def test_controlnet(tmp_path):
         assert error(one, array(other)) <= 2e-5  # measured: 4.9e-6
 
 
-def test_autoencoder(tmp_path):
+@pytest.mark.parametrize("attention", [True, False], ids=["attention", "no attention"])
+def test_autoencoder(attention, tmp_path):
     config = dict(
+        mid_block_add_attention=attention,
         block_out_channels=(8, 12),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,

@@ -18,14 +18,16 @@ _MAIN_PATH = {"conv_in", "conv_shortcut", "conv2", "downsamplers", "upsamplers"}
 
 
 class _MidBlock(nnx.Module):
-    """Resnet, self-attention over all positions with one head, resnet."""
+    """Resnet, self-attention over all positions with one head where there is one, resnet."""
 
-    def __init__(self, features: int, *, groups: int, compute: Compute, rngs: nnx.Rngs):
+    def __init__(self, features: int, *, groups: int, attention: bool, compute: Compute, rngs: nnx.Rngs):
         self.resnets = nnx.List([_resnet(features, features, groups, compute, rngs) for _ in range(2)])
-        self.attentions = nnx.List([_SpatialAttention(features, groups=groups, compute=compute, rngs=rngs)])
+        if attention:
+            self.attentions = nnx.List([_SpatialAttention(features, groups=groups, compute=compute, rngs=rngs)])
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
+        x = self.resnets[0](x)
+        return self.resnets[1](self.attentions[0](x) if hasattr(self, "attentions") else x)
 
 
 class _SpatialAttention(Attention):
@@ -81,6 +83,11 @@ def _resnet(in_features: int, out_features: int, groups: int, compute: Compute, 
     )
 
 
+def _mid_block(features: int, config: AutoencoderConfig, *, compute: Compute, rngs: nnx.Rngs) -> _MidBlock:
+    groups, attention = config.norm_num_groups, config.mid_block_add_attention
+    return _MidBlock(features, groups=groups, attention=attention, compute=compute, rngs=rngs)
+
+
 class Encoder(nnx.Module):
     """Image to the moments of the latents' posterior."""
 
@@ -102,7 +109,7 @@ class Encoder(nnx.Module):
                 for i, width in enumerate(widths)
             ]
         )
-        self.mid_block = _MidBlock(widths[-1], groups=groups, compute=compute, rngs=rngs)
+        self.mid_block = _mid_block(widths[-1], config, compute=compute, rngs=rngs)
         self.conv_norm_out = group_norm(widths[-1], groups, epsilon=_EPSILON, compute=compute, rngs=rngs)
         self.conv_out = conv(widths[-1], 2 * config.latent_channels, compute=compute, rngs=rngs)
 
@@ -124,7 +131,7 @@ class Decoder(nnx.Module):
     def __init__(self, config: AutoencoderConfig, *, compute: Compute, rngs: nnx.Rngs):
         widths, groups = config.block_out_channels[::-1], config.norm_num_groups
         self.conv_in = conv(config.latent_channels, widths[0], compute=compute, rngs=rngs)
-        self.mid_block = _MidBlock(widths[0], groups=groups, compute=compute, rngs=rngs)
+        self.mid_block = _mid_block(widths[0], config, compute=compute, rngs=rngs)
         self.up_blocks = nnx.List(
             [
                 _Level(

@@ -75,7 +75,6 @@ _FIXED_AUTOENCODER: dict[str, tuple[Any, ...]] = {
     "force_upcast": (True, False),
     "latents_mean": (None,),
     "latents_std": (None,),
-    "mid_block_add_attention": (True,),
     "shift_factor": (None,),
     "use_post_quant_conv": (True,),
     "use_quant_conv": (True,),
@@ -285,6 +284,8 @@ class AutoencoderConfig:
       up_block_types: the same.
       layers_per_block: resnets a level of the encoder; the decoder has one more.
       norm_num_groups: of the group norms.
+      mid_block_add_attention: self-attention over all positions in the middle of both halves. Its cost grows with the
+        square of the picture's size.
       sample_size: side of the images in training, in pixels; nothing depends on it.
       scaling_factor: the diffusion sees latents times this, so that their variance is about 1.
     """
@@ -297,6 +298,7 @@ class AutoencoderConfig:
     up_block_types: _Names = ("UpDecoderBlock2D",) * 4
     layers_per_block: _Count = 2
     norm_num_groups: _Width = 32
+    mid_block_add_attention: bool = True
     sample_size: _Size | tuple[_Size, _Size] = 512
     scaling_factor: Annotated[float, Range(0, above=True)] = 0.18215
 
