@@ -11,13 +11,13 @@ from tests.training import tiny
 from xpsr_jax.config import Mesh
 from xpsr_jax.data.config import DataConfig
 from xpsr_jax.data.examples import make_example
-from xpsr_jax.evaluation.perceptual import Lpips
 from xpsr_jax.models.parameters import parameters
 from xpsr_jax.training import resume
 from xpsr_jax.training.checkpoint_source import open_checkpoint
 from xpsr_jax.training.checkpoints import Checkpoints
 from xpsr_jax.training.export import export
 from xpsr_jax.training.images import open_images
+from xpsr_jax.training.plan import loss_constants
 from xpsr_jax.training.structure import make_structure
 from xpsr_jax.weights.convert import convert
 from xpsr_jax.weights.networks import AUTOENCODER, NETWORKS, load_network
@@ -29,8 +29,8 @@ def trained(batches):
     config = dataclasses.replace(tiny.config("autoencoder"), mesh=Mesh(data=1, fsdp=1))
     run = tiny.Run(config, 1)
     batch = {name: batches[0][name][:8] for name in ("hr", "key", "index")}
-    lpips = jax.device_put(Lpips.load("alex"))
-    return run, [run.advance(batch, lpips) for _ in range(20)]
+    constants = jax.device_put(loss_constants(config))
+    return run, [run.advance(batch, constants) for _ in range(20)]
 
 
 @pytest.mark.soak
@@ -43,6 +43,21 @@ def test_the_loss_of_one_batch_falls(trained):
     assert terms[0]["loss"] == pytest.approx(weighted, rel=1e-6)
     assert terms[-1]["loss"] < 0.85 * terms[0]["loss"]  # measured 0.768
     assert run.step._cache_size() == 1
+
+
+@pytest.mark.soak
+def test_a_critic_learns_beside_it_and_is_no_part_of_the_result(batches):
+    config = tiny.config("autoencoder")
+    loss = dataclasses.replace(config.loss, adversarial=0.1, dists=0.5, dists_side=32)
+    run = tiny.Run(dataclasses.replace(config, loss=loss, mesh=Mesh(data=1, fsdp=1)), 1)
+    before = {path: np.asarray(array) for path, array in run.state.trained.items()}
+    batch = {name: batches[0][name][:8] for name in ("hr", "key", "index")}
+    constants = jax.device_put(loss_constants(run.config))
+    terms = [run.advance(batch, constants) for _ in range(10)]
+    critic = {path for path in before if path.startswith("critic.")}
+    assert len(critic) == 8 and critic.isdisjoint(run.state.average)
+    assert all((run.state.trained[path] != array).any() for path, array in before.items())
+    assert {"realism", "critic", "dists"} <= terms[0].keys() and terms[-1]["critic"] < terms[0]["critic"]
 
 
 @pytest.mark.soak
@@ -104,7 +119,7 @@ def test_the_decoders_stage_learns_from_what_the_sampler_makes(batches):
     before = {path: np.asarray(array) for path, array in run.state.trained.items()}
     assert {path.split(".")[1] for path in before} == {"decoder"}
     batch = {name: array[:8] for name, array in batches[0].items()}
-    lpips = jax.device_put(Lpips.load("alex"))
-    terms = [run.advance(batch, lpips) for _ in range(10)]
+    constants = jax.device_put(loss_constants(run.config))
+    terms = [run.advance(batch, constants) for _ in range(10)]
     assert terms[-1]["loss"] < 0.9 * terms[0]["loss"]
     assert all((run.state.trained[path] != array).any() for path, array in before.items())

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from xpsr_jax.config import Loss
 from xpsr_jax.diffusion.ddpm import Ddpm
@@ -13,8 +14,12 @@ from xpsr_jax.diffusion.process import alphas_cumprod
 from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.evaluation.perceptual import Dists
 from xpsr_jax.models.controlnet import ControlNetOutput, ImageFeatures
+from xpsr_jax.training.discriminator import PatchDiscriminator
 from xpsr_jax.training.losses import (
+    Distances,
+    adversarial_terms,
     autoencoder_loss,
+    compare,
     decoder_loss,
     degradation_free_constraint,
     patches,
@@ -105,11 +110,56 @@ def test_autoencoder_loss():
     loss = Loss(reconstruction=2.0, perceptual=3.0, kl=0.5)
     batch = {"hr": image, "key": jnp.arange(64, dtype=jnp.uint32)}
     networks = FakeBundle(autoencoder=autoencoder)
-    value, terms = autoencoder_loss(networks, batch, distance=ConstantDistance(), loss=loss, seed=0)
+    value, terms = autoencoder_loss(networks, batch, distances=Distances(ConstantDistance()), loss=loss, seed=0)
     assert float(terms["l1"]) == pytest.approx(0.0798, rel=0.01)
     assert float(terms["perceptual"]) == pytest.approx(0.25)
     assert float(terms["kl"]) == pytest.approx(0.5 * (float(jnp.mean(image**2)) + 0.01 - 1 - np.log(0.01)), rel=1e-5)
     assert float(value) == pytest.approx(float(2 * terms["l1"] + 3 * terms["perceptual"] + 0.5 * terms["kl"]), rel=1e-6)
+
+
+def test_dists_is_of_the_middle_beside_the_other_distance():
+    """Outside of the square nothing counts for it: there the images may differ as they will."""
+
+    class Difference(ConstantDistance):
+        def __call__(self, a, b):
+            assert a.shape == (2, 6, 6, 3)
+            return jnp.abs(a - b).mean((1, 2, 3))
+
+    image = noise(2, 16, 16, 3)
+    other = image.at[:, 5:11, 5:11].add(1.0).at[:, :5].add(7.0)
+    loss = Loss(reconstruction=2.0, perceptual=3.0, dists=5.0, dists_side=6)
+    value, terms = compare(image, other, distances=Distances(ConstantDistance(), Difference()), loss=loss)
+    assert float(terms["dists"]) == pytest.approx(0.5)  # of images in [0, 1]
+    assert float(value) == pytest.approx(2 * float(terms["l1"]) + 0.75 + 2.5)
+    value, terms = compare(image, other, distances=Distances(ConstantDistance()), loss=loss)
+    assert "dists" not in terms and float(value) == pytest.approx(2 * float(terms["l1"]) + 0.75)
+
+
+def test_the_critic_and_what_it_judges_learn_from_opposite_terms():
+    """A linear critic: each side's gradient is known, and none passes to the other side."""
+
+    class Linear(PatchDiscriminator):
+        def __init__(self, weight):
+            self.weight = nnx.Param(weight)
+
+        def __call__(self, image):
+            return self.weight[...] * image.mean(-1, keepdims=True)
+
+    image, photograph = jnp.full((2, 4, 4, 3), 0.25), jnp.full((2, 4, 4, 3), 0.5)
+
+    def terms(weight, image):
+        return adversarial_terms(Linear(weight), image, photograph)
+
+    weight = jnp.float32(0.4)
+    of = {
+        name: jax.grad(lambda *args, name=name: terms(*args)[name], argnums=(0, 1))(weight, image)
+        for name in terms(weight, image)
+    }
+    assert float(terms(weight, image)["realism"]) == pytest.approx(-0.1)
+    assert float(terms(weight, image)["critic"]) == pytest.approx((1 - 0.2) + (1 + 0.1))
+    assert float(of["realism"][0]) == 0 and float(of["critic"][0]) == pytest.approx(-0.5 + 0.25)
+    np.testing.assert_allclose(of["realism"][1].sum(), -0.4, rtol=1e-6)
+    assert not of["critic"][1].any()
 
 
 def test_decoder_loss_is_of_what_the_sampler_makes_and_trains_the_decoder_alone():
@@ -131,7 +181,13 @@ def test_decoder_loss_is_of_what_the_sampler_makes_and_trains_the_decoder_alone(
         text = jnp.zeros((2, 3, 4))
         batch = {"lr": lr, "hr": hr, "key": jnp.arange(2, dtype=jnp.uint32), "high_ids": text, "low_ids": text}
         loss = Loss(reconstruction=2.0, perceptual=3.0)
-        options = {"sampler": Ddpm(schedule), "steps": 3, "distance": ConstantDistance(), "loss": loss, "seed": 0}
+        options = {
+            "sampler": Ddpm(schedule),
+            "steps": 3,
+            "distances": Distances(ConstantDistance()),
+            "loss": loss,
+            "seed": 0,
+        }
         return decoder_loss(networks, batch, **options)
 
     (value, terms), gradients = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)(1.5, 0.5)

@@ -49,7 +49,7 @@ class Images:
       folder: images at any depth; or what `xpsr prepare` made of them: ArrayRecord files, a TFDS dataset, ready-made
         pairs (docs/data.md).
       mixture: (weight, folder) of several, in place of `folder`: each has its share of the samples. Each has its own
-        `captions.jsonl`; paths in `exclude` begin with the folder's name.
+        `captions.jsonl`; what `exclude` names is an image of any of them, or begins with the folder's name.
       captions: JSON lines (docs/data.md); None: `captions.jsonl` in an image folder; what `xpsr prepare` made has its
         captions with it.
       lr_captions: the same of degraded versions of the images, for all of them or some; None: there are none. Which
@@ -85,6 +85,11 @@ class Loss:
       constraint: λ of the Degradation-Free Constraint (paper, eq. 5; method §6); with 0 its heads are not built.
       reconstruction: of L1 in [-1, 1], in the autoencoder's and the decoder's stage.
       perceptual: of the perceptual distance, in the same two stages.
+      dists: of DISTS beside the perceptual distance, wherever that is.
+      dists_side: DISTS is of the square of this side, in pixels, in the middle of each crop; None: of whole crops. It
+        costs twenty times what LPIPS on AlexNet does.
+      adversarial: of how unlike a photograph each part of the reconstruction looks to a discriminator, which learns
+        beside it (Isola et al., 2017); in the autoencoder's stage, of one that is trained already. 0: there is none.
       kl: of the posterior's divergence from N(0, 1), a mean over latent elements, in the autoencoder's stage.
       metric: the perceptual distance: LPIPS, which on AlexNet costs a twentieth of VGG16's, or DISTS, on VGG16 too.
       patch: the perceptual distance is that of squares of this size, in pixels; None: of whole crops. DISTS compares
@@ -94,6 +99,9 @@ class Loss:
     constraint: Weight = 0.05
     reconstruction: Weight = 1.0
     perceptual: Weight = 0.5
+    dists: Weight = 0.0
+    dists_side: Count | None = None
+    adversarial: Weight = 0.0
     kl: Weight = 1e-3
     metric: Literal["lpips_alex", "lpips_vgg", "dists"] = "lpips_vgg"
     patch: Count | None = None
@@ -256,6 +264,10 @@ class Config:
             raise UserError(f"keep must be at least 2, not {self.keep}: the newest checkpoint could be damaged")
         if self.loss.patch is not None and self.data.crop_size % self.loss.patch:
             raise UserError(f"loss.patch={self.loss.patch} must divide data.crop_size={self.data.crop_size}")
+        if self.loss.dists_side is not None and self.loss.dists_side > self.data.crop_size:
+            raise UserError(f"loss.dists_side={self.loss.dists_side} is more than data.crop_size={self.data.crop_size}")
+        if self.loss.adversarial and self.stage != "autoencoder":
+            raise UserError('loss.adversarial is of the stage "autoencoder"; a student has few_step.realism')
         if self.batch_size % self.accumulation:
             raise UserError(
                 f"batch_size={self.batch_size} cannot be split into accumulation={self.accumulation} microbatches"

@@ -1,5 +1,6 @@
-"""Tells latents of photographs from those that a student made, by the features of a frozen UNet's encoder."""
+"""What tells photographs from what a network made: latents by a frozen UNet's features, pictures by themselves."""
 
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -12,6 +13,7 @@ from xpsr_jax.models.layers import Compute, conv
 from xpsr_jax.models.unet import UNet
 
 _HIDDEN = 64
+_PATCH_WIDTHS = (32, 64, 128)
 
 
 class Discriminator(nnx.Module):
@@ -26,6 +28,24 @@ class Discriminator(nnx.Module):
         """Of each level a map of scores, higher where the latents look like those of a photograph."""
         heads = zip(self.inner, self.outer, features, strict=True)
         return [outer(jax.nn.leaky_relu(inner(_normalised(x)), 0.2)).astype(jnp.float32) for inner, outer, x in heads]
+
+
+class PatchDiscriminator(nnx.Module):
+    """Three halvings of a picture, then a score of each of its parts, which see 31 pixels each (Isola et al., 2017)."""
+
+    def __init__(self, *, compute: Compute, rngs: nnx.Rngs):
+        widths = (3, *_PATCH_WIDTHS)
+        self.layers = nnx.List(
+            [conv(inner, outer, stride=2, compute=compute, rngs=rngs) for inner, outer in itertools.pairwise(widths)]
+        )
+        self.last = conv(widths[-1], 1, compute=compute, rngs=rngs)
+
+    def __call__(self, image: Float[Array, "b H W 3"]) -> Float[Array, "b h w 1"]:
+        """Scores of a picture in [-1, 1], higher where it looks like a photograph."""
+        x = image
+        for layer in self.layers:
+            x = jax.nn.leaky_relu(layer(x), 0.2)
+        return self.last(x).astype(jnp.float32)
 
 
 def encoder_features(

@@ -21,7 +21,7 @@ from xpsr_jax.training.state import TrainState, shardings_of
 from xpsr_jax.training.step import Step, accumulate, apply_gradients, unless_failed
 from xpsr_jax.training.structure import Bundle, Structure, abstract_discriminator, abstract_teacher
 
-_STUDENT_TERMS, _CRITIC_TERMS = ("l1", "perceptual", "constraint", "realism"), ("critic",)
+_CRITIC_TERMS = ("critic",)
 
 
 def make_few_step(
@@ -38,6 +38,7 @@ def make_few_step(
     """
     schedule, settings = structure.networks.schedule, config.few_step
     cycle = settings.critic_steps + 1
+    student_terms = ("l1", "perceptual", "constraint", "realism", *(["dists"] if config.loss.dists else []))
     networks, abstract_unet = structure.networks, structure.abstract.unet
     abstract_controlnet = abstract_teacher(config, networks)
     abstract_heads = abstract_discriminator(config, networks)
@@ -93,11 +94,11 @@ def make_few_step(
     ) -> tuple[TrainState, Terms]:
         def student() -> tuple[TrainState, Terms]:
             after, terms = turn("student", state, frozen, constants, batch)
-            return after, padded(terms, _STUDENT_TERMS, _CRITIC_TERMS, cycle)
+            return after, padded(terms, student_terms, _CRITIC_TERMS, cycle)
 
         def critic() -> tuple[TrainState, Terms]:
             after, terms = turn("critic", state, frozen, constants, batch)
-            return after, padded(terms, _CRITIC_TERMS, _STUDENT_TERMS, cycle / settings.critic_steps)
+            return after, padded(terms, _CRITIC_TERMS, student_terms, cycle / settings.critic_steps)
 
         after, terms = jax.lax.cond(state.step % cycle == settings.critic_steps, student, critic)
         return unless_failed(state, after, jnp.isfinite(terms["loss"] + terms["gradient_norm"])), terms

@@ -25,7 +25,7 @@ from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.models.controlnet import ControlNet, ControlNetOutput, ImageFeatures
 from xpsr_jax.models.unet import UNet
 from xpsr_jax.training.discriminator import Discriminator, encoder_features
-from xpsr_jax.training.losses import Distance, Terms, compare, degradation_free_constraint, text_embedding
+from xpsr_jax.training.losses import Distances, Terms, compare, degradation_free_constraint, text_embedding
 from xpsr_jax.training.structure import Bundle
 
 # The teacher is asked at timesteps between these parts of the schedule: at its ends it says little (DMD).
@@ -38,11 +38,11 @@ class FewStepConstants:
     """What the step is given beside parameters and batches.
 
     Attributes:
-        distance: the perceptual distance.
+        distances: the perceptual distances.
         negative_ids: tokens of the teacher's negative prompt.
     """
 
-    distance: Distance
+    distances: Distances
     negative_ids: Int[Array, "77"]
 
 
@@ -173,7 +173,7 @@ def student_loss(
     estimate = student_estimate(networks, batch, texts, config=config, schedule=schedule, draws=draws)
     clean = estimate.latents
     decoded, wanted = _decoded(networks, clean, batch["hr"], draws.place, config.few_step.decoded)
-    value, terms = compare(decoded, wanted, distance=constants.distance, loss=config.loss)
+    value, terms = compare(decoded, wanted, distances=constants.distances, loss=config.loss)
     heads = degradation_free_constraint(estimate.control, estimate.features, image=batch["hr"], latents=target)
     terms["constraint"] = sum(heads.values(), jnp.float32(0))
     noisy = add_noise(schedule, clean, draws.score, draws.score_timestep)

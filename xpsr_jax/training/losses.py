@@ -1,9 +1,11 @@
 """What training minimises (method §6). Every loss is float32; a term's name is what the logs call it."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float, Int, UInt32
 
 from xpsr_jax.config import Loss
@@ -12,10 +14,24 @@ from xpsr_jax.diffusion.samplers import Sampler, Timestep, normal, sample, step_
 from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.evaluation.perceptual import Dists, Lpips
 from xpsr_jax.models.controlnet import ControlNetOutput, ImageFeatures
+from xpsr_jax.training.discriminator import PatchDiscriminator
 from xpsr_jax.training.structure import Bundle
 
-Distance = Lpips | Dists
 Terms = dict[str, Float[Array, ""]]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Distances:
+    """The perceptual distances of a loss.
+
+    Attributes:
+      metric: `Loss.metric`.
+      dists: DISTS beside it; None without.
+    """
+
+    metric: Lpips | Dists
+    dists: Dists | None = None
 
 
 def xpsr_loss(
@@ -121,20 +137,46 @@ def _l1(prediction: Float[Array, "b h w c"], target: Float[Array, "b H W c"]) ->
 
 
 def autoencoder_loss(
-    networks: Bundle, batch: Mapping[str, Array], *, distance: Distance, loss: Loss, seed: int
+    networks: Bundle,
+    batch: Mapping[str, Array],
+    *,
+    distances: Distances,
+    loss: Loss,
+    seed: int,
+    critic: PatchDiscriminator | None = None,
 ) -> tuple[Float[Array, ""], Terms]:
     """The stage before, of a model without a pretrained autoencoder.
 
-    L1 and perceptual distance of the reconstruction, and the posterior's divergence from N(0, 1).
+    L1 and perceptual distances of the reconstruction, the posterior's divergence from N(0, 1), and with a critic how
+    real the reconstruction looks to it; its own loss is then part of the sum, without a gradient in the autoencoder.
     """
     keys, *_ = sample_keys(batch["key"], seed)
     mean, log_variance = networks.autoencoder.moments(batch["hr"])
     latents = mean + jnp.exp(0.5 * log_variance) * normal(keys, mean.shape[1:])
     reconstruction = networks.autoencoder.decode(latents * networks.autoencoder.config.scaling_factor)
-    value, terms = compare(reconstruction, batch["hr"], distance=distance, loss=loss)
+    value, terms = compare(reconstruction, batch["hr"], distances=distances, loss=loss)
     terms["kl"] = 0.5 * jnp.mean(mean**2 + jnp.exp(log_variance) - 1 - log_variance)
     terms["latent_deviation"] = jnp.std(mean)
-    return value + loss.kl * terms["kl"], terms
+    value += loss.kl * terms["kl"]
+    if critic is not None:
+        terms |= adversarial_terms(critic, reconstruction, batch["hr"])
+        value += loss.adversarial * terms["realism"] + terms["critic"]
+    return value, terms
+
+
+def adversarial_terms(
+    critic: PatchDiscriminator, image: Float[Array, "b H W 3"], photograph: Float[Array, "b H W 3"]
+) -> Terms:
+    """What an image loses by looking unreal, without a gradient in the critic; and the critic's hinge loss, without one
+    in the image. Both are of pictures in [-1, 1].
+    """
+    graph, weights = nnx.split(critic)
+    still = nnx.merge(graph, jax.lax.stop_gradient(weights))
+    own, real = critic(jax.lax.stop_gradient(image)), critic(photograph)
+    return {
+        "realism": -jnp.mean(still(image)),
+        "critic": jnp.mean(jax.nn.relu(1 - real)) + jnp.mean(jax.nn.relu(1 + own)),
+    }
 
 
 def decoder_loss(
@@ -143,7 +185,7 @@ def decoder_loss(
     *,
     sampler: Sampler,
     steps: int,
-    distance: Distance,
+    distances: Distances,
     loss: Loss,
     seed: int,
 ) -> tuple[Float[Array, ""], Terms]:
@@ -166,7 +208,7 @@ def decoder_loss(
 
     latents = sample(sampler, denoise, start, step_noise(step_keys, shape), steps=steps)
     image = networks.autoencoder.decode(jax.lax.stop_gradient(latents))
-    return compare(image, batch["hr"], distance=distance, loss=loss)
+    return compare(image, batch["hr"], distances=distances, loss=loss)
 
 
 def patches(images: Float[Array, "b H W c"], size: int) -> Float[Array, "n s s c"]:
@@ -176,10 +218,21 @@ def patches(images: Float[Array, "b H W c"], size: int) -> Float[Array, "n s s c
     return squares.swapaxes(2, 3).reshape(-1, size, size, c)
 
 
+def middle(images: Float[Array, "b H W c"], side: int | None) -> Float[Array, "b _ _ c"]:
+    """The square of that side in the middle of the images, which may be smaller; None: all of them."""
+    rows, columns = (slice(None) if side is None else slice(max(0, n - side) // 2, None) for n in images.shape[1:3])
+    return images[:, rows, columns][:, :side, :side]
+
+
 def compare(
-    image: Float[Array, "b H W 3"], target: Float[Array, "b H W 3"], *, distance: Distance, loss: Loss
+    image: Float[Array, "b H W 3"], target: Float[Array, "b H W 3"], *, distances: Distances, loss: Loss
 ) -> tuple[Float[Array, ""], Terms]:
-    """L1 and perceptual distance, weighted, of images in [-1, 1]."""
-    pair = (patches(x / 2 + 0.5, loss.patch or x.shape[1]) for x in (image, target))
-    terms = {"l1": jnp.mean(jnp.abs(image - target)), "perceptual": jnp.mean(distance(*pair))}
-    return loss.reconstruction * terms["l1"] + loss.perceptual * terms["perceptual"], terms
+    """L1 and perceptual distances, weighted, of images in [-1, 1]."""
+    both = [x / 2 + 0.5 for x in (image, target)]
+    squares = (patches(x, loss.patch or x.shape[1]) for x in both)
+    terms = {"l1": jnp.mean(jnp.abs(image - target)), "perceptual": jnp.mean(distances.metric(*squares))}
+    value = loss.reconstruction * terms["l1"] + loss.perceptual * terms["perceptual"]
+    if distances.dists is not None:
+        terms["dists"] = jnp.mean(distances.dists(*(middle(x, loss.dists_side) for x in both)))
+        value += loss.dists * terms["dists"]
+    return value, terms

@@ -13,10 +13,11 @@ from xpsr_jax.data.config import DataConfig
 from xpsr_jax.data.examples import tokenize_caption
 from xpsr_jax.data.tokens import MAX_TOKENS
 from xpsr_jax.errors import UserError
-from xpsr_jax.evaluation.perceptual import Dists, Lpips, load_distance
+from xpsr_jax.evaluation.perceptual import Dists, load_distance
 from xpsr_jax.training.export import tokenizer_of
 from xpsr_jax.training.few_step import make_few_step
 from xpsr_jax.training.few_step_losses import FewStepConstants
+from xpsr_jax.training.losses import Distances
 from xpsr_jax.training.state import TrainState, abstract_state, make_optimizer
 from xpsr_jax.training.step import Step, make_step
 from xpsr_jax.training.structure import Structure, make_structure
@@ -94,15 +95,15 @@ def example_shapes(config: DataConfig, embedding_size: int) -> Shapes:
     return shapes | {"lr": image, f"high_{name}": text, f"low_{name}": text}
 
 
-def loss_constants(config: Config) -> Lpips | Dists | FewStepConstants | None:
-    """The perceptual distance of a stage that has one in its loss, and what else its step is given.
+def loss_constants(config: Config) -> Distances | FewStepConstants | None:
+    """The perceptual distances of a stage that has them in its loss, and what else its step is given.
 
-    Raises UserError where the distance's weights are missing.
+    Raises UserError where their weights are missing.
     """
     if config.stage == "xpsr":
         return None
-    distance = load_distance(config.loss.metric)
+    distances = Distances(load_distance(config.loss.metric), Dists.load() if config.loss.dists else None)
     if config.stage != "few_step":
-        return distance
+        return distances
     ids = tokenize_caption(config.few_step.negative, tokenizer_of(config.networks))
-    return FewStepConstants(distance, jnp.asarray(ids))
+    return FewStepConstants(distances, jnp.asarray(ids))

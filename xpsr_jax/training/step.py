@@ -13,14 +13,16 @@ from jaxtyping import Array
 from xpsr_jax import sharding
 from xpsr_jax.config import Config
 from xpsr_jax.diffusion.making import make_sampler
-from xpsr_jax.training.losses import Distance, Terms, autoencoder_loss, decoder_loss, xpsr_loss
+from xpsr_jax.models.parameters import with_parameters
+from xpsr_jax.training.adapters import CRITIC
+from xpsr_jax.training.losses import Distances, Terms, autoencoder_loss, decoder_loss, xpsr_loss
 from xpsr_jax.training.parameters import Parameters
 from xpsr_jax.training.state import TrainState, shardings_of
-from xpsr_jax.training.structure import Structure
+from xpsr_jax.training.structure import Structure, abstract_critic
 
 T = TypeVar("T")
-# state, frozen parameters, the perceptual distance (where the loss has one), batch -> state, terms of the loss
-Step = Callable[[TrainState, Parameters, Distance | None, Mapping[str, Array]], tuple[TrainState, Terms]]
+# state, frozen parameters, the perceptual distances (where the loss has some), batch -> state, terms of the loss
+Step = Callable[[TrainState, Parameters, Distances | None, Mapping[str, Array]], tuple[TrainState, Terms]]
 
 
 def make_step(
@@ -37,21 +39,27 @@ def make_step(
     """
 
     def loss(
-        trained: Parameters, frozen: Parameters, distance: Distance | None, batch: Mapping[str, Array]
+        trained: Parameters, frozen: Parameters, distances: Distances | None, batch: Mapping[str, Array]
     ) -> tuple[Array, Terms]:
         networks = structure.merge(trained, frozen)
         if config.stage == "autoencoder":
-            assert distance is not None
-            return autoencoder_loss(networks, batch, distance=distance, loss=config.loss, seed=config.seed)
+            assert distances is not None
+            critic = None
+            if config.loss.adversarial:
+                own = {path.removeprefix(CRITIC): trained[path] for path in structure.beside}
+                critic = with_parameters(abstract_critic(config), own)
+            return autoencoder_loss(
+                networks, batch, distances=distances, loss=config.loss, seed=config.seed, critic=critic
+            )
         schedule = structure.networks.schedule
         if config.stage == "decoder":
-            assert distance is not None
+            assert distances is not None
             return decoder_loss(
                 networks,
                 batch,
                 sampler=make_sampler(config.sampling, schedule),
                 steps=config.sampling.steps,
-                distance=distance,
+                distances=distances,
                 loss=config.loss,
                 seed=config.seed,
             )
@@ -66,12 +74,12 @@ def make_step(
         out_shardings=(places, sharding.replicated(mesh)),
     )
     def step(
-        state: TrainState, frozen: Parameters, distance: Distance | None, batch: Mapping[str, Array]
+        state: TrainState, frozen: Parameters, distances: Distances | None, batch: Mapping[str, Array]
     ) -> tuple[TrainState, Terms]:
         def one(batch: Mapping[str, Array]) -> tuple[Parameters, Terms]:
             differentiated = jax.value_and_grad(loss, has_aux=True)
             with sharding.gathering_kernels(mesh):
-                (value, terms), gradients = differentiated(state.trained, frozen, distance, batch)
+                (value, terms), gradients = differentiated(state.trained, frozen, distances, batch)
             # Gradients live where their parameters do, accumulated ones too.
             return jax.lax.with_sharding_constraint(gradients, places.trained), {"loss": value} | terms
 

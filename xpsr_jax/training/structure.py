@@ -22,7 +22,7 @@ from xpsr_jax.models.parameters import parameters, with_parameters
 from xpsr_jax.models.text_encoder import TextEncoder
 from xpsr_jax.models.unet import UNet
 from xpsr_jax.training.adapters import CRITIC, STUDENT, TEACHER, adapter_shapes, with_adapters
-from xpsr_jax.training.discriminator import Discriminator
+from xpsr_jax.training.discriminator import Discriminator, PatchDiscriminator
 from xpsr_jax.weights import hub
 from xpsr_jax.weights.model_folder import load_schedule
 from xpsr_jax.weights.networks import CONTROLNET, NETWORKS, Keys, abstract, read_config
@@ -115,6 +115,9 @@ def make_structure(config: Config) -> Structure:
     if config.stage == "few_step":
         beside = _beside(config, networks, shapes, trained)
         trained |= frozenset(path for path in beside if not path.startswith(TEACHER))
+    elif config.loss.adversarial:
+        beside = {f"{CRITIC}{path}": shape for path, shape in parameters(abstract_critic(config)).items()}
+        trained |= beside.keys()
     return Structure(
         networks, sources, trained, frozenset(shapes.keys() | beside.keys()) - trained, beside, make, bundle
     )
@@ -129,6 +132,11 @@ def abstract_discriminator(config: Config, networks: Networks) -> Discriminator:
     """The critic of `realism="adversarial"` with shapes in the place of arrays."""
     compute = compute_of(config)
     return nnx.eval_shape(lambda: Discriminator(networks.unet, compute=compute, rngs=Keys(jax.random.key(0))))
+
+
+def abstract_critic(config: Config) -> PatchDiscriminator:
+    """The critic of the autoencoder's stage with shapes in the place of arrays."""
+    return nnx.eval_shape(lambda: PatchDiscriminator(compute=compute_of(config), rngs=Keys(jax.random.key(0))))
 
 
 def _beside(
