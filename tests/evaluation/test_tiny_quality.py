@@ -1,14 +1,32 @@
+"""The table of benchmarks/tiny_quality.py, and the crops it is made of."""
+
 import dataclasses
 
 import cv2
+import jax
 import numpy as np
 import pytest
 
-from benchmarks.tiny_quality import BICUBIC, OURS, markdown, variants
+from benchmarks.tiny_quality import (
+    BICUBIC,
+    FIRST_STAGE,
+    OURS,
+    WITHOUT,
+    Row,
+    differences,
+    markdown,
+    restore_rows,
+    rows,
+)
+from tests.inference.tiny_model import SAMPLING, tiny_model
 from xpsr_jax.config import PAPER
 from xpsr_jax.data.captions import Caption, write_captions
 from xpsr_jax.errors import UserError
-from xpsr_jax.evaluation.crops import METRICS, cut_crops, enlarge, measure_crops
+from xpsr_jax.evaluation.crops import METRICS, cut_crops, enlarge, halves, held_out, measure_crops
+from xpsr_jax.inference.restore import restore
+from xpsr_jax.models.first_stage_config import RRDBNetConfig
+from xpsr_jax.models.rrdb import RRDBNet
+from xpsr_jax.weights.networks import Keys
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +59,49 @@ def test_crops_are_fixed_and_continued_by_reflection(photos, crops):
 
 
 def test_a_photograph_without_caption_is_named(photos):
-    with pytest.raises(UserError, match=r"no caption for other\.png"):
+    with pytest.raises(UserError, match=r"captions\.jsonl: there is no caption for other\.png"):
         cut_crops(photos, ("other.png",), count=1, size=64)
 
 
-def test_variants_leave_out_one_thing_each():
-    of = variants(PAPER, [Caption("high", "low")])
-    assert of[OURS] == (PAPER, [Caption("high", "low")])
-    assert of["without high-level captions"] == (PAPER, [Caption("", "low")])
-    assert of["without low-level captions"] == (PAPER, [Caption("high", "")])
-    assert of["without negative prompt"][0] == dataclasses.replace(PAPER, negative_high="")
+def test_rows_change_one_thing_each():
+    captions = [Caption("high", "low")]
+    of = rows(PAPER, captions, first_stage=True, steps=(1, 50), guidance_scales=(0.0, 5.5))
+    own = of.pop(OURS)
+    assert own == Row(PAPER, captions, first_stage=True)
+    assert of == {
+        WITHOUT: dataclasses.replace(own, first_stage=False),
+        "without captions": dataclasses.replace(own, captions=[Caption()]),
+        "without high-level captions": dataclasses.replace(own, captions=[Caption("", "low")]),
+        "without low-level captions": dataclasses.replace(own, captions=[Caption("high", "")]),
+        "guidance 5.5, without negative prompt": Row(dataclasses.replace(PAPER, negative_high=""), captions),
+        "guidance 0": Row(dataclasses.replace(PAPER, guidance_scale=0.0), captions),
+        "1 step": Row(dataclasses.replace(PAPER, steps=1), captions),
+    }
+    unguided = dataclasses.replace(PAPER, guidance_scale=0.0)
+    of = rows(unguided, captions, first_stage=False, guidance_scales=(0.0, 0.5))
+    assert of["guidance 0.5, without negative prompt"].sampling == dataclasses.replace(
+        unguided, guidance_scale=0.5, negative_high=""
+    )
+    assert WITHOUT not in of and "guidance 0" not in of
+
+
+@pytest.mark.soak
+@pytest.mark.usefixtures("compiled_quickly")
+def test_a_table_upon_a_first_stage(crops):
+    """Its pictures are made once, and a row upon them is what the model restores by itself."""
+    network = RRDBNet(RRDBNetConfig(features=2, blocks=1, growth=2), rngs=Keys(jax.random.key(0)))
+    model = dataclasses.replace(tiny_model(), first_stage=network)
+    model = dataclasses.replace(model, defaults=dataclasses.replace(SAMPLING, steps=2, process_size=64))
+    wanted = rows(model.defaults, [crop.caption for crop in crops[:2]], first_stage=True)
+    results = restore_rows(model, crops[:2], {name: wanted[name] for name in (OURS, WITHOUT)})
+    assert list(results.images) == list(results.seconds) == [BICUBIC, FIRST_STAGE, OURS, WITHOUT]
+    assert results.seconds[OURS] > results.seconds[FIRST_STAGE] > 0
+    (expected,) = restore(model, [crops[1].lr], [crops[1].caption])
+    np.testing.assert_array_equal(results.images[OURS][1], expected)
+    (alone,) = restore(model, [crops[1].lr], [Caption()], dataclasses.replace(model.defaults, steps=0))
+    np.testing.assert_array_equal(results.images[FIRST_STAGE][1], alone)
+    (plain,) = restore(dataclasses.replace(model, first_stage=None), [crops[1].lr], [crops[1].caption])
+    np.testing.assert_array_equal(results.images[WITHOUT][1], plain)
 
 
 def test_originals_score_best(crops):
@@ -62,11 +113,26 @@ def test_originals_score_best(crops):
         assert all(sign * a > sign * b for a, b in zip(scores[OURS][metric], scores[BICUBIC][metric], strict=True))
 
 
-def test_table_has_means_standard_errors_and_ratios():
+def test_tables_have_means_standard_errors_over_photographs_and_ratios():
+    """Two crops of one photograph are one number: their mean."""
     scores = {
-        BICUBIC: {"PSNR-Y": [20.0, 24.0], "LPIPS (alex)": [0.5, 0.7]},
-        OURS: {"PSNR-Y": [21.0, 22.0], "LPIPS (alex)": [0.3, 0.3]},
+        BICUBIC: {"PSNR-Y": [19.0, 21.0, 24.0], "LPIPS (alex)": [0.4, 0.6, 0.7]},
+        FIRST_STAGE: {"PSNR-Y": [21.0, 21.0, 21.0], "LPIPS (alex)": [0.2, 0.2, 0.4]},
+        OURS: {"PSNR-Y": [20.0, 22.0, 22.0], "LPIPS (alex)": [0.1, 0.1, 0.2]},
     }
-    _, _, bicubic, ours = markdown(scores).splitlines()
+    photographs = ["a", "a", "b"]
+    _, _, bicubic, _, ours = markdown(scores, photographs).splitlines()
     assert bicubic == "| bicubic | 22.00 ± 2.00 | 0.6000 ± 0.1000 |"
-    assert ours == "| ours | 21.50 ± 0.50 (-0.50 dB) | 0.3000 ± 0.0000 (0.500 ×) |"
+    assert ours == "| ours | 21.50 ± 0.50 (-0.50 dB) | 0.1500 ± 0.0500 (0.250 ×) |"
+    *_, ours = differences(scores, photographs).splitlines()
+    assert ours == "| ours | +0.50 ± 0.5000 | -0.1500 ± 0.0500 (0.500 ×) |"
+
+
+def test_every_other_photograph_is_of_the_half_to_report(tmp_path, photos):
+    names = ("large.png", "gone.png", "small.png")
+    assert held_out(names, tmp_path, photos) == ("large.png", "small.png")
+    assert halves(("a", "b", "c")) == {"choose": ("a", "c"), "report": ("b",)}
+    with pytest.raises(UserError, match="none of the photographs that were held out"):
+        held_out(names, tmp_path)
+    (tmp_path / "captions.jsonl").write_text("")
+    assert [crop.name for crop in cut_crops((tmp_path, photos), ("small.png",), count=1, size=64)] == ["small.png"]

@@ -1,8 +1,9 @@
 """Fixed crops of photographs, degraded, and how close to them restored ones come: what the benchmarks measure on."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import jax
@@ -18,13 +19,22 @@ from xpsr_jax.data.quality import describe
 from xpsr_jax.data.rounding import round_to_uint8
 from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.fidelity import psnr_y, ssim_y
+from xpsr_jax.evaluation.metrics import load_metric
 from xpsr_jax.evaluation.perceptual import Dists, Lpips
 from xpsr_jax.images.reading import read_image
 
 CROP_SEED = 2024
 METRICS = {"PSNR-Y": "higher", "SSIM-Y": "higher", "LPIPS (alex)": "lower", "DISTS": "lower"}
+# With the backbone that no small model is trained with.
+JUDGES = {**METRICS, "LPIPS (vgg)": "lower"}
+_LOADED: dict[str, Literal["lpips_alex", "lpips_vgg", "dists"]] = {
+    "LPIPS (alex)": "lpips_alex",
+    "LPIPS (vgg)": "lpips_vgg",
+    "DISTS": "dists",
+}
 
 RgbImage = UInt8[np.ndarray, "h w 3"]
+Half = Literal["choose", "report"]
 CropScores = dict[str, dict[str, list[float]]]  # method -> metric -> a number for each crop
 
 
@@ -45,18 +55,38 @@ class Crop:
     caption: Caption
 
 
-def cut_crops(photos: Path, names: Sequence[str], *, count: int, size: int = 512) -> list[Crop]:
+def held_out(names: Sequence[str], *photos: Path) -> tuple[str, ...]:
+    """Those of the names that one of the folders has. Raises UserError if there are none."""
+    if found := tuple(name for name in names if any((folder / name).is_file() for folder in photos)):
+        return found
+    raise UserError(f"{', '.join(map(str, photos))}: none of the photographs that were held out is there")
+
+
+def halves(names: Sequence[str]) -> dict[Half, tuple[str, ...]]:
+    """Held-out photographs: one half is there to choose settings on, the other to report what came of them."""
+    return {"choose": tuple(names[0::2]), "report": tuple(names[1::2])}
+
+
+def cut_crops(photos: Path | Sequence[Path], names: Sequence[str], *, count: int, size: int = 512) -> list[Crop]:
     """`count` crops of each photograph, at fixed places and with fixed degradations.
 
     A crop depends on its photograph's place in `names` and its own number, not on how many there are. A photograph
-    smaller than `size` is continued by reflection. Raises UserError if one has no caption in captions.jsonl.
+    smaller than `size` is continued by reflection.
+
+    Args:
+        photos: the folder, or folders, of the photographs.
+
+    Raises UserError if one has no caption in its folder's captions.jsonl.
     """
-    captions = read_captions(photos / "captions.jsonl")
+    folders = (photos,) if isinstance(photos, Path) else tuple(photos)
+    captions_of = {folder: read_captions(folder / "captions.jsonl") for folder in folders}
     crops = []
     for i, name in enumerate(names):
-        if name not in captions:
-            raise UserError(f"{photos / 'captions.jsonl'} has no caption for {name}")
-        photo = read_image(photos / name)
+        where = next((folder for folder, captions in captions_of.items() if name in captions), None)
+        if where is None:
+            files = ", ".join(str(folder / "captions.jsonl") for folder in folders)
+            raise UserError(f"{files}: there is no caption for {name}")
+        captions, photo = captions_of[where], read_image(where / name)
         below, right = (max(0, size - side) for side in photo.shape[:2])
         photo = cv2.copyMakeBorder(photo, 0, below, 0, right, cv2.BORDER_REFLECT_101)
         for j in range(count):
@@ -74,24 +104,32 @@ def enlarge(lr: RgbImage, shape: tuple[int, ...]) -> UInt8[np.ndarray, "H W 3"]:
     return cv2.resize(lr, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)
 
 
-def measure_crops(crops: Sequence[Crop], results: Mapping[str, Sequence[RgbImage]]) -> CropScores:
-    """Every metric of every method on every crop; `results` has an image for each crop."""
-    lpips, dists = comparison(Lpips.load("alex")), comparison(Dists.load())
-    scores: CropScores = {method: {metric: [] for metric in METRICS} for method in results}
+def measure_crops(
+    crops: Sequence[Crop], results: Mapping[str, Sequence[RgbImage]], *, metrics: Iterable[str] = METRICS
+) -> CropScores:
+    """Every metric of every method on every crop; `results` has an image for each crop.
+
+    Args:
+        metrics: of `JUDGES`.
+    """
+    measures = {metric: _measure(metric) for metric in metrics}
+    scores: CropScores = {method: {metric: [] for metric in measures} for method in results}
     for i, crop in enumerate(tqdm(crops, desc="measuring", disable=None)):
         images = [images[i] for images in results.values()]
-        values = np.array(
-            [
-                [psnr_y(image, crop.original) for image in images],
-                [ssim_y(image, crop.original) for image in images],
-                lpips(images, crop.original),
-                dists(images, crop.original),
-            ]
-        )
-        for metric, row in zip(METRICS, values, strict=True):
-            for method, value in zip(scores, row, strict=True):
+        for metric, measure in measures.items():
+            for method, value in zip(scores, measure(images, crop.original), strict=True):
                 scores[method][metric].append(float(value))
     return scores
+
+
+def _measure(metric: str) -> Callable[[list[RgbImage], RgbImage], Iterable[float]]:
+    """A metric of several images against one reference."""
+    if metric in ("PSNR-Y", "SSIM-Y"):
+        fidelity = psnr_y if metric == "PSNR-Y" else ssim_y
+        return lambda images, reference: [fidelity(image, reference) for image in images]
+    loaded = load_metric(_LOADED[metric])
+    assert isinstance(loaded, Lpips | Dists)
+    return comparison(loaded)
 
 
 def comparison(metric: Lpips | Dists) -> Callable[[list[RgbImage], RgbImage], np.ndarray]:

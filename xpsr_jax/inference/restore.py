@@ -150,11 +150,13 @@ class Restorer:
         *,
         seed: int = 0,
         on_steps: Callable[[int], None] | None = None,
+        clean: Sequence[UInt8[np.ndarray, "_ _ 3"] | None] | None = None,
     ) -> list[UInt8[np.ndarray, "_ _ 3"] | None]:
         """Restores a batch of at most `capacity` images of one `network_size`.
 
         Args:
             on_steps: called with the number of steps done since the last call, for progress bars.
+            clean: what the first stage made of the images, where that is known; None: it is computed.
 
         Returns:
             the restored images, None for one whose result is not finite.
@@ -164,7 +166,10 @@ class Restorer:
         for image in images:
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
                 raise ValueError(f"an image must be uint8 of shape (height, width, 3), not {image.dtype} {image.shape}")
-        clean = self._first_stage(images) if self._first_stage else images
+        if not self._first_stage:
+            clean = images
+        elif clean is None:
+            clean = self._first_stage(images)
         pairs = list(zip(clean, images, strict=True))
         if not self.sampling.steps:
             return [None if picture is None else self._finished(picture, image) for picture, image in pairs]
