@@ -22,9 +22,11 @@ from benchmarks.command_line import command_line
 from benchmarks.tiny_quality import MODEL
 from configs import ablations, tiny
 from xpsr_jax.config import Config, Networks, Validation
+from xpsr_jax.evaluation.crops import held_out
 from xpsr_jax.files import new_folder
 from xpsr_jax.inference.compilation import use_compilation_cache
 from xpsr_jax.training.loop import train
+from xpsr_jax.weights.networks import CONTROLNET, read_config
 
 # The paper's Table 3 and Table 4; "default" is in both.
 VARIANTS = ("default", "serial", "high", "low", "unconstrained", "pixel", "latent")
@@ -62,14 +64,19 @@ def run(arguments: Arguments) -> int:
 def configure(arguments: Arguments, variant: str, seed: int) -> Config:
     """The training of one variant; everything but the variant and the seed is the same in all."""
     own = tiny.config()
+    shipped = read_config(CONTROLNET, MODEL / "controlnet")
+    controlnet = dataclasses.replace(shipped, return_rgbs=True, use_latent_pred=True)
+    unseen = held_out(own.images.exclude, arguments.photos)
     shared = dataclasses.replace(
         own,
         steps=arguments.steps,
         seed=seed,
         trained=ablations.config().trained,
-        images=dataclasses.replace(own.images, folder=arguments.photos, missing_exclusions="error"),
+        images=dataclasses.replace(own.images, folder=arguments.photos, mixture=(), exclude=unseen),
         networks=Networks(
-            base=(plain_diffusion(arguments.output / "base"),), from_scratch=("controlnet",), controlnet=tiny.CONTROLNET
+            base=(plain_diffusion(arguments.output / "base"),),
+            from_scratch=("controlnet",),
+            controlnet=controlnet,
         ),
         # Shorter than the small model's own training, so what warms up and what is averaged are shorter too.
         optimizer=dataclasses.replace(own.optimizer, warmup=50, ema=0.99),

@@ -34,7 +34,7 @@ from benchmarks.tiny_quality import CONFIG, MODEL, restore_all
 from xpsr_jax.config import Sampling, load_config
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.errors import UserError
-from xpsr_jax.evaluation.crops import METRICS, Crop, cut_crops, enlarge, measure_crops
+from xpsr_jax.evaluation.crops import METRICS, Crop, cut_crops, enlarge, held_out, measure_crops
 from xpsr_jax.files import check_writable, new_file
 from xpsr_jax.inference.compilation import use_compilation_cache, with_fast_convolutions
 from xpsr_jax.inference.manifest import sha256
@@ -126,9 +126,8 @@ class Arguments:
 def run(arguments: Arguments) -> None:
     use_compilation_cache()
     check_writable(arguments.output / "scores")
-    crops = cut_crops(
-        arguments.photos, load_config(arguments.config).images.exclude, count=arguments.crops, size=arguments.size
-    )
+    names = held_out(load_config(arguments.config).images.exclude, arguments.photos)
+    crops = cut_crops(arguments.photos, names, count=arguments.crops, size=arguments.size)
     tables = {
         title: {row.name: [scores_of(arguments, row, seed, crops) for seed in seeds_of(arguments, row)] for row in rows}
         for title, rows in TABLES.items()

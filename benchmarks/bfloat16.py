@@ -17,7 +17,7 @@ import xpsr_jax
 from benchmarks.command_line import command_line
 from benchmarks.tiny_quality import CONFIG, MODEL, restore_all
 from xpsr_jax.config import load_config
-from xpsr_jax.evaluation.crops import cut_crops, measure_crops
+from xpsr_jax.evaluation.crops import cut_crops, held_out, measure_crops
 from xpsr_jax.inference.compilation import use_compilation_cache
 
 
@@ -40,7 +40,8 @@ class Arguments:
 
 def run(arguments: Arguments) -> None:
     use_compilation_cache()
-    crops = cut_crops(arguments.photos, load_config(arguments.config).images.exclude, count=arguments.crops)
+    names = held_out(load_config(arguments.config).images.exclude, arguments.photos)
+    crops = cut_crops(arguments.photos, names, count=arguments.crops)
     results = {}
     for dtype in ("float32", "bfloat16"):
         model = xpsr_jax.load(arguments.model, dtype=jnp.dtype(dtype))

@@ -48,7 +48,7 @@ from xpsr_jax.data.quality import (
     describe_appearance,
 )
 from xpsr_jax.data.rounding import round_to_uint8
-from xpsr_jax.evaluation.crops import Crop, CropScores, RgbImage, cut_crops, enlarge, measure_crops
+from xpsr_jax.evaluation.crops import Crop, CropScores, RgbImage, cut_crops, enlarge, held_out, measure_crops
 from xpsr_jax.files import check_writable, new_file
 from xpsr_jax.images.listing import list_images
 from xpsr_jax.images.reading import read_image
@@ -244,8 +244,8 @@ def grade(value: float, limits: Sequence[float]) -> int:
 
 def compare(arguments: Arguments) -> tuple[str, CropScores]:
     """The table of the small model's quality, and all scores."""
-    held_out = load_config(arguments.config).images.exclude
-    crops = cut_crops(arguments.photos, held_out, count=arguments.crops, size=arguments.size)
+    unseen = held_out(load_config(arguments.config).images.exclude, arguments.photos)
+    crops = cut_crops(arguments.photos, unseen, count=arguments.crops, size=arguments.size)
     model = with_fast_convolutions(xpsr_jax.load(arguments.model))
     sampling = dataclasses.replace(model.defaults, steps=arguments.steps)
     results = {"bicubic": [enlarge(crop.lr, crop.original.shape) for crop in crops]}
@@ -288,8 +288,8 @@ def between(scores: CropScores, name: str, other: str, metric: str, crops: int) 
 
 
 def calibrate(arguments: Arguments) -> None:
-    held_out = load_config(arguments.config).images.exclude
-    names = [name for name in list_images(arguments.photos) if name not in held_out]
+    unseen = load_config(arguments.config).images.exclude
+    names = [name for name in list_images(arguments.photos) if name not in unseen]
     crops = [cv2.resize(crop, (128, 128), interpolation=cv2.INTER_AREA) for crop, _ in cut(arguments.photos, names, 5)]
     for sigma in measured._BLURS:
         blurred = [cv2.GaussianBlur(crop, (0, 0), sigma) if sigma else crop for crop in crops]

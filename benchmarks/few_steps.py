@@ -2,10 +2,10 @@
 
 python benchmarks/few_steps.py --photos PHOTOS --student MODEL [--teacher MODEL]
 
-The photographs are those that configs/few_step.py holds out. On the first of them the teacher's number of steps and
-guidance are chosen, by LPIPS + DISTS; on the others teacher and student are compared at 1, 2 and 4 evaluations. Crops
-of 256 x 256 pixels go through the whole degradation with fixed seeds. Differences are paired; 95% intervals are of a
-bootstrap over photographs and the crops of each. Writes few_steps.md and few_steps.json (every number).
+The photographs are those that configs/few_step.py holds out. On some of one half the teacher's number of steps and
+guidance are chosen, by LPIPS + DISTS; on the other half teacher and student are compared at 1, 2 and 4 evaluations.
+Crops of 256 x 256 pixels go through the whole degradation with fixed seeds. Differences are paired; 95% intervals are
+of a bootstrap over photographs and the crops of each. Writes few_steps.md and few_steps.json (every number).
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from benchmarks.command_line import command_line
 from benchmarks.tiny_quality import MODEL, ROOT
 from xpsr_jax.config import Sampling, load_config
 from xpsr_jax.errors import UserError
-from xpsr_jax.evaluation.crops import Crop, CropScores, cut_crops, measure_crops
+from xpsr_jax.evaluation.crops import Crop, CropScores, cut_crops, halves, held_out, measure_crops
 from xpsr_jax.files import check_writable, new_file
 from xpsr_jax.inference.compilation import use_compilation_cache
 from xpsr_jax.inference.restore import Restorer, not_finite
@@ -39,7 +39,7 @@ class Arguments:
     """The command line.
 
     Attributes:
-        photos: Folder with the photographs and captions.jsonl.
+        photos: Folders with the photographs, each with its captions.jsonl.
         student: Its model folder.
         teacher: Its model folder.
         config: The training configuration that names the photographs it held out.
@@ -51,7 +51,7 @@ class Arguments:
         evaluations: The student's.
     """
 
-    photos: Path
+    photos: tuple[Path, ...]
     student: Path
     teacher: Path = MODEL
     config: str = str(ROOT / "configs" / "few_step.py:tiny")
@@ -66,9 +66,9 @@ class Arguments:
 def run(arguments: Arguments) -> None:
     use_compilation_cache()
     check_writable(arguments.output)
-    names = load_config(arguments.config).images.exclude
+    names = halves(held_out(load_config(arguments.config).images.exclude, *arguments.photos))
     teacher, student = xpsr_jax.load(arguments.teacher), xpsr_jax.load(arguments.student)
-    choosing = cut_crops(arguments.photos, names[:CHOOSING], count=1, size=arguments.size)
+    choosing = cut_crops(arguments.photos, names["choose"][:CHOOSING], count=1, size=arguments.size)
     settings = {
         f"{steps} steps, guidance {scale:g}": dataclasses.replace(teacher.defaults, steps=steps, guidance_scale=scale)
         for steps in arguments.steps
@@ -78,7 +78,7 @@ def run(arguments: Arguments) -> None:
     best = min(chosen_on, key=lambda name: sum(np.mean(chosen_on[name][metric]) for metric in SHOWN))
     print(f"the teacher at its best: {best}")
 
-    crops = cut_crops(arguments.photos, names[CHOOSING:], count=arguments.crops, size=arguments.size)
+    crops = cut_crops(arguments.photos, names["report"], count=arguments.crops, size=arguments.size)
     scores = restored(teacher, crops, {"teacher": settings[best]})
     few = {f"student, {n}": dataclasses.replace(student.defaults, steps=n) for n in arguments.evaluations}
     scores |= restored(student, crops, few)

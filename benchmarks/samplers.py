@@ -35,7 +35,7 @@ from xpsr_jax.config import Sampling, load_config
 from xpsr_jax.data.captions import read_captions
 from xpsr_jax.diffusion.schedule import Spacing
 from xpsr_jax.errors import UserError
-from xpsr_jax.evaluation.crops import CROP_SEED, Crop, cut_crops, enlarge, measure_crops
+from xpsr_jax.evaluation.crops import CROP_SEED, Crop, cut_crops, enlarge, held_out, measure_crops
 from xpsr_jax.files import check_writable, new_file
 from xpsr_jax.inference.compilation import use_compilation_cache
 from xpsr_jax.inference.plan import Run, plan_runs
@@ -116,9 +116,11 @@ class Arguments:
 def run(arguments: Arguments) -> None:
     use_compilation_cache()
     check_writable(arguments.output)
-    unseen: Sequence[str] = load_config(arguments.config).images.exclude
+    unseen: Sequence[str]
     if arguments.every:
         unseen = sorted(read_captions(arguments.photos / "captions.jsonl"))[:: arguments.every]
+    else:
+        unseen = held_out(load_config(arguments.config).images.exclude, arguments.photos)
     crops = cut_crops(arguments.photos, unseen[: arguments.photographs], count=arguments.crops, size=arguments.size)
     model = xpsr_jax.load(arguments.model)
     defaults = model.defaults

@@ -15,45 +15,9 @@ import dataclasses
 from pathlib import Path
 
 from xpsr_jax.assets import ASSETS
-from xpsr_jax.config import FEW_STEP, Config, FewStep, Images, Loss, Mesh, Networks, Precision, Validation, load_config
+from xpsr_jax.config import FEW_STEP, Config, FewStep, Loss, Mesh, Networks, Precision, Validation, load_config
 
 VARIANTS = ("default", "tiny", "tiny_adversarial")
-
-# Photographs that training never sees: the first 8 choose settings, the others compare (docs/training.md).
-HELD_OUT = (
-    "budgie_high_trestle_trail.jpg",
-    "cid22_1583244.jpg",
-    "cid22_2738653.jpg",
-    "cid22_6078297.jpg",
-    "cid22_pexels_photo_7263002.jpg",
-    "elementary_suluh_kalba.jpg",
-    "ubuntu_below_clouds_by_kobinho.jpg",
-    "ubuntu_mediterranean_sea_by_simosx.jpg",
-    "cid22_1025469.jpg",
-    "cid22_1183021.jpg",
-    "cid22_1428647.jpg",
-    "cid22_167491.jpg",
-    "cid22_2127969.jpg",
-    "cid22_239581.jpg",
-    "cid22_3316926_opo25u.jpg",
-    "cid22_3762075.jpg",
-    "cid22_5055743.jpg",
-    "cid22_7062227.jpg",
-    "cid22_pexels_photo_1933873.jpg",
-    "cid22_pexels_photo_4210863.jpg",
-    "clic_28d24b9c83de.jpg",
-    "clic_c9510efb03d1.jpg",
-    "deepin_zetong_li_vat6xkkwaie_unsplash.jpg",
-    "fedora_purple_dream.jpg",
-    "mate_gabriele_diwald_201135.jpg",
-    "palapeli_cincinnati_bridge.jpg",
-    "ubuntu_darkening_clockwork_by_matt_katzenberger.jpg",
-    "ubuntu_frozen_by_fernando_garcila_redondo.jpg",
-    "ubuntu_img_0081_by_jobin_babu.jpg",
-    "ubuntu_oyster_catcher_in_the_rocks_by_raymond_lavoie.jpg",
-    "ubuntu_sand.jpg",
-    "ubuntu_tramonto_a_scalea_by_renatvs88.jpg",
-)
 
 
 def config(variant: str = "default") -> Config:
@@ -83,7 +47,8 @@ def config(variant: str = "default") -> Config:
         name="few_step_tiny",
         steps=400,
         batch_size=4,
-        images=Images(folder=Path("photos"), exclude=HELD_OUT, missing_exclusions="ignore", cache=True),
+        # Those photographs are held out that its teacher never saw.
+        images=tiny.images,
         data=dataclasses.replace(tiny.data, caption_dropout=0.0, negative_target_probability=0.0),
         networks=Networks(base=(ASSETS / "tiny",), from_scratch=()),
         loss=Loss(constraint=0.05, reconstruction=1.0, perceptual=1.0, metric="dists", patch=64),

@@ -1,10 +1,14 @@
 """The photographs that a config names."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from xpsr_jax.config import Images
+from xpsr_jax.data.by_path import composed
 from xpsr_jax.data.sample_sources import Cached, Mixture, SampleSource, Skipping, open_sample_source
 from xpsr_jax.errors import UserError
+from xpsr_jax.images.formats import endings
+from xpsr_jax.images.listing import list_files
 
 
 def open_images(images: Images) -> SampleSource:
@@ -12,17 +16,27 @@ def open_images(images: Images) -> SampleSource:
     if not images.mixture:
         return _open(images.folder, images, images.exclude)
     weights, folders = zip(*images.mixture, strict=True)
+    exclusions = [_exclusions_in(folder, images.exclude) for folder in folders]
     for pattern in images.exclude:
-        if not any(pattern.startswith(f"{folder.name}/") for folder in folders):
+        if images.missing_exclusions == "error" and not any(pattern in of_one for of_one in exclusions):
             raise UserError(
-                f"{pattern!r}, which is to be excluded, is in no folder of the mixture. Begin it with the folder's "
-                f"name, like {folders[0].name}/{Path(pattern).name}"
+                f"{pattern!r}, which is to be excluded, is in no folder of the mixture. Let it be an image's name, or "
+                f"begin it with the folder's name, like {folders[0].name}/{Path(pattern).name}"
             )
     sources = [
-        _open(folder, images, tuple(p.removeprefix(name) for p in images.exclude if p.startswith(name)))
-        for folder, name in ((folder, f"{folder.name}/") for folder in folders)
+        _open(folder, images, tuple(of_one.values())) for folder, of_one in zip(folders, exclusions, strict=True)
     ]
     return Mixture(sources, weights)
+
+
+def _exclusions_in(folder: Path, patterns: Sequence[str]) -> dict[str, str]:
+    """Of a mixture's exclusions those that are of this folder, each with what it is called within."""
+    prefix = f"{folder.name}/"
+    paths = {pattern: pattern.removeprefix(prefix) for pattern in patterns if pattern.startswith(prefix)}
+    if not (names := [pattern for pattern in patterns if "/" not in pattern]):
+        return paths
+    there = {composed(Path(path).name) for path in list_files(folder, endings())}
+    return paths | {name: name for name in names if composed(name) in there}
 
 
 def _open(folder: Path, images: Images, exclude: tuple[str, ...]) -> SampleSource:
