@@ -44,6 +44,7 @@ from xpsr_jax.files import check_writable, new_file
 from xpsr_jax.images.writing import write_png
 from xpsr_jax.inference.compilation import use_compilation_cache, with_fast_convolutions
 from xpsr_jax.inference.restore import Restorer, not_finite, restore
+from xpsr_jax.models.autoencoder import Autoencoder
 from xpsr_jax.weights.model_folder import Model
 
 ROOT = Path(__file__).parents[1]
@@ -132,7 +133,7 @@ def run(arguments: Arguments) -> None:
         },
     )
     if not arguments.quick:
-        results.images[AUTOENCODER], results.seconds[AUTOENCODER] = reconstruct(model, crops)
+        results.images[AUTOENCODER], results.seconds[AUTOENCODER] = reconstruct(model.autoencoder, crops)
     write_pictures(arguments.output, crops, results.images)
 
     scores = measure_crops(crops, results.images, metrics=JUDGES)
@@ -252,9 +253,9 @@ def restore_all(
     return [restore(model, [crop.lr], [caption], sampling, names=[crop.name])[0] for crop, caption in pairs]
 
 
-def reconstruct(model: Model, crops: Sequence[Crop]) -> tuple[list[RgbImage], float]:
-    """What the autoencoder leaves of the originals, and the seconds that decoding one takes."""
-    encode, decode = jax.jit(model.autoencoder.encode), jax.jit(model.autoencoder.decode)
+def reconstruct(autoencoder: Autoencoder, crops: Sequence[Crop]) -> tuple[list[RgbImage], float]:
+    """What an autoencoder leaves of the originals, and the seconds that decoding one takes."""
+    encode, decode = jax.jit(autoencoder.encode), jax.jit(autoencoder.decode)
     images, times = [], []
     for crop in tqdm(crops, desc=AUTOENCODER, disable=None):
         latents = jax.block_until_ready(encode(crop.original[None].astype(np.float32) / 127.5 - 1))

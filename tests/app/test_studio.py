@@ -1,7 +1,10 @@
 """What the page does without a browser."""
 
+import dataclasses
 import os
 
+import gradio as gr
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,11 +12,15 @@ from PIL import Image
 from tests.compilations import compilations
 from tests.inference.tiny_model import SAMPLING, tiny_model
 from xpsr_jax.app import studio
+from xpsr_jax.app.fields import settings_fields
 from xpsr_jax.app.many import packed, unused
 from xpsr_jax.app.studio import Settings, Studio
 from xpsr_jax.cli.app import main
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.inference.settings import choose_sampling
+from xpsr_jax.models.first_stage_config import RRDBNetConfig
+from xpsr_jax.models.rrdb import RRDBNet
+from xpsr_jax.weights.networks import Keys
 
 
 def test_programs_are_kept_but_not_for_ever(tmp_path, monkeypatch):
@@ -34,6 +41,23 @@ def test_programs_are_kept_but_not_for_ever(tmp_path, monkeypatch):
     assert restore(8, steps=7) == restore(8, strength=0.5, steps=3) == restore(8, guidance_scale=3.0) == []
     assert len(restore(12)) == 4 and restore(12) == []
     assert len(restore(8)) == 4, "they were let go when the second size came"
+
+
+def test_a_first_stages_picture_is_the_result_without_steps(tmp_path):
+    network = RRDBNet(RRDBNetConfig(features=2, blocks=1, growth=2), rngs=Keys(jax.random.key(0)))
+    model = dataclasses.replace(tiny_model(), first_stage=network)
+    for each, least in ((tiny_model(), 1), (model, 0)):
+        with gr.Blocks():
+            fields = settings_fields(SAMPLING, least_steps=Studio(each, max_pixels=10_000).least_steps)
+        (slider,) = (field for field in fields if field.label == "Steps")
+        assert slider.minimum == least and slider.step == 1
+    source, output, steps = tmp_path / "a.png", tmp_path / "out.png", []
+    Image.fromarray(np.zeros((8, 12, 3), np.uint8)).save(source)
+    settings = Settings(choose_sampling(SAMPLING, None, steps=0), seed=0, format="png")
+    Studio(model, max_pixels=10_000).restore_file(
+        source, output, Caption(), settings, on_steps=lambda *done: steps.append(done)
+    )
+    assert Image.open(output).size == (48, 32) and all(0 <= done <= total for done, total in steps)
 
 
 def test_results_of_one_name_are_kept_apart(tmp_path):

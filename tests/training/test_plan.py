@@ -15,6 +15,7 @@ from xpsr_jax.training import loop
 from xpsr_jax.training.export import tokenizer_of
 from xpsr_jax.training.images import open_images
 from xpsr_jax.training.plan import example_shapes, make_plan
+from xpsr_jax.training.structure import make_structure
 
 # Split over four of eight devices, down to the smallest kernel.
 CONFIG = dataclasses.replace(
@@ -68,7 +69,7 @@ def test_the_shapes_are_those_of_real_batches(kind, images: Images, base: Path, 
     data = dataclasses.replace(config.data, degrade=kind != "undegraded")
     batch = next(iter(make_pipeline(open_images(images), data, tokenizer=tokenizer_of(config.networks), batch_size=2)))
     del batch["index"]
-    shapes = example_shapes(data, config.networks.text_encoder.hidden_size)
+    shapes = example_shapes(dataclasses.replace(config, data=data), make_structure(config))
     assert {name: (array.shape[1:], array.dtype) for name, array in batch.items()} == {
         name: (each.shape, each.dtype) for name, each in shapes.items()
     }

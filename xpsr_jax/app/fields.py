@@ -27,12 +27,14 @@ SHOWN = ("sampler", "strength", "steps", "upscale")
 _MOST = {"steps": 100, "upscale": 8, "strength": 1}
 
 
-def settings_fields(defaults: Sampling) -> list[gr.components.Component]:
+def settings_fields(defaults: Sampling, *, least_steps: int = 1) -> list[gr.components.Component]:
     """The fields whose values `read_settings` takes, in its order.
 
     Args:
         defaults: the model's own settings.
+        least_steps: 0 of a model with a first stage, whose picture that is.
     """
+    least = {"steps": least_steps}
 
     def follow(preset: str) -> tuple[Any, ...]:
         chosen = choose_sampling(defaults, preset or None)
@@ -42,7 +44,7 @@ def settings_fields(defaults: Sampling) -> list[gr.components.Component]:
     with gr.Accordion("Settings", elem_classes="last-on-phones"):
         with gr.Row():
             preset = gr.Dropdown(presets, value="", label="Preset", min_width=130)
-            shown = [_field(name, getattr(defaults, name)) for name in SHOWN]
+            shown = [_field(name, getattr(defaults, name), least.get(name)) for name in SHOWN]
         with gr.Row():
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=130)
             format = gr.Dropdown(list(SUFFIX_OF), value="png", label="File format", min_width=130)
@@ -63,13 +65,13 @@ def read_settings(defaults: Sampling, values: Sequence[Any]) -> Settings:
     return Settings(choose_sampling(defaults, preset or None, **typed), int(seed), format)
 
 
-def _field(name: str, default: Any) -> gr.components.Component:
+def _field(name: str, default: Any, least: int | None = None) -> gr.components.Component:
     """A field for one setting, by its type: one of some words, or a number."""
     label, hint = name.replace("_", " ").capitalize(), _HINTS[name]
     if get_origin(hint) is Literal:
         return gr.Dropdown(list(get_args(hint)), value=default, label=label, min_width=130)
     step = 1 if hint is int else 0.01
-    return gr.Slider(step, _MOST[name], default, step=step, label=label, min_width=160)
+    return gr.Slider(step if least is None else least, _MOST[name], default, step=step, label=label, min_width=160)
 
 
 def buttons(*, at_work: bool) -> tuple[gr.Button, gr.Button]:

@@ -184,7 +184,7 @@ def build_many(studio: Studio, sessions: Sessions, *, max_files: int) -> None:
                 start = gr.Button("Restore all", variant="primary", min_width=100)
                 cancel = gr.Button("Cancel", variant="stop", interactive=False, min_width=100)
                 clear = gr.Button("Remove all", min_width=100)
-            settings = settings_fields(studio.defaults)
+            settings = settings_fields(studio.defaults, least_steps=studio.least_steps)
         with gr.Column(scale=3, min_width=300, elem_classes="half"):
             table = gr.Dataframe(headers=["File", "Result"], label="The photographs", wrap=True, interactive=False)
             archive = gr.DownloadButton("Download all (zip)", interactive=False)

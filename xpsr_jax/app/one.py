@@ -199,7 +199,7 @@ def build_one(studio: Studio, sessions: Sessions) -> None:
             with gr.Row():
                 start = gr.Button("Restore", variant="primary", min_width=100)
                 cancel = gr.Button("Cancel", variant="stop", interactive=False, min_width=100)
-            settings = settings_fields(studio.defaults)
+            settings = settings_fields(studio.defaults, least_steps=studio.least_steps)
         with gr.Column(scale=3, min_width=300, elem_classes="half"):
             slider = gr.ImageSlider(label="Before and after", buttons=["fullscreen"], max_height=640, interactive=False)
             download = gr.DownloadButton("Download", interactive=False)

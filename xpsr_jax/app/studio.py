@@ -48,11 +48,13 @@ class Studio:
 
     Attributes:
         defaults: the model's own settings.
+        least_steps: 0 where the model has a first stage, whose picture is the result then; otherwise 1.
         note: the model's.
     """
 
     def __init__(self, model: Model, *, max_pixels: int) -> None:
         self.defaults: Sampling = model.defaults
+        self.least_steps = 1 if model.first_stage is None else 0
         self.note = model.note
         self._max_pixels = max_pixels
         self._restorer = functools.lru_cache(maxsize=4)(functools.partial(_OneAtATime, self, model))

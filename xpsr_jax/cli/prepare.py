@@ -85,6 +85,8 @@ class Pairs(Photographs):
         crop_size: Side of HR, and of the enlarged LR, in pixels.
         degradation: The released training set's, or the milder one.
         low_captions: Low-level captions are written from the degradation that was drawn, or are those of the files.
+        first_stage: An ESRGAN network's folder, or a model folder that has one: its pictures of the LR images are
+            written too, for a training with data.first_stage=stored. In one process, whatever --workers says.
         seed: Another one draws other crops and degradations.
     """
 
@@ -92,6 +94,7 @@ class Pairs(Photographs):
     crop_size: Count = 512
     degradation: Literal["xpsr", "mild"] = "xpsr"
     low_captions: Literal["drawn", "file"] = "drawn"
+    first_stage: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
 
 
@@ -186,7 +189,9 @@ def main(argv: Sequence[str] | None) -> int:
 def prepare(command: Records | Pairs | Validation) -> "Outcome":
     """Stored photographs, or pairs of them."""
     # Imported late, so that --help is quick.
+    from xpsr_jax.data.offline_pairs import FIRST_STAGE_RECORD
     from xpsr_jax.data.sample_sources import open_sample_source
+    from xpsr_jax.json_files import write_json
     from xpsr_jax.preparation.pieces import Choice, cut, work
     from xpsr_jax.preparation.write_pairs import WritePairs, check_names, write_evaluation_captions
 
@@ -213,16 +218,37 @@ def prepare(command: Records | Pairs | Validation) -> "Outcome":
         degradation=_DEGRADATIONS[command.degradation],
         low_caption_from="drawn" if drawn else "file",
     )
+    first_stage: Path | None = None
+    if isinstance(command, Pairs) and command.first_stage is not None:
+        first_stage, settings["first_stage"] = _first_stage(command.first_stage, data)
+
+    def finish(folder: Path, outcomes: "Sequence[Outcome]") -> None:
+        if evaluation:
+            write_evaluation_captions(folder, outcomes)
+        if first_stage is not None:
+            write_json({"first_stage": settings["first_stage"]}, folder / FIRST_STAGE_RECORD)
+
     return work(
         command.output,
-        WritePairs(source, choice, data, command.seed, count, evaluation),
+        WritePairs(source, choice, data, command.seed, count, evaluation, first_stage),
         cut(rounds * count, _PAIRS_IN_A_PIECE),
         settings=settings,
         defaults=_defaults(command),
-        workers=command.workers,
-        finish=write_evaluation_captions if evaluation else lambda folder, outcomes: None,
+        workers=1 if first_stage else command.workers,
+        finish=finish,
         unit="pair",
     )
+
+
+def _first_stage(named: Path, data: DataConfig) -> tuple[Path, str]:
+    """The folder of a first stage, and its fingerprint. Raises UserError for one that does not fit."""
+    from xpsr_jax.training.fingerprints import fingerprint
+    from xpsr_jax.training.structure import named_first_stage, read_first_stage
+    from xpsr_jax.weights.networks import FIRST_STAGE
+
+    folder = named_first_stage(named)
+    read_first_stage(folder, data.degradation.upscale)
+    return folder, fingerprint(FIRST_STAGE, folder)
 
 
 def _prepare_records(

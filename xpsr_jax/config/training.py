@@ -29,6 +29,9 @@ class Networks:
       text_encoder: configuration if `base` has none.
       schedule: of the noise, if `base` has none.
       tokenizer: folder of CLIP's vocabulary; None: the base's, or else the one that ships with this package.
+      first_stage: what cleans and enlarges the LR image before the others see it: "own" (the last base's that has one,
+        or none), "none", or the folder of an ESRGAN network or of a model that has one. It is frozen, and part of what
+        is exported; `data.first_stage` says when it is computed.
     """
 
     base: tuple[Path, ...] = ()
@@ -39,6 +42,7 @@ class Networks:
     text_encoder: TextEncoderConfig = TextEncoderConfig()
     schedule: Schedule = Schedule()
     tokenizer: Path | None = None
+    first_stage: str = "own"
 
 
 @dataclass(frozen=True)

@@ -174,6 +174,9 @@ class DataConfig:
         `negative_words`, alone or after the real one. It gives the negative prompt something to mean. No dropout and no
         clean input then.
       negative_words: those words.
+      first_stage: where the pictures of the model's first stage come from, if it has one (`networks.first_stage`):
+        "computed" in the training step, or "stored" with ready-made pairs (`xpsr prepare pairs --first-stage`). With 23
+        blocks computing takes long without an accelerator.
       embeddings: folder of text embeddings that `xpsr prepare embeddings` made: batches then hold `high_embedding` and
         `low_embedding`, and the text encoder has no part in training. Every caption must be in it, so
         `low_caption_from` must be "file", and there are no negative targets. None: batches hold tokens.
@@ -195,6 +198,7 @@ class DataConfig:
     low_caption_from: Literal["drawn", "file"] = "drawn"
     negative_target_probability: Probability = 0.0
     negative_words: tuple[str, ...] = ("blurry", "dotted", "noise", "unclear", "low-res", "over-smoothed")
+    first_stage: Literal["computed", "stored"] = "computed"
     embeddings: Path | None = None
     workers: Annotated[int, Range(0)] = 0
     threads: Annotated[int, Range(1)] = 2

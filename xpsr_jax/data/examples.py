@@ -46,12 +46,14 @@ class Pair(NamedTuple):
       lr: the degraded version at the same size.
       small: the degraded version before it was enlarged; None where it was ready-made.
       drawn: what was done; None where nobody knows: it was ready-made.
+      first_stage: what a first stage made of the degraded version, at the same size; None where that is not stored.
     """
 
     hr: UInt8[np.ndarray, "s s 3"]
     lr: UInt8[np.ndarray, "s s 3"]
     small: UInt8[np.ndarray, "s/4 s/4 3"] | None
     drawn: Drawn | None
+    first_stage: UInt8[np.ndarray, "s s 3"] | None = None
 
 
 def make_example(
@@ -60,6 +62,7 @@ def make_example(
     *,
     tokenizer: Tokenizer | None,
     embeddings: TextEmbeddings | None = None,
+    first_stage: bool = False,
     seed: int,
     index: int,
 ) -> Example:
@@ -69,10 +72,13 @@ def make_example(
       sample: the photograph, or a ready-made pair.
       tokenizer: a transformers CLIPTokenizer; not needed with `config.degrade=False`.
       embeddings: what takes the place of tokens; None: tokens.
+      first_stage: the model has one: its stored picture is `lr`, or with `config.first_stage="computed"` the example
+        has what it is computed of as well.
       seed: of the run.
       index: position in the endless stream, from 0.
 
-    Raises UserError for a pair whose sizes do not fit, or a caption without an embedding.
+    Raises UserError for a pair whose sizes do not fit, a caption without an embedding, or where what is to be stored of
+    the first stage is not, or is to be computed of a ready-made pair.
     """
     rng = np.random.default_rng((seed, index))
     example: Example = {"key": np.asarray(rng.integers(2**32, dtype=np.uint32)), "index": np.asarray(index, np.int64)}
@@ -88,9 +94,24 @@ def make_example(
     for name, text in (("high", caption.high), ("low", caption.low)):
         ids = tokenize_caption(text, tokenizer)
         example |= {f"{name}_ids": ids} if embeddings is None else {f"{name}_embedding": embeddings.find(ids, text)}
+    lr = pair.lr
+    if first_stage and config.first_stage == "stored":
+        if pair.first_stage is None:
+            raise UserError(
+                f"{sample.path} comes without its first stage's picture. Make pairs with python -m "
+                "xpsr_jax.prepare_data pairs --first-stage, or let training compute them: --data.first-stage computed"
+            )
+        lr = pair.first_stage
+    elif first_stage:
+        if pair.small is None:
+            raise UserError(
+                f"{sample.path} is a ready-made pair, of whose enlarged LR image no first stage can make its picture: "
+                "--data.first-stage stored"
+            )
+        example |= {"small": _from_8_bits(pair.small), "clean": np.asarray(clean)}
     return example | {
         "hr": _centred(pair.lr if negative else pair.hr),
-        "lr": (pair.hr if clean else pair.lr).astype(np.float32) / np.float32(255),
+        "lr": _from_8_bits(pair.hr if clean else lr),
     }
 
 
@@ -103,9 +124,14 @@ def make_pair(sample: Sample, config: DataConfig, rng: np.random.Generator) -> P
     if sample.lr is not None:
         # As stored: pairs were scaled, mirrored and cut when they were made (method §6).
         as_stored = dataclasses.replace(config, crop_scale=(1.0, 1.0), flip_probability=0.0)
-        both = random_crop(np.concatenate([sample.image, _enlarge(sample)], axis=2), as_stored, rng)
-        hr, lr = (np.ascontiguousarray(image) for image in np.split(both, 2, axis=2))
-        return Pair(hr, lr, None, None)
+        images = [sample.image, _enlarge(sample)]
+        if sample.first_stage is not None:
+            if sample.first_stage.shape != sample.image.shape:
+                raise UserError(f"The first stage's picture of {sample.path} is not of its HR image's size.")
+            images.append(sample.first_stage)
+        together = random_crop(np.concatenate(images, axis=2), as_stored, rng)
+        hr, lr, *clean = (np.ascontiguousarray(image) for image in np.split(together, len(images), axis=2))
+        return Pair(hr, lr, None, None, clean[0] if clean else None)
     crop = random_crop(sample.image, config, rng)
     degraded = degrade(crop.astype(np.float32) / np.float32(255), config.degradation, rng)
     lr = round_to_uint8(resize(degraded.lr, crop.shape[:2], "bicubic"))
@@ -134,7 +160,7 @@ def random_crop(
     A smaller photograph is continued by reflection to the right and below.
 
     Args:
-      image: 8 bits; 3 channels, or 6 of an HR and an LR image together.
+      image: 8 bits; 3 channels, or those of several images of one size together.
       config: of which `crop_size`, `crop_scale` and `flip_probability` count.
       rng: draws the scale, the place and the mirroring, in this order.
     """
@@ -185,6 +211,10 @@ def choose_caption(
         words = ", ".join(config.negative_words)
         return Caption(f"{high} {words}" if high and rng.random() < 0.5 else words, low)
     return Caption("" if drop_both or drop_high else high, "" if drop_both or drop_low else low)
+
+
+def _from_8_bits(image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 3"]:
+    return image.astype(np.float32) / np.float32(255)
 
 
 def _centred(image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 3"]:

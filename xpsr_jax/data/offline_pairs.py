@@ -15,13 +15,18 @@ from xpsr_jax.images.reading import read_bytes
 # Folders of captions, one text file an image: of the HR image, of the LR image.
 HIGH_HR, HIGH_LR = "highlevel_prompt_GT", "highlevel_prompt"
 LOW_HR, LOW_LR = "lowlevel_prompt_q_GT", "lowlevel_prompt_q"
+# Folder of what a first stage made of the LR images, at HR's size. The released training set has none.
+CLEAN = "first_stage"
+# Beside the datasets: which first stage that was.
+FIRST_STAGE_RECORD = "first_stage.json"
 
 
 class OfflinePairs:
     """The pairs of `root`: `dataset_0/HR/a/b.png`, `dataset_0/LR/a/b.png`, `dataset_0/lowlevel_prompt_q/a/b.txt`, ...
 
     However many folders `dataset_*` there are, in natural order; `root` may also be one of them. Sample paths are
-    `dataset_0/a/b.png`. A caption is the first line of its file; the LR image's caption is `lr_caption`.
+    `dataset_0/a/b.png`. A caption is the first line of its file; the LR image's caption is `lr_caption`. Where there is
+    a folder `dataset_0/first_stage`, it has a picture for each LR image.
 
     Args:
       root: the folder.
@@ -57,6 +62,8 @@ class OfflinePairs:
         names, lr = list_images(folder / "HR"), set(list_images(folder / "LR"))
         if absent := [name for name in names if name not in lr]:
             raise UserError(f"{folder / 'HR' / absent[0]} has no LR image ({len(absent)} such); add it.")
+        if (folder / CLEAN).is_dir() and (absent := sorted(set(names) - set(list_images(folder / CLEAN)))):
+            raise UserError(f"{folder / 'LR' / absent[0]} has no picture in {folder / CLEAN} ({len(absent)} such).")
         for kind in (HIGH_HR, HIGH_LR, LOW_HR, LOW_LR) if missing == "error" else ():
             texts = set(list_files(folder / kind, (".txt",)))
             if absent := [name for name in names if _text(name) not in texts]:
@@ -74,8 +81,9 @@ class OfflinePairs:
         name = self.names[index]
         dataset, inner = self._split(name)
         image, lr = (read_bytes(dataset / kind / inner) for kind in ("HR", "LR"))
+        clean = read_bytes(dataset / CLEAN / inner) if (dataset / CLEAN).is_dir() else None
         caption, lr_caption = self._captions(name)
-        return StoredSample(image, caption, name, lr_caption, lr)
+        return StoredSample(image, caption, name, lr_caption, lr, clean)
 
     def __getitem__(self, index: int) -> Sample:
         return self.record(index).decode(self.root)

@@ -23,6 +23,7 @@ def make_pipeline(
     config: DataConfig,
     *,
     tokenizer: Tokenizer | None = None,
+    first_stage: bool = False,
     seed: int = 0,
     batch_size: int,
     process_index: int = 0,
@@ -37,11 +38,14 @@ def make_pipeline(
       lr         float32 (b, s, s, 3) in [0, 1], in the same steps: LR, upsampled bicubically to the HR size
       high_ids, low_ids   int32 (b, 77): the captions' CLIP tokens; with `config.embeddings` in their place
       high_embedding, low_embedding   float32 (b, 77, d): what the text encoder made of them
+      small      float32 (b, s/4, s/4, 3) in [0, 1] and clean, bool (b,): where the model has a first stage whose
+        pictures are to be computed, LR at its own size, and whether `lr` is HR itself
       key        uint32 (b,): a seed for this sample's noise in training
       index      int64 (b,): the sample's position in the stream
 
     Args:
       tokenizer: a transformers CLIPTokenizer; not needed with `config.degrade=False`.
+      first_stage: the model has one.
       batch_size: of all processes together. Put together in the order of processes, their batches are those of one
         process.
       epochs: how often the source is gone through, each time in another order. A last incomplete batch is left out.
@@ -53,7 +57,7 @@ def make_pipeline(
     if shuffle:
         samples = samples.shuffle()
     embeddings = None if config.embeddings is None else TextEmbeddings(config.embeddings)
-    examples = samples.repeat(epochs).map_with_index(_MakeExample(config, tokenizer, embeddings, seed))
+    examples = samples.repeat(epochs).map_with_index(_MakeExample(config, tokenizer, embeddings, first_stage, seed))
     # Cut first, then shared out: each process has a contiguous part of every global batch. All have the same number of
     # parts: a process with one more would wait for the others for ever.
     parts = examples.batch(batch_size // process_count, drop_remainder=True)
@@ -68,11 +72,18 @@ class _MakeExample:
     config: DataConfig
     tokenizer: Tokenizer | None
     embeddings: TextEmbeddings | None
+    first_stage: bool
     seed: int
 
     def __call__(self, index: int, sample: Sample) -> Example:
         return make_example(
-            sample, self.config, tokenizer=self.tokenizer, embeddings=self.embeddings, seed=self.seed, index=index
+            sample,
+            self.config,
+            tokenizer=self.tokenizer,
+            embeddings=self.embeddings,
+            first_stage=self.first_stage,
+            seed=self.seed,
+            index=index,
         )
 
 

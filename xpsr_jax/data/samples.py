@@ -23,6 +23,7 @@ class Sample:
       path: of its file, relative to where it comes from, as captions name it.
       lr_caption: of a degraded version of it, where there is one.
       lr: the degraded version itself, of the photograph's size or that over a whole number; None: it is to be made.
+      first_stage: what a first stage made of it, of the photograph's size; None where that is not stored.
     """
 
     image: UInt8[np.ndarray, "h w 3"]
@@ -30,6 +31,7 @@ class Sample:
     path: str
     lr_caption: Caption | None = None
     lr: UInt8[np.ndarray, "h2 w2 3"] | None = None
+    first_stage: UInt8[np.ndarray, "h w 3"] | None = None
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class StoredSample:
     """A sample before its images are decoded.
 
     Attributes:
-      image, lr: whole image files, of any format that `xpsr_jax.images` reads.
+      image, lr, first_stage: whole image files, of any format that `xpsr_jax.images` reads.
       caption, path, lr_caption: as in `Sample`.
     """
 
@@ -46,12 +48,14 @@ class StoredSample:
     path: str
     lr_caption: Caption | None = None
     lr: bytes | None = None
+    first_stage: bytes | None = None
 
     def decode(self, root: Path) -> Sample:
         """The sample; raises UserError for an image that cannot be decoded, and names it by its path below `root`."""
         name = root / self.path
         lr = None if self.lr is None else decode_image(self.lr, f"{name} (its LR image)")
-        return Sample(decode_image(self.image, name), self.caption, self.path, self.lr_caption, lr)
+        clean = None if self.first_stage is None else decode_image(self.first_stage, f"{name} (its first stage's)")
+        return Sample(decode_image(self.image, name), self.caption, self.path, self.lr_caption, lr, clean)
 
 
 # How Python has file names that are not UTF-8 in texts.
@@ -66,7 +70,8 @@ def to_fields(record: StoredSample) -> dict[str, Any]:
     for name, (high, low) in _CAPTIONS.items():
         caption = getattr(record, name) or Caption()
         fields |= {high: caption.high, low: caption.low}
-    return fields if record.lr is None else fields | {"lr": record.lr}
+    images = {"lr": record.lr, "first_stage": record.first_stage}
+    return fields | {name: image for name, image in images.items() if image is not None}
 
 
 def from_fields(fields: dict[str, Any]) -> StoredSample:
@@ -83,6 +88,7 @@ def from_fields(fields: dict[str, Any]) -> StoredSample:
         text("path"),
         lr_caption if lr_caption != Caption() else None,
         fields.get("lr"),
+        fields.get("first_stage"),
     )
 
 

@@ -13,6 +13,7 @@ from xpsr_jax.pods import chips, compiling, programs, report
 from xpsr_jax.pods.report import Report
 from xpsr_jax.training.plan import example_shapes
 from xpsr_jax.training.structure import make_structure
+from xpsr_jax.weights.networks import FIRST_STAGE, read_config
 
 # What of a config decides nothing of what is compiled. Anything else makes another report, a new field too.
 _NOT_COMPILED = (
@@ -54,11 +55,12 @@ def compiled_settings(config: Config) -> dict[str, str]:
         if field.name not in _NOT_COMPILED
     }
     structure = make_structure(config)
-    inputs = example_shapes(config.data, structure.networks.text_encoder.hidden_size)
+    inputs = example_shapes(config, structure)
     return settings | {
         "networks": repr(structure.networks),
         "data": repr(inputs),
         "crop_size": str(config.data.crop_size),
+        "first_stage": repr(structure.first_stage and read_config(FIRST_STAGE, structure.first_stage)),
     }
 
 
@@ -73,21 +75,36 @@ def lower_for_gpus(config: Config, gpus: int, *, sample: bool = False) -> str:
     sizes = sharding.mesh_shape(config.mesh, gpus)
     mesh = AbstractMesh(sizes, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
     program = (programs.sampling_step if sample else programs.train_step)(config, mesh)
-    exported = program.export("cuda")
-    size = len(exported.mlir_module_serialized) / 1e6
-    name = "sampling" if sample else "training"
-    return f"the {name} step of {config.batch_size} images lowers for {gpus} GPUs (CUDA): {size:.1f} MB of StableHLO"
+    lowered = {f"the {'sampling' if sample else 'training'} step": program}
+    if sample and (before := programs.first_stage(config, mesh)):
+        lowered = {"the first stage": before} | lowered
+    sizes_of = {name: len(each.export("cuda").mlir_module_serialized) / 1e6 for name, each in lowered.items()}
+    return "\n".join(
+        f"{name} of {config.batch_size} images lowers for {gpus} GPUs (CUDA): {size:.1f} MB of StableHLO"
+        for name, size in sizes_of.items()
+    )
 
 
 def _compile(config: Config, topology: str, *, sample: bool, effort: compiling.Effort) -> Report:
     mesh = chips.make_pod_mesh(topology, config.mesh)
-    name = "sampling" if sample else "training"
-    facts = Report(topology=topology, chips=mesh.size, program=name, images=config.batch_size)
     program = (programs.sampling_step if sample else programs.train_step)(config, mesh)
+    rounds = 1 if sample else config.accumulation
+    result = _compile_one(program, "sampling" if sample else "training", config, topology, effort, rounds=rounds)
+    if sample and (before := programs.first_stage(config, mesh)):
+        first = _compile_one(before, "first stage", config, topology, effort, rounds=1)
+        return dataclasses.replace(result, before=first)
+    return result
+
+
+def _compile_one(
+    program: programs.Program, name: str, config: Config, topology: str, effort: compiling.Effort, *, rounds: int
+) -> Report:
+    devices = chips.make_pod_mesh(topology, config.mesh).size
+    facts = Report(topology=topology, chips=devices, program=name, images=config.batch_size)
     lowered, begin = program.lower(), time.perf_counter()
     try:
         compiled, complaints = compiling.compile_for_pod(
-            lowered, effort, what=f"compiling the {name} step for {topology} with {effort} effort"
+            lowered, effort, what=f"compiling the {name} for {topology} with {effort} effort"
         )
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -96,7 +113,7 @@ def _compile(config: Config, topology: str, *, sample: bool, effort: compiling.E
         return dataclasses.replace(facts, shortage=words, compile_seconds=time.perf_counter() - begin)
     return dataclasses.replace(
         facts,
-        **report.measure(compiled, chips.chip(topology), rounds=1 if sample else config.accumulation, sampling=sample),
+        **report.measure(compiled, chips.chip(topology), rounds=rounds, sampling=name == "sampling"),
         rematerializations=complaints,
         compile_seconds=time.perf_counter() - begin,
     )

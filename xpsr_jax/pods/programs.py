@@ -17,14 +17,15 @@ from xpsr_jax.data.tokens import MAX_TOKENS
 from xpsr_jax.diffusion.guidance import is_guided
 from xpsr_jax.diffusion.making import make_sampler
 from xpsr_jax.errors import UserError
+from xpsr_jax.inference.first_stage import run_first_stage
 from xpsr_jax.inference.plan import Scales, first_step, full_table
 from xpsr_jax.inference.programs import Form, Inputs, prepare_pictures, prepare_texts, run_steps
 from xpsr_jax.models.configs import Kernel
 from xpsr_jax.models.layers import Compute
 from xpsr_jax.training.plan import loss_constants, make_plan
-from xpsr_jax.training.structure import make_structure
+from xpsr_jax.training.structure import find_first_stage, make_structure
 from xpsr_jax.weights import hub
-from xpsr_jax.weights.networks import NETWORKS, abstract
+from xpsr_jax.weights.networks import FIRST_STAGE, NETWORKS, abstract, read_config
 
 
 class Program(NamedTuple):
@@ -119,6 +120,18 @@ def sampling_step(config: Config, mesh: sharding.AnyMesh) -> Program:
     )
     form = Form(graph, sampling.guidance_form if guided else None)
     return Program(run_steps, (form, sampler, inputs, _placed(state, split), index, index), {}, mesh)
+
+
+def first_stage(config: Config, mesh: sharding.AnyMesh) -> Program | None:
+    """The program of `inference.first_stage.FirstStage`, of as many LR images as `sampling_step`; None without one."""
+    folder = find_first_stage(config)
+    if folder is None:
+        return None
+    network, dtype = read_config(FIRST_STAGE, folder), jnp.dtype(config.precision.dtype)
+    graph, weights = nnx.split(abstract(FIRST_STAGE, network, compute=Compute(dtype=dtype, param_dtype=dtype)))
+    size = config.data.crop_size // network.scale
+    pixels = jax.ShapeDtypeStruct((config.batch_size, size, size, 3), jnp.uint8, sharding=sharding.batch_sharding(mesh))
+    return Program(run_first_stage, (graph, _placed(weights, sharding.replicated(mesh)), pixels), {}, mesh)
 
 
 def _networks(networks: Networks, compute: Compute) -> tuple[Any, ...]:

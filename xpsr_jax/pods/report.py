@@ -36,6 +36,7 @@ class Report:
       rematerializations: tensors that the partitioner could only reshard by copying them whole to every chip.
       compile_seconds: on this machine.
       shortage: the compiler's words, if the program does not fit.
+      before: of the program that runs before it, once a batch: the first stage's, in sampling; None: there is none.
     """
 
     topology: str
@@ -56,11 +57,13 @@ class Report:
     rematerializations: int = 0
     compile_seconds: float = 0
     shortage: str | None = None
+    before: "Report | None" = None
 
     @property
     def fits(self) -> bool:
-        """Whether the compiler's peak is within a chip's memory."""
-        return self.shortage is None and self.peak is not None and self.peak <= chip(self.topology).hbm
+        """Whether the compiler's peak is within a chip's memory, also that of the program before."""
+        own = self.shortage is None and self.peak is not None and self.peak <= chip(self.topology).hbm
+        return own and (self.before is None or self.before.fits)
 
 
 def measure(compiled: jax.stages.Compiled, on: Chip, *, rounds: int = 1, sampling: bool = False) -> dict[str, Any]:
@@ -145,7 +148,8 @@ def suggestions(report: Report, config: Config) -> list[str]:
 
 
 def render(report: Report) -> str:
-    """The report for people, a line a fact."""
+    """The report for people, a line a fact; of the program before it first."""
+    before = "" if report.before is None else render(report.before) + "\n\n"
     hbm = chip(report.topology).hbm
     lines = {
         "program": f"{report.program}, {report.images} images on {report.topology} ({report.chips} chips)",
@@ -157,12 +161,12 @@ def render(report: Report) -> str:
         assert report.peak is not None
         lines["memory a chip"] = (
             f"{_gib(report.arguments)} arguments, {_gib(report.temporaries)} temporaries; "
-            f"at most {_gib(report.peak)} of {_gib(hbm)}, {'fits' if report.fits else 'does not fit'}"
+            f"at most {_gib(report.peak)} of {_gib(hbm)}, {'fits' if report.peak <= hbm else 'does not fit'}"
         )
         lines |= _work(report)
     if report.rematerializations:
         lines["warning"] = f"{report.rematerializations} involuntary full rematerializations by the partitioner"
-    return "\n".join(f"{name + ':':18}{text}" for name, text in lines.items())
+    return before + "\n".join(f"{name + ':':18}{text}" for name, text in lines.items())
 
 
 def _work(report: Report) -> dict[str, str]:
@@ -201,4 +205,6 @@ def from_json(data: Mapping[str, Any]) -> Report:
     """What `dataclasses.asdict` of a report made, after a way through JSON."""
     known = {each.name for each in dataclasses.fields(Report)}
     pairs = {kind: (number, total) for kind, (number, total) in data["collectives"].items()}
-    return Report(**{name: value for name, value in data.items() if name in known} | {"collectives": pairs})
+    before = None if data.get("before") is None else from_json(data["before"])
+    values = {name: value for name, value in data.items() if name in known}
+    return Report(**values | {"collectives": pairs, "before": before})

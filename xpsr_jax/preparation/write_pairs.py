@@ -1,7 +1,8 @@
 """Ready-made pairs: training sets in the released layout (method §6, §9), and sets to evaluate on."""
 
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated
@@ -13,7 +14,7 @@ from jaxtyping import UInt8
 from xpsr_jax.data.captions import Caption, write_captions
 from xpsr_jax.data.config import DataConfig
 from xpsr_jax.data.examples import Pair, make_pair
-from xpsr_jax.data.offline_pairs import HIGH_HR, HIGH_LR, LOW_HR, LOW_LR
+from xpsr_jax.data.offline_pairs import CLEAN, HIGH_HR, HIGH_LR, LOW_HR, LOW_LR
 from xpsr_jax.data.quality import describe
 from xpsr_jax.data.sample_sources import StoredSource
 from xpsr_jax.data.samples import Sample
@@ -33,6 +34,8 @@ class WritePairs:
 
     Attributes:
       images: so many of the source, the first.
+      first_stage: folder of a first stage whose pictures are written beside, as `first_stage/<name>.png`; None: none
+        are.
       evaluation: False: `dataset_<round>/HR/<name>.png`, LR at the same size, and a text file for each caption, which
         `OfflinePairs` reads. True: `HR/<name>_<round>.png`, LR at its own size, and both captions of the LR image for
         `write_evaluation_captions`.
@@ -44,6 +47,7 @@ class WritePairs:
     seed: Annotated[int, Range(0, 2**64 - 1)]
     images: int
     evaluation: bool
+    first_stage: Path | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -88,7 +92,11 @@ class WritePairs:
         }
         for kind, text in texts.items():
             _write(folder / kind / f"{name}.txt", (" ".join(text.split()) + "\n").encode())
-        for kind, image in (("HR", pair.hr), ("LR", pair.lr)):
+        pictures = {"HR": pair.hr, "LR": pair.lr}
+        if self.first_stage is not None:
+            assert pair.small is not None
+            pictures[CLEAN] = _first_stage(self.first_stage)(pair.small)
+        for kind, image in pictures.items():
             _write(folder / kind / f"{name}.png", _png(image))
 
     def _write_evaluation(self, folder: Path, name: str, sample: Sample, pair: Pair, outcome: Outcome) -> None:
@@ -96,6 +104,28 @@ class WritePairs:
         _write(folder / "HR" / f"{name}.png", _png(pair.hr))
         _write(folder / "LR" / f"{name}.png", _png(pair.small))
         outcome.captions[f"{name}.png"] = [sample.caption.high, describe(pair.drawn)]
+
+
+@functools.cache
+def _first_stage(folder: Path) -> Callable[[UInt8[np.ndarray, "h w 3"]], UInt8[np.ndarray, "H W 3"]]:
+    """The first stage in a folder, as a function of LR images. Raises UserError where its picture is not finite."""
+    # Imported here: it brings JAX, which pairs without a first stage do without.
+    from flax import nnx
+
+    from xpsr_jax.inference.compilation import use_compilation_cache
+    from xpsr_jax.inference.first_stage import run_first_stage
+    from xpsr_jax.weights.networks import FIRST_STAGE, load_network
+
+    use_compilation_cache()
+    graph, weights = nnx.split(load_network(FIRST_STAGE, folder))
+
+    def clean(small: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H W 3"]:
+        pictures, finite = run_first_stage(graph, weights, small[None])
+        if not bool(finite[0]):
+            raise UserError(f"{folder}: its picture is not finite; try other weights")
+        return np.asarray(pictures[0])
+
+    return clean
 
 
 def _write(file: Path, content: bytes) -> None:

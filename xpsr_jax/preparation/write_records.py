@@ -102,6 +102,7 @@ def _tfds_encoder(pairs: bool) -> Callable[[StoredSample], bytes]:
         fields = {
             name: io.BytesIO(value) if isinstance(value, bytes) else value.encode(errors="surrogateescape")
             for name, value in to_fields(record).items()
+            if name in features
         }
         # The order of a message's entries would be another in each process.
         example = serializer.get_tf_example(features.encode_example(fields))

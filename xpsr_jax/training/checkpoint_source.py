@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from xpsr_jax.training.images import open_images
 from xpsr_jax.training.parameters import load_parameters, random_parameters
 from xpsr_jax.training.structure import COMPONENTS, Bundle, Structure, make_structure
 from xpsr_jax.weights import hub
-from xpsr_jax.weights.networks import NETWORKS, Weights, as_weights
+from xpsr_jax.weights.networks import FIRST_STAGE, NETWORKS, Weights, as_weights, open_folder
 from xpsr_jax.weights.sources import Source
 
 
@@ -71,7 +71,11 @@ def open_checkpoint(path: Path, *, bases: Sequence[Path] = (), average: bool = T
     def opened(name: str) -> Weights:
         return as_weights(NETWORKS[name], getattr(bundle(), name), where=step)
 
-    networks = {name: functools.partial(opened, name) for name in COMPONENTS[config.stage]}
+    networks: dict[str, Callable[[], Weights]] = {
+        name: functools.partial(opened, name) for name in COMPONENTS[config.stage]
+    }
+    if structure.first_stage is not None:
+        networks["first_stage"] = functools.partial(open_folder, FIRST_STAGE, structure.first_stage)
     if config.stage == "autoencoder":
         return Source(dict.fromkeys(networks, step), networks, reads_base=True)
     return Source(

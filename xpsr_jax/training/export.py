@@ -13,6 +13,7 @@ from xpsr_jax.config import Config, Networks
 from xpsr_jax.data.config import DataConfig
 from xpsr_jax.data.examples import make_example
 from xpsr_jax.data.sample_sources import SampleSource
+from xpsr_jax.models.rrdb import RRDBNet
 from xpsr_jax.training.adapters import exported
 from xpsr_jax.training.parameters import Parameters, load_parameters
 from xpsr_jax.training.structure import Bundle, Structure
@@ -80,12 +81,21 @@ def export(
             model_folder.save({"autoencoder": bundle.autoencoder}, folder, overwrite=True)
         else:
             assert tokenizer is not None
-            model_folder.save(as_model(bundle, config, structure, tokenizer), folder, overwrite=True)
+            model = as_model(bundle, config, structure, tokenizer)
+            # Copied as it is.
+            parts = {each.name: getattr(model, each.name) for each in dataclasses.fields(model)}
+            model_folder.save(parts | {"first_stage": structure.first_stage}, folder, overwrite=True)
     distributed.wait_for_all("the model is exported")
     return folder
 
 
-def as_model(bundle: Bundle, config: Config, structure: Structure, tokenizer: ClipTokenizer) -> Model:
+def as_model(
+    bundle: Bundle,
+    config: Config,
+    structure: Structure,
+    tokenizer: ClipTokenizer,
+    first_stage: RRDBNet | None = None,
+) -> Model:
     """All that restores photographs, of a training's networks."""
     return Model(
         unet=bundle.unet,
@@ -96,6 +106,7 @@ def as_model(bundle: Bundle, config: Config, structure: Structure, tokenizer: Cl
         schedule=structure.networks.schedule,
         defaults=config.sampling,
         note=config.note,
+        first_stage=first_stage,
     )
 
 

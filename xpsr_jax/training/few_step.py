@@ -15,6 +15,7 @@ from xpsr_jax.models.parameters import with_parameters
 from xpsr_jax.training.adapters import CRITIC, with_adapters, with_teacher
 from xpsr_jax.training.discriminator import Discriminator
 from xpsr_jax.training.few_step_losses import FewStepConstants, Teacher, critic_loss, student_loss
+from xpsr_jax.training.first_stage import with_first_stage
 from xpsr_jax.training.losses import Terms
 from xpsr_jax.training.parameters import Parameters
 from xpsr_jax.training.state import TrainState, shardings_of
@@ -65,8 +66,9 @@ def make_few_step(
         function = student_loss if whose == "student" else critic_loss
 
         def loss(trained: Parameters, batch: Mapping[str, Array]) -> tuple[Array, Terms]:
-            networks = assemble(frozen | state.trained | trained)
-            return function(*networks, batch, constants=constants, config=config, schedule=schedule)
+            student, teacher, critic = assemble(frozen | state.trained | trained)
+            batch = with_first_stage(student, batch)
+            return function(student, teacher, critic, batch, constants=constants, config=config, schedule=schedule)
 
         def one(batch: Mapping[str, Array]) -> tuple[Parameters, Terms]:
             trained = {path: state.trained[path] for path in paths[whose]}

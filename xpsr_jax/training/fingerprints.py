@@ -14,7 +14,7 @@ from xpsr_jax.config import Config
 from xpsr_jax.data.embeddings import TextEmbeddings
 from xpsr_jax.errors import UserError
 from xpsr_jax.training.structure import Structure
-from xpsr_jax.weights.networks import NETWORKS, AnyConfig, Network, checked, open_folder
+from xpsr_jax.weights.networks import ALL_NETWORKS, FIRST_STAGE, AnyConfig, Network, checked, open_folder
 from xpsr_jax.weights.tensors import Tensor, contiguous
 
 
@@ -57,16 +57,22 @@ def fingerprint(network: Network, folder: Path) -> str:
 
 def fingerprints(structure: Structure) -> dict[str, str]:
     """Of each network of the base model; "" where it has none."""
-    return dict.fromkeys(NETWORKS, "") | {
-        name: fingerprint(NETWORKS[name], folder) for name, folder in structure.sources.items()
-    }
+    found = {name: fingerprint(ALL_NETWORKS[name], folder) for name, folder in structure.sources.items()}
+    return dict.fromkeys(ALL_NETWORKS, "") | found | of_stored(structure)
+
+
+def of_stored(structure: Structure) -> dict[str, str]:
+    """Of a first stage whose pictures are stored: no step reads it."""
+    if structure.first_stage is None or "first_stage" in structure.sources:
+        return {}
+    return {"first_stage": fingerprint(FIRST_STAGE, structure.first_stage)}
 
 
 def of_first(found: Mapping[str, str]) -> dict[str, str]:
     """What the first process found, in every process; only it needs to give something."""
-    texts = "".join(found.get(name, "").ljust(64) for name in NETWORKS)
+    texts = "".join(found.get(name, "").ljust(64) for name in ALL_NETWORKS)
     texts = distributed.from_first(np.frombuffer(texts.encode(), np.uint8)).tobytes().decode()
-    return {name: texts[64 * i : 64 * (i + 1)].strip() for i, name in enumerate(NETWORKS)}
+    return {name: texts[64 * i : 64 * (i + 1)].strip() for i, name in enumerate(ALL_NETWORKS)}
 
 
 def check_embeddings(config: Config, structure: Structure, fingerprints: Mapping[str, str]) -> None:

@@ -24,6 +24,7 @@ from xpsr_jax.training import fingerprints, resume
 from xpsr_jax.training.base_model import with_commits
 from xpsr_jax.training.checkpoints import Checkpoints, is_full
 from xpsr_jax.training.export import export, tokenizer_of
+from xpsr_jax.training.first_stage import check_stored_pictures
 from xpsr_jax.training.images import open_images
 from xpsr_jax.training.log import Log, NotANumber, check_wandb
 from xpsr_jax.training.parameters import initial_parameters
@@ -61,6 +62,7 @@ def train(config: Config) -> Path | None:
             source,
             config.data,
             tokenizer=tokenizer,
+            first_stage=structure.first_stage is not None,
             seed=config.seed,
             batch_size=config.batch_size,
             process_index=jax.process_index(),
@@ -86,8 +88,11 @@ def train(config: Config) -> Path | None:
             frozen_dtype=config.precision.frozen_dtype,
             fingerprints=base if distributed.is_first() else None,
         )
+        if distributed.is_first():
+            base |= fingerprints.of_stored(structure)
         record["base"] = fingerprints.of_first(base)
         fingerprints.check_embeddings(config, structure, record["base"])
+        check_stored_pictures(config, structure, record["base"])
         if resumed:
             resume.check_base(resumed.record, record)
             state = resumed.state

@@ -16,7 +16,7 @@ from xpsr_jax.models.parameters import parameters
 from xpsr_jax.training.adapters import CRITIC, STUDENT, TEACHER, initial_adapter
 from xpsr_jax.training.fingerprints import Fingerprint
 from xpsr_jax.training.structure import Structure
-from xpsr_jax.weights.networks import CONDITIONAL_ATTENTION, CONSTRAINT_HEADS, NETWORKS, checked, open_folder
+from xpsr_jax.weights.networks import ALL_NETWORKS, CONDITIONAL_ATTENTION, CONSTRAINT_HEADS, checked, open_folder
 from xpsr_jax.weights.rules import holds, match, torch_key
 from xpsr_jax.weights.tensors import read_finite
 
@@ -93,7 +93,7 @@ def load_parameters(
             targets.setdefault(origin, []).append(path)
     arrays = {}
     for name, folder in structure.sources.items():
-        network, prefix = NETWORKS[name], f"{name}."
+        network, prefix = ALL_NETWORKS[name], f"{name}."
         weights = open_folder(network, folder)
         tensors = weights.tensors
         expected = {p.removeprefix(prefix): shape.shape for p, shape in shapes.items() if p.startswith(prefix)}

@@ -9,7 +9,6 @@ from jax.sharding import NamedSharding
 
 from xpsr_jax import sharding
 from xpsr_jax.config import Config
-from xpsr_jax.data.config import DataConfig
 from xpsr_jax.data.examples import tokenize_caption
 from xpsr_jax.data.tokens import MAX_TOKENS
 from xpsr_jax.errors import UserError
@@ -71,27 +70,31 @@ def make_plan(config: Config, mesh: sharding.AnyMesh) -> Plan:
     split = sharding.batch_sharding(mesh)
     batch = {
         name: jax.ShapeDtypeStruct((config.batch_size, *each.shape), each.dtype, sharding=split)
-        for name, each in example_shapes(config.data, structure.networks.text_encoder.hidden_size).items()
+        for name, each in example_shapes(config, structure).items()
     }
     make = make_few_step if config.stage == "few_step" else make_step
     step = make(config, structure, optimizer, state, mesh)
     return Plan(structure, optimizer, shardings, state, frozen, batch, step)
 
 
-def example_shapes(config: DataConfig, embedding_size: int) -> Shapes:
-    """What the training step is given of an example of `data.pipeline.make_pipeline`: all of it but its `index`.
-
-    Args:
-      embedding_size: channels of the text encoder's output, which `config.embeddings` holds.
-    """
-    image = jax.ShapeDtypeStruct((config.crop_size, config.crop_size, 3), jnp.float32)
+def example_shapes(config: Config, structure: Structure) -> Shapes:
+    """What the training step is given of an example of `data.pipeline.make_pipeline`: all of it but its `index`."""
+    data, sides = config.data, 2 * (config.data.crop_size,)
+    image = jax.ShapeDtypeStruct((*sides, 3), jnp.float32)
     shapes = {"hr": image, "key": jax.ShapeDtypeStruct((), jnp.uint32)}
-    if not config.degrade:
+    if not data.degrade:
         return shapes
-    if config.embeddings is None:
+    if data.embeddings is None:
         name, text = "ids", jax.ShapeDtypeStruct((MAX_TOKENS,), jnp.int32)
     else:
-        name, text = "embedding", jax.ShapeDtypeStruct((MAX_TOKENS, embedding_size), jnp.float32)
+        channels = structure.networks.text_encoder.hidden_size
+        name, text = "embedding", jax.ShapeDtypeStruct((MAX_TOKENS, channels), jnp.float32)
+    if "first_stage" in structure.sources:
+        small = (side // data.degradation.upscale for side in sides)
+        shapes |= {
+            "small": jax.ShapeDtypeStruct((*small, 3), jnp.float32),
+            "clean": jax.ShapeDtypeStruct((), jnp.bool_),
+        }
     return shapes | {"lr": image, f"high_{name}": text, f"low_{name}": text}
 
 

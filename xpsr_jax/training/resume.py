@@ -26,7 +26,7 @@ MAY_CHANGE: tuple[tuple[str, str], ...] = (
     (r"optimizer\.(learning_rate|schedule|warmup)", "how fast it learns"),
     (r"mesh\..*|accumulation", "how it is shared out among devices"),
     (r"precision\.(attention|remat)", "how it is computed"),
-    (r"images\.(folder|captions|lr_captions|on_error|cache)|networks\.base", "where things are"),
+    (r"images\.(folder|captions|lr_captions|on_error|cache)|networks\.(base|first_stage)", "where things are"),
     (r"data\.(embeddings|workers|threads|prefetch)", "how the data come"),
     (r"log_every|checkpoint_every|keep|validation\..*|profile|wandb", "how often and what it shows and saves"),
     (r"sampling\..*|note", "what the exported model says"),
@@ -103,7 +103,9 @@ def config_of(record: Mapping[str, Any]) -> Config:
 
     Raises UserError naming the fields whose values are wrong.
     """
-    return from_json(Config, record, "this run's settings", unknown="ignore")
+    # Of a time when training used no first stage, whatever the base has.
+    networks = {"first_stage": "none"} | record.get("networks", {})
+    return from_json(Config, {**record, "networks": networks}, "this run's settings", unknown="ignore")
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -127,7 +129,9 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def check_base(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raises UserError if a network of the base is another than when the run began; its folder may have moved."""
-    changes({"schema": SCHEMA, "base": before.get("base", {})}, {"schema": SCHEMA, "base": now["base"]})
+    # Older runs knew no first stage.
+    base = {"first_stage": ""} | before.get("base", {})
+    changes({"schema": SCHEMA, "base": base}, {"schema": SCHEMA, "base": now["base"]})
 
 
 def may_change(name: str) -> bool:

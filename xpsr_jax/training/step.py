@@ -15,6 +15,7 @@ from xpsr_jax.config import Config
 from xpsr_jax.diffusion.making import make_sampler
 from xpsr_jax.models.parameters import with_parameters
 from xpsr_jax.training.adapters import CRITIC
+from xpsr_jax.training.first_stage import with_first_stage
 from xpsr_jax.training.losses import Distances, Terms, autoencoder_loss, decoder_loss, xpsr_loss
 from xpsr_jax.training.parameters import Parameters
 from xpsr_jax.training.state import TrainState, shardings_of
@@ -42,6 +43,7 @@ def make_step(
         trained: Parameters, frozen: Parameters, distances: Distances | None, batch: Mapping[str, Array]
     ) -> tuple[Array, Terms]:
         networks = structure.merge(trained, frozen)
+        batch = with_first_stage(networks, batch)
         if config.stage == "autoencoder":
             assert distances is not None
             critic = None

@@ -17,15 +17,17 @@ from xpsr_jax.config import Config, Networks
 from xpsr_jax.errors import UserError
 from xpsr_jax.models.autoencoder import Autoencoder, initialise_near_linear
 from xpsr_jax.models.controlnet import ControlNet, initialise_from_unet
+from xpsr_jax.models.first_stage_config import RRDBNetConfig
 from xpsr_jax.models.layers import Compute
 from xpsr_jax.models.parameters import parameters, with_parameters
+from xpsr_jax.models.rrdb import RRDBNet
 from xpsr_jax.models.text_encoder import TextEncoder
 from xpsr_jax.models.unet import UNet
 from xpsr_jax.training.adapters import CRITIC, STUDENT, TEACHER, adapter_shapes, with_adapters
 from xpsr_jax.training.discriminator import Discriminator, PatchDiscriminator
 from xpsr_jax.weights import hub
 from xpsr_jax.weights.model_folder import load_schedule
-from xpsr_jax.weights.networks import CONTROLNET, NETWORKS, Keys, abstract, read_config
+from xpsr_jax.weights.networks import ALL_NETWORKS, CONTROLNET, FIRST_STAGE, NETWORKS, Keys, abstract, read_config
 from xpsr_jax.weights.sources import SUBFOLDERS, check_each_is_used, find_components
 
 _ALL = ("unet", "controlnet", "autoencoder", "text_encoder")
@@ -33,19 +35,23 @@ COMPONENTS = {"xpsr": _ALL, "autoencoder": ("autoencoder",), "decoder": _ALL, "f
 
 
 class Bundle(nnx.Module):
-    """The networks of a training: `unet`, `controlnet` (with its heads), `autoencoder`, `text_encoder`, or some."""
+    """The networks of a training: `unet`, `controlnet` (with its heads), `autoencoder`, `text_encoder`, or some.
+
+    And the `first_stage`, where a step computes its pictures.
+    """
 
     unet: UNet
     controlnet: ControlNet
     autoencoder: Autoencoder
     text_encoder: TextEncoder
+    first_stage: RRDBNet
 
-    def __init__(self, networks: Networks, components: Sequence[str], *, compute: Compute, key: Array):
+    def __init__(self, configs: Mapping[str, Any], components: Sequence[str], *, compute: Compute, key: Array):
         for name in components:
             options = {"with_constraint_heads": True} if name == "controlnet" else {}
             # A network's parameters do not depend on which others are made.
-            rngs = Keys(jax.random.fold_in(key, list(NETWORKS).index(name)))
-            setattr(self, name, NETWORKS[name].module(getattr(networks, name), compute=compute, rngs=rngs, **options))
+            rngs = Keys(jax.random.fold_in(key, list(ALL_NETWORKS).index(name)))
+            setattr(self, name, ALL_NETWORKS[name].module(configs[name], compute=compute, rngs=rngs, **options))
         if {"unet", "controlnet"} <= set(components):
             initialise_from_unet(self.controlnet, self.unet)
         if "autoencoder" in components:
@@ -59,6 +65,7 @@ class Structure:
     Attributes:
       networks: their configurations, as found in the base folders where there are some.
       sources: component -> folder that it is loaded from.
+      first_stage: folder of the first stage; None: the model has none.
       trained: paths of the parameters that train.
       frozen: paths of the others.
       beside: of these those that are not the networks' own, with their shapes (`adapters`).
@@ -68,6 +75,7 @@ class Structure:
 
     networks: Networks
     sources: Mapping[str, Path]
+    first_stage: Path | None
     trained: frozenset[str]
     frozen: frozenset[str]
     beside: Mapping[str, jax.ShapeDtypeStruct]
@@ -99,16 +107,23 @@ def make_structure(config: Config) -> Structure:
     networks, sources = _resolve(config.networks, components, constrained=constrained)
     _check_fit(networks, components, crop_size=config.data.crop_size)
     compute = compute_of(config)
+    configs: dict[str, Any] = {name: getattr(networks, name) for name in NETWORKS}
+    first_stage = find_first_stage(config) if "controlnet" in components else None
+    computed = components
+    if first_stage is not None and config.data.first_stage == "computed":
+        computed, sources = (*components, "first_stage"), sources | {"first_stage": first_stage}
+        configs["first_stage"] = read_first_stage(first_stage, config.data.degradation.upscale)
 
     def make(components: Sequence[str], key: Array) -> Bundle:
-        return Bundle(networks, components, compute=compute, key=key)
+        return Bundle(configs, components, compute=compute, key=key)
 
     try:
-        bundle = nnx.eval_shape(lambda: make(components, jax.random.key(0)))
+        bundle = nnx.eval_shape(lambda: make(computed, jax.random.key(0)))
     except ValueError as error:
         raise UserError(f"no networks can be made of this configuration: {error}") from error
     shapes = parameters(bundle)
-    trained = frozenset(select(shapes, config.trained))
+    # The first stage is never trained.
+    trained = frozenset(select([path for path in shapes if not path.startswith("first_stage.")], config.trained))
     if not trained:
         raise UserError("nothing would be trained: no pattern of --trained that matches says True")
     beside: dict[str, jax.ShapeDtypeStruct] = {}
@@ -118,9 +133,43 @@ def make_structure(config: Config) -> Structure:
     elif config.loss.adversarial:
         beside = {f"{CRITIC}{path}": shape for path, shape in parameters(abstract_critic(config)).items()}
         trained |= beside.keys()
-    return Structure(
-        networks, sources, trained, frozenset(shapes.keys() | beside.keys()) - trained, beside, make, bundle
+    frozen = frozenset(shapes.keys() | beside.keys()) - trained
+    return Structure(networks, sources, first_stage, trained, frozen, beside, make, bundle)
+
+
+def find_first_stage(config: Config) -> Path | None:
+    """The folder of the first stage that the model of a config has; None: it has none.
+
+    Raises UserError for one that is named and is not there.
+    """
+    named = config.networks.first_stage
+    if named not in ("own", "none"):
+        return named_first_stage(Path(named))
+    bases = [hub.local(base) for base in config.networks.base] if named == "own" else []
+    held = [find_components(base) for base in bases if base.is_dir()]
+    return next((each["first_stage"] for each in reversed(held) if "first_stage" in each), None)
+
+
+def named_first_stage(path: Path) -> Path:
+    """The folder of an ESRGAN network that is this one, or in it. Raises UserError if there is none."""
+    folder = hub.local(path)
+    if folder.is_dir() and (found := find_components(folder).get("first_stage")):
+        return found
+    raise UserError(
+        f"the first stage {path} is no folder of an ESRGAN network, nor of a model that has one; convert_weights.py "
+        "makes one of a file"
     )
+
+
+def read_first_stage(folder: Path, upscale: int) -> RRDBNetConfig:
+    """Its configuration. Raises UserError unless its pictures are of HR's size."""
+    config = read_config(FIRST_STAGE, folder)
+    if config.scale != upscale:
+        raise UserError(
+            f"{folder} enlarges {config.scale} times, but LR images are made {upscale} times smaller "
+            "(data.degradation.upscale)"
+        )
+    return config
 
 
 def abstract_teacher(config: Config, networks: Networks) -> ControlNet:
@@ -202,7 +251,9 @@ def _resolve(networks: Networks, components: tuple[str, ...], *, constrained: bo
     if unknown := set(networks.from_scratch) - set(NETWORKS):
         raise UserError(f"networks.from_scratch: there is no {', '.join(unknown)}; there are {', '.join(NETWORKS)}")
     held = [find_components(folder) for folder in folders]
-    check_each_is_used(networks.base, [each.keys() & {*components, "schedule", "tokenizer"} for each in held])
+    check_each_is_used(
+        networks.base, [each.keys() & {*components, "schedule", "tokenizer", "first_stage"} for each in held]
+    )
     found = {name: folder for each in held for name, folder in each.items()}
     if missing := [name for name in components if name not in found and name not in networks.from_scratch]:
         absent = ", ".join(f"{SUBFOLDERS[name]}/" for name in missing)

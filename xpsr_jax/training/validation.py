@@ -25,12 +25,14 @@ from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.evaluation.metrics import Metric
 from xpsr_jax.images.writing import write_png
 from xpsr_jax.inference.restore import restore
+from xpsr_jax.models.rrdb import RRDBNet
 from xpsr_jax.training.export import as_model
 from xpsr_jax.training.images import open_images
 from xpsr_jax.training.parameters import Parameters
-from xpsr_jax.training.structure import Bundle, Structure
+from xpsr_jax.training.structure import Bundle, Structure, compute_of
 from xpsr_jax.training.validation_scores import load_scores, mean_scores
 from xpsr_jax.weights.model_folder import ClipTokenizer
+from xpsr_jax.weights.networks import FIRST_STAGE, load_network
 
 _SEED = 7
 
@@ -53,6 +55,7 @@ class Validator:
     def __init__(self, config: Config, structure: Structure, *, tokenizer: ClipTokenizer, mesh: jax.sharding.Mesh):
         self._config, self._structure = config, structure
         self._tokenizer, self._mesh = tokenizer, mesh
+        self._first_stage: RRDBNet | None = None
         self._metrics: dict[str, Metric] | None = None
         self._examples: list[tuple[np.ndarray, np.ndarray, Caption]] | None = None
         self._reconstruct = jax.jit(
@@ -80,7 +83,11 @@ class Validator:
             restored = [round_to_uint8((image + 1) / 2) for image in decoded]
             rows = [list(row) for row in zip(originals, restored, strict=True)]
         else:
-            model = as_model(self._structure.merge(parameters, frozen), self._config, self._structure, self._tokenizer)
+            folder = self._structure.first_stage
+            if folder is not None and self._first_stage is None:
+                self._first_stage = load_network(FIRST_STAGE, folder, compute=compute_of(self._config))
+            bundle = self._structure.merge(parameters, frozen)
+            model = as_model(bundle, self._config, self._structure, self._tokenizer, self._first_stage)
             lrs, _, captions = zip(*self._examples, strict=True)
             # The networks see crops of the size that they are trained on.
             sampling = dataclasses.replace(

@@ -1,0 +1,53 @@
+"""The first stage in training: its pictures take the LR images' place before any loss sees them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from xpsr_jax.config import Config
+from xpsr_jax.data.offline_pairs import FIRST_STAGE_RECORD
+from xpsr_jax.errors import UserError
+from xpsr_jax.json_files import read_json
+from xpsr_jax.training.structure import Bundle, Structure
+
+
+def with_first_stage(networks: Bundle, batch: Mapping[str, Array]) -> Mapping[str, Array]:
+    """The batch with `lr` as the other networks see it in sampling: the first stage's picture, in 8 bits.
+
+    A batch has `small`, the LR images at their own size in [0, 1], where the pictures are to be computed; otherwise it
+    stays as it is. A clean input (`clean`) goes past the first stage.
+    """
+    if "small" not in batch:
+        return batch
+    rest = {name: array for name, array in batch.items() if name not in ("small", "clean")}
+    picture = jnp.round(jnp.clip(networks.first_stage(batch["small"]), 0, 1) * 255) / 255
+    lr = jnp.where(batch["clean"][:, None, None, None], batch["lr"], picture)
+    return rest | {"lr": jax.lax.stop_gradient(lr)}
+
+
+def check_stored_pictures(config: Config, structure: Structure, fingerprints: Mapping[str, str]) -> None:
+    """Raises UserError if stored pictures (`data.first_stage`) are not of the model's first stage.
+
+    Args:
+      fingerprints: of the networks that the run begins from (`fingerprints.fingerprints`).
+    """
+    if structure.first_stage is None or config.data.first_stage != "stored":
+        return
+    folders = [folder for _, folder in config.images.mixture] or [config.images.folder]
+    for folder in folders:
+        if _stored(folder) != fingerprints["first_stage"]:
+            raise UserError(
+                f"{folder} holds no pictures of the first stage {structure.first_stage}. Make pairs with python -m "
+                "xpsr_jax.prepare_data pairs --first-stage, or let training compute them: --data.first-stage computed"
+            )
+
+
+def _stored(folder: Path) -> str | None:
+    """Which first stage the pictures of these pairs, or of this part of them, are of."""
+    for place in (folder, folder.parent):
+        if (place / FIRST_STAGE_RECORD).is_file():
+            return str(read_json(place / FIRST_STAGE_RECORD).get("first_stage"))
+    return None
