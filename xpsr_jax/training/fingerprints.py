@@ -18,6 +18,10 @@ from xpsr_jax.weights.networks import ALL_NETWORKS, FIRST_STAGE, AnyConfig, Netw
 from xpsr_jax.weights.tensors import Tensor, contiguous
 
 
+# Settings that older fingerprints did not know, which count only where they differ from what was so before.
+_YOUNGER = frozenset({"mid_block_add_attention"})
+
+
 class Fingerprint:
     """The SHA-256 of one network, over its configuration and all its tensors in the order of their paths.
 
@@ -26,7 +30,13 @@ class Fingerprint:
     """
 
     def __init__(self, config: AnyConfig):
-        self._digest = hashlib.sha256(json.dumps(dataclasses.asdict(config), sort_keys=True).encode())
+        default = {field.name: field.default for field in dataclasses.fields(config)}
+        settings = {
+            name: value
+            for name, value in dataclasses.asdict(config).items()
+            if name not in _YOUNGER or value != default[name]
+        }
+        self._digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
 
     def taken(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The same tensors in order, each of which is taken into account when it is read. Each has to be, once."""
