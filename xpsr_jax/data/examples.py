@@ -98,8 +98,8 @@ def make_example(
     if first_stage and config.first_stage == "stored":
         if pair.first_stage is None:
             raise UserError(
-                f"{sample.path} comes without its first stage's picture. Make pairs with python -m "
-                "xpsr_jax.prepare_data pairs --first-stage, or let training compute them: --data.first-stage computed"
+                f"{sample.path} comes without its first stage's picture. Make pairs with xpsr "
+                "prepare pairs --first-stage, or let training compute them: --data.first-stage computed"
             )
         lr = pair.first_stage
     elif first_stage:

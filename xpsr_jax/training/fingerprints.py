@@ -17,7 +17,6 @@ from xpsr_jax.training.structure import Structure
 from xpsr_jax.weights.networks import ALL_NETWORKS, FIRST_STAGE, AnyConfig, Network, checked, open_folder
 from xpsr_jax.weights.tensors import Tensor, contiguous
 
-
 # Settings that older fingerprints did not know, which count only where they differ from what was so before.
 _YOUNGER = frozenset({"mid_block_add_attention"})
 

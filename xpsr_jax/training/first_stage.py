@@ -40,8 +40,8 @@ def check_stored_pictures(config: Config, structure: Structure, fingerprints: Ma
     for folder in folders:
         if _stored(folder) != fingerprints["first_stage"]:
             raise UserError(
-                f"{folder} holds no pictures of the first stage {structure.first_stage}. Make pairs with python -m "
-                "xpsr_jax.prepare_data pairs --first-stage, or let training compute them: --data.first-stage computed"
+                f"{folder} holds no pictures of the first stage {structure.first_stage}. Make pairs with xpsr "
+                "prepare pairs --first-stage, or let training compute them: --data.first-stage computed"
             )
 
 

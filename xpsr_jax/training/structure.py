@@ -156,8 +156,8 @@ def named_first_stage(path: Path) -> Path:
     if folder.is_dir() and (found := find_components(folder).get("first_stage")):
         return found
     raise UserError(
-        f"the first stage {path} is no folder of an ESRGAN network, nor of a model that has one; convert_weights.py "
-        "makes one of a file"
+        f"the first stage {path} is no folder of an ESRGAN network, nor of a model that has one; xpsr convert makes "
+        "one of a file"
     )
 
 
