@@ -73,8 +73,8 @@ clean:
 	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache
 
 .venv/.demo: EXTRAS :=
-.venv/.test: EXTRAS := [dev,metrics,tfds]
-.venv/.test-torch: EXTRAS := [dev,metrics,tfds,torch,oracles]
+.venv/.test: EXTRAS := [dev,metrics,tfds,bucket,servers]
+.venv/.test-torch: EXTRAS := [dev,metrics,tfds,bucket,servers,torch,oracles]
 .venv/.test-app: EXTRAS := [dev,app,browser]
 .venv/.demo .venv/.test .venv/.test-torch .venv/.test-app: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing xpsr-jax$(EXTRAS) into .venv; this takes a minute or two."

@@ -23,7 +23,8 @@ FLOORS = (
     {"models", "diffusion", "images"},
     {"serialisation", "json_files", "locks"},
     {"files"},
-    {"errors", "assets", "version"},
+    {"buckets"},
+    {"errors", "machine", "assets", "version"},
 )
 # What `python -m` names. They call a command and have no floor.
 DOORS = {"__main__", "demo", "evaluate", "preflight", "prepare_data", "app.__main__", "caption.__main__"}

@@ -1,4 +1,8 @@
-"""Files and folders: written whole or not at all, and read only if they are what they should be."""
+"""Files and folders: written whole or not at all, and read only if they are what they should be.
+
+Paths in buckets are served too (`buckets.paths.as_path`), of which the functions say nothing else where all is as on a
+disk: what a bucket cannot do or the extra is missing for is a UserError.
+"""
 
 import contextlib
 import functools
@@ -14,7 +18,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from xpsr_jax.buckets import uploads
+from xpsr_jax.buckets.cache import INCOMPLETE, copy_file
+from xpsr_jax.buckets.paths import BucketPath, as_path
 from xpsr_jax.errors import UserError, listed
+from xpsr_jax.machine import process_runs
 
 ByteFile = io.BufferedReader | io.BytesIO
 """An open file of bytes, on disk or in memory."""
@@ -27,8 +35,14 @@ _NAME_BYTES = 143
 def new_file(file: Path) -> Iterator[Path]:
     """A name beside `file` to write to, which becomes `file` at the end, or nothing after an error.
 
+    For a file in a bucket it is a name on this machine, and what it names is uploaded.
+
     Raises UserError where the system refuses to write (no permission, disk full).
     """
+    if isinstance(file := as_path(file), BucketPath):
+        with uploads.new_file(file) as made:
+            yield made
+        return
     temporary = beside(file, _mine("partial"))
     try:
         _remove_leftovers(file.parent)
@@ -51,6 +65,8 @@ def write_text(text: str, file: Path) -> None:
 def new_folder(folder: Path, *, replaceable: frozenset[str] | None = None) -> Iterator[Path]:
     """An empty folder beside `folder` to fill, which becomes `folder` at the end, or nothing after an error.
 
+    For a folder in a bucket it is one on this machine, and is uploaded: the folder is marked as incomplete meanwhile.
+
     Args:
       replaceable: None: `folder` must not exist, or be empty. Otherwise it is replaced if it holds only entries of
         these names.
@@ -58,8 +74,12 @@ def new_folder(folder: Path, *, replaceable: frozenset[str] | None = None) -> It
     Raises:
       UserError: `folder` exists and may not be replaced, or cannot be made.
     """
-    folder = resolved(folder)
+    folder = resolved(as_path(folder))
     check_free(folder, replaceable=replaceable)
+    if isinstance(folder, BucketPath):
+        with uploads.new_folder(folder) as made:
+            yield made
+        return
     temporary, aside = (beside(folder, _mine(what)) for what in ("partial", "old"))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -85,11 +105,14 @@ def new_folder(folder: Path, *, replaceable: frozenset[str] | None = None) -> It
 
 def check_free(folder: Path, *, replaceable: frozenset[str] | None = None) -> None:
     """Raises UserError unless `new_folder` may make this folder; to be asked before long work."""
-    if not os.path.lexists(folder):
+    folder = as_path(folder)
+    if not (folder.exists() or folder.is_symlink()):
         return
     if not folder.is_dir():
         raise UserError(f"{folder} is a file; name a folder")
     names = {path.name for path in folder.iterdir()}
+    if isinstance(folder, BucketPath):
+        names.discard(INCOMPLETE)
     if names and replaceable is None:
         raise UserError(f"{folder} exists already; name another folder or say --overwrite")
     if other := sorted(names - (replaceable or frozenset())):
@@ -98,6 +121,8 @@ def check_free(folder: Path, *, replaceable: frozenset[str] | None = None) -> No
 
 def check_writable(folder: Path) -> None:
     """Makes a folder, and a file in it for a moment: better to raise `UserError` now than after hours of work."""
+    if isinstance(folder := as_path(folder), BucketPath):
+        return uploads.check_writable(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -121,8 +146,11 @@ def open_regular(path: Path, *, max_bytes: int | None = None) -> io.BufferedRead
     """Opens a regular file, or a link to one, for reading.
 
     Raises UserError for anything else (a pipe would wait for ever, a device never end), for loops of links, for what
-    cannot be read, and for files of more than `max_bytes`.
+    cannot be read, and for files of more than `max_bytes`. A file in a bucket is copied first (`buckets.cache`).
     """
+    if isinstance(path := as_path(path), BucketPath):
+        with copy_file(path, max_bytes=max_bytes) as copy:
+            return copy.path.open("rb")
     try:
         # A pipe that came here after the first look would let open() wait.
         kind = os.stat(path).st_mode
@@ -178,6 +206,14 @@ def without_patterns(path: Path) -> Iterator[Path]:
         yield link / path.name
 
 
+def remove_tree(folder: Path) -> None:
+    """Removes a folder with all that is in it, or as much as can be, if it is there."""
+    if isinstance(folder, BucketPath):
+        folder.remove_tree()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def leads_out(name: str) -> bool:
     """Whether a relative path in a file of somebody else may lead out of the folder that it should be below."""
     return name.startswith("/") or ".." in name.split("/")
@@ -189,19 +225,6 @@ def resolved(path: Path) -> Path:
         return path.resolve()
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"{path} is not a valid path: {getattr(error, 'strerror', None) or error}") from error
-
-
-def cache_folder() -> Path | None:
-    """Where results that can be made again are kept: XPSR_JAX_CACHE, else ~/.cache/xpsr_jax.
-
-    None (nothing is kept) if XPSR_JAX_CACHE is empty, or if there is no home folder.
-    """
-    if (named := os.environ.get("XPSR_JAX_CACHE")) is not None:
-        return Path(named) if named else None
-    try:
-        return Path.home() / ".cache" / "xpsr_jax"
-    except RuntimeError:
-        return None
 
 
 def _kind(mode: int) -> str:
@@ -225,20 +248,10 @@ def _remove_leftovers(parent: Path) -> None:
     """Removes what processes of this machine left here that were killed before they could; once a process."""
     pattern = re.compile(rf"\..*\.{_node()}-(\d+)\.partial", re.DOTALL)
     with os.scandir(parent) as entries:
-        leftovers = [entry for entry in entries if (m := pattern.fullmatch(entry.name)) and not _runs(int(m[1]))]
+        leftovers = [entry for entry in entries if (m := pattern.fullmatch(entry.name)) and not process_runs(int(m[1]))]
     for leftover in leftovers:
         if leftover.is_dir(follow_symlinks=False):
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             with contextlib.suppress(OSError):
                 os.unlink(leftover)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:  # It is another user's.
-        return True
-    return True

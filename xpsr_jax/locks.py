@@ -8,6 +8,8 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 
+from xpsr_jax.buckets import lock as in_buckets
+from xpsr_jax.buckets.paths import BucketPath
 from xpsr_jax.errors import UserError
 from xpsr_jax.files import beside
 
@@ -24,8 +26,14 @@ def locked(file: Path, what: object, *, shared: bool = False) -> Iterator[None]:
       what: is locked, for the message.
       shared: several may hold the lock at once, if all of them ask for it so: processes of one job.
 
+    In a bucket the file is an object that its holder renews (`buckets.lock`).
+
     Raises UserError at once if another process holds it, or if the file cannot be written.
     """
+    if isinstance(file, BucketPath):
+        with in_buckets.locked(file, what, shared=shared):
+            yield
+        return
     descriptor = _acquire(file, what, shared)
     try:
         yield

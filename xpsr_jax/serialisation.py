@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union
 
+from xpsr_jax.buckets.paths import as_path
 from xpsr_jax.errors import UserError, listed
 
 T = TypeVar("T")
@@ -136,7 +137,7 @@ def _convert(hint: Any, value: Any, path: str, ignore: bool) -> Any:
     if hint in (str, Path) and isinstance(value, str):
         if hint is str and not _encodable(value):
             raise Mismatch(f"{path} holds half a character")
-        return hint(value)
+        return value if hint is str else as_path(value)
     raise _other_kind(hint, value, path)
 
 

@@ -35,9 +35,15 @@ FLOORS: tuple[tuple[str, dict[str, str]], ...] = (
         {"serialisation": "settings from JSON", "json_files": "JSON in and out", "locks": "one process at a time"},
     ),
     ("#e8e8e8", {"files": "written whole or not at all"}),
+    ("#e8e8e8", {"buckets": "paths in gs:// and s3://, local copies of what is there, uploads, locks"}),
     (
         "#e8e8e8",
-        {"errors": "what a person can put right", "assets": "what ships besides code", "version": "of the package"},
+        {
+            "errors": "what a person|can put right",
+            "machine": "caches and processes|of this machine",
+            "assets": "what ships|besides code",
+            "version": "of the|package",
+        },
     ),
 )
 DOORS = (("train.py, sample.py,", "convert_weights.py"), ("python -m", "xpsr_jax.NAME"))

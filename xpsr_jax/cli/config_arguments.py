@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from xpsr_jax.buckets.paths import with_paths
 from xpsr_jax.config import Config, load_config
 from xpsr_jax.config.files import config_names
 
@@ -18,7 +19,7 @@ def read_config(name: str, fields: Sequence[str], *, program: str, help: bool = 
 
     Raises UserError for a file, a variant or a value that cannot be.
     """
-    return tyro.cli(
+    config = tyro.cli(
         Config,
         default=load_config(name),
         args=[*fields, *(["--help"] if help else [])],
@@ -26,6 +27,7 @@ def read_config(name: str, fields: Sequence[str], *, program: str, help: bool = 
         description=f"Every field of {name}; the defaults are its values.",
         config=(tyro.conf.AvoidSubcommands,),
     )
+    return with_paths(config)
 
 
 def config_options(**options: Any) -> Any:

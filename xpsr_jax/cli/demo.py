@@ -10,6 +10,7 @@ import tyro
 from tqdm import tqdm
 
 from xpsr_jax.assets import DEMO, TINY_MODEL
+from xpsr_jax.buckets.paths import as_path
 from xpsr_jax.cli.run import command
 from xpsr_jax.errors import UserError, in_one_line, say
 from xpsr_jax.files import check_writable
@@ -29,7 +30,7 @@ class Arguments:
 @command(interrupted="interrupted", lower="close other programs")
 def main(argv: Sequence[str] | None) -> None:
     """Runs the command line; returns the exit code: 0, 1 after an error, 130 if interrupted."""
-    run(tyro.cli(arguments(), args=argv, description=__doc__, prog="xpsr demo").folder)
+    run(as_path(tyro.cli(arguments(), args=argv, description=__doc__, prog="xpsr demo").folder))
 
 
 def arguments() -> type[Arguments]:

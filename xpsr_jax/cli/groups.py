@@ -13,6 +13,8 @@ from typing import Annotated, Any, Protocol, TypeVar, cast
 import docstring_parser
 import tyro
 
+from xpsr_jax.buckets.paths import with_paths
+
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 Groups = Mapping[str, Sequence[str]]
@@ -84,8 +86,11 @@ def parse(kind: type[Grouped[T]], argv: Sequence[str] | None, *, name: str, text
         argv: its words; None: those of this process.
         name: of the command.
         text: what it does, for the help.
+
+    Raises UserError for a path that can be none (`as_path`).
     """
-    return tyro.cli(kind, args=argv, description=_wrapped(text or ""), prog=f"xpsr {name}").flat()
+    parsed: T = tyro.cli(kind, args=argv, description=_wrapped(text or ""), prog=f"xpsr {name}").flat()
+    return with_paths(parsed)
 
 
 def _wrapped(text: str) -> str:

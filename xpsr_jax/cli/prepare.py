@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from xpsr_jax.buckets.paths import refuse
 from xpsr_jax.cli.groups import Groups, grouped, parse, subcommands
 from xpsr_jax.cli.run import check_options, command
 from xpsr_jax.data.config import MILD, XPSR, DataConfig
@@ -176,6 +177,7 @@ def main(argv: Sequence[str] | None) -> int:
     """Runs the command line; returns the exit code: 0, 1 if an image was broken or all failed, 130 if interrupted."""
     chosen = parse(arguments(), argv, name="prepare", text=__doc__)
     check_options(chosen)
+    refuse(chosen.output, "--output")
     from xpsr_jax.preparation.pieces import REPORT
 
     outcome = prepare_embeddings(chosen) if isinstance(chosen, Embeddings) else prepare(chosen)

@@ -207,6 +207,8 @@ def restore_tasks(tasks: "list[Task]", arguments: Arguments, policy: "Policy", s
         for event in job.run(restorer, on_progress=functools.partial(show, bar)):
             if isinstance(event, Failed):
                 say(f"error: {event.message}", to_stderr=True)
+    if shares == 1:
+        job.tidy()
     skipped = f"; {len(job.failed)} skipped" if job.failed else ""
     say(f"{len(tasks) - len(job.failed)} of {len(tasks)} images restored to {arguments.output}{skipped}")
     if page:

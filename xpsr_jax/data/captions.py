@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xpsr_jax.buckets.paths import as_path
 from xpsr_jax.data.by_path import ByPath
 from xpsr_jax.errors import UserError
 from xpsr_jax.files import new_file
@@ -45,7 +46,7 @@ def read_captions(path: str | os.PathLike) -> ByPath[Caption]:
 def read_caption_records(path: str | os.PathLike) -> dict[str, CaptionRecord]:
     """The same lines with all their keys, such as "source" and "sha256". Raises as `read_captions`."""
     records: dict[str, CaptionRecord] = {}
-    for where, value in read_json_lines(Path(path)):
+    for where, value in read_json_lines(as_path(path)):
         record = _checked(value, where)
         if record["image"] in records:
             raise UserError(f"{where}: a second caption for {record['image']!r}; remove one of them.")
@@ -79,7 +80,7 @@ def write_captions(path: str | os.PathLike, captions: Mapping[str, Caption], *, 
 
 def write_caption_records(path: str | os.PathLike, records: Iterable[CaptionRecord]) -> None:
     """Writes what `read_caption_records` reads. Raises UserError where the system refuses."""
-    with new_file(Path(path)) as temporary, temporary.open("wb") as file:
+    with new_file(as_path(path)) as temporary, temporary.open("wb") as file:
         file.writelines(line_of(record).encode() for record in records)
 
 

@@ -8,12 +8,13 @@ text encoder they are.
 import hashlib
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt64
 
+from xpsr_jax.buckets.cache import local_folder
+from xpsr_jax.buckets.paths import as_path
 from xpsr_jax.errors import UserError
 from xpsr_jax.json_files import read_json
 from xpsr_jax.serialisation import Range, from_json
@@ -40,7 +41,7 @@ class TextEmbeddings:
     """
 
     def __init__(self, folder: str | os.PathLike):
-        self.folder = Path(folder)
+        self.folder = local_folder(as_path(folder))
         self._shards: dict[int, np.ndarray] = {}
         try:
             description = from_json(_Description, read_json(self.folder / DESCRIPTION), self.folder / DESCRIPTION)

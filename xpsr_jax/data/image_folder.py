@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
+from xpsr_jax.buckets.paths import as_path
 from xpsr_jax.data.by_path import composed
 from xpsr_jax.data.captions import Caption, read_captions
 from xpsr_jax.data.samples import Sample, StoredSample
@@ -41,7 +42,7 @@ class ImageFolder:
         lr_captions: Captions = None,
         missing: Literal["error", "empty"] = "error",
     ):
-        self.root = Path(root)
+        self.root = as_path(root)
         names = leave_out(list_images(self.root), tuple(exclude), self.root, missing_exclusions)
         if not names:
             raise UserError(f"No image is left in {self.root} after exclusions.")
@@ -60,7 +61,7 @@ class ImageFolder:
         known = as_mapping(captions)
         absent = [name for name in self.names if name not in known]
         if absent and missing == "error":
-            where = "" if isinstance(captions, Mapping) else f" in {os.fspath(captions)}"
+            where = "" if isinstance(captions, Mapping) else f" in {captions}"
             more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
             raise UserError(f'No caption{where} for {absent[0]!r}{more}. Add it, or set missing_captions="empty".')
         return {name: known[name] for name in self.names if name in known}

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from xpsr_jax.buckets.paths import as_path
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.data.image_folder import leave_out
 from xpsr_jax.data.samples import Sample, StoredSample
@@ -46,7 +47,7 @@ class OfflinePairs:
         missing_exclusions: Literal["error", "ignore"] = "error",
         missing: Literal["error", "empty"] = "error",
     ):
-        self.root = Path(root)
+        self.root = as_path(root)
         datasets = find_datasets(self.root)
         if not datasets:
             raise UserError(f"There are no pairs in {self.root} (looked for dataset_*/HR and dataset_*/LR).")

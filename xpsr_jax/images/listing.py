@@ -1,6 +1,7 @@
 """Finding image files: in folders, by patterns, by name."""
 
 import glob
+import itertools
 import os
 import re
 from collections import Counter
@@ -8,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from xpsr_jax.buckets.connection import explained
+from xpsr_jax.buckets.paths import BucketPath, as_path
 from xpsr_jax.errors import UserError, listed, say
 from xpsr_jax.images.formats import endings
 
@@ -45,15 +48,17 @@ def list_inputs(paths: Sequence[Path], *, exclude: Path | None = None) -> list[I
     if not paths:
         raise UserError("no input: name at least one image or folder")
     found: dict[str, Input] = {}
-    for path in paths:
-        if os.path.isdir(path):
+    for path in map(as_path, paths):
+        if isinstance(path, BucketPath):
+            inputs = _inputs_in_bucket(path, exclude)
+        elif os.path.isdir(path):
             inputs = _inputs_below(path, exclude)
         elif os.path.exists(path):
             inputs = [Input(path, Path(path.name))]
         else:
             inputs = _inputs_matching(path, exclude)
         for each in inputs:
-            found.setdefault(os.path.abspath(each.path), each)
+            found.setdefault(absolute(each.path), each)
     return list(found.values())
 
 
@@ -62,7 +67,7 @@ def list_images(folder: Path) -> list[str]:
 
     Raises UserError if there is no such folder, or no image in it.
     """
-    if not os.path.isdir(folder):
+    if not folder.is_dir():
         raise UserError(f"{folder}: there is no such image folder")
     return _images_below(folder)
 
@@ -70,6 +75,16 @@ def list_images(folder: Path) -> list[str]:
 def list_files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
     """Relative paths (forward slashes) of the files with these endings below a folder that may not exist."""
     return [name for name in _files_below(folder, None) if name.lower().endswith(suffixes)]
+
+
+def absolute(path: Path) -> str:
+    """The path from the root, or of its bucket."""
+    return str(path) if isinstance(path, BucketPath) else os.path.abspath(path)
+
+
+def real(path: Path) -> str:
+    """The same without links."""
+    return str(path) if isinstance(path, BucketPath) else os.path.realpath(path)
 
 
 def natural_order(name: str) -> list[tuple[int, int, str]]:
@@ -114,12 +129,15 @@ def _files_below(folder: Path, exclude: Path | None) -> Iterator[str]:
     Hidden ones are left out, and so is what `exclude` holds. Links to folders are followed, but not back to a folder
     around them.
     """
-    excluded = None if exclude is None else os.path.realpath(exclude)
+    if isinstance(folder, BucketPath):
+        yield from _files_in_bucket(folder, exclude)
+        return
+    excluded = None if exclude is None else real(exclude)
     pending: list[tuple[str, frozenset[str]]] = [("", frozenset())]
     while pending:
         place, around = pending.pop()
-        real = os.path.realpath(folder / place)
-        if real in around or real == excluded:
+        here = os.path.realpath(folder / place)
+        if here in around or here == excluded:
             continue
         try:
             entries = [each for each in os.scandir(folder / place) if not each.name.startswith(".")]
@@ -130,9 +148,36 @@ def _files_below(folder: Path, exclude: Path | None) -> Iterator[str]:
             continue
         for entry in entries:
             if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
-                pending.append((f"{place}{entry.name}/", around | {real}))
+                pending.append((f"{place}{entry.name}/", around | {here}))
             else:
                 yield f"{place}{entry.name}"
+
+
+def _files_in_bucket(folder: BucketPath, exclude: Path | None) -> Iterator[str]:
+    for name in folder.files():
+        inside = exclude is not None and (folder / name).is_relative_to(exclude)
+        if not inside and not any(part.startswith(".") for part in name.split("/")):
+            yield name
+
+
+def _inputs_in_bucket(path: BucketPath, exclude: Path | None) -> list[Input]:
+    """A file, the images of a folder, or what matches a pattern."""
+    if path.is_file():
+        return [Input(path, Path(path.name))]
+    if path.is_dir():
+        return _inputs_below(path, exclude)
+    root = BucketPath(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
+    if len(root.parts) < 2 or root == path:
+        raise UserError(f"{path}: no such file or folder in the bucket")
+    if glob.has_magic(path.suffix or "*"):
+        _check_apart(path, root, exclude)
+    with explained(path, "searched"):
+        found = [root / key[len(root.key) + 1 :] for key in path.fs.glob(path.key)]
+    outside = [each for each in found if exclude is None or not each.is_relative_to(exclude)]
+    matches = sorted(outside, key=lambda each: natural_order(str(each)))
+    if not matches:
+        raise UserError(f"{path}: no such file or folder in the bucket")
+    return [Input(each.path, each.path.relative_to(root)) for each in list_inputs(matches, exclude=exclude)]
 
 
 def _inputs_matching(pattern: Path, exclude: Path | None) -> list[Input]:
@@ -168,7 +213,7 @@ def _leads_back(path: Path) -> bool:
 
 def _real(path: Path) -> Path:
     """Without links; unlike `Path.resolve`, also for those that go round in a loop."""
-    return Path(os.path.realpath(path))
+    return Path(real(path))
 
 
 def _check_apart(path: Path, folder: Path, exclude: Path | None) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from xpsr_jax.buckets.paths import as_path
 from xpsr_jax.errors import UserError
 from xpsr_jax.files import open_regular, read_regular
 from xpsr_jax.images.alpha import fill_invisible
@@ -86,7 +87,7 @@ def read_size(path: Path, *, max_pixels: int | None = None) -> tuple[int, int]:
 def read_bytes(path: str | os.PathLike, *, max_pixels: int | None = None) -> bytes:
     """A whole image file, for `decode_picture`. Raises UserError as `read_picture`, of what can be told so far."""
     with _explained(path):
-        return read_regular(Path(path), max_bytes=_most_bytes(max_pixels))
+        return read_regular(as_path(path), max_bytes=_most_bytes(max_pixels))
 
 
 def _most_bytes(max_pixels: int | None) -> int:

@@ -6,13 +6,13 @@ import os
 import jax
 import jax.numpy as jnp
 
-from xpsr_jax.files import cache_folder
+from xpsr_jax.machine import cache_folder
 from xpsr_jax.models.winograd import with_winograd
 from xpsr_jax.weights.model_folder import Model
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs in `files.cache_folder`, if there is one. JAX's JAX_COMPILATION_CACHE_DIR goes first."""
+    """Keeps compiled programs in `machine.cache_folder`, if there is one. JAX's own variable goes first."""
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
     if folder := cache_folder():

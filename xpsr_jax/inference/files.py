@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from xpsr_jax.errors import UserError
-from xpsr_jax.images.listing import Input
+from xpsr_jax.images.listing import Input, real
 from xpsr_jax.images.picture import Picture
 from xpsr_jax.images.reading import read_size
 from xpsr_jax.images.writing import SUFFIX_OF, Format, write_picture
@@ -44,9 +44,9 @@ def output_paths(inputs: Sequence[Input], folder: Path, format: Format) -> list[
             )
         taken[output] = each.path
     # Not `Path.resolve`, which raises for loops of links.
-    sources = {os.path.realpath(each.path) for each in inputs}
+    sources = {real(each.path) for each in inputs}
     for output in outputs:
-        if os.path.realpath(output) in sources:
+        if real(output) in sources:
             raise UserError(f"{output} is an input and would be overwritten: choose another --output")
     return outputs
 

@@ -1,11 +1,11 @@
 """Which captions a file has for which input."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from xpsr_jax.buckets.paths import as_path
 from xpsr_jax.data.captions import Caption, read_captions
-from xpsr_jax.images.listing import Input
+from xpsr_jax.images.listing import Input, real
 
 
 def find_captions(inputs: Sequence[Input], file: Path | None) -> list[Caption | None]:
@@ -21,10 +21,10 @@ def find_captions(inputs: Sequence[Input], file: Path | None) -> list[Caption | 
     """
     if file is None:
         return [None] * len(inputs)
-    known, base = read_captions(file), Path(os.path.realpath(file)).parent
+    known, base = read_captions(file), as_path(real(file)).parent
     found = []
     for each in inputs:
-        places = (each.path.absolute(), Path(os.path.realpath(each.path)))
+        places = (each.path.absolute(), as_path(real(each.path)))
         names = [place.relative_to(base) for place in places if place.is_relative_to(base)]
         found.append(next((known[name.as_posix()] for name in (*names, each.name) if name.as_posix() in known), None))
     return found

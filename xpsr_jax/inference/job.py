@@ -263,6 +263,10 @@ class FolderJob:
                 self.failed.append(event.task)
             yield event
 
+    def tidy(self) -> None:
+        """`Manifest.tidy`, for a job that has the folder for itself."""
+        self._manifest.tidy()
+
     def compare(self, page: Path) -> int:
         """Writes a web page that shows what did not fail before and after; returns how many images that are."""
         read = functools.partial(read_picture, max_pixels=self._policy.max_pixels)

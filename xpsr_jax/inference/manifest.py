@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from xpsr_jax.buckets.lines import Lines, all_lines, parts_of, write_whole
+from xpsr_jax.buckets.paths import BucketPath
 from xpsr_jax.config import Sampling
 from xpsr_jax.errors import UserError
 from xpsr_jax.files import open_regular
@@ -29,8 +31,11 @@ class Manifest:
         self._folder = folder
         self._lines: dict[str, dict[str, Any]] = {}
         file = folder / NAME
-        for entry in _entries(file) if file.exists() else ():
-            self._lines[entry["output"]] = entry
+        self._in_bucket = Lines(file) if isinstance(file, BucketPath) else None
+        parts = parts_of(file) if isinstance(file, BucketPath) else []
+        for each in [*([file] if file.exists() else []), *parts]:
+            for entry in _entries(each):
+                self._lines[entry["output"]] = entry
 
     def why_foreign(self, output: Path, source: Path) -> str | None:
         """Why the output is not what was made of the input as it is now; None if it is, with whatever settings."""
@@ -77,6 +82,11 @@ class Manifest:
             "settings": as_json(settings),
         }
         self._lines[name] = entry
+        # In ASCII, which also holds names of files that are not UTF-8.
+        line = json.dumps(entry).encode() + b"\n"
+        if self._in_bucket is not None:
+            self._in_bucket.append(line)
+            return
         try:
             with (self._folder / NAME).open("a+b") as file:
                 # Until the file is closed. Without it, two processes' long lines might mix.
@@ -85,10 +95,15 @@ class Manifest:
                 # After a line that was cut off, another begins.
                 if file.tell() and not _ends_with_newline(file):
                     file.write(b"\n")
-                # In ASCII, which also holds names of files that are not UTF-8.
-                file.write(json.dumps(entry).encode() + b"\n")
+                file.write(line)
         except OSError as error:
             raise UserError(f"{self._folder / NAME}: cannot be written: {error.strerror or error}") from error
+
+    def tidy(self) -> None:
+        """To be called at the end by who has the folder for itself: in a bucket, puts all lines into the one file."""
+        file = self._folder / NAME
+        if isinstance(file, BucketPath) and parts_of(file):
+            write_whole(file, all_lines(file))
 
     def _name(self, output: Path) -> str:
         return output.relative_to(self._folder).as_posix()

@@ -15,9 +15,9 @@ from typing import Any, Literal, TextIO
 import jax
 
 from xpsr_jax.errors import UserError
-from xpsr_jax.files import cache_folder
 from xpsr_jax.inference.compilation import TPU_FLAGS
 from xpsr_jax.json_files import read_json, write_json
+from xpsr_jax.machine import cache_folder
 
 Effort = Literal["quick", "default"]
 COMPLAINT = "Involuntary full rematerialization"
@@ -92,7 +92,7 @@ def _elapsed(what: str, terminal: TextIO, every: float = 1.0) -> Iterator[None]:
 
 
 def cache_file(*facts: object) -> Path | None:
-    """Where the report of a program is kept; None without a cache (`files.cache_folder`).
+    """Where the report of a program is kept; None without a cache (`machine.cache_folder`).
 
     Its name is a hash of the facts, of this package's source and of the versions that compile.
     """

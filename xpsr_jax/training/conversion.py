@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from xpsr_jax.buckets.paths import as_path
 from xpsr_jax.errors import UserError
 from xpsr_jax.training.checkpoint_source import open_checkpoint
 from xpsr_jax.weights import convert as conversion
@@ -35,7 +36,7 @@ def convert(
     Raises UserError: a path has no weights, what there is does not fit the networks, or the output cannot be written.
     """
     sources = open_weights(paths, variant=variant, ema=ema, average=average, base_unet=base_unet, loras=loras)
-    return conversion.convert(sources, Path(output), **options)
+    return conversion.convert(sources, as_path(output), **options)
 
 
 def open_weights(
@@ -61,7 +62,7 @@ def open_weights(
     """
     if not paths:
         raise UserError("name at least one folder or file to convert")
-    bases = [Path(path) for path in paths]
+    bases = [as_path(path) for path in paths]
 
     def opened(i: int) -> Source:
         if is_training_checkpoint(bases[i]):

@@ -14,6 +14,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from xpsr_jax import distributed, sharding
+from xpsr_jax.buckets.paths import refuse, with_paths
 from xpsr_jax.config import Config, Validation
 from xpsr_jax.data.pipeline import make_pipeline
 from xpsr_jax.errors import UserError
@@ -48,7 +49,9 @@ def train(config: Config) -> Path | None:
       UserError: settings or files that cannot be trained with (nothing is written then), a run folder that another
         training writes to, a full disk, or a loss that is NaN or infinite.
     """
+    config = with_paths(config)
     run = config.run_folder
+    refuse(run, "--run")
     check_wandb(config.wandb)
     config = with_commits(config)
     mesh = sharding.make_mesh(config.mesh)

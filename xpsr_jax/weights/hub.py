@@ -14,10 +14,12 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from xpsr_jax.buckets.paths import BucketPath, as_path
 from xpsr_jax.errors import UserError, listed, say
 from xpsr_jax.files import leads_out
 from xpsr_jax.weights import hub_files
 from xpsr_jax.weights.hub_errors import explained, is_unreachable
+from xpsr_jax.weights.local_models import local_model
 
 _NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([^@:]+))?(?::([^:]+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -53,7 +55,7 @@ class HubName:
 
 def hub_name(path: str | Path) -> HubName | None:
     """The name of the hub that a path is meant as; None: it is a local path, one that exists or no name can be."""
-    return None if os.path.exists(path) else parsed(path)
+    return None if isinstance(as_path(path), BucketPath) or os.path.exists(path) else parsed(path)
 
 
 def parsed(path: str | Path) -> HubName | None:
@@ -105,7 +107,7 @@ class Snapshot:
 
 
 def local(path: str | Path) -> Path:
-    """The path itself; or of a name on the hub, its folder or file in the cache.
+    """The path itself; or of a name on the hub, its folder or file in the cache; or a copy of what is in a bucket.
 
     A model's small files are there then. The weights of its networks come when `complete` is told of their folder,
     as it is whenever they are opened.
@@ -114,7 +116,7 @@ def local(path: str | Path) -> Path:
     """
     name = hub_name(path)
     if name is None:
-        return Path(path)
+        return local_model(path)
     snapshot = open_snapshot(name)
     _OPENED[snapshot.root] = snapshot
     return snapshot.root
@@ -130,7 +132,7 @@ def commit_of(name: HubName) -> str:
 def pinned(path: str | Path) -> Path:
     """The path itself; or a name on the hub with its commit (`commit_of`) as the revision."""
     name = hub_name(path)
-    return Path(path) if name is None else Path(str(dataclasses.replace(name, revision=commit_of(name))))
+    return as_path(path) if name is None else Path(str(dataclasses.replace(name, revision=commit_of(name))))
 
 
 def complete(folder: Path, *, variant: str | None = None) -> None:

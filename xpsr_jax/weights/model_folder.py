@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from xpsr_jax.buckets.paths import as_path
 from xpsr_jax.config import PAPER, Sampling
 from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.errors import UserError
@@ -25,6 +26,7 @@ from xpsr_jax.models.layers import Compute
 from xpsr_jax.models.rrdb import RRDBNet
 from xpsr_jax.models.text_encoder import TextEncoder
 from xpsr_jax.models.unet import UNet
+from xpsr_jax.weights.local_models import local_model
 from xpsr_jax.weights.networks import ALL_NETWORKS, CONTROLNET, UNET, load_network, parse_config, save_network
 from xpsr_jax.weights.sampling_defaults import INDEX, load_defaults
 from xpsr_jax.weights.sources import (
@@ -121,8 +123,8 @@ def load_networks(
       UserError: it is no such folder, or a file cannot be read.
       WeightsError: the weights do not fit; it names everything that is wrong with them.
     """
-    source = open_source(Path(folder), variant=variant)
-    require(source, ("unet", "controlnet"), [Path(folder)])
+    source = open_source(as_path(folder), variant=variant)
+    require(source, ("unet", "controlnet"), [as_path(folder)])
     if variant:
         lacking_variant(source, variant)
     compute = compute or Compute(dtype=dtype, param_dtype=dtype)
@@ -164,11 +166,11 @@ def load(
 
     Raises: as `load_networks`; of several networks that are wrong, every one is named.
     """
-    paths = [Path(folder), *map(Path, more)]
+    paths = [as_path(folder), *map(as_path, more)]
     sources = [open_source(path, variant=variant) for path in paths]
     check_each_is_used(paths, [source.origins for source in sources])
     if first_stage not in ("own", "none"):
-        sources.append(_only_first_stage(Path(first_stage)))
+        sources.append(_only_first_stage(as_path(first_stage)))
     source = merge(sources)
     require(source, REQUIRED, paths)
     if variant:
@@ -230,11 +232,11 @@ def save(
         parts = {name: getattr(parts, name) for name in fields}
     if unknown := parts.keys() - set(fields):
         raise ValueError(f"a model has no {', '.join(sorted(unknown))}")
-    with new_folder(Path(folder), replaceable=ENTRIES if overwrite else None) as temporary:
+    with new_folder(as_path(folder), replaceable=ENTRIES if overwrite else None) as temporary:
         for name in [name for name in SUBFOLDERS if parts.get(name) is not None]:
             part, target = parts[name], temporary / SUBFOLDERS[name]
             if isinstance(part, str | Path):
-                copy_folder(Path(part), target)
+                copy_folder(local_model(part), target)
                 continue
             target.mkdir()
             if name in ALL_NETWORKS:
@@ -256,6 +258,7 @@ def load_schedule(folder: Path | Schedule) -> Schedule:
 
 def load_tokenizer(folder: Path) -> ClipTokenizer:
     """CLIP's tokenizer of a `tokenizer/` folder. Raises UserError if its vocabulary is not there."""
+    folder = local_model(folder)
     files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     # transformers would silently make a tokenizer without a vocabulary.
     if not ({"vocab.json", "merges.txt"} <= files or "tokenizer.json" in files):

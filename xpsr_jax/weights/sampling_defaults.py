@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from xpsr_jax.buckets.paths import as_path
 from xpsr_jax.config import PAPER, Sampling
 from xpsr_jax.json_files import read_json
 from xpsr_jax.serialisation import from_json
@@ -24,7 +25,7 @@ def load_defaults(folders: Sequence[Path]) -> tuple[Sampling, str]:
 
     Raises UserError for settings that do not exist, or have values that they cannot have.
     """
-    for file in [folder / INDEX for folder in reversed(folders)]:
+    for file in [as_path(folder) / INDEX for folder in reversed(folders)]:
         block = read_json(file).get("xpsr_jax") if file.exists() else None
         if block is not None:
             found = from_json(_Block, block, f"{file}: xpsr_jax")

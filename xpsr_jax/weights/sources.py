@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xpsr_jax.assets import ASSETS
+from xpsr_jax.buckets.paths import BucketPath, as_path
 from xpsr_jax.config import Sampling
 from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.errors import UserError
@@ -14,6 +15,7 @@ from xpsr_jax.json_files import read_json
 from xpsr_jax.weights import hub, single_file
 from xpsr_jax.weights.esrgan_file import is_esrgan, read_esrgan
 from xpsr_jax.weights.folders import variants_in
+from xpsr_jax.weights.local_models import local_model
 from xpsr_jax.weights.networks import ALL_NETWORKS, NETWORKS, Weights, open_folder
 
 # Fields of `model_folder.Model` that are components, and their subfolders.
@@ -57,12 +59,16 @@ def open_source(path: Path, *, variant: str | None = None, ema: bool = False) ->
     """A model folder (PyTorch's files, Flax's or Orbax's), the folder of one component, or a single file.
 
     Args:
-      path: of it, or a name on the hub, of which the weights are fetched when a network is opened (`hub.local`).
+      path: of it, or a name on the hub, of which the weights are fetched when a network is opened; or in a
+        bucket, of which the source is a copy (`hub.local`).
       variant: of a folder's weight files, such as "fp16", where a component has it.
       ema: take a single file's averaged UNet.
 
     Raises UserError if it is none of them, or holds nothing of a model, or the single file cannot be read.
     """
+    path = as_path(path)
+    if isinstance(path, BucketPath) and is_training_checkpoint(path):
+        raise UserError(f"{path} is a training checkpoint: xpsr convert makes a model folder of it")
     path = hub.local(path)
     if path.is_file() and path.suffix in single_file.SUFFIXES:
         return _open_single_file(path, ema=ema)
@@ -89,8 +95,11 @@ def find_components(path: Path) -> dict[str, Path]:
 
     They are its subfolders; or, if it has none of these, it is one itself (as sd-vae-ft-mse is): its files say which.
 
+    A folder in a bucket is copied, and the components' are those of the copy.
+
     Raises UserError if it holds nothing of a model.
     """
+    path = local_model(path)
     found = {name: path / sub for name, sub in SUBFOLDERS.items() if (path / sub).is_dir()}
     if found:
         return found

@@ -1,0 +1,109 @@
+"""From a bucket to a bucket: model, captions, photographs and restored pictures."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import xpsr_jax
+from tests.inference.tiny_model import tiny_model
+from xpsr_jax.buckets import uploads
+from xpsr_jax.buckets.paths import BucketPath
+from xpsr_jax.cli import convert, evaluate, restore
+from xpsr_jax.images.reading import read_image
+from xpsr_jax.inference.manifest import NAME
+from xpsr_jax.weights.model_folder import save
+
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+RNG = np.random.default_rng(0)
+STEPS = ["--steps", "1", "--guidance-scale", "1"]
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save(tiny_model(), folder)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """A folder of three photographs of one size, one below, and their captions."""
+    folder = tmp_path / "photos"
+    names = ("b.png", "a/c.jpg", "a/d.png")
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(RNG.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / name)
+    lines = [json.dumps({"image": name, "high": "a house", "low": "blurry"}) for name in names]
+    (folder / "captions.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.mark.soak
+def test_from_bucket_to_bucket(bucket: BucketPath, model_folder, photos, tmp_path, capsys):
+    """With the results of local files; what is done is not done again; evaluated where it is."""
+    uploads.upload_files(photos, bucket / "photos")
+    assert convert.main([str(model_folder), "--output", f"{bucket}/model"]) == 0
+    local = [str(photos), "--captions", str(photos / "captions.jsonl"), "--model", str(model_folder)]
+    assert restore.main([*local, "--output", str(tmp_path / "out"), *STEPS]) == 0
+    inputs = [f"{bucket}/photos", "--captions", f"{bucket}/photos/captions.jsonl", "--model", f"{bucket}/model"]
+    command = [*inputs, "--output", f"{bucket}/out", *STEPS]
+    assert restore.main(command) == 0
+    names = ["a/c.png", "a/d.png", "b.png"]
+    assert sorted((bucket / "out").files()) == [*names, NAME]
+    for name in names:
+        np.testing.assert_array_equal(read_image(bucket / "out" / name), read_image(tmp_path / "out" / name))
+    capsys.readouterr()
+    # Killed before the last image: its line may be there, the picture is not.
+    (bucket / "out" / "b.png").unlink()
+    assert restore.main(command) == 0
+    assert "2 of 3 images were restored before." in capsys.readouterr().out
+    assert len((bucket / "out" / NAME).read_bytes().splitlines()) == 4
+    (bucket / "out" / "a" / "c.png").upload(tmp_path / "out" / "b.png")
+    assert restore.main(command) == 1
+    assert f"it is not the file that {NAME} tells of" in capsys.readouterr().err
+    assert restore.main([*command, "--overwrite", "--compare", f"{bucket}/page.html"]) == 0
+    assert (bucket / "page.html").stat().st_size > 1000
+    words = ["--restored", f"{bucket}/out", "--reference", str(tmp_path / "out"), "--metrics", "psnr"]
+    assert evaluate.main([*words, "--json", f"{bucket}/scores.json"]) == 0
+    assert (bucket / "scores.json").is_file()
+
+
+def test_patterns_and_single_files(gs: BucketPath, model_folder, photos):
+    """One restoration from a bucket to a bucket, with a model that is there too."""
+    uploads.upload_files(photos, gs / "photos")
+    uploads.upload_files(model_folder, gs / "model")
+    words = ["--missing-captions", "empty", "--model", f"{gs}/model", "--output", f"{gs}/out", *STEPS]
+    assert restore.main([f"{gs}/photos/**/*.png", f"{gs}/photos/a/c.jpg", *words]) == 0
+    assert sorted((gs / "out").files()) == ["a/d.png", "b.png", "c.png", NAME]
+    assert len((gs / "out" / NAME).read_bytes().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["{b}/none"], "{b}/none: no such file or folder in the bucket"),
+        (["{b}/none/*.png"], "{b}/none/*.png: no such file or folder in the bucket"),
+        (["{b}/a.png", "--output", "{b}"], "its results would lie among the inputs|is an input and would be"),
+        (["{b}/a.png", "--model", "{b}/none"], "{b}/none does not exist; expected a model folder"),
+        (["{b}/a.png", "--captions", "{b}/none.jsonl"], "{b}/none.jsonl cannot be read: there is no such file"),
+        (["{b}/a.png", "--output", "gs://no-such-bucket/out"], "cannot be written: there is no such bucket"),
+        (["{b}/a.png", "--output", "https://example.org/out"], "https:// is not read or written; local paths, gs://"),
+    ],
+)
+def test_what_cannot_be_is_one_line_before_the_work(gs: BucketPath, photos, capsys, words, said):
+    (gs / "a.png").upload(photos / "b.png")
+    words = [word.format(b=gs) for word in words]
+    output = [] if "--output" in words else ["--output", f"{gs}/out"]
+    assert restore.main([*words, *output, "--missing-captions", "empty"]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert any(each.format(b=gs) in line for each in said.split("|")), line
+
+
+def test_a_model_half_uploaded_is_not_loaded(bucket: BucketPath, model_folder):
+    uploads.upload_files(model_folder, bucket / "model")
+    uploads.mark_incomplete(bucket / "model")
+    with pytest.raises(xpsr_jax.errors.UserError, match=f"{bucket}/model is incomplete: it is being uploaded"):
+        xpsr_jax.load(f"{bucket}/model")
