@@ -160,7 +160,7 @@ def product(sizes: Sizes) -> Prepared:
 
 
 def attended(kernel: Kernel, sizes: tuple[int, int, int], heads: int, *, gradient: bool) -> tuple[Prepared, float]:
-    """One layer of attention, two samples, and its error: how far it is from "plain" in float32, as a part of its range."""
+    """One layer of attention, two samples, and its error: how far it is from "plain" in float32, of its range."""
     queries, keys, features = sizes
     q, k, v, weights = (
         jnp.asarray(RNG.standard_normal((2, length, heads, features)), jnp.bfloat16)
