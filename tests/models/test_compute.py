@@ -37,20 +37,28 @@ def test_bfloat16(io):
     assert 1e-4 < error(output, io["out.prediction"]) < 1e-1  # measured: 5.3e-2
 
 
-@pytest.mark.soak
-def test_remat_changes_no_gradient_and_keeps_fewer_activations(io):
+@pytest.fixture(scope="module")
+def differentiated(io):
+    """The gradient, how much the backward pass keeps, and how many products there are: without remat and with it."""
     inputs = [jnp.asarray(io[key]) for key in INPUTS]
 
-    def differentiated(remat):
-        graph, state = nnx.split(load(remat=remat))
+    def of(remat):
+        graph, state = nnx.split(load(remat=remat, attention="two_pass"))
         loss = lambda state: jnp.mean(nnx.merge(graph, state)(*inputs) ** 2)  # noqa: E731
         # What the backward pass keeps is what a vjp closes over. (XLA's own figure for a CPU does not show remat.)
         kept = jax.eval_shape(lambda state: jax.vjp(loss, state)[1], state)
-        return jax.jit(jax.grad(loss))(state), sum(leaf.size for leaf in jax.tree.leaves(kept))
+        gradient = jax.jit(jax.grad(loss))
+        products = gradient.lower(state).as_text().count("stablehlo.convolution")
+        return gradient(state), sum(leaf.size for leaf in jax.tree.leaves(kept)), products
 
-    plain, plain_kept = differentiated(False)
-    remat, remat_kept = differentiated(True)
+    return of(False), of(True)
+
+
+@pytest.mark.soak
+def test_remat_changes_no_gradient_and_keeps_fewer_activations(differentiated):
+    (plain, plain_kept, products), (remat, remat_kept, remat_products) = differentiated
     for one, other in zip(jax.tree.leaves(remat), jax.tree.leaves(plain), strict=True):
         assert error(one, other) <= 1e-4  # measured: 1.1e-5
     parameter_count = sum(leaf.size for leaf in jax.tree.leaves(plain))
-    assert remat_kept - parameter_count < 0.3 * (plain_kept - parameter_count)
+    assert remat_kept - parameter_count < 0.25 * (plain_kept - parameter_count)  # measured 0.242
+    assert products == remat_products  # none is computed again

@@ -156,7 +156,7 @@ class Precision:
       dtype: of activations.
       frozen_dtype: of frozen parameters; trained ones are float32.
       attention: kernel, see `models.attention`.
-      remat: recompute each block's activations in the backward pass.
+      remat: recompute each block in the backward pass from its products' results, instead of storing all activations.
     """
 
     dtype: Literal["float32", "bfloat16"] = "bfloat16"

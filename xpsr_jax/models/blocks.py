@@ -7,11 +7,13 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.extend.core import Primitive
 from jaxtyping import Array, Float
 
 from xpsr_jax.models.configs import Fusion
 from xpsr_jax.models.layers import Compute, aligned, conv, flatten_tokens, group_norm, linear, nearest_resize
 from xpsr_jax.models.transformer import Context, Transformer
+from xpsr_jax.models.two_pass import ATTENDED
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,23 @@ def context_at(text: TextEmbedding | None, branch: Literal["high", "low"], path:
 
 
 def run(block: nnx.Module, *args: Any, compute: Compute) -> Array:
-    """Calls a block, recomputed in the backward pass where `compute.remat` says so."""
+    """Calls a block. Where `compute.remat` says so, the backward pass recomputes it from its products' results."""
     call: Callable[..., Array] = type(block).__call__
-    return nnx.remat(call)(block, *args) if compute.remat else call(block, *args)
+    return nnx.remat(call, policy=_STORED)(block, *args) if compute.remat else call(block, *args)
+
+
+def _is_product_with_weights(primitive: Primitive, *_: object, **parameters: Any) -> bool:
+    """Such products are much work, and their results small: attention's scores, by far the largest, are none."""
+    if primitive is jax.lax.dot_general_p:
+        _, batched = parameters["dimension_numbers"]
+        return not any(batched)
+    return primitive is jax.lax.conv_general_dilated_p
+
+
+# What a block's backward pass finds, instead of computing it again as it does norms and activations.
+_STORED = jax.checkpoint_policies.save_from_both_policies(
+    _is_product_with_weights, jax.checkpoint_policies.save_only_these_names(ATTENDED)
+)
 
 
 class ResnetBlock(nnx.Module):

@@ -25,7 +25,7 @@ class Compute:
       dtype: of activations. Norm statistics and softmax are float32 whatever it is.
       param_dtype: of stored parameters.
       attention: kernel of `attention.attention`; "auto" chooses by backend and size.
-      remat: recompute each block in the backward pass instead of storing its activations.
+      remat: the backward pass recomputes each block from its products' results instead of storing all activations.
     """
 
     dtype: DTypeLike = jnp.float32

@@ -10,7 +10,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
+
+# By this name a block that is recomputed in the backward pass stores what the gradient needs of the forward pass.
+ATTENDED = "attended"
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -29,8 +33,8 @@ def _forward(q: Array, k: Array, v: Array, causal: bool) -> tuple[Array, tuple[A
     weights = jnp.exp(scores(again, k, positions) - maxima).astype(v.dtype)
     counted = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
     sums = jnp.einsum("bhnm,bmhd->bhnd", weights, counted, preferred_element_type=jnp.float32)
-    out = (sums[..., :-1] / sums[..., -1:]).swapaxes(1, 2).astype(v.dtype)
-    return out, (q, k, v, out, maxima + jnp.log(sums[..., -1:]))
+    out = checkpoint_name((sums[..., :-1] / sums[..., -1:]).swapaxes(1, 2).astype(v.dtype), ATTENDED)
+    return out, (q, k, v, out, checkpoint_name(maxima + jnp.log(sums[..., -1:]), ATTENDED))
 
 
 def _backward(causal: bool, residuals: tuple[Array, ...], d_out: Array) -> tuple[Array, Array, Array]:
