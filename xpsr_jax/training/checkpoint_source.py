@@ -20,6 +20,7 @@ from xpsr_jax.training.export import scale_latents, tokenizer_folder
 from xpsr_jax.training.fingerprints import fingerprints
 from xpsr_jax.training.images import open_images
 from xpsr_jax.training.parameters import load_parameters, random_parameters
+from xpsr_jax.training.run_card import run_card
 from xpsr_jax.training.structure import COMPONENTS, Bundle, Structure, make_structure
 from xpsr_jax.weights import hub
 from xpsr_jax.weights.networks import FIRST_STAGE, NETWORKS, Weights, as_weights, open_folder
@@ -49,6 +50,13 @@ def open_checkpoint(path: Path, *, bases: Sequence[Path] = (), average: bool = T
                 "folder before it"
             )
         config = dataclasses.replace(config, networks=dataclasses.replace(config.networks, base=folders))
+    photographs = record.get("photographs")
+    card = run_card(
+        config,
+        photographs=photographs if isinstance(photographs, int) else 0,
+        step=int(step.name) if step.name.isdecimal() else 0,
+        run=step.parent.parent,
+    )
     structure = make_structure(config)
     _check_base(step, record.get("base"), structure)
 
@@ -77,7 +85,7 @@ def open_checkpoint(path: Path, *, bases: Sequence[Path] = (), average: bool = T
     if structure.first_stage is not None:
         networks["first_stage"] = functools.partial(open_folder, FIRST_STAGE, structure.first_stage)
     if config.stage == "autoencoder":
-        return Source(dict.fromkeys(networks, step), networks, reads_base=True)
+        return Source(dict.fromkeys(networks, step), networks, reads_base=True, card=card)
     return Source(
         origins=dict.fromkeys([*networks, "tokenizer", "schedule"], step),
         networks=networks,
@@ -85,6 +93,7 @@ def open_checkpoint(path: Path, *, bases: Sequence[Path] = (), average: bool = T
         schedule=structure.networks.schedule,
         settings=(config.sampling, config.note),
         reads_base=True,
+        card=card,
     )
 
 

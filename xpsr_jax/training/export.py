@@ -16,6 +16,7 @@ from xpsr_jax.data.sample_sources import SampleSource
 from xpsr_jax.models.rrdb import RRDBNet
 from xpsr_jax.training.adapters import exported
 from xpsr_jax.training.parameters import Parameters, load_parameters
+from xpsr_jax.training.run_card import run_card
 from xpsr_jax.training.structure import Bundle, Structure
 from xpsr_jax.weights import hub, model_folder
 from xpsr_jax.weights.model_folder import ClipTokenizer, Model
@@ -76,15 +77,16 @@ def export(
     """
     bundle = assemble(structure, trained, frozen)
     if bundle is not None:
+        card = run_card(config, photographs=len(source), step=config.steps)
         if config.stage == "autoencoder":
             scale_latents(bundle, config, structure, source)
-            model_folder.save({"autoencoder": bundle.autoencoder}, folder, overwrite=True)
+            model_folder.save({"autoencoder": bundle.autoencoder}, folder, overwrite=True, card=card)
         else:
             assert tokenizer is not None
             model = as_model(bundle, config, structure, tokenizer)
             # Copied as it is.
             parts = {each.name: getattr(model, each.name) for each in dataclasses.fields(model)}
-            model_folder.save(parts | {"first_stage": structure.first_stage}, folder, overwrite=True)
+            model_folder.save(parts | {"first_stage": structure.first_stage}, folder, overwrite=True, card=card)
     distributed.wait_for_all("the model is exported")
     return folder
 

@@ -16,6 +16,7 @@ from xpsr_jax.files import check_free, new_folder
 from xpsr_jax.json_files import write_json
 from xpsr_jax.locks import locked_output
 from xpsr_jax.weights import model_folder, orbax_files, rules
+from xpsr_jax.weights.model_card import Card, card_of, public_name, write_card
 from xpsr_jax.weights.networks import ALL_NETWORKS, AnyConfig, Network, Weights, checked
 from xpsr_jax.weights.sources import REQUIRED, SUBFOLDERS, Source, listed, merge
 from xpsr_jax.weights.tensors import Tensor, read_finite, together
@@ -115,6 +116,9 @@ def convert(
             (folder / SUBFOLDERS["schedule"]).mkdir()
             write_json(source.schedule.to_json(), folder / SUBFOLDERS["schedule"] / "scheduler_config.json")
         model_folder.write_index(folder, defaults, note)
+        can_sample = all(name in source.origins for name in REQUIRED)
+        card = _card(source)
+        write_card(folder, card, final=output, defaults=defaults if can_sample else None, note=note)
         if verify:
             bar.set_postfix_str("verifying")
             for name, job in jobs.items():
@@ -126,6 +130,21 @@ def convert(
         parameters=sum(tensor.size for tensor in tensors),
         history=source.history,
     )
+
+
+def _card(source: Source) -> Card:
+    """The card of what is made of a source: where each component comes from, and what is known of that."""
+    made = [f"{SUBFOLDERS[name]}/ from {public_name(origin)}" for name, origin in source.origins.items()]
+    for line in source.history:
+        for path in source.also_read:
+            line = line.replace(str(path), public_name(path))
+        made.append(line)
+    folders = [*(folder for folder in source.also_read if folder.is_dir()), *source.folders]
+    card = card_of(folders, made)
+    if source.card is not None:
+        card = dataclasses.replace(source.card, made=card.made, licence=source.card.licence or card.licence)
+    # What was measured was another model.
+    return dataclasses.replace(card, scores={}) if source.history else card
 
 
 def _open(source: Source) -> dict[str, _Job]:

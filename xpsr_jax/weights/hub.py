@@ -129,10 +129,15 @@ def commit_of(name: HubName) -> str:
     return commit
 
 
+def pinned_name(name: HubName) -> HubName:
+    """The name with its commit (`commit_of`) as the revision."""
+    return dataclasses.replace(name, revision=commit_of(name))
+
+
 def pinned(path: str | Path) -> Path:
-    """The path itself; or a name on the hub with its commit (`commit_of`) as the revision."""
+    """The path itself; or a name on the hub, as `pinned_name`."""
     name = hub_name(path)
-    return as_path(path) if name is None else Path(str(dataclasses.replace(name, revision=commit_of(name))))
+    return as_path(path) if name is None else Path(str(pinned_name(name)))
 
 
 def complete(folder: Path, *, variant: str | None = None) -> None:
@@ -152,6 +157,25 @@ def complete(folder: Path, *, variant: str | None = None) -> None:
     if not chosen and snapshot.is_cached:
         raise UserError(f"{shown(folder)}: its weights are not in the cache, and the hub is not to be reached")
     snapshot.fetch(chosen, inside)
+
+
+def fetch(name: HubName, *, variant: str | None = None) -> dict[str, Path]:
+    """All files that a model needs, or the one that is meant: each file's name there, and where it is in the cache.
+
+    Args:
+      variant: as in `hub_files.weights`, of every component.
+
+    Raises UserError if the hub does not give them.
+    """
+    snapshot = open_snapshot(name)
+    if snapshot.root.is_file():
+        return {Path(name.inside).name: snapshot.root}
+    names = snapshot.below()
+    wanted = hub_files.descriptions(names)
+    for part in ("", *hub_files.COMPONENTS):
+        wanted += [_joined(part) + each for each in hub_files.weights(snapshot.below(part), variant=variant)]
+    snapshot.fetch(wanted)
+    return {each: snapshot.root / each for each in sorted(wanted)}
 
 
 def names_in(folder: Path) -> list[str]:

@@ -27,6 +27,7 @@ from xpsr_jax.models.rrdb import RRDBNet
 from xpsr_jax.models.text_encoder import TextEncoder
 from xpsr_jax.models.unet import UNet
 from xpsr_jax.weights.local_models import local_model
+from xpsr_jax.weights.model_card import CARD, Card, write_card
 from xpsr_jax.weights.networks import ALL_NETWORKS, CONTROLNET, UNET, load_network, parse_config, save_network
 from xpsr_jax.weights.sampling_defaults import INDEX, load_defaults
 from xpsr_jax.weights.sources import (
@@ -46,7 +47,7 @@ _CLASSES = {network.subfolder: network.torch_class for network in ALL_NETWORKS.v
     "scheduler": ("diffusers", "DDPMScheduler"),
 }
 # All that may be in a folder that is overwritten: one with anything else in it is not only a model.
-ENTRIES = frozenset({*SUBFOLDERS.values(), INDEX, "README.md"})
+ENTRIES = frozenset({*SUBFOLDERS.values(), INDEX, CARD})
 
 
 @runtime_checkable
@@ -214,6 +215,7 @@ def save(
     dtype: DTypeLike | None = None,
     shard_bytes: int | None = None,
     overwrite: bool = False,
+    card: Card | None = None,
 ) -> None:
     """Writes a model folder, whole or not at all.
 
@@ -222,6 +224,8 @@ def save(
       folder: must not exist, unless `overwrite` and it holds nothing but a model.
       dtype: of the networks' tensors; None: their own. Copied folders stay as they are.
       shard_bytes: start another file above this size.
+      card: what its README.md says of how it came to be. A README of somebody else's in a folder that is overwritten
+        stays.
 
     Raises:
       UserError: the folder exists, or cannot be written.
@@ -245,7 +249,9 @@ def save(
                 save_tokenizer(part, target)
             else:
                 write_json(part.to_json(), target / "scheduler_config.json")
-        write_index(temporary, parts.get("defaults"), parts.get("note", ""))
+        defaults, note = parts.get("defaults"), parts.get("note", "")
+        write_index(temporary, defaults, note)
+        write_card(temporary, card or Card(), final=Path(folder), defaults=defaults, note=note)
 
 
 def load_schedule(folder: Path | Schedule) -> Schedule:

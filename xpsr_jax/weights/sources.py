@@ -16,6 +16,7 @@ from xpsr_jax.weights import hub, single_file
 from xpsr_jax.weights.esrgan_file import is_esrgan, read_esrgan
 from xpsr_jax.weights.folders import variants_in
 from xpsr_jax.weights.local_models import local_model
+from xpsr_jax.weights.model_card import Card
 from xpsr_jax.weights.networks import ALL_NETWORKS, NETWORKS, Weights, open_folder
 
 # Fields of `model_folder.Model` that are components, and their subfolders.
@@ -40,6 +41,7 @@ class Source:
       settings: to sample with, and a note; None: as a model_index.json says.
       folders: that may have a model_index.json, of which the last one's settings hold.
       reads_base: it was made with weights of sources before it, as a training checkpoint is with its base's.
+      card: what is known of how it came to be, if that is not in its folders.
       history: what was done to its weights, a line each; for people.
       also_read: further paths that its weights are read from.
     """
@@ -51,6 +53,7 @@ class Source:
     settings: tuple[Sampling, str] | None = None
     folders: tuple[Path, ...] = ()
     reads_base: bool = False
+    card: Card | None = None
     history: tuple[str, ...] = ()
     also_read: tuple[Path, ...] = ()
 
@@ -146,6 +149,7 @@ def merge(sources: Sequence[Source]) -> Source:
             source.schedule or merged.schedule,
             source.settings or merged.settings,
             merged.folders + source.folders,
+            card=source.card or merged.card,
             history=merged.history + source.history,
             also_read=merged.also_read + source.also_read,
         )
