@@ -179,5 +179,7 @@ def test_caption(xpsr, photos, tmp_path):
 
 def test_what_needs_more_says_so(xpsr, tmp_path):
     assert run(xpsr, "app", cwd=tmp_path, code=1) == 'error: the page needs gradio: pip install "xpsr-jax[app]"\n'
+    assert "Its authors keep them on a drive" in run(xpsr, "download", "xpsr", cwd=tmp_path, code=1)
+    assert "nowhere is no folder" in run(xpsr, "upload", "nowhere", "owner/name", cwd=tmp_path, code=1)
     assert "there are ablations, few_step, sd21" in run(xpsr, "train", "--config", "no", cwd=tmp_path, code=1)
     assert shutil.which("xpsr", path=xpsr.parent)

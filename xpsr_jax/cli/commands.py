@@ -15,6 +15,8 @@ COMMANDS = {
     "app": "the web page, for one photograph or many",
     "demo": "restore the photograph that ships with the package",
     "convert": "convert weights of every kind into a model folder",
+    "download": "fetch a model of the Hugging Face hub, such as Stable Diffusion 1.5",
+    "upload": "put a model folder onto the hub",
     "train": "train XPSR on photographs",
     "prepare": "prepare data for training and evaluation",
     "preflight": "compile a training for a TPU pod without having one: does it fit?",

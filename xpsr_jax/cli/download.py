@@ -15,6 +15,7 @@ from typing import Annotated
 
 import tyro
 
+from xpsr_jax.cli.groups import Grouped, grouped, parse
 from xpsr_jax.cli.run import check_options, command
 from xpsr_jax.errors import UserError, say
 
@@ -26,9 +27,10 @@ SHORT = {
     "llava": "llava-hf/llava-1.5-7b-hf",
 }
 XPSR = """\
-XPSR's own weights are not on the hub. Its authors keep them on a drive:
-  1. Open https://github.com/qyp2000/XPSR. Its README links the checkpoint.
-  2. Download it in the browser, and unpack it: a folder such as checkpoint-300000 with unet/ and controlnet/.
+XPSR's own weights are not on the hub. Its authors keep them on a drive, to which the README of
+https://github.com/qyp2000/XPSR leads:
+  1. Open https://drive.google.com/drive/folders/1rzlHjp6DuiD7timULeDvmxSQignnMywS in a browser.
+  2. Download the checkpoint: a folder such as checkpoint-300000, with unet/ and controlnet/ in it.
   3. Put it together with Stable Diffusion 1.5 into one model folder:
        xpsr convert stable-diffusion-v1-5/stable-diffusion-v1-5 checkpoint-300000 --output models/xpsr
   4. xpsr restore PHOTO --output restored --model models/xpsr --preset released"""
@@ -53,14 +55,15 @@ class Arguments:
     )
 
 
-@command(
-    "download",
-    interrupted="download: interrupted; the same command goes on from here",
-    lower="close other programs",
-)
+@command(interrupted="interrupted; the same command goes on from here", lower="close other programs")
 def main(argv: Sequence[str] | None) -> int:
     """Runs the command line; returns the exit code: 0, 1 after an error, 130 if interrupted."""
-    return download(tyro.cli(Arguments, args=argv, description=__doc__, prog="xpsr download"))
+    return download(parse(arguments(), argv, name="download", text=__doc__))
+
+
+def arguments() -> type[Grouped[Arguments]]:
+    """What a command line is parsed to."""
+    return grouped(Arguments, {})
 
 
 def download(arguments: Arguments) -> int:
@@ -75,7 +78,7 @@ def download(arguments: Arguments) -> int:
     full = SHORT.get(arguments.model, arguments.model)
     name = hub.parsed(full)
     if name is None:
-        raise UserError(f"{full} is no name of the hub: name it as owner/name, or one of {', '.join([*SHORT, 'xpsr'])}")
+        raise UserError(f"{full} is no name of the hub: say owner/name, or one of {', '.join([*SHORT, 'xpsr'])}")
     if arguments.output is not None:
         check_free(arguments.output)
     files = hub.fetch(name, variant=arguments.variant)

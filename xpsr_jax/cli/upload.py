@@ -1,6 +1,6 @@
 """Puts a model folder onto the Hugging Face hub, with its card.
 
-    xpsr upload models/xpsr owner/name
+    xpsr upload models/mine owner/name
 
 It needs a token that may write: `hf auth login`, or the variable HF_TOKEN. What is on the hub already and the same is
 not sent again. Look into the folder's README.md before: it becomes the model's page.
@@ -13,6 +13,7 @@ from typing import Annotated
 
 import tyro
 
+from xpsr_jax.cli.groups import Grouped, grouped, parse
 from xpsr_jax.cli.run import check_options, command
 from xpsr_jax.errors import say
 
@@ -34,14 +35,15 @@ class Arguments:
     message: str = "Upload a model of xpsr_jax"
 
 
-@command(
-    "upload",
-    interrupted="upload: interrupted; the same command goes on from here",
-    lower="close other programs",
-)
+@command(interrupted="interrupted; the same command goes on from here", lower="close other programs")
 def main(argv: Sequence[str] | None) -> int:
     """Runs the command line; returns the exit code: 0, 1 after an error, 130 if interrupted."""
-    return upload(tyro.cli(Arguments, args=argv, description=__doc__, prog="xpsr upload"))
+    return upload(parse(arguments(), argv, name="upload", text=__doc__))
+
+
+def arguments() -> type[Grouped[Arguments]]:
+    """What a command line is parsed to."""
+    return grouped(Arguments, {})
 
 
 def upload(arguments: Arguments) -> int:

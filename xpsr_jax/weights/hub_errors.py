@@ -8,11 +8,12 @@ from xpsr_jax.errors import UserError
 _LATER = (408, 429, 500, 502, 503, 504)
 
 
-def explained(error: BaseException, name: str) -> UserError:
+def explained(error: BaseException, name: str, *, writing: bool = False) -> UserError:
     """What to tell of an error of the hub's client.
 
     Args:
       name: what was asked for, `owner/name` and more.
+      writing: it was to be written to.
     """
     from huggingface_hub import errors
 
@@ -22,6 +23,8 @@ def explained(error: BaseException, name: str) -> UserError:
     status = next(filter(None, map(_status, chain)), None)
     kinds = tuple(type(each) for each in chain)
     repository = name.partition("@")[0].partition(":")[0]
+    if writing and (found := _refused_to_write(chain, status, name)):
+        return found
     if _any(kinds, errors.OfflineModeIsEnabled):
         return UserError(
             f"{name} is no path here and not in the cache of the hub, and HF_HUB_OFFLINE forbids to fetch it"
@@ -60,7 +63,23 @@ def explained(error: BaseException, name: str) -> UserError:
             f"{name} is no path here, and the hub is not to be reached ({_first_line(chain[-1])}): check the network, "
             "or name a local folder"
         )
-    return UserError(f"{name} cannot be fetched from the hub: {_first_line(error)}")
+    what = "written to" if writing else "fetched from"
+    return UserError(f"{name} cannot be {what} the hub: {_first_line(error)}")
+
+
+def _refused_to_write(chain: list[BaseException], status: int | None, name: str) -> UserError | None:
+    from huggingface_hub import errors
+
+    if any(isinstance(each, errors.OfflineModeIsEnabled) for each in chain):
+        return UserError(f"{name}: HF_HUB_OFFLINE forbids to write to the hub")
+    if status in (401, 403, 404):
+        return UserError(
+            f"{name}: the hub does not let you write there ({status}): log in with `hf auth login`, or set HF_TOKEN to "
+            "a token that may write, and look whether the owner is you"
+        )
+    if status is None and is_unreachable(chain[0]):
+        return UserError(f"{name}: the hub is not to be reached ({_first_line(chain[-1])}): check the network")
+    return None
 
 
 def is_unreachable(error: BaseException) -> bool:

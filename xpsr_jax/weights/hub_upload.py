@@ -48,5 +48,5 @@ def upload_folder(folder: Path, name: str, *, private: bool = False, message: st
             commit_message=message,
         )
     except Exception as error:
-        raise explained(error, name, doing="upload to") from error
+        raise explained(error, name, writing=True) from error
     return str(url)
