@@ -70,10 +70,12 @@ def test_what_is_local_or_not_there(hub, tmp_path):
     assert with_commits(config) == config and with_commits(tiny.config()) == tiny.config()
     with pytest.raises(UserError, match=r"sd/nothing is no path here, and the hub has no model sd/nothing"):
         with_commits(on("sd/nothing", tmp_path / "run"))
-    tokenizer = dataclasses.replace(tiny.NETWORKS, tokenizer=Path("sd/base:tokenizer"))
+    named = dict(tokenizer=Path("sd/base:tokenizer"), first_stage="sd/base:text_encoder")
+    tokenizer = dataclasses.replace(tiny.NETWORKS, **named)
     commit = stock(hub, tmp_path / "files")
-    pinned = with_commits(dataclasses.replace(config, networks=tokenizer)).networks.tokenizer
-    assert pinned == Path(f"sd/base@{commit}:tokenizer")
+    pinned = with_commits(dataclasses.replace(config, networks=tokenizer)).networks
+    assert pinned.tokenizer == Path(f"sd/base@{commit}:tokenizer")
+    assert pinned.first_stage == f"sd/base@{commit}:text_encoder"
 
 
 @pytest.mark.soak

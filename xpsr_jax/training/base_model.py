@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from xpsr_jax import distributed
+from xpsr_jax.buckets.paths import as_path
 from xpsr_jax.config import Config, Networks
 from xpsr_jax.errors import UserError
 from xpsr_jax.json_files import read_json
@@ -39,13 +40,20 @@ def with_commits(config: Config) -> Config:
     distributed.by_first(look)
     found = [row.tobytes().decode() if row.any() else None for row in distributed.from_first(commits)]
     pinned = [_with_revision(path, commit) if commit else path for path, commit in zip(names, found, strict=True)]
-    base, tokenizer = tuple(pinned[: len(networks.base)]), pinned[len(networks.base) :]
-    networks = dataclasses.replace(networks, base=base, tokenizer=tokenizer[0] if tokenizer else None)
+    renamed = dict(zip(names, pinned, strict=True))
+    networks = dataclasses.replace(
+        networks,
+        base=tuple(renamed[path] for path in networks.base),
+        tokenizer=renamed.get(networks.tokenizer) if networks.tokenizer else None,
+        first_stage=str(renamed.get(as_path(networks.first_stage), networks.first_stage)),
+    )
     return dataclasses.replace(config, networks=networks)
 
 
 def _names(networks: Networks) -> list[Path]:
-    return [*networks.base, *([networks.tokenizer] if networks.tokenizer else [])]
+    """All that may be a name of the hub."""
+    first_stage = [] if networks.first_stage in ("own", "none") else [as_path(networks.first_stage)]
+    return [*networks.base, *([networks.tokenizer] if networks.tokenizer else []), *first_stage]
 
 
 def _with_revision(path: Path, commit: str) -> Path:

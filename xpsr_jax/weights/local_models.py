@@ -27,7 +27,7 @@ def local_model(path: str | Path) -> Path:
 
 def _is_of_a_model(name: str) -> bool:
     first, *inside = name.split("/")
-    return first in hub_files.COMPONENTS if inside else first.endswith(".json")
+    return first in hub_files.COMPONENTS if inside else first.endswith(".json") or first == "README.md"
 
 
 def _is_of_a_component(name: str) -> bool:

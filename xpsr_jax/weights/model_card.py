@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,8 @@ from xpsr_jax.files import read_regular, write_text
 from xpsr_jax.weights import hub
 
 CARD = "README.md"
-_MOST_BYTES = 2**20
+_MOST_BYTES = 2**20  # of one that is looked into
+_LARGEST = 2**26  # of one that is kept
 _END = re.compile(r"\n<!-- written by xpsr_jax, (\w{16}) -->\s*\Z")
 _FRONT = re.compile(r"\A---\r?\n(.*?)\r?\n---\r?\n", re.DOTALL)
 _TAGS = ("super-resolution", "image-restoration", "stable-diffusion", "controlnet", "jax")
@@ -87,7 +87,7 @@ def write_card(folder: Path, card: Card, *, final: Path, defaults: Sampling | No
       note: what whoever uses it should know.
     """
     if (final / CARD).is_file() and not _is_ours(_read(final / CARD)):
-        shutil.copyfile(final / CARD, folder / CARD)
+        (folder / CARD).write_bytes(read_regular(final / CARD, max_bytes=_LARGEST))
         return
     name = card.name or final.name
     parts = sorted(path.name for path in folder.iterdir() if path.is_dir())

@@ -26,6 +26,7 @@ from xpsr_jax.models.layers import Compute
 from xpsr_jax.models.rrdb import RRDBNet
 from xpsr_jax.models.text_encoder import TextEncoder
 from xpsr_jax.models.unet import UNet
+from xpsr_jax.weights import hub
 from xpsr_jax.weights.local_models import local_model
 from xpsr_jax.weights.model_card import CARD, Card, write_card
 from xpsr_jax.weights.networks import ALL_NETWORKS, CONTROLNET, UNET, load_network, parse_config, save_network
@@ -240,6 +241,8 @@ def save(
         for name in [name for name in SUBFOLDERS if parts.get(name) is not None]:
             part, target = parts[name], temporary / SUBFOLDERS[name]
             if isinstance(part, str | Path):
+                if name in ALL_NETWORKS:
+                    hub.complete(Path(part))
                 copy_folder(local_model(part), target)
                 continue
             target.mkdir()
@@ -251,7 +254,7 @@ def save(
                 write_json(part.to_json(), target / "scheduler_config.json")
         defaults, note = parts.get("defaults"), parts.get("note", "")
         write_index(temporary, defaults, note)
-        write_card(temporary, card or Card(), final=Path(folder), defaults=defaults, note=note)
+        write_card(temporary, card or Card(), final=as_path(folder), defaults=defaults, note=note)
 
 
 def load_schedule(folder: Path | Schedule) -> Schedule:
