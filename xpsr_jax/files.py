@@ -17,12 +17,16 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from xpsr_jax.buckets import uploads
 from xpsr_jax.buckets.cache import INCOMPLETE, copy_file
 from xpsr_jax.buckets.paths import BucketPath, as_path
 from xpsr_jax.errors import UserError, listed
 from xpsr_jax.machine import process_runs
+
+if TYPE_CHECKING:
+    from etils import epath
 
 ByteFile = io.BufferedReader | io.BytesIO
 """An open file of bytes, on disk or in memory."""
@@ -187,23 +191,30 @@ def read_regular(path: Path, *, max_bytes: int) -> bytes:
 
 
 @contextlib.contextmanager
-def without_patterns(path: Path) -> Iterator[Path]:
+def without_patterns(path: Path) -> Iterator["Path | epath.Path"]:
     """Another path to the same place without characters of patterns, for Orbax: it takes [1] in a path for a pattern.
 
-    The path is absolute. Where it has such characters, it leads through a temporary link to its folder.
+    The path is absolute; in a bucket it is etils' kind of path. Where it has such characters, it leads through a
+    temporary link to its folder.
 
     Raises UserError if there can be no such path.
     """
     path = resolved(path)
     if not glob.has_magic(str(path)):
-        yield path
+        yield path.epath if isinstance(path, BucketPath) else path
         return
+    if isinstance(path, BucketPath):
+        raise _no_patterns(path)
     with tempfile.TemporaryDirectory(prefix="xpsr_jax-") as folder:
         link = Path(folder) / "folder"
         link.symlink_to(path.parent, target_is_directory=True)
         if glob.has_magic(str(link / path.name)):
-            raise UserError(f"{path}: checkpoints need a path without the characters [ ] * ?")
+            raise _no_patterns(path)
         yield link / path.name
+
+
+def _no_patterns(path: Path) -> UserError:
+    return UserError(f"{path}: checkpoints need a path without the characters [ ] * ?")
 
 
 def remove_tree(folder: Path) -> None:

@@ -95,17 +95,17 @@ def _kept(path: BucketPath, wanted: Callable[[str], bool] | None) -> Copy:
 
 def copy_folder(path: BucketPath, wanted: Callable[[str], bool] = _all) -> Copy:
     """A local copy of a folder. Raises as `local_folder`."""
+    check_complete(path)
     files = path.files()
-    check_complete(path, files)
     found = {name: info for name, info in files.items() if wanted(name)}
     if not found:
         raise UserError(f"{path}: there is no such folder in the bucket")
     return _copy(path, found)
 
 
-def check_complete(path: BucketPath, names: Any) -> None:
-    """Raises UserError if `names`, what is in the folder, say that it is incomplete."""
-    if INCOMPLETE in names:
+def check_complete(path: BucketPath) -> None:
+    """Raises UserError if the folder has the mark of an incomplete one."""
+    if (path / INCOMPLETE).is_file():
         raise UserError(
             f"{path} is incomplete: it is being uploaded, or that was stopped. Wait, or make it again; if it is whole "
             f"all the same, remove {path / INCOMPLETE}"

@@ -107,6 +107,10 @@ class BucketPath(PosixPath):
         kind = stat.S_IFREG if found["type"] == "file" else stat.S_IFDIR
         return os.stat_result((kind | 0o644, 0, 0, 1, 0, 0, found.get("size") or 0, changed, changed, changed))
 
+    def lstat(self) -> os.stat_result:
+        """The same: buckets have no links."""
+        return self.stat()
+
     def iterdir(self) -> Iterator["BucketPath"]:  # type: ignore[override]
         """What is in the folder. Raises FileNotFoundError if nothing is."""
         with self._read():

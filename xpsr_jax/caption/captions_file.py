@@ -7,16 +7,21 @@ import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from xpsr_jax.buckets.lines import Lines, all_lines, write_whole
+from xpsr_jax.buckets.paths import BucketPath
+from xpsr_jax.buckets.uploads import local_workplace
 from xpsr_jax.data.captions import CaptionRecord, line_of, read_caption_records, write_caption_records
 from xpsr_jax.errors import UserError
 from xpsr_jax.locks import locked_output
+
+_EVERY = 10.0  # seconds
 
 
 class CaptionsFile:
     """JSON lines of captions, open for appending; only one process at a time may have it open.
 
     A line that was not written to its end (power failed, disk full) is removed when the file is opened. A new file
-    that gets no line is removed when it is closed.
+    that gets no line is removed when it is closed. In a bucket, a line may be there 10 seconds after it was added.
 
     Attributes:
       records: by image path, as `read_caption_records` has them.
@@ -25,14 +30,21 @@ class CaptionsFile:
 
     def __init__(self, path: Path):
         self.path = path
+        # Of a file in a bucket, what is worked on is a local one with the same lines; new ones go there as parts.
+        self._local, self._lines = path, Lines(path, every=_EVERY) if isinstance(path, BucketPath) else None
         with contextlib.ExitStack() as stack:
             stack.enter_context(locked_output(path))
-            if not os.path.lexists(path):
+            if isinstance(path, BucketPath):
+                self._local = stack.enter_context(local_workplace(path)) / path.name
+                self._local.write_bytes(all_lines(path))
+            elif not os.path.lexists(path):
                 stack.callback(self._remove_if_empty)
             self._file = self._open()
             stack.callback(lambda: os.close(self._file))
+            if isinstance(path, BucketPath):
+                stack.callback(self._upload)
             self.repaired = self._end_whole()
-            self.records = read_caption_records(path)
+            self.records = read_caption_records(self._local)
             self._stack = stack.pop_all()
 
     def __enter__(self) -> "CaptionsFile":
@@ -51,25 +63,36 @@ class CaptionsFile:
         except OSError as error:
             os.ftruncate(self._file, size)
             raise UserError(f"{self.path} cannot be written: {error.strerror}") from error
+        if self._lines is not None:
+            self._lines.append(line)
         self.records[record["image"]] = record
 
     def remove(self, images: Iterable[str]) -> None:
         """Takes out lines: the file is written anew."""
         for image in images:
             del self.records[image]
-        write_caption_records(self.path, self.records.values())
+        write_caption_records(self._local, self.records.values())
         os.close(self._file)
         self._file = self._open()
+        self._upload()
 
     def _open(self) -> int:
         try:
-            file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+            file = os.open(self._local, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
         except OSError as error:
             raise UserError(f"{self.path} cannot be written: {error.strerror}") from error
         if not stat.S_ISREG(os.fstat(file).st_mode):
             os.close(file)
             raise UserError(f"{self.path} cannot be written: it is not a file")
         return file
+
+    def _upload(self) -> None:
+        """In a bucket, puts all lines into the one file, if there are any."""
+        if isinstance(self.path, BucketPath):
+            data = self._local.read_bytes()
+            if data or self.path.is_file():
+                write_whole(self.path, data)
+                self._lines = Lines(self.path, every=_EVERY)
 
     def _remove_if_empty(self) -> None:
         with contextlib.suppress(OSError):

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from xpsr_jax.buckets.paths import refuse
 from xpsr_jax.caption.instructions import Preset, Which, instructions
 from xpsr_jax.caption.llava_choices import DEFAULT_MODEL, LlavaDtype, LlavaTemplate
 from xpsr_jax.cli.groups import Groups, grouped, parse, subcommands
@@ -222,7 +221,6 @@ def run_command(
     if isinstance(command, PairsCommand):
         say(f"{write_into_pairs(command.captions, command.pairs)} texts written to {command.pairs}")
         return 0
-    refuse(command.output, "--output")
     shard = parse_shard(command.shard)
     output = shard_file(command.output, shard)
     inputs = find_images(command.images, shard=shard, limit=command.limit)

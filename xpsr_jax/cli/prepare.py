@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from xpsr_jax.buckets.paths import refuse
 from xpsr_jax.cli.groups import Groups, grouped, parse, subcommands
 from xpsr_jax.cli.run import check_options, command
 from xpsr_jax.data.config import MILD, XPSR, DataConfig
@@ -177,7 +176,6 @@ def main(argv: Sequence[str] | None) -> int:
     """Runs the command line; returns the exit code: 0, 1 if an image was broken or all failed, 130 if interrupted."""
     chosen = parse(arguments(), argv, name="prepare", text=__doc__)
     check_options(chosen)
-    refuse(chosen.output, "--output")
     from xpsr_jax.preparation.pieces import REPORT
 
     outcome = prepare_embeddings(chosen) if isinstance(chosen, Embeddings) else prepare(chosen)
@@ -224,7 +222,7 @@ def prepare(command: Records | Pairs | Validation) -> "Outcome":
     if isinstance(command, Pairs) and command.first_stage is not None:
         first_stage, settings["first_stage"] = _first_stage(command.first_stage, data)
 
-    def finish(folder: Path, outcomes: "Sequence[Outcome]") -> None:
+    def finish(folder: Path, written: Path, outcomes: "Sequence[Outcome]") -> None:
         if evaluation:
             write_evaluation_captions(folder, outcomes)
         if first_stage is not None:
@@ -265,9 +263,9 @@ def _prepare_records(
     pieces = cut(count, command.images_per_file)
     pairs = _has_lr(source)
 
-    def finish(folder: Path, outcomes: "Sequence[Outcome]") -> None:
+    def finish(folder: Path, written: Path, outcomes: "Sequence[Outcome]") -> None:
         if command.format == "tfds":
-            write_tfds_metadata(folder, outcomes, pairs=pairs)
+            write_tfds_metadata(folder, written, outcomes, pairs=pairs)
 
     return work(
         command.output,
@@ -314,7 +312,7 @@ def prepare_embeddings(command: Embeddings) -> "Outcome":
         cut(len(ids), write_embeddings.ROWS),
         settings={"captions": write_embeddings.digest(ids), "text_encoder": text_encoder, "dtype": command.dtype},
         workers=1,
-        finish=lambda folder, _: write_embeddings.write_description(folder, keys=keys, text_encoder=text_encoder),
+        finish=lambda folder, *_: write_embeddings.write_description(folder, keys=keys, text_encoder=text_encoder),
         unit="caption",
     )
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from xpsr_jax.buckets.paths import as_path, refuse
+from xpsr_jax.buckets.cache import check_complete
+from xpsr_jax.buckets.paths import BucketPath, as_path
 from xpsr_jax.data.image_folder import Captions, ImageFolder
 from xpsr_jax.data.offline_pairs import OfflinePairs, find_datasets
 from xpsr_jax.data.samples import Sample
@@ -54,15 +55,15 @@ def open_sample_source(
       UserError: there is nothing there, it is broken, a caption is missing, or an option is not for such a source.
     """
     path = as_path(path)
+    if isinstance(path, BucketPath):
+        check_complete(path)
     if not path.exists():
         raise UserError(f"There is no image folder {path}.")
     given: dict[str, Any] = {"captions": captions, "lr_captions": lr_captions, "missing": missing}
     if (path / "dataset_info.json").is_file():
-        refuse(path, "the TFDS dataset")
         _refuse(path, "a TFDS dataset", exclude=exclude)
         return open_tfds(path, **given)
     if list_array_records(path):
-        refuse(path, "the ArrayRecord files")
         _refuse(path, "ArrayRecord files", exclude=exclude)
         return open_array_records(path, **given)
     if path.is_file():

@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+from xpsr_jax.buckets.cache import local_folder
+from xpsr_jax.buckets.paths import BucketPath
+from xpsr_jax.data.bucket_records import BucketRecords
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.data.image_folder import Captions, as_mapping
 from xpsr_jax.data.samples import Sample, StoredSample, from_fields, unpack
@@ -93,7 +96,8 @@ def open_array_records(path: Path, **options: Any) -> StoredRecords:
                 f"{path} has {len(together)} of the {int(match['count'])} files {match['name']}; get the rest."
             )
     try:
-        records = ArrayRecordDataSource([str(file) for file in files])
+        in_bucket = [file for file in files if isinstance(file, BucketPath)]
+        records = BucketRecords(in_bucket) if in_bucket else ArrayRecordDataSource([str(file) for file in files])
         count = len(records)
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read as ArrayRecord files: {error}") from error
@@ -114,7 +118,8 @@ def open_tfds(folder: Path, **options: Any) -> StoredRecords:
     Of its features, `image` (or `hr`) must be there; `path`, `high`, `low`, `lr`, `lr_high`, `lr_low` may be.
 
     Args:
-      folder: with dataset_info.json, as a TFDS builder writes it. Of its splits "train", or the only one.
+      folder: with dataset_info.json, as a TFDS builder writes it. Of its splits "train", or the only one. One in a
+        bucket is copied as a whole (`buckets.cache`).
       options: `captions`, `lr_captions` and `missing` of `StoredRecords`.
 
     Raises:
@@ -122,7 +127,7 @@ def open_tfds(folder: Path, **options: Any) -> StoredRecords:
     """
     tfds = import_tfds()
     try:
-        builder = tfds.builder_from_directory(str(folder))
+        builder = tfds.builder_from_directory(str(local_folder(folder)))
         features, splits = builder.info.features, builder.info.splits
         if "train" not in splits and len(splits) != 1:
             raise ValueError(f"it has no split train, but {', '.join(splits)}")

@@ -1,8 +1,11 @@
 """Long work in pieces: spread over processes, kept when it is stopped, continued when it is started again.
 
 The result is written to `.NAME.partial` beside the output, and what is done of it to `.NAME.progress`. The output
-appears under its name when all is done. Pieces are done again as a whole, so a piece that was stopped halfway is as one
-that never began; and as a piece depends on its number alone, the result is the same however often the work was stopped.
+appears under its name when all is done. In a bucket, where nothing can be renamed, the result is written under its name
+and marked as incomplete until then (`buckets.uploads`).
+
+Pieces are done again as a whole, so a piece that was stopped halfway is as one that never began; and as a piece depends
+on its number alone, the result is the same however often the work was stopped.
 """
 
 import concurrent.futures
@@ -17,11 +20,14 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
+from xpsr_jax.buckets.cache import INCOMPLETE
+from xpsr_jax.buckets.paths import BucketPath
+from xpsr_jax.buckets.uploads import local_workplace, mark_incomplete, upload_files
 from xpsr_jax.data import worker_process
 from xpsr_jax.data.sample_sources import StoredSource
 from xpsr_jax.data.samples import Sample, StoredSample
 from xpsr_jax.errors import UserError, say
-from xpsr_jax.files import beside, check_free, check_writable
+from xpsr_jax.files import beside, check_free, check_writable, remove_tree
 from xpsr_jax.json_files import as_json, read_json, write_json
 from xpsr_jax.locks import locked_output
 
@@ -85,6 +91,8 @@ class Choice:
 
 # Does the piece of that number: writes its part of the result, which is in these numbers, to the folder.
 Do = Callable[[Path, int, range], Outcome]
+# Completes a folder: writes to the first, given where the pieces are and what came of them.
+Finish = Callable[[Path, Path, list[Outcome]], None]
 
 
 def work(
@@ -95,7 +103,7 @@ def work(
     settings: Mapping[str, Any],
     defaults: Mapping[str, Any] | None = None,
     workers: int,
-    finish: Callable[[Path, list[Outcome]], None] = lambda folder, outcomes: None,
+    finish: Finish = lambda folder, written, outcomes: None,
     unit: str = "image",
 ) -> Outcome:
     """Does all pieces, those that are done already excepted, and gives the output its name; nothing if it has it.
@@ -106,7 +114,7 @@ def work(
       settings: all that decides the result, for JSON: unfinished work of other settings is not continued.
       defaults: of settings. Work of a version that had not all of them was done with these.
       workers: processes; 1: this one.
-      finish: completes the folder, given the outcomes of all pieces in their order.
+      finish: completes the folder, given also where the pieces wrote to and their outcomes in their order.
 
     Raises:
       UserError: the output exists and is something else, cannot be written, is being written by another process, is
@@ -114,28 +122,41 @@ def work(
     """
     settings, defaults = as_json(settings), as_json(defaults or {})
     progress = beside(output, "progress")
-    if (output / REPORT).is_file():
+    if (output / REPORT).is_file() and not (output / INCOMPLETE).is_file():
         report = read_json(output / REPORT)
         if not _changed(report.pop("settings", {}), settings, defaults):
-            shutil.rmtree(progress, ignore_errors=True)
+            remove_tree(progress)
             return Outcome(**report)
+    if isinstance(output, BucketPath):
+        with locked_output(output):
+            _begin_in_bucket(output, progress, settings, defaults)
+            do, finish = _Uploading(do), _FinishingInBucket(finish)
+            total = _work(output, output, do, pieces, settings=settings, workers=workers, finish=finish, unit=unit)
+            (output / INCOMPLETE).unlink()
+            remove_tree(progress)
+            return total
     check_free(output)
     with locked_output(output):
-        _begin(beside(output, "partial"), progress, settings, defaults)
-        return _work(output, do, pieces, settings=settings, workers=workers, finish=finish, unit=unit)
+        partial = beside(output, "partial")
+        _begin(partial, progress, settings, defaults)
+        total = _work(output, partial, do, pieces, settings=settings, workers=workers, finish=finish, unit=unit)
+        partial.rename(output)
+        shutil.rmtree(progress)
+        return total
 
 
 def _work(
     output: Path,
+    partial: Path,
     do: Do,
     pieces: Sequence[range],
     *,
     settings: Mapping[str, Any],
     workers: int,
-    finish: Callable[[Path, list[Outcome]], None],
+    finish: Finish,
     unit: str,
 ) -> Outcome:
-    partial, progress = (beside(output, what) for what in ("partial", "progress"))
+    progress = beside(output, "progress")
     outcomes = {number: outcome for number in range(len(pieces)) if (outcome := _done(progress, number))}
     todo = [(number, piece) for number, piece in enumerate(pieces) if number not in outcomes]
     initial = sum(len(pieces[number]) for number in outcomes)
@@ -153,11 +174,9 @@ def _work(
     if not total.written:
         reasons = [*total.broken.values(), *total.small.values()]
         raise UserError(f"nothing is left to write to {output}, for instance: {reasons[0] if reasons else 'no images'}")
-    finish(partial, in_order)
+    finish(partial, partial, in_order)
     report = {name: value for name, value in dataclasses.asdict(total).items() if name != "captions"}
     write_json({"settings": settings} | report, partial / REPORT)
-    partial.rename(output)
-    shutil.rmtree(progress)
     return total
 
 
@@ -166,14 +185,59 @@ def cut(count: int, size: int) -> list[range]:
     return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
 
+@dataclass(frozen=True)
+class _Uploading:
+    """Does pieces here, and uploads what they wrote."""
+
+    do: Do
+
+    def __call__(self, folder: Path, number: int, numbers: range) -> Outcome:
+        assert isinstance(folder, BucketPath)
+        with local_workplace(folder) as place:
+            outcome = self.do(place, number, numbers)
+            upload_files(place, folder)
+        return outcome
+
+
+@dataclass(frozen=True)
+class _FinishingInBucket:
+    """The same for the end of the work."""
+
+    finish: Finish
+
+    def __call__(self, folder: Path, written: Path, outcomes: list[Outcome]) -> None:
+        assert isinstance(folder, BucketPath)
+        with local_workplace(folder) as place:
+            self.finish(place, written, outcomes)
+            upload_files(place, folder)
+
+
+def _begin_in_bucket(
+    output: BucketPath, progress: Path, settings: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> None:
+    known = progress / "settings.json"
+    if known.is_file() and (output / INCOMPLETE).is_file():
+        _check_same(output, known, settings, defaults)
+        return
+    check_free(output)
+    remove_tree(progress)
+    check_writable(output)
+    mark_incomplete(output)
+    write_json(settings, known)
+
+
+def _check_same(partial: Path, known: Path, settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    if changed := _changed(read_json(known), settings, defaults):
+        raise UserError(
+            f"{partial} is unfinished work of other settings ({'; '.join(changed)}). Set them back to go on, or "
+            "delete it"
+        )
+
+
 def _begin(partial: Path, progress: Path, settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     known = progress / "settings.json"
     if known.is_file() and partial.is_dir():
-        if changed := _changed(read_json(known), settings, defaults):
-            raise UserError(
-                f"{partial} is unfinished work of other settings ({'; '.join(changed)}). Set them back to go on, or "
-                "delete it"
-            )
+        _check_same(partial, known, settings, defaults)
         return
     for folder in (partial, progress):
         shutil.rmtree(folder, ignore_errors=True)

@@ -141,6 +141,7 @@ def _png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
 def write_evaluation_captions(folder: Path, outcomes: Sequence[Outcome]) -> None:
     """`LR/captions.jsonl`: what `xpsr restore` needs besides the LR images."""
     captions = {name: Caption(*texts) for outcome in outcomes for name, texts in outcome.captions.items()}
+    (folder / "LR").mkdir(exist_ok=True)  # In a bucket, the pictures are there already.
     write_captions(folder / "LR" / "captions.jsonl", captions)
 
 

@@ -61,19 +61,29 @@ class WriteRecords:
         return outcome
 
 
-def write_tfds_metadata(folder: Path, outcomes: Sequence[Outcome], *, pairs: bool) -> None:
-    """Makes a folder of such files a TFDS dataset: dataset_info.json, features.json."""
+def write_tfds_metadata(folder: Path, written: Path, outcomes: Sequence[Outcome], *, pairs: bool) -> None:
+    """Makes a folder of such files a TFDS dataset: dataset_info.json, features.json.
+
+    Args:
+      folder: gets these two.
+      written: has the files.
+      outcomes: of the pieces, a file each.
+    """
     tfds = import_tfds()
     template = tfds.core.ShardedFileTemplate(
         data_dir=folder, dataset_name=DATASET, split=SPLIT, filetype_suffix="array_record"
     )
-    files = sorted(folder.glob(f"{DATASET}-{SPLIT}.array_record-*"))
+    files = sorted(written.glob(f"{DATASET}-{SPLIT}.array_record-*"))
     split = tfds.core.SplitInfo(
         name=SPLIT,
         shard_lengths=[outcome.written for outcome in outcomes],
         num_bytes=sum(file.stat().st_size for file in files),
         filename_template=template,
     )
+    # TFDS looks at their names.
+    stand_ins = [folder / file.name for file in files] if folder != written else []
+    for each in stand_ins:
+        each.touch()
     tfds.folder_dataset.write_metadata(
         data_dir=folder,
         features=_tfds_features(pairs),
@@ -81,6 +91,8 @@ def write_tfds_metadata(folder: Path, outcomes: Sequence[Outcome], *, pairs: boo
         filename_template=template,
         check_data=False,
     )
+    for each in stand_ins:
+        each.unlink()
 
 
 def _tfds_features(pairs: bool) -> Any:

@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from xpsr_jax.buckets.cache import local_folder
+from xpsr_jax.buckets.paths import BucketPath
 from xpsr_jax.errors import UserError
 from xpsr_jax.files import without_patterns
 from xpsr_jax.json_files import read_json
 from xpsr_jax.training import resume
 from xpsr_jax.training.adapters import exported
-from xpsr_jax.training.checkpoints import CONFIG, STATE
+from xpsr_jax.training.checkpoints import CONFIG, STATE, whole_steps
 from xpsr_jax.training.export import scale_latents, tokenizer_folder
 from xpsr_jax.training.fingerprints import fingerprints
 from xpsr_jax.training.images import open_images
@@ -39,6 +41,8 @@ def open_checkpoint(path: Path, *, bases: Sequence[Path] = (), average: bool = T
       UserError: the checkpoint is damaged, or its base is not there or not the same any more.
     """
     step = _newest(path)
+    if isinstance(step, BucketPath) and step.scheme == "s3":
+        step = local_folder(step)  # Orbax reads none there
     record = _record(step)
     resume.check_schema(record, step)
     config = resume.config_of(record)
@@ -101,7 +105,9 @@ def _newest(path: Path) -> Path:
     if (path / "state").is_dir():
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    return max((step for step in folder.iterdir() if step.name.isdecimal()), key=lambda step: int(step.name))
+    if not (steps := whole_steps(folder)):
+        raise UserError(f"{folder} has no checkpoint that is whole")
+    return folder / str(steps[-1])
 
 
 def _record(step: Path) -> dict[str, Any]:

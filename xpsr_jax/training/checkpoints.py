@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,12 +12,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from xpsr_jax import distributed
+from xpsr_jax.buckets.paths import BucketPath
 from xpsr_jax.errors import UserError
-from xpsr_jax.files import resolved, without_patterns
+from xpsr_jax.files import remove_tree, resolved, without_patterns
 from xpsr_jax.training.state import TrainState
 
 # The state's random numbers are in none of them: they follow from the seed in `config` and the position in `data`.
 STATE, DATA, CONFIG, LOG = ITEMS = ("state", "data", "config", "log")
+# What Orbax adds last to a checkpoint in a bucket. On a disk a checkpoint gets its name at its end.
+_COMMITTED = "commit_success.txt"
 
 
 class Damaged(UserError):
@@ -51,7 +53,7 @@ class Checkpoints:
         with contextlib.ExitStack() as stack:
             # What Orbax knows the folder by.
             self._path = stack.enter_context(without_patterns(folder))
-            if jax.process_count() > 1 and self._path != resolved(folder):
+            if jax.process_count() > 1 and str(self._path) != str(resolved(folder)):
                 raise UserError(f"{folder}: a run of several processes needs a path without the characters [ ] * ?")
             self._manager = ocp.CheckpointManager(
                 self._path,
@@ -80,7 +82,7 @@ class Checkpoints:
         # In a folder of its own: Orbax removes what looks unfinished beside the checkpoints, in the background.
         probe = self._path / ".probe" / "0"
         try:
-            shutil.rmtree(probe.parent, ignore_errors=True)
+            remove_tree(self._folder / ".probe")
             probe.parent.mkdir()
             with ocp.Checkpointer(ocp.StandardCheckpointHandler(), multiprocessing_options=_alone()) as checkpointer:
                 checkpointer.save(probe, args=ocp.args.StandardSave(numbers))
@@ -93,7 +95,7 @@ class Checkpoints:
                 f"what is saved in {self._folder} cannot be read again ({_first_line(error)}); name another folder"
             ) from error
         finally:
-            shutil.rmtree(probe.parent, ignore_errors=True)
+            remove_tree(self._folder / ".probe")
 
     @property
     def latest(self) -> int | None:
@@ -169,7 +171,7 @@ class Checkpoints:
         for step in steps if distributed.is_first() else ():
             aside = self._folder.with_name("damaged") / str(step)
             aside.parent.mkdir(exist_ok=True)
-            shutil.rmtree(aside, ignore_errors=True)
+            remove_tree(aside)
             (self._folder / str(step)).rename(aside)
         if steps:
             distributed.wait_for_all("damaged checkpoints are put aside")
@@ -218,8 +220,14 @@ def is_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def whole_steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints in a folder that were written to their end, oldest first."""
+    steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal()) if folder.is_dir() else []
+    return [step for step in steps if not isinstance(folder, BucketPath) or (folder / str(step) / _COMMITTED).is_file()]
+
+
 def _whole(folder: Path) -> str:
-    steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+    steps = whole_steps(folder)
     return f"The checkpoint of step {steps[-1]} is whole" if steps else "There is none before it"
 
 

@@ -126,6 +126,11 @@ class Log:
             now = datetime.datetime.now().isoformat(" ", "seconds")
             self._text.write(f"{now} {printable(text)}\n")
 
+    def flush(self) -> None:
+        """Lets nothing wait to be in its file. On a full disk it may wait for ever."""
+        if self._writes:
+            self._board.flush()
+
     @property
     def unlogged(self) -> dict[str, Any]:
         """The steps since the last line, as JSON: a run that goes on from here writes the same lines."""

@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import os
-import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,11 +13,12 @@ import jax
 from jax.experimental import multihost_utils
 
 from xpsr_jax import distributed, sharding
-from xpsr_jax.buckets.paths import refuse, with_paths
+from xpsr_jax.buckets.mirror import Mirror, mirrored
+from xpsr_jax.buckets.paths import BucketPath, with_paths
 from xpsr_jax.config import Config, Validation
 from xpsr_jax.data.pipeline import make_pipeline
 from xpsr_jax.errors import UserError
-from xpsr_jax.files import check_writable
+from xpsr_jax.files import check_writable, remove_tree
 from xpsr_jax.json_files import write_json
 from xpsr_jax.locks import locked_folder
 from xpsr_jax.training import fingerprints, resume
@@ -51,7 +51,7 @@ def train(config: Config) -> Path | None:
     """
     config = with_paths(config)
     run = config.run_folder
-    refuse(run, "--run")
+    check_run(run)
     check_wandb(config.wandb)
     config = with_commits(config)
     mesh = sharding.make_mesh(config.mesh)
@@ -78,6 +78,8 @@ def train(config: Config) -> Path | None:
         locked_run(run),
         Checkpoints(run / "checkpoints", keep=config.keep) as checkpoints,
         _full_disk(run),
+        # What is appended to cannot be in a bucket itself.
+        mirrored(run, begun_with=("log.txt", "metrics.jsonl")) as mirror,
     ):
         distributed.by_first(checkpoints.check_readable)
         resumed = resume.newest(checkpoints, record, plan.state, data)
@@ -110,7 +112,7 @@ def train(config: Config) -> Path | None:
 
         with (
             Log(
-                run,
+                mirror.place,
                 first=first,
                 unlogged=resumed.log if resumed else None,
                 steps=config.steps,
@@ -118,7 +120,7 @@ def train(config: Config) -> Path | None:
                 wandb=config.wandb,
                 record=record,
             ) as log,
-            Profiler(run / "profile", first=first, steps=config.profile, say=log.say) as profiler,
+            Profiler(mirror.place / "profile", first=first, steps=config.profile, say=log.say) as profiler,
             stop_signals() as stopped,
         ):
             log.say(f"{run}: step {first} of {config.steps}, {len(source)} photographs, {_devices(mesh)}")
@@ -148,6 +150,7 @@ def train(config: Config) -> Path | None:
                         log.scalars(done, learning_rate=float(rate(done - 1)))
                     if done % config.checkpoint_every == 0 or last or stop:
                         log.settle()  # A state after NaN is never saved.
+                        _show(log, mirror)  # A run that goes on from it has the lines before it.
                         checkpoints.save(done, state, data, record, log.unlogged)
                     if stop and not last:
                         checkpoints.wait()
@@ -155,6 +158,8 @@ def train(config: Config) -> Path | None:
                         return None
                     if _is_due(config.validation, done):
                         validate(done)
+                    if mirror.is_due:
+                        _show(log, mirror)
             except NotANumber as failure:
                 data.set_state(dict(positions)[failure.step])
                 folder = _save_failed(run, failure.step, state.before_failure, data, record)
@@ -166,7 +171,8 @@ def train(config: Config) -> Path | None:
                 ) from failure
         checkpoints.wait()
         if distributed.is_first():
-            plot_metrics(run / "metrics.jsonl", run / "losses.png")
+            plot_metrics(mirror.place / "metrics.jsonl", mirror.place / "losses.png")
+        mirror.push()
         return export(
             run / "model",
             config=config,
@@ -176,6 +182,25 @@ def train(config: Config) -> Path | None:
             source=source,
             tokenizer=tokenizer,
         )
+
+
+def check_run(run: Path) -> None:
+    """Raises UserError for a place where no run can be."""
+    if isinstance(run, BucketPath) and run.scheme == "s3":
+        raise UserError(
+            f"{run}: checkpoints are Orbax's, which writes to disks and to gs://; name a folder on one of them with "
+            "--run, and copy it"
+        )
+
+
+def _show(log: Log, mirror: Mirror) -> None:
+    """Lets the bucket have what was logged so far. A training does not end because it cannot be shown for a while."""
+    if mirror.follows:
+        log.flush()
+        try:
+            mirror.push()
+        except UserError as error:
+            log.say(f"{error}; tried again later")
 
 
 def _is_due(validation: Validation, step: int) -> bool:
@@ -191,7 +216,7 @@ def _save_failed(run: Path, step: int, before: TrainState, data: grain.DatasetIt
     """A checkpoint from which that step, and nothing else, can be made again. It replaces that of an older failure."""
     folder = run / "failed"
     if distributed.is_first():
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_tree(folder)
     distributed.wait_for_all("an older failure is removed")
     with Checkpoints(folder, keep=2) as failed:
         failed.save(step - 1, before, data, record, {"sums": {}, "steps": 0})
