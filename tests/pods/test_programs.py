@@ -12,12 +12,15 @@ from xpsr_jax import sharding
 from xpsr_jax.config import Mesh
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.errors import UserError
-from xpsr_jax.inference import restore
+from xpsr_jax.inference import first_stage, restore
+from xpsr_jax.inference.on_devices import OnDevices
+from xpsr_jax.models.first_stage_config import RRDBNetConfig
 from xpsr_jax.models.layers import Compute
+from xpsr_jax.models.rrdb import RRDBNet
 from xpsr_jax.pods import programs
 from xpsr_jax.training.export import tokenizer_of
-from xpsr_jax.weights.model_folder import Model
-from xpsr_jax.weights.networks import NETWORKS, abstract
+from xpsr_jax.weights.model_folder import Model, save
+from xpsr_jax.weights.networks import NETWORKS, Keys, abstract
 
 CONFIG = dataclasses.replace(tiny.config(), batch_size=16, accumulation=2, mesh=Mesh(data=2, fsdp=4))
 GPUS = AbstractMesh((1, 8), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
@@ -68,6 +71,32 @@ def test_both_lower_for_cuda(make):
     config = programs.without_files(dataclasses.replace(CONFIG, mesh=Mesh()), attention="plain")
     exported = make(config, GPUS).export("cuda")
     assert exported.platforms == ("cuda",) and exported.nr_devices == 8
+
+
+def test_the_first_stage_is_the_one_that_runs(monkeypatch, tmp_path):
+    """With the LR images of the sampling step's crops, and as sampling calls it."""
+    assert programs.first_stage(CONFIG, GPUS) is None
+    network = RRDBNet(RRDBNetConfig(features=2, blocks=1, growth=2), rngs=Keys(jax.random.key(0)))
+    save({"first_stage": network}, tmp_path / "model")
+    networks = dataclasses.replace(CONFIG.networks, first_stage=str(tmp_path / "model"))
+    config = dataclasses.replace(CONFIG, batch_size=8, mesh=Mesh(data=8, fsdp=1), networks=networks)
+    mesh = sharding.make_mesh(config.mesh)
+    program = programs.first_stage(config, mesh)
+    calls = []
+
+    def keep(*arguments):
+        calls.append(arguments)
+        return np.zeros((8, tiny.SIZE, tiny.SIZE, 3), np.uint8), np.ones(8, bool)
+
+    monkeypatch.setattr(first_stage, "run_first_stage", keep)
+    image = np.zeros((tiny.SIZE // 4, tiny.SIZE // 4, 3), np.uint8)
+    run = first_stage.FirstStage(
+        OnDevices(dataclasses.replace(model(config), first_stage=network), batch_size=1, mesh=mesh), tile=0
+    )
+    run([image] * 8)
+    (real,) = calls
+    assert program.arguments[0] == real[0] and jax.tree.map(of, program.arguments[1:]) == jax.tree.map(of, real[1:])
+    assert "tensor<8x16x16x3xui8>" in program.lower().as_text()
 
 
 def test_full_size_needs_no_files():

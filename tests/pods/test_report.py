@@ -118,6 +118,15 @@ def test_what_does_not_fit_is_said_with_a_way_out():
     assert "--batch-size 16" in report.suggestions(dataclasses.replace(large, program="sampling"), config)[0]
 
 
+def test_what_runs_before_must_fit_as_well():
+    first = dataclasses.replace(FITS, program="first stage", peak=FITS.peak - 1)
+    both = dataclasses.replace(FITS, program="sampling", before=first)
+    assert both.fits and not dataclasses.replace(both, before=dataclasses.replace(first, peak=2 * FITS.peak)).fits
+    alone = [report.render(dataclasses.replace(each, before=None)) for each in (first, both)]
+    assert report.render(both).split("\n\n") == alone
+    assert report.from_json(json.loads(json.dumps(dataclasses.asdict(both)))) == both
+
+
 def test_the_compilers_words_are_caught_and_passed_on(capfd):
     with compiling.captured_stderr() as (said, terminal):
         os.write(2, f"[spmd] {compiling.COMPLAINT}. The compiler ...\n".encode())
