@@ -2,12 +2,12 @@
 
 python -m benchmarks.ablations --photos PHOTOS --trained runs/study
 
-Tables 2 and 5 (captions, negative prompt) are settings of the shipped model. Tables 3 and 4 (fusion, Degradation-Free
-Constraint) compare the trainings of benchmarks/ablation_trainings.py. All restore the same degraded crops, with the
-same noise, of photographs that neither they nor the shipped model saw. Each row is compared with the first of its
-table, crop by crop and seed by seed; 95% intervals are from a bootstrap that draws seeds, photographs and crops of
-each. XPSR's own choice is the first row. That it is the best one is what the paper argues for; its tables were not at
-hand. The last column says where these numbers agree.
+Tables 2 and 5 (captions, negative prompt) are settings of the shipped model, without its first stage. Tables 3 and 4
+(fusion, Degradation-Free Constraint) compare the trainings of benchmarks/ablation_trainings.py. All restore the same
+degraded crops, with the same noise, of photographs that neither they nor the shipped model saw. Each row is compared
+with the first of its table, crop by crop and seed by seed; 95% intervals are from a bootstrap that draws seeds,
+photographs and crops of each. XPSR's own choice is the first row. That it is the best one is what the paper argues for;
+its tables were not at hand. The last column says where these numbers agree.
 
 Writes scores/ROW.json (one for each row, which later runs do not measure again), ablations.md and ablations.png.
 """
@@ -149,7 +149,7 @@ def scores_of(arguments: Arguments, row: Row, seed: int | None, crops: Sequence[
     """Measured, or read if that was done before."""
 
     def restored() -> list[np.ndarray]:
-        model = with_fast_convolutions(xpsr_jax.load(folder))
+        model = with_fast_convolutions(xpsr_jax.load(folder, first_stage="none"))
         sampling: Sampling = dataclasses.replace(model.defaults, **row.sampling)
         return restore_all(model, crops, captions, sampling, label=name)
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.bfloat16 --photos PHOTOS
 
-The crops are those of benchmarks/tiny_quality.py. Prints how far apart the two results of one image and seed are, and
-how near each is to the original.
+The crops are those of benchmarks/tiny_quality.py, the model is without a first stage. Prints how far apart the two
+results of one image and seed are, and how near each is to the original.
 """
 
 import sys
@@ -44,7 +44,7 @@ def run(arguments: Arguments) -> None:
     crops = cut_crops(arguments.photos, names, count=arguments.crops)
     results = {}
     for dtype in ("float32", "bfloat16"):
-        model = xpsr_jax.load(arguments.model, dtype=jnp.dtype(dtype))
+        model = xpsr_jax.load(arguments.model, dtype=jnp.dtype(dtype), first_stage="none")
         results[dtype] = restore_all(model, crops, [crop.caption for crop in crops], model.defaults, label=dtype)
     apart = np.stack(results["float32"]).astype(np.float64) - np.stack(results["bfloat16"])
     psnr = np.mean(10 * np.log10(255**2 / np.mean(apart**2, axis=(1, 2, 3))))

@@ -6,9 +6,9 @@ First, crops of all photographs are degraded: once by the whole degradation (met
 the drawn blur, noise and JPEG. Spearman's rank correlation says whether `xpsr_jax.caption.measured` ranks the degraded
 images by what was drawn. Measures of scikit-image are beside it (the one of noise needs PyWavelets).
 
-Then the small model restores crops of held-out photographs (those of benchmarks/tiny_quality.py) with low-level
-captions from the drawn degradation, from measurements, and with none. Differences are paired, with 95% intervals from
-a bootstrap over the photographs and the crops of each.
+Then the small model, without its first stage, restores crops of held-out photographs (those of
+benchmarks/tiny_quality.py) with low-level captions from the drawn degradation, from measurements, and with none.
+Differences are paired, with 95% intervals from a bootstrap over the photographs and the crops of each.
 
 --calibrate prints the table of edges that measured.py has, from the photographs that the small model was trained on.
 """
@@ -246,7 +246,7 @@ def compare(arguments: Arguments) -> tuple[str, CropScores]:
     """The table of the small model's quality, and all scores."""
     unseen = held_out(load_config(arguments.config).images.exclude, arguments.photos)
     crops = cut_crops(arguments.photos, unseen, count=arguments.crops, size=arguments.size)
-    model = with_fast_convolutions(xpsr_jax.load(arguments.model))
+    model = with_fast_convolutions(xpsr_jax.load(arguments.model, first_stage="none"))
     sampling = dataclasses.replace(model.defaults, steps=arguments.steps)
     results = {"bicubic": [enlarge(crop.lr, crop.original.shape) for crop in crops]}
     for name, words in WORDS.items():

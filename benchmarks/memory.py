@@ -1,4 +1,4 @@
-"""Peak memory of restoring one picture, by its size, with the model that ships with the package.
+"""Peak memory of restoring one picture, by its size, with the model that ships with the package, less its first stage.
 
 python benchmarks/memory.py
 python benchmarks/memory.py --sides 512 1024 --untiled-sides 512 1024 2048
@@ -47,7 +47,7 @@ def main() -> None:
 def restore(side: int, *, untiled: bool) -> None:
     """Restores the demo photograph, enlarged, to a square of this side, and prints what it took."""
     use_compilation_cache()
-    model = xpsr_jax.load(TINY_MODEL)
+    model = xpsr_jax.load(TINY_MODEL, first_stage="none")
     sampling = dataclasses.replace(model.defaults, steps=1)
     if untiled:
         sampling = dataclasses.replace(sampling, tile_size=0, vae_tile_size=0)

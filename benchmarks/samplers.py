@@ -3,10 +3,10 @@
 python benchmarks/samplers.py --photos PHOTOS [--model DIR]
 
 The crops are those of benchmarks/tiny_quality.py, or, with --every, of a folder that training never saw. Everything but
-the sampler is the model's own setting, unless an option says otherwise: several intervals of guidance, or several
-numbers of steps from one whole step to the next, are compared in all combinations. "cost" is of the networks at full
-size, in guided steps that are whole, by XLA's count; "from whole" the mean difference, in grey levels, from the
-same sampler and steps with all steps whole and guided.
+the sampler is the model's own setting (without a first stage), unless an option says otherwise: several intervals of
+guidance, or several numbers of steps from one whole step to the next, are compared in all combinations. "cost" is of
+the networks at full size, in guided steps that are whole, by XLA's count; "from whole" the mean difference, in grey
+levels, from the same sampler and steps with all steps whole and guided.
 
 Programs are compiled beforehand; then every sampler restores a crop at every number of steps before the next crop's
 turn, so that whatever slows the machine down meanwhile slows all of them. Writes samplers.csv (every single number,
@@ -122,7 +122,7 @@ def run(arguments: Arguments) -> None:
     else:
         unseen = held_out(load_config(arguments.config).images.exclude, arguments.photos)
     crops = cut_crops(arguments.photos, unseen[: arguments.photographs], count=arguments.crops, size=arguments.size)
-    model = xpsr_jax.load(arguments.model)
+    model = xpsr_jax.load(arguments.model, first_stage="none")
     defaults = model.defaults
     if arguments.guidance_scale is not None:
         defaults = dataclasses.replace(defaults, guidance_scale=arguments.guidance_scale)

@@ -2,8 +2,9 @@
 
 python -m benchmarks.wrong_caption [--photo PHOTO --captions captions.jsonl]
 
-Everything but the captions is the same: model, seed, settings. Writes one picture: a column for each set of captions,
-below each the difference from the first one, enlarged around grey. Prints how far apart the results are.
+Everything but the captions is the same: model (without a first stage), seed, settings. Writes one picture: a column for
+each set of captions, below each the difference from the first one, enlarged around grey. Prints how far apart the
+results are.
 """
 
 import dataclasses
@@ -68,7 +69,7 @@ def run(arguments: Arguments) -> None:
         "wrong quality": Caption(right.high, arguments.low),
         "both wrong": Caption(arguments.high, arguments.low),
     }
-    model = with_fast_convolutions(xpsr_jax.load(arguments.model))
+    model = with_fast_convolutions(xpsr_jax.load(arguments.model, first_stage="none"))
     sampling = model.defaults
     if arguments.steps is not None:
         sampling = dataclasses.replace(sampling, steps=arguments.steps)

@@ -27,7 +27,7 @@ def photo():
 
 @pytest.fixture(scope="module")
 def autoencoder():
-    return xpsr_jax.load(TINY).autoencoder
+    return xpsr_jax.load(TINY, first_stage="none").autoencoder
 
 
 @pytest.fixture(scope="module")

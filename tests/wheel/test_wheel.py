@@ -153,6 +153,7 @@ def test_prepare_train_convert_restore(xpsr, photos, tmp_path):
     )
     fields = {
         "networks.base": shipped.strip(),
+        "networks.first-stage": "none",  # it would be most of the step
         "images.folder": "stored",
         "steps": 2,
         "batch-size": 2,
