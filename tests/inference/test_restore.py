@@ -145,7 +145,7 @@ def test_halves_of_guidance_part_where_their_texts_do(model):
 def test_without_guidance_the_negative_half_is_not_run(model):
     off = Restorer(model, dataclasses.replace(SAMPLING, guidance_scale=0.0))
     high, low = off._tokens(CAPTIONS[:1])
-    assert not off._steps.guided
+    assert not off.planned.guided
     assert high.shape == low.shape == (1, 1, 77)
     barely = dataclasses.replace(SAMPLING, guidance_scale=1e-6)
     assert most(off(IMAGES[:1], CAPTIONS[:1]), restore(model, IMAGES[:1], CAPTIONS[:1], barely)) <= 1  # measured 0

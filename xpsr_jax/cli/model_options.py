@@ -43,15 +43,23 @@ class ModelOptions:
         """Where the model is: the one that ships with the package unless another is named."""
         return self.model or (TINY_MODEL,)
 
-    def load(self) -> "Model":
-        """The model, ready for inference alone, after a line that says which it is. Raises UserError."""
+    def load(self, *, shapes_only: bool = False) -> "Model":
+        """The model, ready for inference alone, after a line that says which it is. Raises UserError.
+
+        Args:
+            shapes_only: with shapes in the place of arrays, for plans.
+        """
         import jax.numpy as jnp
 
         import xpsr_jax
         from xpsr_jax.inference.compilation import with_fast_convolutions
 
         loaded = xpsr_jax.load(
-            *self.folders, dtype=jnp.dtype(self.dtype), variant=self.variant, first_stage=self.first_stage or "own"
+            *self.folders,
+            dtype=jnp.dtype(self.dtype),
+            variant=self.variant,
+            first_stage=self.first_stage or "own",
+            shapes_only=shapes_only,
         )
         model = with_fast_convolutions(loaded)
         say(f"Model: {', '.join(map(str, self.folders))}. {in_one_line(model.note)}")

@@ -8,7 +8,6 @@ in the picture, "low": how it is degraded}. When the work is stopped, the same c
 """
 
 import dataclasses
-import functools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,22 +15,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-from tqdm import tqdm
 
 from xpsr_jax.cli.groups import Grouped, Groups, grouped, parse
 from xpsr_jax.cli.model_options import ModelOptions
+from xpsr_jax.cli.progress import ImagesBar
 from xpsr_jax.cli.run import command
 from xpsr_jax.cli.sampling_options import SamplingOptions, default_options
 from xpsr_jax.config import Mesh, ProcessMode, Sampling
-from xpsr_jax.errors import UserError, printable, say
+from xpsr_jax.errors import UserError, say
 from xpsr_jax.files import check_writable
 from xpsr_jax.images.limits import MAX_PIXELS, limit_from_millions
 from xpsr_jax.images.writing import Format
 from xpsr_jax.locks import locked_folder
 
 if TYPE_CHECKING:
+    import jax
+
     from xpsr_jax.images.listing import Input
-    from xpsr_jax.inference.job import Describe, Policy, Progress, Task
+    from xpsr_jax.inference.job import Describe, FolderJob, Policy, Task
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Arguments:
         overwrite: Make images anew that the output folder already has: of other settings, of an input or a model that
             has changed since, or from elsewhere. Those that the same command would make again stay, so that it too can
             be stopped.
+        dry_run: Say what would be done, and what it would take: sizes, tiles, evaluations, memory. Nothing is written.
         compare: Also write a web page, in one file, that shows each image before and after under a slider. Of N
             processes, each writes one of its share: FILE-0-of-N.html.
         distributed: Whether the same command runs in other processes, each of which restores its share. auto: if JAX
@@ -90,6 +92,7 @@ class Arguments:
     batch_size: int = 1
     on_error: Literal["stop", "skip"] = "stop"
     overwrite: bool = False
+    dry_run: bool = False
     compare: Annotated[Path | None, tyro.conf.arg(metavar="FILE.html", help_behavior_hint="(default: none)")] = None
 
     distributed: ProcessMode = "auto"
@@ -103,7 +106,7 @@ class Arguments:
 _TILES = ("tile_size", "tile_overlap", "tile_weights", "vae_tile_size", "first_stage_tile")
 _SAMPLING = (field.name for field in dataclasses.fields(Sampling) if field.name not in _TILES)
 _GROUPS: Groups = {
-    "files": ("inputs", "output", "format", "quality", "max_megapixels", "on_error", "overwrite", "compare"),
+    "files": ("inputs", "output", "format", "quality", "max_megapixels", "on_error", "overwrite", "compare", "dry_run"),
     "captions": ("captions", "missing_captions", "high_captions", "low_captions"),
     "model": (),
     "sampling": ("preset", "seed", *(f"sampling.{name}" for name in _SAMPLING)),
@@ -140,7 +143,8 @@ def restore(arguments: Arguments) -> int:
     from xpsr_jax.inference.files import output_paths
     from xpsr_jax.inference.job import Policy
 
-    use_compilation_cache()
+    if not arguments.dry_run:
+        use_compilation_cache()
     use_tpu_flags()
     if arguments.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, not {arguments.batch_size}")
@@ -164,53 +168,86 @@ def restore(arguments: Arguments) -> int:
     # What others restore is their affair from here on: this process looks at none of it.
     inputs, outputs = inputs[share::shares], outputs[share::shares]
     tasks = make_tasks(inputs, outputs, arguments)
+    if arguments.dry_run:
+        return plan(tasks, arguments, policy)
     check_writable(arguments.output)
     with locked_folder(arguments.output, shared=shares > 1):
         return restore_tasks(tasks, arguments, policy, share, shares)
+
+
+def plan(tasks: "list[Task]", arguments: Arguments, policy: "Policy") -> int:
+    """Says what `restore_tasks` would do; returns the exit code."""
+    import jax
+
+    from xpsr_jax.cli.dry_run import show_plan
+    from xpsr_jax.inference.restore import Restorer
+
+    job, model = make_job(tasks, arguments, policy), arguments.model.load(shapes_only=True)
+    devices = jax.local_devices()
+    say(f"{len(job.todo)} of {len(tasks)} images would be restored to {arguments.output}, on {devices_text(devices)}.")
+    batch_sizes = arguments.batch_size * len(devices), arguments.batch_size
+    restorers = (Restorer(model, arguments.sampling.chosen(), batch_size=batch_size) for batch_size in batch_sizes)
+    return 0 if show_plan(*restorers, job.todo, policy) else 1
+
+
+def devices_text(devices: "Sequence[jax.Device]") -> str:
+    """Devices of one kind, in words."""
+    kind = devices[0].device_kind
+    return f"{len(devices)} devices ({kind})" if len(devices) > 1 else f"one device ({kind})"
+
+
+def make_job(tasks: "list[Task]", arguments: Arguments, policy: "Policy") -> "FolderJob":
+    """The work, of which it is known what is done already. Raises UserError."""
+    from xpsr_jax.inference.files import last_change
+    from xpsr_jax.inference.job import FolderJob
+    from xpsr_jax.weights import hub
+
+    return FolderJob(
+        tasks,
+        arguments.output,
+        policy,
+        used_settings(arguments.model, arguments.sampling.chosen()),
+        describe=measured(),
+        overwrite=arguments.overwrite,
+        # The settings name the model's folder. Since then there may be another model in it.
+        changed=last_change([hub.local(each) for each in arguments.model.folders]) if arguments.overwrite else 0.0,
+    )
 
 
 def restore_tasks(tasks: "list[Task]", arguments: Arguments, policy: "Policy", share: int, shares: int) -> int:
     """The work of one of `shares` processes, while no other job writes to the output folder."""
     import jax
 
-    from xpsr_jax.inference.files import last_change
-    from xpsr_jax.inference.job import Failed, FolderJob
+    from xpsr_jax.inference.job import Failed
     from xpsr_jax.inference.restore import Restorer
     from xpsr_jax.sharding import make_mesh
-    from xpsr_jax.weights import hub
 
-    sampling, model_options = arguments.sampling.chosen(), arguments.model
-    job = FolderJob(
-        tasks,
-        arguments.output,
-        policy,
-        used_settings(model_options, sampling),
-        describe=measured(),
-        overwrite=arguments.overwrite,
-        # The settings name the model's folder. Since then there may be another model in it.
-        changed=last_change([hub.local(each) for each in model_options.folders]) if arguments.overwrite else 0.0,
-    )
+    job = make_job(tasks, arguments, policy)
     page = arguments.compare
     if page:
         page = page.with_stem(f"{page.stem}-{share}-of-{shares}") if shares > 1 else page
         check_writable(page.parent)
 
-    model = model_options.load()
+    model = arguments.model.load()
     if shares > 1:
         say(f"Process {share} of {shares}, with {len(tasks)} of the images.")
     if job.done:
         say(f"{len(job.done)} of {len(tasks)} images were restored before.")
     devices = jax.local_devices()
     mesh = make_mesh(Mesh(data=-1, fsdp=1), devices) if len(devices) > 1 else None
-    restorer = Restorer(model, sampling, batch_size=arguments.batch_size, mesh=mesh)
-    with tqdm(total=len(job.todo) * restorer.steps, unit="step", disable=True if share else None) as bar:
-        for event in job.run(restorer, on_progress=functools.partial(show, bar)):
+    restorer = Restorer(model, arguments.sampling.chosen(), batch_size=arguments.batch_size, mesh=mesh)
+    bar = ImagesBar(len(job.todo), quiet=bool(share))
+    try:
+        for event in job.run(restorer, on_progress=bar.show):
+            bar.count()
             if isinstance(event, Failed):
                 say(f"error: {event.message}", to_stderr=True)
+    finally:
+        took = bar.end(len(job.todo) - len(job.failed))
     if shares == 1:
         job.tidy()
     skipped = f"; {len(job.failed)} skipped" if job.failed else ""
-    say(f"{len(tasks) - len(job.failed)} of {len(tasks)} images restored to {arguments.output}{skipped}")
+    say(f"{len(tasks) - len(job.failed)} of {len(tasks)} images restored to {arguments.output}{skipped}{took}")
     if page:
         say(f"{job.compare(page)} images before and after: {page}")
     return 1 if job.failed else 0
@@ -265,10 +302,3 @@ def used_settings(model: ModelOptions, sampling: Sampling) -> dict[str, Any]:
         "dtype": model.dtype,
         "first_stage": model.first_stage,
     } | dataclasses.asdict(sampling)
-
-
-def show(bar: tqdm, progress: "Progress") -> None:
-    """Moves the progress bar."""
-    bar.total = progress.total
-    bar.set_postfix_str(printable(Path(progress.at.name).name), refresh=False)
-    bar.update(progress.done - bar.n)

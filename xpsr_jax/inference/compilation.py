@@ -1,10 +1,14 @@
 """What makes inference fast on the devices at hand: compiled programs kept, flags, forms of computation."""
 
 import dataclasses
+import functools
 import os
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from xpsr_jax.machine import cache_folder
 from xpsr_jax.models.winograd import with_winograd
@@ -40,13 +44,15 @@ def use_tpu_flags() -> None:
 def with_fast_convolutions(model: Model) -> Model:
     """The model for inference: on a CPU, in float32, its networks are those of `winograd.with_winograd`.
 
-    The given model stays as it is.
+    The given model stays as it is. It may have shapes in the place of arrays.
     """
     if jax.default_backend() != "cpu" or model.unet.conv_in.kernel.dtype != jnp.float32:
         return model
+    shapes_only = isinstance(model.unet.conv_in.kernel.get_value(), jax.ShapeDtypeStruct)
+    replace: Callable[[Any], Any] = functools.partial(nnx.eval_shape, with_winograd) if shapes_only else with_winograd
     return dataclasses.replace(
         model,
-        unet=with_winograd(model.unet),
-        controlnet=with_winograd(model.controlnet),
-        autoencoder=with_winograd(model.autoencoder),
+        unet=replace(model.unet),
+        controlnet=replace(model.controlnet),
+        autoencoder=replace(model.autoencoder),
     )

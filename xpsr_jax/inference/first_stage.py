@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, UInt8
 
 from xpsr_jax.inference.on_devices import OnDevices
-from xpsr_jax.inference.tiling import lay, plan_pieces
+from xpsr_jax.inference.tiling import Piece, lay, plan_pieces
 from xpsr_jax.models.rrdb import RRDBNet
 
 # Pixels of the LR picture around a tile's inner part, and before and after where two inner parts meet, in which one
@@ -46,7 +46,7 @@ class FirstStage:
         results: dict[int, UInt8[np.ndarray, "_ _ 3"] | None] = {}
         whole: dict[tuple[int, ...], list[int]] = {}
         for i, image in enumerate(images):
-            if self._tile and image.shape[0] * image.shape[1] > self._tile**2:
+            if self._is_large(*image.shape[:2]):
                 results[i] = self._in_tiles(image)
             else:
                 whole.setdefault(tuple(-(-side // _MULTIPLE) for side in image.shape[:2]), []).append(i)
@@ -56,16 +56,36 @@ class FirstStage:
                 results[i] = None if clean is None else clean[:height, :width]
         return [results[i] for i in range(len(images))]
 
+    def tiles(self, height: int, width: int) -> int:
+        """In how many tiles a picture of that size is seen."""
+        rows, columns = self._pieces(height, width)
+        return len(rows) * len(columns)
+
+    def seen(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of what the network sees at a time of a picture of that size."""
+        shape = self._shape(height, width)
+        return shape[0] + -shape[0] % _MULTIPLE, shape[1] + -shape[1] % _MULTIPLE
+
+    def _is_large(self, height: int, width: int) -> bool:
+        return 0 < self._tile**2 < height * width
+
+    def _shape(self, height: int, width: int) -> tuple[int, int]:
+        """Of a tile. A thin picture has tiles as thin, continued like a small picture."""
+        return (min(self._tile, height), min(self._tile, width)) if self._is_large(height, width) else (height, width)
+
+    def _pieces(self, height: int, width: int) -> tuple[list[Piece], list[Piece]]:
+        shape = self._shape(height, width)
+        rows = plan_pieces(height, size=shape[0], border=self._border)
+        return rows, plan_pieces(width, size=shape[1], border=self._border)
+
     def _continued(self, image: UInt8[np.ndarray, "_ _ 3"]) -> UInt8[np.ndarray, "_ _ 3"]:
         below, right = (-side % _MULTIPLE for side in image.shape[:2])
         return np.pad(image, ((0, below), (0, right), (0, 0)), mode="symmetric")
 
     def _in_tiles(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "_ _ 3"] | None:
         height, width = image.shape[:2]
-        # A thin picture has tiles as thin, continued like a small picture.
-        shape = min(self._tile, height), min(self._tile, width)
-        rows = plan_pieces(height, size=shape[0], border=self._border)
-        columns = plan_pieces(width, size=shape[1], border=self._border)
+        shape = self._shape(height, width)
+        rows, columns = self._pieces(height, width)
         result: np.ndarray | None = None
         for y in rows:
             tiles = [image[y.start :, x.start :][: shape[0], : shape[1]] for x in columns]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,12 +75,14 @@ class Progress(NamedTuple):
         total: sampling steps of all images.
         at: the first image of the batch at hand.
         before: what `done` was when that batch began.
+        work: how much of all work is done, from 0 to 1: a step of a large image is more work than one of a small image.
     """
 
     done: int
     total: int
     at: Task
     before: int
+    work: float = 0.0
 
 
 class Restored(NamedTuple):
@@ -142,10 +145,19 @@ def restore_files(
         except UserError as error:
             yield failed(task, str(error))
     done, total = 0, len(planned) * restorer.steps
-    for indices in restorer.plan(sizes):
+    batches = restorer.plan(sizes)
+    works = [len(indices) * restorer.cells(sizes[indices[0]]) for indices in batches]
+    ends = list(itertools.accumulate(works))
+
+    def progress(at: Task, before: int, number: int) -> Progress:
+        of_batch = (done - before) / (len(batches[number]) * restorer.steps or 1)
+        work = (ends[number] - works[number] * (1 - of_batch)) / ends[-1]
+        return Progress(done, total, at, before, work)
+
+    for number, indices in enumerate(batches):
         batch = [planned[i] for i in indices]
         before = done
-        on_progress(Progress(done, total, batch[0], before))
+        on_progress(progress(batch[0], before, number))
         pictures: dict[Task, Picture] = {}
         for task in batch:
             try:
@@ -156,10 +168,12 @@ def restore_files(
         if not pictures:
             continue
 
-        def advance(steps: int, batch: Sequence[Task] = list(pictures), before: int = before) -> None:
+        def advance(
+            steps: int, batch: Sequence[Task] = list(pictures), before: int = before, number: int = number
+        ) -> None:
             nonlocal done
             done += len(batch) * steps
-            on_progress(Progress(done, total, batch[0], before))
+            on_progress(progress(batch[0], before, number))
 
         begin, at = time.perf_counter(), done
         images = [picture.rgb for picture in pictures.values()]

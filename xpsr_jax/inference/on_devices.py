@@ -29,6 +29,7 @@ class OnDevices:
         capacity: images, or tiles of one, that are computed at once.
         factor: pixels of a latent cell.
         scaling: of the latents.
+        latent_channels: their number.
         within: makes the context in which the networks' programs are called.
     """
 
@@ -44,6 +45,7 @@ class OnDevices:
         self.capacity = batch_size * self.devices
         self.factor = model.autoencoder.factor
         self.scaling = model.autoencoder.config.scaling_factor
+        self.latent_channels = model.autoencoder.config.latent_channels
         # The batch is split over all devices. Weights that are there already stay as they are (training may have split
         # them), others are put on each; XLA shards everything between.
         self._batch_sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names)) if mesh else None

@@ -91,6 +91,10 @@ class Restorer:
         sampling: the settings.
         capacity: images that one batch can hold: `batch_size` on each device.
         steps: sampling steps that are run for an image.
+        networks: on their devices.
+        first_stage: None: the model has none.
+        planned: the steps.
+        cache_levels: of the settings, or as many as there can be.
     """
 
     def __init__(
@@ -107,19 +111,19 @@ class Restorer:
         """
         self.sampling = sampling or model.defaults
         most = model.unet.config.layers_per_block + 1
-        self._cache_levels = self.sampling.cache_levels or most
-        if self._cache_levels > most:
-            raise UserError(f"cache_levels can be at most {most} with this UNet, not {self._cache_levels}")
-        self._networks = OnDevices(model, batch_size=batch_size, mesh=mesh)
-        self._first_stage: FirstStage | None = None
+        self.cache_levels = self.sampling.cache_levels or most
+        if self.cache_levels > most:
+            raise UserError(f"cache_levels can be at most {most} with this UNet, not {self.cache_levels}")
+        self.networks = OnDevices(model, batch_size=batch_size, mesh=mesh)
+        self.first_stage: FirstStage | None = None
         if model.first_stage is not None:
-            self._first_stage = FirstStage(self._networks, tile=self.sampling.first_stage_tile)
+            self.first_stage = FirstStage(self.networks, tile=self.sampling.first_stage_tile)
         elif self.sampling.steps == 0:
             raise UserError("0 steps give the first stage's picture, and this model has none; let steps be 1 or more")
         # Without steps nothing of it is used.
-        self._steps = plan_steps(dataclasses.replace(self.sampling, steps=self.sampling.steps or 1), model.schedule)
+        self.planned = plan_steps(dataclasses.replace(self.sampling, steps=self.sampling.steps or 1), model.schedule)
         self._tokenizer = model.tokenizer
-        self.capacity, self.steps = self._networks.capacity, self._steps.count if self.sampling.steps else 0
+        self.capacity, self.steps = self.networks.capacity, self.planned.count if self.sampling.steps else 0
 
     def network_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) at which the networks see an LR image: images of one batch have this in common."""
@@ -131,16 +135,22 @@ class Restorer:
 
     def is_large(self, network_size: tuple[int, int]) -> bool:
         """Whether an image of this `network_size` is restored in tiles; then it is a batch by itself."""
-        cells = network_size[0] // self._networks.factor, network_size[1] // self._networks.factor
+        cells = network_size[0] // self.networks.factor, network_size[1] // self.networks.factor
         vae_tile = self.sampling.vae_tile_size
-        return len(self._tiles(network_size).starts) > 1 or 0 < vae_tile**2 < cells[0] * cells[1]
+        return len(self.tiles(network_size).starts) > 1 or 0 < vae_tile**2 < cells[0] * cells[1]
 
     def plan(self, network_sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
         """Images of these `network_size`s in batches, by their indices, in the order of their first images."""
         return plan_batches(network_sizes, self.capacity, self.is_large)
 
-    def _tiles(self, network_size: tuple[int, int]) -> Tiles:
-        height, width = (side // self._networks.factor for side in network_size)
+    def cells(self, network_size: tuple[int, int]) -> int:
+        """Latent cells that a step computes of an image of this `network_size`; overlapping tiles count each."""
+        tiles = self.tiles(network_size)
+        return len(tiles.starts) * tiles.shape[0] * tiles.shape[1]
+
+    def tiles(self, network_size: tuple[int, int]) -> Tiles:
+        """Of an image of this `network_size`, in latent cells; one, if it is seen whole in each step."""
+        height, width = (side // self.networks.factor for side in network_size)
         return plan_tiles(height, width, size=self.sampling.tile_size, overlap=self.sampling.tile_overlap)
 
     def __call__(
@@ -166,15 +176,15 @@ class Restorer:
         for image in images:
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
                 raise ValueError(f"an image must be uint8 of shape (height, width, 3), not {image.dtype} {image.shape}")
-        if not self._first_stage:
+        if not self.first_stage:
             clean = images
         elif clean is None:
-            clean = self._first_stage(images)
+            clean = self.first_stage(images)
         pairs = list(zip(clean, images, strict=True))
         if not self.sampling.steps:
             return [None if picture is None else self._finished(picture, image) for picture, image in pairs]
         seen = self._seen([image if picture is None else picture for picture, image in pairs], images)
-        own_colors = self._first_stage is not None and self.sampling.color_reference == "lr"
+        own_colors = self.first_stage is not None and self.sampling.color_reference == "lr"
         reference = self._seen(images, images) if own_colors else seen
         digests = np.stack([content_digest(image) for image in images])
         inputs = seen, reference, digests, *self._tokens(captions), seed_words(seed), on_steps or (lambda _: None)
@@ -212,7 +222,7 @@ class Restorer:
         seed: UInt32[np.ndarray, "2"],
         on_steps: Callable[[int], None],
     ) -> tuple[UInt8[np.ndarray, "b2 H W 3"], Bool[np.ndarray, "b2"]]:
-        networks, steps, sampling = self._networks, self._steps, self.sampling
+        networks, steps, sampling = self.networks, self.planned, self.sampling
         graph, weights = networks.graph, networks.weights
         pixels = networks.fill(seen)
         texts = prepare_texts(graph, weights, networks.fill(high), networks.fill(low))
@@ -222,7 +232,7 @@ class Restorer:
         state = steps.sampler.init(pictures.start)
         kept: KeptFeatures
         for run in steps.runs:
-            levels = 0 if run.features == "unused" else self._cache_levels
+            levels = 0 if run.features == "unused" else self.cache_levels
             form = Form(graph, sampling.guidance_form if run.guided else None, levels)
             inputs = Inputs(weights, texts if run.guided else positive, pictures, steps.table, steps.scales(run))
             part = np.int32(run.first), np.int32(run.last)
@@ -251,14 +261,14 @@ class Restorer:
         seed: UInt32[np.ndarray, "2"],
         on_steps: Callable[[int], None],
     ) -> tuple[list[UInt8[np.ndarray, "H W 3"]], list[bool]]:
-        networks = self._networks
+        networks = self.networks
         texts = prepare_texts(networks.graph, networks.weights, networks.fill(high), networks.fill(low))
-        tiles = self._tiles(seen.shape[1:3])
+        tiles = self.tiles(seen.shape[1:3])
         restored, finite = restore_large(
             networks,
-            self._steps,
+            self.planned,
             self.sampling,
-            self._cache_levels,
+            self.cache_levels,
             seen[0],
             reference[0],
             tiles,
@@ -274,7 +284,7 @@ class Restorer:
         return {
             "upscale": self.sampling.upscale,
             "process_size": self.sampling.process_size,
-            "factor": self._networks.factor,
+            "factor": self.networks.factor,
         }
 
     def _tokens(
@@ -291,7 +301,7 @@ class Restorer:
             )
         ]
         low = [prompt_tokens(self._tokenizer, [caption.low for caption in captions])]
-        if self._steps.guided:
+        if self.planned.guided:
             high.append(np.repeat(prompt_tokens(self._tokenizer, [sampling.negative_high]), len(captions), axis=0))
             if sampling.negative_low is not None:
                 low.append(np.repeat(prompt_tokens(self._tokenizer, [sampling.negative_low]), len(captions), axis=0))

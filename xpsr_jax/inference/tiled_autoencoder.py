@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, UInt8
 
-from xpsr_jax.inference.tiling import lay, plan_pieces
+from xpsr_jax.inference.tiling import Piece, lay, plan_pieces
 from xpsr_jax.models.autoencoder import Autoencoder
 
 Direction = Literal["encode", "decode"]
@@ -75,17 +75,15 @@ class TiledAutoencoder:
     def _through(self, direction: Direction, picture: np.ndarray, *, before: int, after: int) -> tuple[Any, bool]:
         """`before` and `after`: points of the picture and of the result a latent cell."""
         height, width = (side // before for side in picture.shape[:2])
-        whole = not self.tile or height * width <= self.tile * self.tile
-        shape = (height, width) if whole else (min(self.tile, height), min(self.tile, width))
-        rows, columns = (
-            plan_pieces(length, size=size, border=BORDER) for length, size in zip((height, width), shape, strict=True)
-        )
+        shape = self.shape(height, width)
+        whole = shape == (height, width)
+        rows, columns = self._pieces(height, width)
 
         def run(parts: list[np.ndarray], statistics: Statistics | None) -> tuple[np.ndarray, np.ndarray, Statistics]:
             batch = self.place(np.stack(parts + parts[-1:] * (self.together - len(parts))))
-            known = statistics is not None
+            known, given = statistics is not None, statistics or self.no_statistics(direction)
             computed: tuple[np.ndarray, np.ndarray, Statistics] = self.fetch(
-                _run(self.graph, direction, self.weights, batch, statistics or self._none(direction), known)
+                run_autoencoder(self.graph, direction, self.weights, batch, given, known)
             )
             return computed
 
@@ -111,7 +109,25 @@ class TiledAutoencoder:
             result = lay(result, band.swapaxes(0, 1), y, length=height, scale=after, fade=FADE)
         return result, all_finite
 
-    def _none(self, direction: Direction) -> Statistics:
+    def shape(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of the tiles of a picture, all in latent cells; the picture's own if it is one piece."""
+        if not self.tile or height * width <= self.tile * self.tile:
+            return height, width
+        return min(self.tile, height), min(self.tile, width)
+
+    def tiles(self, height: int, width: int) -> int:
+        """Their number."""
+        rows, columns = self._pieces(height, width)
+        return len(rows) * len(columns)
+
+    def _pieces(self, height: int, width: int) -> tuple[list[Piece], list[Piece]]:
+        sizes = self.shape(height, width)
+        return (
+            plan_pieces(height, size=sizes[0], border=BORDER),
+            plan_pieces(width, size=sizes[1], border=BORDER),
+        )
+
+    def no_statistics(self, direction: Direction) -> Statistics:
         """Statistics that stand in where none are known: one program serves for both."""
         autoencoder = nnx.merge(self.graph, self.weights)
         norms = [norm for *_, norm in _norms(_half(autoencoder, direction))]
@@ -119,7 +135,7 @@ class TiledAutoencoder:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _run(
+def run_autoencoder(
     graph: nnx.GraphDef[Autoencoder],
     direction: Direction,
     weights: nnx.State,

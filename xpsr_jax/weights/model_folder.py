@@ -154,6 +154,7 @@ def load(
     mesh: jax.sharding.Mesh | None = None,
     variant: str | None = None,
     first_stage: str | Path = "own",
+    shapes_only: bool = False,
 ) -> Model:
     """All that restores photographs, from one source or from several, of which later ones are first choice.
 
@@ -165,6 +166,7 @@ def load(
       compute, mesh, variant: as in `load_networks`.
       first_stage: what cleans and enlarges an LR picture before the others see it: "own" (the last source's that has
         one), "none", or the path of an ESRGAN network's folder or file, or of a model folder that has one.
+      shapes_only: networks with shapes in the place of arrays: what is planned for them is known, and nothing computed.
 
     Raises: as `load_networks`; of several networks that are wrong, every one is named.
     """
@@ -186,7 +188,14 @@ def load(
 
     def read(name: str) -> Any:
         weights = source.networks[name]()
-        return load_network(ALL_NETWORKS[name], weights, compute=compute, with_constraint_heads=False, mesh=mesh)
+        return load_network(
+            ALL_NETWORKS[name],
+            weights,
+            compute=compute,
+            with_constraint_heads=False,
+            mesh=mesh,
+            shapes_only=shapes_only,
+        )
 
     names = [
         name for name in ALL_NETWORKS if name in source.networks and (name != "first_stage" or first_stage != "none")

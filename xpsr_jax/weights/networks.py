@@ -167,6 +167,7 @@ def load_network(
     config: C | None = None,
     with_constraint_heads: bool | None = None,
     mesh: jax.sharding.Mesh | None = None,
+    shapes_only: bool = False,
 ) -> M:
     """A network with the weights of a component's folder, which are read one tensor at a time.
 
@@ -177,6 +178,7 @@ def load_network(
       with_constraint_heads: of a ControlNet; None: if the file has them.
       mesh: to split the parameters over (`sharding.parameter_shardings`); None: all on the first device. Of an Orbax
         checkpoint each process reads only its own part.
+      shapes_only: with shapes in the place of arrays, of which nothing is read but what the files say of them.
 
     Raises:
       WeightsError: naming every tensor that is unknown, missing or misshapen, or holds NaN or infinity.
@@ -186,6 +188,8 @@ def load_network(
     compute, where = compute or Compute(), weights.where
     config = config or parse_config(network, weights.config, where)
     module, tensors = _fitted(network, weights, config, compute, with_constraint_heads)
+    if shapes_only:
+        return module
     structs = {path: jax.ShapeDtypeStruct(x.shape, compute.param_dtype) for path, x in parameters(module).items()}
     shardings = _shardings(structs, mesh)
     arrays: dict[str, Any] = {}

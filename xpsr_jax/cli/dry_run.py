@@ -1,0 +1,151 @@
+"""`xpsr restore --dry-run`: what would be done, and what it would take. Nothing is computed or written."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from xpsr_jax.errors import UserError, printable, say
+
+if TYPE_CHECKING:
+    from xpsr_jax.inference.forecast import Evaluations, Forecast, Memory
+    from xpsr_jax.inference.job import Policy, Task
+    from xpsr_jax.inference.restore import Restorer
+
+# Images that are shown each in a line.
+SHOWN = 20
+_LONGEST_NAME = 32
+
+Size = tuple[int, int]
+
+
+class Planned(NamedTuple):
+    """An image that would be restored, by its (height, width)."""
+
+    source: Path
+    size: Size
+
+
+def show_plan(restorer: "Restorer", alone: "Restorer", tasks: "Sequence[Task]", policy: "Policy") -> bool:
+    """Prints what restoring the tasks would do; returns whether all of them could be restored.
+
+    Args:
+        restorer: with the batches of all devices; its model may have shapes in the place of arrays.
+        alone: with the batch of one of them.
+
+    Raises UserError for the first image that could not be, unless the policy skips it.
+    """
+    from xpsr_jax.inference.forecast import Forecast
+
+    forecast = Forecast(restorer)
+    planned = list(_sizes(restorer, tasks, policy))
+    say(_steps_text(restorer, forecast))
+    if planned:
+        say("\n".join(_table(restorer, forecast, planned)))
+        batches = restorer.plan([restorer.network_size(*each.size) for each in planned])
+        parts = [forecast.of_batch([planned[i].size for i in batch]) for batch in batches]
+        filled = sum(_filled(restorer, forecast, planned[batch[0]].size, len(batch)) for batch in batches)
+        say(f"In all {_evaluations_text(parts)}, in {_counted(len(batches), 'batch', 'batches')}{_fill_text(filled)}.")
+        say(_memory_text(Forecast(alone), alone, [each.size for each in planned]))
+    say("This was a dry run: nothing was computed or written.")
+    return len(planned) == len(tasks)
+
+
+def _sizes(restorer: "Restorer", tasks: "Sequence[Task]", policy: "Policy") -> Iterator[Planned]:
+    from xpsr_jax.images.reading import read_size
+    from xpsr_jax.inference.files import checked_size
+
+    for task in tasks:
+        try:
+            checked_size(restorer, task.source, policy.max_pixels, policy.format)
+            yield Planned(task.source, read_size(task.source, max_pixels=policy.max_pixels))
+        except UserError as error:
+            if not policy.skip_errors:
+                raise
+            say(f"error: {error}", to_stderr=True)
+
+
+def _steps_text(restorer: "Restorer", forecast: "Forecast") -> str:
+    sampling = restorer.sampling
+    if not restorer.steps:
+        return "0 steps: the result is the first stage's picture."
+    guided = sum(run.last - run.first for run in restorer.planned.runs if run.guided)
+    guidance = f"guidance of {sampling.guidance_scale:g} in {guided} of them" if guided else "no guidance"
+    each = f"An image, or a tile of a large one, takes {_evaluations_text([forecast.evaluations])}."
+    return f"{restorer.steps} of {sampling.steps} steps of {sampling.sampler}, {guidance}.\n{each}"
+
+
+def _table(restorer: "Restorer", forecast: "Forecast", planned: Sequence[Planned]) -> list[str]:
+    rows = [("image", "size", "becomes", "networks see", "tiles", "evaluations")]
+    for each in planned[:SHOWN]:
+        result = tuple(side * restorer.sampling.upscale for side in each.size)
+        tiles, network_size = forecast.tiles(each.size), restorer.network_size(*each.size)
+        seen = _size_text(network_size) if restorer.steps else "-"
+        count = sum(forecast.evaluations) * tiles.steps
+        sizes = _size_text(each.size), _size_text(result), seen
+        rows.append((_name(each.source), *sizes, _tiles_text(tiles), f"{count:,}"))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for name, *cells in rows:
+        columns = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *columns]))
+    if more := planned[SHOWN:]:
+        sizes = Counter(each.size for each in more)
+        shown = ", ".join(f"{count} of {_size_text(size)}" for size, count in sizes.most_common(3))
+        others = f" and {len(sizes) - 3} other sizes" if len(sizes) > 3 else ""
+        lines.append(f"and {len(more)} more: {shown}{others}")
+    return lines
+
+
+def _tiles_text(tiles: tuple[int, int, int]) -> str:
+    """Of the steps; behind it, if they differ, of the autoencoder and the first stage."""
+    steps, autoencoder, first_stage = tiles
+    others = [f"{autoencoder} of the VAE"] if autoencoder > 1 and autoencoder != steps else []
+    others += [f"{first_stage} of the first stage"] if first_stage > 1 else []
+    return " + ".join([str(steps), *others])
+
+
+def _filled(restorer: "Restorer", forecast: "Forecast", size: Size, images: int) -> int:
+    """Evaluations that only fill a batch up."""
+    if not restorer.steps:
+        return 0
+    tiles = forecast.tiles(size).steps
+    return sum(forecast.of_batch([size])) - sum(forecast.evaluations) * tiles * (images if tiles == 1 else 1)
+
+
+def _fill_text(filled: int) -> str:
+    return f"; {filled:,} of them only fill batches up" if filled else ""
+
+
+def _evaluations_text(parts: "Sequence[Evaluations]") -> str:
+    whole, outer = (sum(each[i] for each in parts) for i in (0, 1))
+    return f"{whole:,} evaluations of the networks" + (f" and {outer:,} of their outermost layers" if outer else "")
+
+
+def _memory_text(forecast: "Forecast", restorer: "Restorer", sizes: Sequence[Size]) -> str:
+    """What the images of the largest memory take: the largest that is seen whole, or one in tiles."""
+    largest: dict[bool, Size] = {}
+    for size in sorted(set(sizes), key=lambda size: size[0] * size[1]):
+        largest[restorer.is_large(restorer.network_size(*size))] = size
+    memories: list[Memory] = [forecast.memory(size) for size in largest.values()]
+    most = max(memories, key=lambda memory: memory.working)
+    weights, working = _bytes_text(most.weights), _bytes_text(most.working)
+    return f"Memory of each device, an estimate: {weights} for the weights and {working} to compute with."
+
+
+def _bytes_text(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def _size_text(size: tuple[int, ...]) -> str:
+    """Of (height, width)."""
+    return f"{size[1]} × {size[0]}"
+
+
+def _name(path: Path) -> str:
+    text = printable(path)
+    return text if len(text) <= _LONGEST_NAME else f"…{text[1 - _LONGEST_NAME :]}"
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"
