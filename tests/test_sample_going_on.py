@@ -33,6 +33,9 @@ class _Enlarged(restore.Restorer):
     def plan(self, sizes):
         return [range(len(sizes))] if sizes else []
 
+    def cells(self, network_size):
+        return 1
+
     def __call__(self, images, captions, **_):
         _Enlarged.images += len(images)
         return [image.repeat(4, axis=0).repeat(4, axis=1) for image in images]

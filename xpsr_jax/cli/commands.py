@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "train XPSR on photographs",
     "prepare": "prepare data for training and evaluation",
     "preflight": "compile a training for a TPU pod without having one: does it fit?",
+    "doctor": "say what is installed and what is there, for a report of an error",
     "completion": "let the shell complete all this",
 }
 _HELP = f"""\

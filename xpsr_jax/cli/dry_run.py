@@ -90,9 +90,9 @@ def _table(restorer: "Restorer", forecast: "Forecast", planned: Sequence[Planned
         columns = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
         lines.append("  ".join([name.ljust(widths[0]), *columns]))
     if more := planned[SHOWN:]:
-        sizes = Counter(each.size for each in more)
-        shown = ", ".join(f"{count} of {_size_text(size)}" for size, count in sizes.most_common(3))
-        others = f" and {len(sizes) - 3} other sizes" if len(sizes) > 3 else ""
+        counts = Counter(each.size for each in more)
+        shown = ", ".join(f"{count} of {_size_text(size)}" for size, count in counts.most_common(3))
+        others = f" and {len(counts) - 3} other sizes" if len(counts) > 3 else ""
         lines.append(f"and {len(more)} more: {shown}{others}")
     return lines
 

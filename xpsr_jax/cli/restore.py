@@ -185,9 +185,10 @@ def plan(tasks: "list[Task]", arguments: Arguments, policy: "Policy") -> int:
     job, model = make_job(tasks, arguments, policy), arguments.model.load(shapes_only=True)
     devices = jax.local_devices()
     say(f"{len(job.todo)} of {len(tasks)} images would be restored to {arguments.output}, on {devices_text(devices)}.")
-    batch_sizes = arguments.batch_size * len(devices), arguments.batch_size
-    restorers = (Restorer(model, arguments.sampling.chosen(), batch_size=batch_size) for batch_size in batch_sizes)
-    return 0 if show_plan(*restorers, job.todo, policy) else 1
+    sampling, batch_size = arguments.sampling.chosen(), arguments.batch_size
+    together = Restorer(model, sampling, batch_size=batch_size * len(devices))
+    alone = Restorer(model, sampling, batch_size=batch_size)
+    return 0 if show_plan(together, alone, job.todo, policy) else 1
 
 
 def devices_text(devices: "Sequence[jax.Device]") -> str:

@@ -35,7 +35,7 @@ def attention(
     later keys.
     """
     if kernel == "auto":
-        kernel = _automatic(q, k)
+        kernel = automatic_kernel(q, k)
     if kernel == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
     if kernel == "flash" and q.shape[1] * k.shape[1] > TWICE:
@@ -47,7 +47,8 @@ def attention(
     return _plain(q, k, v, jnp.arange(q.shape[1]) if causal else None)
 
 
-def _automatic(q: Array, k: Array) -> Kernel:
+def automatic_kernel(q: Array | jax.ShapeDtypeStruct, k: Array | jax.ShapeDtypeStruct) -> Kernel:
+    """What "auto" is, for queries and keys of these shapes and this type, on the devices at hand."""
     if jax.default_backend() == "gpu":
         fused = q.dtype in (jnp.float16, jnp.bfloat16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
         return "cudnn" if fused else "plain"
