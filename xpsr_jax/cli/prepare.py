@@ -150,7 +150,7 @@ def arguments() -> Any:
         "files": _FILES,
         "captions": (*_CAPTIONS, "low_captions"),
         "photographs": _PHOTOGRAPHS,
-        "pairs": ("rounds", "crop_size", "degradation", "seed"),
+        "pairs": ("rounds", "crop_size", "degradation", "first_stage", "seed"),
         "devices": _DEVICES,
     }
     validation: Groups = {
