@@ -6,7 +6,7 @@
 #   make test-shapes    the tests that call the package, with every annotation checked at each call
 #   make soak           commands that are killed, trainings of several processes, on several meshes, on a full disk; all of
 #                       the hostile corpus and 2,000 damaged files; what else is slow
-#   make soak-long      1,000 kills and 10,000 damaged files, with and without PyTorch; it takes hours
+#   make soak-long      1,000 kills and 10,000 damaged files, with and without PyTorch, and the marker "long"; it takes hours
 #   make test-torch     live comparisons with PyTorch, diffusers and transformers
 #   make test-app       the web page in Chromium, which apt-get installs if it is not there
 #   make test-wheel     the package as users get it: built, installed into a new environment, every command tried
@@ -45,6 +45,7 @@ soak: .venv/.test
 soak-long: .venv/.test-torch
 	SOAK_KILLS=1000 SOAK_FILES=10000 $(PYTEST) tests/soak/test_kills.py tests/hostile/test_kills.py \
 	  tests/hostile/test_mutations.py -m soak -n $(JOBS) --dist loadfile -rP $(ARGS)
+	$(PYTEST) tests --ignore=tests/torch --ignore=tests/app -m long -n $(JOBS) --dist loadfile -rP $(ARGS)
 
 test-torch: .venv/.test-torch .venv/.spandrel
 	$(PYTEST) tests/torch $(ARGS)

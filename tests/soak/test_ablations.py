@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from configs.ablations import VARIANTS
+from tests.marks import marked_long
 from tests.training import tiny
 from xpsr_jax import sharding
 from xpsr_jax.config import Images, Mesh, load_config
@@ -21,6 +22,9 @@ EVERYTHING = ("unet", "controlnet", "autoencoder", "text_encoder")
 UNET = dataclasses.replace(
     tiny.UNET, down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",)
 )
+# Variants that differ in a number alone, and at full size those in less than others.
+NUMBERS = [variant for variant in VARIANTS if variant.startswith("lambda_")]
+SIMILAR = [*NUMBERS, "high", "low", "serial", "unconstrained", "latent"]
 
 
 def small(variant):
@@ -47,7 +51,7 @@ def batches(photos):
     return [batch for batch, _ in zip(data, range(2), strict=False)]
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", marked_long(VARIANTS, NUMBERS))
 def test_two_small_steps(variant, batches):
     run = tiny.Run(small(variant), 1)
     before = {path: np.asarray(array) for path, array in run.state.trained.items()}
@@ -63,7 +67,7 @@ def test_two_small_steps(variant, batches):
     assert any(".pixel_attentions." in path for path in before) == (variant != "unconditional")
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", marked_long(VARIANTS, SIMILAR))
 def test_the_step_at_full_size_as_shapes(variant):
     config = load_config(f"configs/ablations.py:{variant}")
     networks = dataclasses.replace(config.networks, base=(), from_scratch=EVERYTHING)
