@@ -43,6 +43,14 @@ if hasattr(os, "sched_setaffinity") and (worker := os.environ.get("PYTEST_XDIST_
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
+# Of few tests that take long each. Workers take whole files: one of these at the end would leave the others idle.
+SLOWEST = ("test_kills.py", "test_few_step.py", "test_ablations.py", "test_sampling.py", "test_processes.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take longest come first (see --no-loadscope-reorder in the Makefile)."""
+    items.sort(key=lambda item: SLOWEST.index(item.path.name) if item.path.name in SLOWEST else len(SLOWEST))
+
 
 @pytest.fixture(scope="session")
 def vectors() -> Path:
