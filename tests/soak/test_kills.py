@@ -151,7 +151,6 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(photos, worker, t
         run = tmp_path / str(finished)
     ended_well(started(run, photos, worker, variant))
     assert_same(run, expected)
-    print(
-        f"seed {SEED}: {variant} killed {kills} times, {in_a_save} of them in a save; {finished + 1} runs, each the same"
-    )
+    said = f"killed {kills} times, {in_a_save} of them in a save; {finished + 1} runs, each the same"
+    print(f"{variant}, seed {SEED}: {said}")
     assert in_a_save >= wanted // 10
