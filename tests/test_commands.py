@@ -175,7 +175,8 @@ file, *sys.argv[1:] = sys.argv[1:]
 try:
     runpy.run_path(file, run_name="__main__") if file.endswith(".py") else runpy.run_module(file, run_name="__main__")
 except SystemExit as end:
-    print(end.code, *sorted({"jax", "flax", "torch", "grain", "transformers", "cv2", "gradio"} & set(sys.modules)))
+    heavy = set("jax flax torch grain transformers cv2 gradio huggingface_hub".split())
+    print(end.code, *sorted(heavy & set(sys.modules)))
 """
 
 
@@ -191,6 +192,7 @@ except SystemExit as end:
         ["xpsr_jax.preflight"],
         ["xpsr_jax.app"],
         ["xpsr_jax.demo"],
+        ["xpsr_jax", "restore", "--model", "owner/name"],
     ],
     ids=" ".join,
 )
@@ -212,7 +214,7 @@ for words in [[], *([name] for name in COMMANDS), *more]:
         except SystemExit as end:
             code = end.code
     usage = f"usage: {' '.join(['xpsr', *words])}"
-    heavy = sorted({"jax", "flax", "torch", "grain", "transformers", "cv2", "gradio"} & set(sys.modules))
+    heavy = sorted(set("jax flax torch grain transformers cv2 gradio huggingface_hub".split()) & set(sys.modules))
     print(*words, code, out.getvalue().startswith(usage), len(out.getvalue()) > 100, *heavy)
 """
 

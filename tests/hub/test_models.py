@@ -1,5 +1,6 @@
 """A model of the hub in a folder's place: only what is needed comes, once, and what is local is never asked for."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -13,10 +14,15 @@ from safetensors.numpy import load_file, save_file
 
 from tests.hub.conftest import cached, forget
 from xpsr_jax.cli.convert import Arguments, convert_weights
+from xpsr_jax.cli.model_options import ModelOptions
+from xpsr_jax.cli.restore import used_settings
+from xpsr_jax.cli.sampling_options import default_options
+from xpsr_jax.config import PAPER
 from xpsr_jax.errors import UserError
 from xpsr_jax.weights import hub as names
 from xpsr_jax.weights import hub_files
-from xpsr_jax.weights.model_folder import load
+from xpsr_jax.weights.model_folder import load, write_index
+from xpsr_jax.weights.sampling_defaults import INDEX
 from xpsr_jax.weights.sources import SUBFOLDERS, open_source
 
 ROOT = Path(__file__).parents[2]
@@ -175,6 +181,14 @@ def test_in_another_process_with_variables(hub, base, tmp_path):
     done = run(HF_TOKEN="hf_secret")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "out" / "model_index.json").read_text())["vae"]
+
+
+def test_settings_are_the_model_s_and_are_kept_with_its_commit(hub, base, tmp_path, capsys):
+    write_index(tmp_path, dataclasses.replace(PAPER, steps=7), "A note.")
+    commit = hub.add("a/b", base, **{INDEX: (tmp_path / INDEX).read_bytes()})
+    assert default_options(["--model", "a/b", "--help"]).steps == PAPER.steps and hub.requests == [], "help asks nobody"
+    assert default_options(["x.png", "--model", "a/b"]).steps == 7
+    assert used_settings(ModelOptions(model=(Path("a/b"),)), PAPER)["model"] == [f"a/b@{commit}"]
 
 
 def test_only_configurations_are_fetched_until_weights_are_opened(stocked):

@@ -17,6 +17,7 @@ from transformers import (
     LlavaProcessor,
 )
 
+from tests.hub.conftest import hub  # noqa: F401
 from xpsr_jax.caption import llava
 from xpsr_jax.caption.captioning import LoadedImage
 from xpsr_jax.caption.in_flight import Stop
@@ -149,6 +150,14 @@ def test_the_command(folder, tmp_path, capsys):
     assert capsys.readouterr().out == f"{output}: 3 captioned\n"
     assert read_captions(output).keys() == {image.name for image in PICTURES}
     assert json.loads(output.read_text().split("\n")[0])["source"] == f"{folder}, paper instructions"
+
+
+def test_of_the_hub(folder, hub):  # noqa: F811
+    commit = hub.add("a/llava", folder, **{"pytorch_model.bin": b"a pickle"})
+    before = llava.load_llava(str(folder), device="cpu", max_new_tokens=5).answer(PICTURES, HIGH)
+    for name in ("a/llava", f"a/llava@{commit}"):
+        assert llava.load_llava(name, device="cpu", max_new_tokens=5).answer(PICTURES, HIGH) == before
+    assert "pytorch_model.bin" not in hub.fetched() and "model.safetensors" in hub.fetched()
 
 
 def test_half_precision(folder):

@@ -71,7 +71,7 @@ class LlavaCommand(AskedModel):
     """LLaVA in this process, with PyTorch: pip install "xpsr-jax[torch]".
 
     Attributes:
-        model: Folder, or name on the hub, of a LlavaForConditionalGeneration.
+        model: Folder, or name on the hub (owner/name[@revision][:folder]), of a LlavaForConditionalGeneration.
         dtype: Number format; auto: bfloat16 or float16 on a GPU, float32 on a CPU.
         device: Where it runs: cuda, cuda:1, mps, cpu; auto: a GPU if there is one.
         template: How an instruction becomes a prompt: as the released code does for LLaVA 1.5, or by the model's chat

@@ -19,8 +19,8 @@ class Networks:
     """Which networks, and what they start from.
 
     Attributes:
-      base: model folders whose components are loaded, later ones first choice (Stable Diffusion's, then perhaps
-        XPSR's). Their own config.json files hold.
+      base: model folders, or models of the hub (`owner/name`), whose components are loaded, later ones first choice
+        (Stable Diffusion's, then perhaps XPSR's). Their own config.json files hold.
       from_scratch: components that may be absent from `base`; they are initialised at random, of the configurations
         below.
       unet: configuration if `base` has none; of one that it has, `conditional_attention` holds all the same.
