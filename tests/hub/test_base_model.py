@@ -15,10 +15,12 @@ from xpsr_jax.json_files import write_json
 from xpsr_jax.models.configs import TextEncoderConfig
 from xpsr_jax.training import resume
 from xpsr_jax.training.base_model import with_commits
+from xpsr_jax.training.checkpoint_source import open_checkpoint
 from xpsr_jax.training.export import tokenizer_folder
 from xpsr_jax.training.fingerprints import fingerprints
 from xpsr_jax.training.loop import train
 from xpsr_jax.training.structure import make_structure
+from xpsr_jax.weights.convert import convert
 from xpsr_jax.weights.networks import TEXT_ENCODER
 
 SMALL = dataclasses.replace(TINY_TEXT_ENCODER, hidden_size=8, intermediate_size=16, num_hidden_layers=1)
@@ -89,3 +91,8 @@ def test_a_run_is_resumed_on_its_commit(hub, tmp_path):
     model = train(dataclasses.replace(config, steps=2))
     record = json.loads((tmp_path / "run" / "config.json").read_text())
     assert record["networks"]["base"] == [f"sd/base@{first}"] and model is not None
+    # Its checkpoint says the same, and is converted by it.
+    forget()
+    shutil.rmtree(tmp_path / "cache")
+    done = convert([open_checkpoint(tmp_path / "run")], tmp_path / "out")
+    assert done.missing == () and f"sd/base@{first}" in (tmp_path / "out" / "README.md").read_text()
