@@ -8,7 +8,7 @@ import shutil
 import textwrap
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Protocol, TypeVar, cast
+from typing import Annotated, Any, Protocol, TypeVar, cast, runtime_checkable
 
 import docstring_parser
 import tyro
@@ -21,6 +21,7 @@ Groups = Mapping[str, Sequence[str]]
 """The options of each title, in this order; none: the field of that name, which is a dataclass itself."""
 
 
+@runtime_checkable
 class Grouped(Protocol[T_co]):
     """What the command line is parsed to: a field for each group, and one for each option that is in none."""
 
