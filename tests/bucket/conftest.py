@@ -19,7 +19,8 @@ def forget_connections() -> None:
     connection._filesystem.cache_clear()
     connection.configure.cache_clear()
     cache._kept.cache_clear()
-    fsspec.AbstractFileSystem.clear_instance_cache()
+    for protocol in ("gs", "s3"):
+        fsspec.get_filesystem_class(protocol).clear_instance_cache()
 
 
 def use_gcs(monkeypatch: pytest.MonkeyPatch, url: str) -> None:

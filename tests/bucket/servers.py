@@ -110,7 +110,9 @@ def faulty(serve: Callable[[str], contextlib.AbstractContextManager[str]]) -> It
                     self.connection.shutdown(socket.SHUT_RDWR)
                     return
                 if isinstance(what, int):
-                    self._answer(what, [("Retry-After", "0")], b'{"error": {"message": "slow down", "code": 1}}')
+                    self._answer(
+                        what, [("Retry-After", "0")], b'{"error": {"message": "slow down", "code": %d}}' % what
+                    )
                     return
                 connection = http.client.HTTPConnection(target)
                 connection.request(self.command, self.path, body, dict(self.headers.items()))
@@ -147,6 +149,7 @@ def faulty(serve: Callable[[str], contextlib.AbstractContextManager[str]]) -> It
 
         server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
         server.daemon_threads = True
+        server.handle_error = lambda *_: None  # clients that went away
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:

@@ -50,7 +50,7 @@ def same_as(run: BucketPath, on_disk) -> None:
 
 def test_killed_and_gone_on_with_on_another_mesh(gs: BucketPath, photos, on_disk, tmp_path):
     uploads.upload_files(photos, gs / "photos")
-    run, fields = gs / "run", FIELDS | {"mesh__data": 1}
+    run, fields = gs / "run", FIELDS | {"mesh__data": 1, "data__workers": 1}
     job = runs.start(runs.command(run, gs / "photos", **fields, mesh__fsdp=8), devices=8)
     while not (done := whole_steps(run / "checkpoints")) or done[-1] < 4:
         assert job.processes[0].poll() is None, job.processes[0].communicate()

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from xpsr_jax.buckets.connection import explained
+from xpsr_jax.buckets.connection import explained, tried
 from xpsr_jax.buckets.paths import BucketPath
 from xpsr_jax.errors import UserError, say
 from xpsr_jax.machine import cache_folder
@@ -164,7 +164,8 @@ def _download(path: BucketPath, files: dict[str, dict[str, Any]], entry: Path) -
             place.parent.mkdir(parents=True, exist_ok=True)
         with explained(path, "read"):
             # fsspec copies many at once.
-            path.fs.get([f"{path.key}/{name}".rstrip("/") for name in files], [str(each) for each in places.values()])
+            sources = [f"{path.key}/{name}".rstrip("/") for name in files]
+            tried(lambda: path.fs.get(sources, [str(each) for each in places.values()]))
         for name, place in places.items():
             if place.stat().st_size != files[name]["size"]:
                 raise UserError(f"{path / name if name else path} cannot be read: it changed meanwhile; try again")

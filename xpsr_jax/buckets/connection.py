@@ -3,15 +3,21 @@
 import contextlib
 import functools
 import importlib.util
+import logging
 import os
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
 from xpsr_jax.errors import UserError, in_one_line
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
+T = TypeVar("T")
+
+# Seconds before something is tried again.
+_PAUSES = (0.5, 2.0, 8.0)
 # What serves each scheme, and the packages that it needs.
 PACKAGES = {"gs": ("gcsfs",), "s3": ("s3fs",)}
 
@@ -46,6 +52,8 @@ def configure() -> None:
     if os.environ.get("STORAGE_EMULATOR_HOST"):
         # gcsfs asks a service that emulators do not have, by way of credentials that nobody has there.
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    # It would show a traceback of what becomes one line here.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     import fsspec.config
 
     for protocol in ("gs", "gcs", "s3"):
@@ -75,6 +83,27 @@ def writing(where: object) -> Iterator[None]:
             yield
     except FileNotFoundError as error:
         raise UserError(f"{where} cannot be written: there is no such bucket") from error
+
+
+def tried(act: Callable[[], T]) -> T:
+    """Does what may be done twice, and does it again if the connection breaks.
+
+    The libraries try single requests again, while a bucket is busy for example, but not all kinds of them.
+    """
+    for pause in _PAUSES:
+        try:
+            return act()
+        except Exception as error:
+            if not _is_broken(error):
+                raise
+        time.sleep(pause)
+    return act()
+
+
+def _is_broken(error: Exception) -> bool:
+    """Whether it is of the connection. By name: aiohttp is part of the extra."""
+    by_name = any(kind.__module__.startswith("aiohttp.") for kind in type(error).__mro__)
+    return by_name or isinstance(error, ConnectionError | TimeoutError)
 
 
 def reason_of(error: BaseException) -> str:

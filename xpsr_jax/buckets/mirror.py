@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from xpsr_jax.buckets.connection import writing
+from xpsr_jax.buckets.connection import tried, writing
 from xpsr_jax.buckets.paths import BucketPath
 from xpsr_jax.buckets.uploads import local_workplace
 
@@ -35,7 +35,8 @@ class Mirror:
         if changed := sorted(name for name in now if self._pushed.get(name) != now[name]):
             with writing(self._folder):
                 targets = [f"{self._folder.key}/{name}" for name in changed]
-                self._folder.fs.put([str(self.place / name) for name in changed], targets)
+                fs, sources = self._folder.fs, [str(self.place / name) for name in changed]
+                tried(lambda: fs.put(sources, targets))
         self._pushed = now
 
     @property

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path, PosixPath, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-from xpsr_jax.buckets.connection import PACKAGES, check_installed, configure, explained, filesystem, writing
+from xpsr_jax.buckets.connection import PACKAGES, check_installed, configure, explained, filesystem, tried, writing
 from xpsr_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,17 +65,17 @@ class BucketPath(PosixPath):
     def exists(self, **_: Any) -> bool:
         """Whether there is such a file, or something below it."""
         with self._read():
-            return bool(self.fs.exists(self.key))
+            return bool(tried(lambda: self.fs.exists(self.key)))
 
     def is_dir(self, **_: Any) -> bool:
         """Whether something is below it."""
         with self._read():
-            return bool(self.fs.isdir(self.key))
+            return bool(tried(lambda: self.fs.isdir(self.key)))
 
     def is_file(self, **_: Any) -> bool:
         """Whether there is such a file."""
         with self._read():
-            return bool(self.fs.isfile(self.key))
+            return bool(tried(lambda: self.fs.isfile(self.key)))
 
     def is_symlink(self) -> bool:
         """Buckets have no links."""
@@ -96,7 +96,7 @@ class BucketPath(PosixPath):
     def info(self) -> dict[str, Any]:
         """What the bucket says of a file. Raises FileNotFoundError."""
         with self._read():
-            found: dict[str, Any] = self.fs.info(self.key)
+            found: dict[str, Any] = tried(lambda: self.fs.info(self.key))
             return found
 
     def stat(self, **_: Any) -> os.stat_result:
@@ -114,7 +114,7 @@ class BucketPath(PosixPath):
     def iterdir(self) -> Iterator["BucketPath"]:  # type: ignore[override]
         """What is in the folder. Raises FileNotFoundError if nothing is."""
         with self._read():
-            found = self.fs.ls(self.key, detail=False)
+            found = tried(lambda: self.fs.ls(self.key, detail=False))
         names = {PurePosixPath(each).name for each in found if each.strip("/") != self.key}
         return (self / name for name in sorted(names))
 
@@ -122,7 +122,7 @@ class BucketPath(PosixPath):
         """What the bucket says of every file below, by relative path; none if there is none."""
         with self._read():
             try:
-                found = self.fs.find(self.key, detail=True)
+                found = tried(lambda: self.fs.find(self.key, detail=True))
             except FileNotFoundError:
                 return {}
         start = f"{self.key}/"
@@ -201,7 +201,7 @@ class BucketPath(PosixPath):
     def write_bytes(self, data: Any) -> int:
         """Writes a small file at one stroke."""
         with self._written():
-            self.fs.pipe_file(self.key, bytes(data))
+            tried(lambda: self.fs.pipe_file(self.key, bytes(data)))
         return len(data)
 
     def create(self, data: bytes) -> bool:
@@ -216,18 +216,18 @@ class BucketPath(PosixPath):
     def read_bytes(self) -> bytes:
         """All of a small file. Raises FileNotFoundError."""
         with self._read():
-            data: bytes = self.fs.cat_file(self.key)
+            data: bytes = tried(lambda: self.fs.cat_file(self.key))
             return data
 
     def upload(self, file: Path) -> None:
         """Makes a local file this one, whole or not at all."""
         with self._written():
-            self.fs.put_file(os.fspath(file), self.key)
+            tried(lambda: self.fs.put_file(os.fspath(file), self.key))
 
     def download(self, file: Path) -> None:
         """Copies into a new local file. Raises FileNotFoundError if there is nothing to copy."""
         with self._read():
-            self.fs.get_file(self.key, os.fspath(file))
+            tried(lambda: self.fs.get_file(self.key, os.fspath(file)))
 
     def _read(self) -> Any:
         return explained(self, "read")

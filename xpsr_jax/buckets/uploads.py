@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from xpsr_jax.buckets.cache import INCOMPLETE
-from xpsr_jax.buckets.connection import writing
+from xpsr_jax.buckets.connection import tried, writing
 from xpsr_jax.buckets.paths import BucketPath
 from xpsr_jax.errors import UserError
 
@@ -55,7 +55,8 @@ def upload_files(source: Path, folder: BucketPath) -> list[str]:
     names = sorted(path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file())
     with writing(folder):
         if names:
-            folder.fs.put([str(source / name) for name in names], [f"{folder.key}/{name}" for name in names])
+            targets = [f"{folder.key}/{name}" for name in names]
+            tried(lambda: folder.fs.put([str(source / name) for name in names], targets))
     return names
 
 

@@ -55,11 +55,17 @@ class Checkpoints:
             self._path = stack.enter_context(without_patterns(folder))
             if jax.process_count() > 1 and str(self._path) != str(resolved(folder)):
                 raise UserError(f"{folder}: a run of several processes needs a path without the characters [ ] * ?")
-            self._manager = ocp.CheckpointManager(
-                self._path,
-                item_names=ITEMS,
-                options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True),
-            )
+            try:
+                self._manager = ocp.CheckpointManager(
+                    self._path,
+                    item_names=ITEMS,
+                    options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True),
+                )
+            # Orbax passes on whatever a bucket leads to.
+            except Exception as error:
+                if not isinstance(folder, BucketPath):
+                    raise
+                raise UserError(f"the checkpoints in {folder} cannot be looked at ({_first_line(error)})") from error
             self._stack = stack.pop_all()
 
     def __enter__(self) -> "Checkpoints":
