@@ -152,7 +152,7 @@ def open_regular(path: Path, *, max_bytes: int | None = None) -> io.BufferedRead
     Raises UserError for anything else (a pipe would wait for ever, a device never end), for loops of links, for what
     cannot be read, and for files of more than `max_bytes`. A file in a bucket is copied first (`buckets.cache`).
     """
-    if isinstance(path := as_path(path), BucketPath):
+    if isinstance(path, BucketPath):
         with copy_file(path, max_bytes=max_bytes) as copy:
             return copy.path.open("rb")
     try:
