@@ -8,7 +8,7 @@ import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path, PosixPath, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from xpsr_jax.buckets.connection import PACKAGES, check_installed, configure, explained, filesystem, tried, writing
 from xpsr_jax.errors import UserError
@@ -192,10 +192,11 @@ class BucketPath(PosixPath):
         encoding: str | None = None,
         errors: str | None = None,
         newline: str | None = None,
-    ) -> IO[Any]:
-        """For reading, or writing anew; a file in a bucket cannot be appended to."""
-        with self._read() if "r" in mode else self._written():
-            data = self.fs.open(self.key, mode=f"{mode.replace('b', '').replace('t', '')}b")
+    ) -> io.BytesIO | io.TextIOWrapper:
+        """For reading a small file, which is in memory then. `files.new_file` writes one."""
+        if mode not in ("r", "rt", "rb"):
+            raise UserError(f"{self}: a file in a bucket cannot be opened for writing; name a local path")
+        data = io.BytesIO(self.read_bytes())
         return data if "b" in mode else io.TextIOWrapper(data, encoding or "utf-8", errors, newline)
 
     def write_bytes(self, data: Any) -> int:

@@ -33,7 +33,7 @@ class Arguments:
 @command(interrupted="interrupted", lower="close other programs")
 def main(argv: Sequence[str] | None) -> None:
     """Runs the command line; returns the exit code."""
-    shell = parse(arguments(), argv, name="completion", text=__doc__).shell
+    shell: str = parse(arguments(), argv, name="completion", text=__doc__).shell
     kinds: dict[str, Any] = {name: importlib.import_module(f"xpsr_jax.cli.{name}").arguments() for name in COMMANDS}
     tyro.cli(subcommands(**kinds), args=["--tyro-print-completion", shell], prog="xpsr")
 

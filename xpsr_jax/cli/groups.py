@@ -79,7 +79,7 @@ def grouped(kind: type[T], groups: Groups, **defaults: Any) -> type[Grouped[T]]:
     return cast(type[Grouped[T]], made)
 
 
-def parse(kind: type[Grouped[T]], argv: Sequence[str] | None, *, name: str, text: str | None) -> T:
+def parse(kind: type[Grouped[T]] | Any, argv: Sequence[str] | None, *, name: str, text: str | None) -> T:
     """Reads a command line; exits with 2 if it is wrong, and with 0 after its help.
 
     Args:
