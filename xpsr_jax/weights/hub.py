@@ -184,6 +184,12 @@ def names_in(folder: Path) -> list[str]:
     return found[0].below(found[1]) if found else []
 
 
+def repository_folder(folder: Path) -> Path:
+    """Of a folder of a model of the hub, that of the whole repository in the cache; any other folder is itself."""
+    found = _opened(folder)
+    return found[0].folder if found else folder
+
+
 def shown(path: Path) -> str:
     """A path for people: of a component of a model of the hub its name there, of anything else the path itself."""
     found = _opened(path)
@@ -234,7 +240,8 @@ def _first_files(name: HubName, sizes: Mapping[str, int]) -> list[str]:
     prefix = _joined(name.inside)
     names = _below(sizes, prefix)
     if found := hub_files.descriptions(names):
-        return [prefix + each for each in found]
+        card = [each for each in ("README.md",) if prefix and each in sizes]  # of the repository: it says the licence
+        return [*card, *(prefix + each for each in found)]
     single = [each for each in names if each.endswith(hub_files.SINGLE_FILES)]
     if single:
         raise UserError(f"{name} is no model folder; name one of its files, {name.repository}:{prefix}{single[0]}")

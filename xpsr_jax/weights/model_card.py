@@ -62,11 +62,11 @@ def card_of(folders: Iterable[Path], made: Iterable[str] = ()) -> Card:
     """
     card = Card(made=tuple(map(printable, made)))
     for folder in folders:
-        text = _read(folder / CARD)
+        text = _read(folder / CARD) or _read(hub.repository_folder(folder) / CARD)
         if text is None:
             continue
         licence, base = _front(text, "license_name") or _front(text, "license"), _front(text, "base_model")
-        found = [base] if base else [public_name(folder)] if hub.names_in(folder) else []
+        found = [public_name(folder)] if hub.names_in(folder) else [base] if base else []
         card = dataclasses.replace(
             card,
             licence=licence or card.licence,
