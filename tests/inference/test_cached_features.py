@@ -12,7 +12,7 @@ from tests.compilations import compilations
 from tests.inference.plainly import restored_plainly
 from tests.inference.tiny_model import SAMPLING, tiny_model
 from tests.marks import marked_long
-from xpsr_jax.config import Sampling
+from xpsr_jax.config import SAMPLING_PRESETS, Sampling
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.diffusion.choices import SamplerName
 from xpsr_jax.errors import UserError
@@ -58,6 +58,13 @@ def test_whole_steps_at_intervals_and_where_the_form_changes():
         Run(8, 9, False, True, "kept"),
         Run(9, 10, False, True, "used"),
     ]
+
+
+def test_the_preset_runs_a_third_of_its_steps_whole():
+    runs = list(plan_runs(SAMPLING_PRESETS["fast"], at_most=20))
+    steps = {kind: sum(run.last - run.first for run in runs if run.features == kind) for kind in ("kept", "used")}
+    assert steps == {"kept": 7, "used": 13}
+    assert SAMPLING_PRESETS["fast"].cache_levels == 2
 
 
 def test_equals_the_method_written_plainly(model, one_by_one):

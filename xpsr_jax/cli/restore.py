@@ -21,7 +21,7 @@ from xpsr_jax.cli.model_options import ModelOptions
 from xpsr_jax.cli.progress import ImagesBar
 from xpsr_jax.cli.run import command
 from xpsr_jax.cli.sampling_options import SamplingOptions, default_options
-from xpsr_jax.config import Mesh, ProcessMode, Sampling
+from xpsr_jax.config import SAMPLING_PRESETS, Mesh, PresetName, ProcessMode, Sampling
 from xpsr_jax.errors import UserError, say
 from xpsr_jax.files import check_writable
 from xpsr_jax.images.limits import MAX_PIXELS, limit_from_millions
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from xpsr_jax.images.listing import Input
     from xpsr_jax.inference.job import Describe, FolderJob, Policy, Task
+
+_PRESETS = ",".join(SAMPLING_PRESETS)
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Arguments:
             or write the low-level one from measurements of the image.
         high_captions: Whether to use what the captions say of the content (paper, Table 2).
         low_captions: Whether to use what the captions say of the quality (paper, Table 2).
-        preset: All sampling options as in the paper, as in its released code, or as a model of few steps needs them.
+        preset: All sampling options: the paper's, its released code's, a fifth of the cost, or for models of few steps.
         sampling: How images are restored.
         format: Of the restored images' files. JPEG has no transparency.
         quality: Of JPEG and WebP, 1 to 100.
@@ -79,8 +81,10 @@ class Arguments:
     low_captions: bool = True
 
     preset: Annotated[
-        Literal["paper", "released", "few_step"] | None,
-        tyro.conf.arg(metavar="{paper,released,few_step}", help_behavior_hint="(default: the model's own settings)"),
+        PresetName | None,
+        tyro.conf.arg(
+            metavar=f"{{{','.join(SAMPLING_PRESETS)}}}", help_behavior_hint="(default: the model's own settings)"
+        ),
     ] = None
     # Without FlagConversionOff it would be --karras and --no-karras.
     sampling: Annotated[SamplingOptions, tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff] = SamplingOptions()

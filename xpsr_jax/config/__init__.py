@@ -6,7 +6,7 @@
 from xpsr_jax.config.few_step import FewStep
 from xpsr_jax.config.field_types import ProcessMode
 from xpsr_jax.config.files import load_config
-from xpsr_jax.config.sampling import FEW_STEP, PAPER, RELEASED, SAMPLING_PRESETS, Sampling
+from xpsr_jax.config.sampling import FAST, FEW_STEP, PAPER, RELEASED, SAMPLING_PRESETS, PresetName, Sampling
 from xpsr_jax.config.training import (
     Config,
     Images,
@@ -20,6 +20,7 @@ from xpsr_jax.config.training import (
 )
 
 __all__ = [
+    "FAST",
     "FEW_STEP",
     "PAPER",
     "RELEASED",
@@ -32,6 +33,7 @@ __all__ = [
     "Networks",
     "Optimizer",
     "Precision",
+    "PresetName",
     "ProcessMode",
     "Sampling",
     "Validation",
