@@ -44,7 +44,9 @@ def test_it_says_sizes_tiles_evaluations_and_memory(work, capsys, monkeypatch):
         ["40 × 20", "160 × 80", "160 × 96", "15", "60"]
     ]
     assert "In all 68 evaluations of the networks, in 3 batches." in lines
-    memory = r"Memory of each device, an estimate: \d+ MB for the weights and \d+ MB to compute with\."
+    memory = (
+        r"Memory, an estimate: \d+ MB for the weights, \d+ MB to compute with, about 1\.0 GB for the process itself\."
+    )
     assert re.fullmatch(memory, lines[-2])
     assert lines[-1] == "This was a dry run: nothing was computed or written."
 

@@ -135,6 +135,8 @@ def test_restore_then_evaluate(xpsr, tmp_path):
             tmp_path / folder / "fruit.png"
         )
     words = "--output", "restored", "--missing-captions", "measured", "--steps", 2
+    said = run(xpsr, "restore", "lr", *words, "--dry-run", cwd=tmp_path)
+    assert "In all 2 evaluations" in said and not (tmp_path / "restored").exists()
     said = run(xpsr, "restore", "lr", *words, cwd=tmp_path)
     assert "1 of 1 images restored" in said
     sizes = {folder: Image.open(tmp_path / folder / "fruit.png").size for folder in ("restored", "original")}
@@ -176,6 +178,13 @@ def test_caption(xpsr, photos, tmp_path):
     run(xpsr, "caption", "measured", photos, "--output", "captions.jsonl", cwd=tmp_path)
     lines = (tmp_path / "captions.jsonl").read_text().splitlines()
     assert len(lines) == 4 and all(json.loads(line)["low"] for line in lines)
+
+
+def test_doctor_and_completion(xpsr, tmp_path):
+    said = run(xpsr, "doctor", cwd=tmp_path)
+    assert f"xpsr-jax {__version__} ({xpsr.parents[1]}" in said and "devices:    cpu 0: cpu" in said
+    assert "app: lacks gradio" in said
+    assert "restore" in run(xpsr, "completion", "bash", cwd=tmp_path)
 
 
 def test_what_needs_more_says_so(xpsr, tmp_path):

@@ -122,17 +122,21 @@ def caption_images(
 
         with tqdm(total=len(by_name), initial=tally.known, unit="image", desc="captions", disable=None) as bar:
 
+            def done(name: str) -> None:
+                bar.set_postfix_str(printable(name), refresh=False)
+                bar.update()
+
             def fail(name: str, error: UserError) -> None:
                 tally.failed[name] = str(error)
                 if on_error == "stop":
                     raise error
                 say(f"{name}: {error}", to_stderr=True)
-                bar.update()
+                done(name)
 
             def copy(name: str, record: CaptionRecord) -> None:
                 file.append(_shortened(others.fill(record | {"image": name})))
                 tally.duplicates += 1
-                bar.update()
+                done(name)
 
             def fresh() -> Iterator[LoadedImage]:
                 for name, image in in_flight(lambda name: _read(name, by_name[name]), todo, READERS, ordered=True):
@@ -159,7 +163,7 @@ def caption_images(
                 tally.captioned += 1
                 tally.shortened += sum(f"{level}_whole" in record for level in ("high", "low"))
                 tally.cut += sum(count_tokens(record[level]) > MAX_TOKENS for level in ("high", "low"))
-                bar.update()
+                done(image.name)
                 for name in duplicates:
                     copy(name, record)
     return tally

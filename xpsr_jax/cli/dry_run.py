@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from xpsr_jax.inference.job import Policy, Task
     from xpsr_jax.inference.restore import Restorer
 
+# What a process takes on a CPU beside the networks: Python, libraries, the compiler. Measured: docs/sampling.md, Memory
+# against size.
+PROCESS_BYTES = 1_000_000_000
 # Images that are shown each in a line.
 SHOWN = 20
 _LONGEST_NAME = 32
@@ -26,12 +29,15 @@ class Planned(NamedTuple):
     size: Size
 
 
-def show_plan(restorer: "Restorer", alone: "Restorer", tasks: "Sequence[Task]", policy: "Policy") -> bool:
+def show_plan(
+    restorer: "Restorer", alone: "Restorer", tasks: "Sequence[Task]", policy: "Policy", *, on_cpu: bool
+) -> bool:
     """Prints what restoring the tasks would do; returns whether all of them could be restored.
 
     Args:
         restorer: with the batches of all devices; its model may have shapes in the place of arrays.
         alone: with the batch of one of them.
+        on_cpu: whether the devices are CPUs, whose memory the process itself takes too.
 
     Raises UserError for the first image that could not be, unless the policy skips it.
     """
@@ -46,7 +52,7 @@ def show_plan(restorer: "Restorer", alone: "Restorer", tasks: "Sequence[Task]", 
         parts = [forecast.of_batch([planned[i].size for i in batch]) for batch in batches]
         filled = sum(_filled(restorer, forecast, planned[batch[0]].size, len(batch)) for batch in batches)
         say(f"In all {_evaluations_text(parts)}, in {_counted(len(batches), 'batch', 'batches')}{_fill_text(filled)}.")
-        say(_memory_text(Forecast(alone), alone, [each.size for each in planned]))
+        say(_memory_text(Forecast(alone), alone, [each.size for each in planned], on_cpu))
     say("This was a dry run: nothing was computed or written.")
     return len(planned) == len(tasks)
 
@@ -122,15 +128,17 @@ def _evaluations_text(parts: "Sequence[Evaluations]") -> str:
     return f"{whole:,} evaluations of the networks" + (f" and {outer:,} of their outermost layers" if outer else "")
 
 
-def _memory_text(forecast: "Forecast", restorer: "Restorer", sizes: Sequence[Size]) -> str:
+def _memory_text(forecast: "Forecast", restorer: "Restorer", sizes: Sequence[Size], on_cpu: bool) -> str:
     """What the images of the largest memory take: the largest that is seen whole, or one in tiles."""
     largest: dict[bool, Size] = {}
     for size in sorted(set(sizes), key=lambda size: size[0] * size[1]):
         largest[restorer.is_large(restorer.network_size(*size))] = size
     memories: list[Memory] = [forecast.memory(size) for size in largest.values()]
     most = max(memories, key=lambda memory: memory.working)
-    weights, working = _bytes_text(most.weights), _bytes_text(most.working)
-    return f"Memory of each device, an estimate: {weights} for the weights and {working} to compute with."
+    parts = f"{_bytes_text(most.weights)} for the weights, {_bytes_text(most.working)} to compute with"
+    if on_cpu:
+        return f"Memory, an estimate: {parts}, about {_bytes_text(PROCESS_BYTES)} for the process itself."
+    return f"Memory of each device, an estimate: {parts}."
 
 
 def _bytes_text(count: int) -> str:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from xpsr_jax.cli.groups import Grouped, Groups, grouped, parse
 from xpsr_jax.cli.run import check_options, command
-from xpsr_jax.errors import UserError, say
+from xpsr_jax.errors import UserError, printable, say
 from xpsr_jax.evaluation.protocols import PROTOCOLS, MetricName
 from xpsr_jax.files import check_writable
 from xpsr_jax.serialisation import Range
@@ -113,13 +113,18 @@ def evaluate(arguments: Arguments) -> int:
 
     use_compilation_cache()
     with tqdm(total=len(comparisons), desc="measuring", unit="image", disable=None) as bar:
+
+        def show(names: Sequence[str]) -> None:
+            bar.set_postfix_str(printable(names[-1]), refresh=False)
+            bar.update(len(names))
+
         scores = score(
             comparisons,
             list(methods),
             protocol,
             metrics,
             batch_size=arguments.batch_size or default_batch_size(),
-            on_images=bar.update,
+            on_images=show,
             report=report,
         )
     for reason in report.failed.values():

@@ -192,7 +192,8 @@ def plan(tasks: "list[Task]", arguments: Arguments, policy: "Policy") -> int:
     sampling, batch_size = arguments.sampling.chosen(), arguments.batch_size
     together = Restorer(model, sampling, batch_size=batch_size * len(devices))
     alone = Restorer(model, sampling, batch_size=batch_size)
-    return 0 if show_plan(together, alone, job.todo, policy) else 1
+    on_cpu = devices[0].platform == "cpu"
+    return 0 if show_plan(together, alone, job.todo, policy, on_cpu=on_cpu) else 1
 
 
 def devices_text(devices: "Sequence[jax.Device]") -> str:

@@ -77,7 +77,7 @@ def score(
     metrics: Sequence[MetricName],
     *,
     batch_size: int,
-    on_images: Callable[[int], object] = lambda count: None,
+    on_images: Callable[[Sequence[str]], object] = lambda names: None,
     report: ImageReport | None = None,
 ) -> dict[str, MethodScores]:
     """Every metric of every method on every image, as it is seen on white where it is transparent.
@@ -85,7 +85,7 @@ def score(
     Args:
         metrics: which; each is loaded before the first image is read.
         batch_size: images that are in memory, and given to the devices, at once.
-        on_images: is called with the number of further originals that are done.
+        on_images: is called with the names of further originals that are done.
         report: what to do about images that cannot be decoded, and what became of all; None: the first ends the work.
 
     Raises:
@@ -110,7 +110,7 @@ def score(
             for k, images in enumerate([*batch.restored, batch.reference]):
                 new, old = FeatureStatistics.of(inception(list(images))), statistics[k]
                 statistics[k] = new if old is None else old.merge(new)
-        on_images(len(batch.comparisons))
+        on_images([comparison.name for comparison in batch.comparisons])
 
     # Batches were of one size each.
     order = [comparison.name for comparison in comparisons if comparison.name not in report.failed]
