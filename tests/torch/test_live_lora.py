@@ -43,7 +43,7 @@ def test_diffusers_fuses_the_same(name, strength, source, tmp_path, monkeypatch)
     assert len(expected) >= 10
     errors = [np.abs(ours[key].read() - tensor.numpy()).max() for key, tensor in expected.items()]
     print(f"{name} {strength}: {max(errors)}")
-    assert max(errors) <= 5e-7
+    assert max(errors) <= 2.4e-7  # Measured: 0. It is one bit of weights up to 4.
 
 
 def test_a_pickled_checkpoint_as_the_base(xpsr, others, tmp_path):  # noqa: F811
