@@ -9,6 +9,7 @@ import pytest
 from xpsr_jax import files
 from xpsr_jax.errors import UserError
 from xpsr_jax.files import beside, check_writable, new_file, new_folder, open_regular, read_regular
+from xpsr_jax.machine import cache_folder
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,7 @@ def same_as(run: BucketPath, on_disk) -> None:
     assert not (run / ".lock").exists()
 
 
-def test_killed_and_gone_on_with_on_another_mesh(gs: BucketPath, photos, on_disk, tmp_path):
+def test_killed_and_gone_on_with_on_another_mesh(gs: BucketPath, s3: BucketPath, photos, on_disk):
     uploads.upload_files(photos, gs / "photos")
     run, fields = gs / "run", FIELDS | {"mesh__data": 1, "data__workers": 1}
     job = runs.start(runs.command(run, gs / "photos", **fields, mesh__fsdp=8), devices=8)
@@ -65,6 +65,11 @@ def test_killed_and_gone_on_with_on_another_mesh(gs: BucketPath, photos, on_disk
     one, other = (runs.parameters(local_folder(gs / each)) for each in ("run/model", "converted"))
     assert one.keys() == other.keys()
     assert max(np.abs(one[name] - other[name]).max() for name in one) < 1e-6
+    # Where Orbax cannot be, a checkpoint is read all the same.
+    uploads.upload_files(local_folder(run / "checkpoints" / "12"), s3 / "checkpoint")
+    assert convert.main([f"{s3}/checkpoint", "--output", f"{s3}/converted"]) == 0
+    last = runs.parameters(local_folder(s3 / "converted"))
+    assert all((last[name] == other[name]).all() for name in other)
 
 
 def test_throttled_and_cut_off(monkeypatch, photos, on_disk):
