@@ -70,7 +70,7 @@ def test_what_prepare_data_writes(photos, tmp_path):
     folder.mkdir()
     write = WriteRecords(source, Choice(minimum_pixels=0), "tfds", files=2, pairs=False)
     outcomes = [write(folder, number, piece) for number, piece in enumerate((range(3), range(3, 4)))]
-    write_tfds_metadata(folder, outcomes, pairs=False)
+    write_tfds_metadata(folder, folder, outcomes, pairs=False)
     stored = open_sample_source(folder)
     assert [stored.record(i) for i in range(4)] == [source.record(i) for i in range(4)]
     examples = list(tfds.builder_from_directory(str(folder)).as_data_source(split="train"))
