@@ -72,6 +72,7 @@ def test_killed_and_gone_on_with_on_another_mesh(gs: BucketPath, s3: BucketPath,
     assert all((last[name] == other[name]).all() for name in other)
 
 
+@pytest.mark.long
 def test_throttled_and_cut_off(monkeypatch, photos, on_disk):
     """Every kind of request is refused now and then, with 429 and 503, and connections break, before and after."""
     with faulty(gcs_server) as (url, real, faults):

@@ -107,6 +107,7 @@ def test_live_bytes_of_a_program_that_one_can_count():
 
 
 @pytest.mark.soak
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("size", "changes"), [((64, 64), {}), ((96, 160), {"tile_size": 32, "tile_overlap": 8, "vae_tile_size": 32})]
 )
