@@ -27,7 +27,7 @@ def interval_of_mean(
     """Of the mean: each draw is of trainings, of photographs for all of them, and then of crops of each photograph.
 
     Crops of one photograph are alike, and so is what one training restores. To draw from all numbers as if they were
-    not would give too narrow an interval. Of 8 photographs it is a little narrow all the same: in simulations 95%
+    not would give too narrow an interval. Of 8 photographs it is still a little narrow: in simulations 95%
     intervals held the truth in 87% of cases where photographs differ most, in 91% where crops differ as much, in 98%
     where crops do.
     """

@@ -1,4 +1,4 @@
-"""Compares the samplers: how near to the original each comes in so many steps, and how long it takes.
+"""Compares the samplers: how near to the original each comes in a number of steps, and how long it takes.
 
 python benchmarks/samplers.py --photos PHOTOS [--model DIR]
 

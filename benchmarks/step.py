@@ -192,7 +192,7 @@ def project(unet: UNet, controlnet: ControlNet, high: Array, low: Array) -> tupl
 
 
 def whole(networks: Networks, latents: Array, t: Array, high: Array, low: Array, features: ImageFeatures) -> Array:
-    """A guided step, nothing of it shared by the halves."""
+    """A guided step whose halves share nothing."""
     unet, controlnet = networks
     latents, t, low, features = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), (latents, t, low, features))
     control = controlnet(latents, t, high, low, features)

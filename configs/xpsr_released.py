@@ -29,7 +29,7 @@ def config(variant: str = "default") -> Config:
             # The caption of the HR image, the LR image's only for want of it.
             high_caption_from="hr",
             # And yet the networks never see it: the released dataset class puts the tokens of the empty string in its
-            # place. Released weights depend on that; sampling gives them the caption all the same.
+            # place. Released weights depend on that; sampling still gives them the caption.
             high_dropout=1.0,
             # A tenth of the samples has the HR image itself as LR image, and a low-level caption of its good quality.
             clean_input_probability=0.1,

@@ -85,7 +85,7 @@ def test_a_name_that_cannot_be_printed_ends_nothing(monkeypatch):
 
 
 def test_whatever_is_printed_is_made_printable():
-    """By `errors.say`. What is printed otherwise holds nothing of other people."""
+    """By `errors.say`. What is printed otherwise has no text of other people."""
     allowed = {"errors.py", "cli/run.py", "app/passwords.py", "app/door.py"}
     package = ROOT / "xpsr_jax"
     found = {

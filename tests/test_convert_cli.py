@@ -80,7 +80,7 @@ def test_refuses_what_it_cannot_do(released, tmp_path):  # noqa: F811
     refused([], "name at least one folder or file")
     refused([tmp_path / "model.ckpt"], r"model\.ckpt does not exist; expected a model folder .* or a single file")
     refused([tmp_path / "nowhere"], "nowhere does not exist")
-    refused([tmp_path], "holds nothing of a model: expected some of the subfolders unet/, controlnet/")
+    refused([tmp_path], "holds no part of a model: expected some of the subfolders unet/, controlnet/")
     refused([released], "would replace the source", output=released.parent, overwrite=True)
     refused([released], "would replace the source", output=released, overwrite=True)
     refused([released], "no weights come in the variant fp16; variants found: none", variant="fp16")

@@ -8,7 +8,7 @@ import pytest
 
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "architecture.svg"
 
-# From the top down. Modules of one line know nothing of each other.
+# From the top down. Modules of one line do not import each other.
 FLOORS = (
     {"cli"},
     {"app"},

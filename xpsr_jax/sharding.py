@@ -1,4 +1,4 @@
-"""Where arrays live: the device mesh, and rules that place parameters by path and shape. Layers know nothing of it."""
+"""Where arrays live: the device mesh, and rules that place parameters by path and shape. Layers do not know them."""
 
 import contextlib
 import math

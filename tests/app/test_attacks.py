@@ -306,7 +306,7 @@ def test_fields_with_values_that_they_cannot_have(server, page):
 
 
 def test_files_that_are_no_photographs(server, page):
-    """Each is named in one line; nothing of the server's folders is in it."""
+    """Each is named in one line, without the server's folders."""
     visitor = Visitor(server)
     contents = {
         "empty.png": b"",

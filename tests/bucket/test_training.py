@@ -65,7 +65,7 @@ def test_killed_and_gone_on_with_on_another_mesh(gs: BucketPath, s3: BucketPath,
     one, other = (runs.parameters(local_folder(gs / each)) for each in ("run/model", "converted"))
     assert one.keys() == other.keys()
     assert max(np.abs(one[name] - other[name]).max() for name in one) < 1e-6
-    # Where Orbax cannot be, a checkpoint is read all the same.
+    # Where Orbax cannot be, a checkpoint can still be read.
     uploads.upload_files(local_folder(run / "checkpoints" / "12"), s3 / "checkpoint")
     assert convert.main([f"{s3}/checkpoint", "--output", f"{s3}/converted"]) == 0
     last = runs.parameters(local_folder(s3 / "converted"))

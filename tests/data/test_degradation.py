@@ -111,7 +111,7 @@ def test_last_sinc_filter(draws):
 
 
 def test_drawn_is_plain_data(draws):
-    """Frozen, comparable, printable: nothing of numpy's in it."""
+    """Frozen, comparable, printable: without values of NumPy's types."""
 
     def leaves(value):
         if is_dataclass(value):

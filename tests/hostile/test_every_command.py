@@ -104,7 +104,7 @@ def feed_pictures(command: str, names: list[str], worker: Worker, model: Path, f
     check_folder(folder)
     read = read_by(output / "c.jsonl" if main == "caption" else output, names)
     wrong = {name for name in names if PICTURES[name][1] is not None and PICTURES[name][1] != (name in read)}
-    if command == "evaluate":  # too small for a metric, or of one size with none: named by the command all the same
+    if command == "evaluate":  # too small for a metric, or of one size with none: still named by the command
         wrong = {name for name in wrong if PICTURES[name][1] is False}
     assert not {ascii(name) for name in wrong}, ended.err[-3000:]
     report = ended.err + ended.out

@@ -178,7 +178,7 @@ def test_limits_in_millions():
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
 def test_damaged_exif_is_left_out(tmp_path, name):
-    """The picture is turned all the same, if that much can be read."""
+    """The picture is still turned, if that much can be read."""
     data = camera_exif(6)
     for damaged, size in [
         (data.replace(b"\0\2\0\5\0\0\0\3", b"\0\2\0\2\0\0\0\3"), (9, 6)),  # the latitude is said to be a text

@@ -91,7 +91,7 @@ def test_one_process_goes_on_from_two_and_two_from_one(whole, photos, tmp_path):
     assert runs.largest_difference(runs.metrics(run), runs.metrics(expected)) < 1e-5
 
 
-def test_a_loss_that_is_no_number_ends_both_with_the_state_before_it(photos, tmp_path):
+def test_a_loss_of_nan_ends_both_with_the_state_before_it(photos, tmp_path):
     run = tmp_path / "run"
     runs.ended_well(runs.start(runs.command(run, photos, **FIELDS | {"steps": 2}), processes=2, devices=4))
     words = runs.command(run, photos, **FIELDS, optimizer__learning_rate=1e38)

@@ -197,7 +197,7 @@ def test_an_adapter_of_what_trains_is_refused():
 
 
 @pytest.mark.soak
-def test_a_step_that_is_no_number_changes_nothing(turns, batches):
+def test_a_step_of_nan_changes_nothing(turns, batches):
     """Neither does the next, whoever's turn it is."""
     run, _, _ = turns
     constants = loss_constants(run.config)

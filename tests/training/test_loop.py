@@ -204,7 +204,7 @@ def pretended(bad_step, term):
 
 @pytest.mark.soak
 @pytest.mark.parametrize("term", ["loss", "gradient_norm"])
-def test_what_is_no_number_ends_the_run_and_is_not_saved(term, images, tmp_path, monkeypatch):
+def test_nan_ends_the_run_and_is_not_saved(term, images, tmp_path, monkeypatch):
     run = tmp_path / "run"
     monkeypatch.setattr(loop, "make_plan", pretended(4, term))
     message = (

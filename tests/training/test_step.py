@@ -41,7 +41,7 @@ def test_one_step_trains_what_is_chosen_and_nothing_is_compiled_again(single):
     assert terms[0]["loss"] != terms[1]["loss"]
 
 
-def test_a_step_that_is_no_number_changes_nothing_and_neither_does_the_next(batches):
+def test_a_step_of_nan_changes_nothing_and_neither_does_the_next(batches):
     made, _, _ = run(batches[:1], 1, (1, 1))
     before = jax.tree.map(np.asarray, made.state)
     bad = batches[1] | {"hr": np.full_like(batches[1]["hr"], np.nan)}

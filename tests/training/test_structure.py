@@ -236,5 +236,5 @@ def test_settings_that_cannot_be(fields, message):
 
 def test_a_base_of_which_nothing_is_used_is_an_error(stock):
     base, _ = stock
-    with pytest.raises(UserError, match="nothing of it is used, later ones have its unet/"):
+    with pytest.raises(UserError, match="no part of it is used, later ones have its unet/"):
         make_structure(replaced(base=(base, base)))

@@ -136,9 +136,9 @@ def test_later_folders_are_first_choice(base, released):
     assert found.origins["unet"] == released / "unet" and found.origins["autoencoder"] == base / "vae"
     assert merge([open_source(base)] * 2).origins == open_source(base).origins
     for paths in ((released, base, base), (released, released, base)):
-        with pytest.raises(UserError, match="nothing of it is used, later ones have its"):
+        with pytest.raises(UserError, match="no part of it is used, later ones have its"):
             load(*paths)
-        with pytest.raises(UserError, match="nothing of it is used, later ones have its"):
+        with pytest.raises(UserError, match="no part of it is used, later ones have its"):
             open_weights(paths)
 
 

@@ -49,8 +49,8 @@ def test_other_components_by_themselves(tmp_path):
 @pytest.mark.parametrize(
     ("files", "problem"),
     [
-        ({}, "holds nothing of a model: expected some of the subfolders unet/, .* found nothing"),
-        ({"notes.txt": ""}, r"holds nothing of a model: .* found notes\.txt"),
+        ({}, "holds no part of a model: expected some of the subfolders unet/, .* found nothing"),
+        ({"notes.txt": ""}, r"holds no part of a model: .* found notes\.txt"),
         ({"config.json": '{"_class_name": "T2IAdapter"}'}, r"config\.json is of T2IAdapter; known are UNet2DCond"),
         ({"config.json": '{"_class_name": 3, "architectures": [4]}'}, r"config\.json is of no class"),
         ({"config.json": "["}, r"config\.json is not valid JSON"),
@@ -67,9 +67,9 @@ def test_of_each_something_must_be_used():
     a, b = Path("a"), Path("b")
     check_each_is_used([a, b], [{"unet", "schedule"}, {"unet"}])
     check_each_is_used([b], [{"unet"}])
-    with pytest.raises(UserError, match=r"^a: nothing of it is used, later ones have its unet/ too \(b\)"):
+    with pytest.raises(UserError, match=r"^a: no part of it is used, later ones have its unet/ too \(b\)"):
         check_each_is_used([a, b], [["unet"], ["unet", "schedule"]])
-    with pytest.raises(UserError, match=r"^a: nothing of it is used, it has no component that is"):
+    with pytest.raises(UserError, match=r"^a: no part of it is used, it has no component that is"):
         check_each_is_used([a], [[]])
 
 

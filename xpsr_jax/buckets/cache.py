@@ -79,7 +79,7 @@ def local_file(path: Path) -> Path:
 def local_folder(path: Path, wanted: Callable[[str], bool] | None = None) -> Path:
     """The same of a folder with all that is in it, or with those files whose relative paths are `wanted`.
 
-    Raises UserError if there is nothing of it, or it is incomplete: an upload to it has not ended.
+    Raises UserError if it does not exist, or is incomplete: an upload to it has not ended.
     """
     return _kept(path, wanted or _all).path if isinstance(path, BucketPath) else path
 
@@ -107,8 +107,8 @@ def check_complete(path: BucketPath) -> None:
     """Raises UserError if the folder has the mark of an incomplete one."""
     if (path / INCOMPLETE).is_file():
         raise UserError(
-            f"{path} is incomplete: it is being uploaded, or that was stopped. Wait, or make it again; if it is whole "
-            f"all the same, remove {path / INCOMPLETE}"
+            f"{path} is incomplete: it is being uploaded, or that was stopped. Wait, or make it again; "
+            f"if you know that it is whole, remove {path / INCOMPLETE}"
         )
 
 

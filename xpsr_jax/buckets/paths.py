@@ -1,4 +1,4 @@
-"""`BucketPath`, a path whose files are in a bucket. Local paths stay `pathlib.Path`: nothing of theirs passes here."""
+"""`BucketPath`, a path whose files are in a bucket. Local paths stay `pathlib.Path`: they are not handled here."""
 
 import dataclasses
 import fnmatch

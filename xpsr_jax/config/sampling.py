@@ -35,7 +35,7 @@ class Sampling:
         costs nothing.
       conditioning_scale: strength of the ControlNet: multiplies its residuals.
       conditioning_interval: part of the steps with the ControlNet; outside of it the scale is 0.
-      cache_interval: every so many steps the networks run whole, and leave features that the steps between use again:
+      cache_interval: interval, in steps, at which the networks run whole and leave features for the steps between:
         these compute the UNet's outermost layers alone, not the ControlNet (Ma et al., 2024). 1: every step is whole.
       cache_levels: how far in these outermost layers reach: how many of the decoder's last layers, with the encoder's
         that they take up, every step computes anew. None: all of the finest resolution, which is the most (3 of Stable

@@ -23,8 +23,8 @@ class Networks:
         (Stable Diffusion's, then perhaps XPSR's). Their own config.json files hold.
       from_scratch: components that may be absent from `base`; they are initialised at random, of the configurations
         below.
-      unet: configuration if `base` has none; of one that it has, `conditional_attention` holds all the same.
-      controlnet: the same; of one that `base` has, `return_rgbs` and `use_latent_pred` hold all the same.
+      unet: configuration if `base` has none; of one that it has, `conditional_attention` still holds.
+      controlnet: the same; of one that `base` has, `return_rgbs` and `use_latent_pred` still hold.
       autoencoder: configuration if `base` has none.
       text_encoder: configuration if `base` has none.
       schedule: of the noise, if `base` has none.
@@ -172,7 +172,7 @@ class Mesh:
     Attributes:
       data: the batch is split, parameters are replicated.
       fsdp: the batch and the parameters are split.
-      replicated_bytes: parameters up to this size are on every device all the same. Splitting them saves no memory
+      replicated_bytes: parameters up to this size are whole on every device. Splitting them saves no memory
         worth the communication: at full size 0.13 % of what trains is left whole; with 1 MiB it would be 1.5 %, which
         on 64 chips doubles a chip's share.
     """

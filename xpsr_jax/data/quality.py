@@ -140,7 +140,7 @@ def describe_appearance(seen: Appearance, rng: np.random.Generator | None = None
     noise = _grade(seen.noise, NOISE_LIMITS)
     compression = _grade(seen.compression, COMPRESSION_LIMITS)
     resolution = _grade(seen.resolution_loss, RESOLUTION_LIMITS)
-    blur = max(blur, resolution - 1)  # nothing of a low resolution is sharp
+    blur = max(blur, resolution - 1)  # what has a low resolution is not sharp
 
     def choose(options: tuple[str, ...]) -> str:
         return options[0 if rng is None else rng.integers(len(options))]

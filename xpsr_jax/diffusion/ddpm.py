@@ -60,14 +60,14 @@ class Ddpm:
 def visited(schedule: Schedule, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """DDPM's and DDIM's timesteps (int32) and ab at them (float64).
 
-    Raises UserError if the network predicts the noise where there is nothing else, which says nothing of the image.
+    Raises UserError if the network predicts the noise where there is nothing else, which says nothing about the image.
     """
     timesteps = visited_timesteps(schedule, steps)
     alpha = alphas_cumprod(schedule).astype(np.float64)[timesteps]
     if alpha[0] == 0 and schedule.prediction_type == "epsilon":
         raise UserError(
             "a schedule rescaled to zero terminal SNR begins with pure noise, and a network that predicts the noise "
-            '("epsilon") says nothing of the image there: use the spacing "leading", or a model of the "v_prediction"'
+            '("epsilon") says nothing about the image: use the spacing "leading", or a model of the "v_prediction"'
         )
     return timesteps, alpha
 

@@ -61,7 +61,7 @@ def restore(
         names: what to call the images in errors.
 
     Raises:
-        UserError: the networks computed something that is no number, or a caption or setting cannot be used.
+        UserError: the networks computed NaN or Inf, or a caption or setting cannot be used.
     """
     if len(images) != len(captions):
         raise ValueError(f"{len(images)} images but {len(captions)} captions")
@@ -120,7 +120,7 @@ class Restorer:
             self.first_stage = FirstStage(self.networks, tile=self.sampling.first_stage_tile)
         elif self.sampling.steps == 0:
             raise UserError("0 steps give the first stage's picture, and this model has none; let steps be 1 or more")
-        # Without steps nothing of it is used.
+        # Without steps none of it is used.
         self.planned = plan_steps(dataclasses.replace(self.sampling, steps=self.sampling.steps or 1), model.schedule)
         self._tokenizer = model.tokenizer
         self.capacity, self.steps = self.networks.capacity, self.planned.count if self.sampling.steps else 0

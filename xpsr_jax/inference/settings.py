@@ -14,7 +14,7 @@ def choose_sampling(defaults: Sampling, preset: str | None, **given: Any) -> Sam
     Args:
         defaults: the model's own.
         preset: a name of `SAMPLING_PRESETS`; None: none.
-        given: fields of `Sampling`; None is as good as not given.
+        given: fields of `Sampling`; None counts as not given.
 
     Raises:
         UserError: the settings do not go together.

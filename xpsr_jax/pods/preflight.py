@@ -15,7 +15,7 @@ from xpsr_jax.training.plan import example_shapes
 from xpsr_jax.training.structure import make_structure
 from xpsr_jax.weights.networks import FIRST_STAGE, read_config
 
-# What of a config decides nothing of what is compiled. Anything else makes another report, a new field too.
+# Fields of a config that do not change what is compiled. Any other one makes another report, a new field too.
 _NOT_COMPILED = (
     *("name", "run", "images", "data", "validation", "note"),
     *("log_every", "checkpoint_every", "keep", "profile", "wandb"),

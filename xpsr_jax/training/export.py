@@ -42,7 +42,7 @@ def tokenizer_folder(networks: Networks) -> Path:
 def assemble(structure: Structure, trained: Parameters, frozen: Parameters) -> Bundle | None:
     """The whole networks in float32; what the base holds is read from it again: training may have it in bfloat16.
 
-    Returns them to the first process and None to the others, which have to call it all the same.
+    Returns them to the first process and None to the others, which have to call it too.
     """
     paths = sorted(exported(structure.frozen))
     originals = load_parameters(structure, paths) if distributed.is_first() else {}

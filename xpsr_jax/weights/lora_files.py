@@ -67,7 +67,7 @@ class LoRA:
 
 
 def split_strength(text: str) -> tuple[str, float]:
-    """ "FILE:0.7" is (FILE, 0.7); without a number the strength is 1. Raises UserError for one that is no number."""
+    """ "FILE:0.7" is (FILE, 0.7); without a number the strength is 1. Raises UserError for any other strength."""
     file, _, number = text.rpartition(":")
     try:
         strength = float(number)

@@ -307,7 +307,7 @@ def save_tokenizer(tokenizer: ClipTokenizer, folder: Path) -> None:
 def write_index(folder: Path, defaults: Sampling | None, note: str) -> None:
     """Writes model_index.json for the components that the folder has.
 
-    Without `defaults` it says nothing of sampling, so that merging one component keeps the other folders' settings.
+    Without `defaults` it says nothing about sampling, so that merging one component keeps the other folders' settings.
     """
     classes: dict[str, Any] = {sub: list(names) for sub, names in _CLASSES.items() if (folder / sub).is_dir()}
     if defaults is not None:

@@ -67,7 +67,7 @@ def open_source(path: Path, *, variant: str | None = None, ema: bool = False) ->
       variant: of a folder's weight files, such as "fp16", where a component has it.
       ema: take a single file's averaged UNet.
 
-    Raises UserError if it is none of them, or holds nothing of a model, or the single file cannot be read.
+    Raises UserError if it is none of them, or holds no part of a model, or the single file cannot be read.
     """
     path = as_path(path)
     if isinstance(path, BucketPath) and is_training_checkpoint(path):
@@ -100,7 +100,7 @@ def find_components(path: Path) -> dict[str, Path]:
 
     A folder in a bucket is copied, and the components' are those of the copy.
 
-    Raises UserError if it holds nothing of a model.
+    Raises UserError if it holds no part of a model.
     """
     path = local_model(path)
     found = {name: path / sub for name, sub in SUBFOLDERS.items() if (path / sub).is_dir()}
@@ -119,7 +119,7 @@ def find_components(path: Path) -> dict[str, Path]:
         found = {"tokenizer": path}
     if not found:
         raise UserError(
-            f"{path} holds nothing of a model: expected some of the subfolders {listed(SUBFOLDERS)}, or the files of "
+            f"{path} holds no part of a model: expected some of the subfolders {listed(SUBFOLDERS)}, or the files of "
             f"one component; found {listed_names(sorted(entries)) or 'nothing'}"
         )
     return found
@@ -167,7 +167,7 @@ def check_each_is_used(paths: Sequence[Path], held: Sequence[Collection[str]]) -
             later = listed_names(paths[i + 1 :])
             names = [name for name in SUBFOLDERS if name in held[i]]
             why = f"later ones have its {listed(names)} too ({later})" if names else "it has no component that is"
-            raise UserError(f"{path}: nothing of it is used, {why}; leave it out, or name it after them")
+            raise UserError(f"{path}: no part of it is used, {why}; leave it out, or name it after them")
 
 
 def require(source: Source, names: Sequence[str], paths: Sequence[Path]) -> None:

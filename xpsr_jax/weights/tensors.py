@@ -135,7 +135,7 @@ def read_finite(
 
 
 def together(*parts: Callable[[], Any]) -> list[Any]:
-    """What each part returns. If some fail, the others are tried all the same, and one UserError names everything.
+    """What each part returns. If some fail, the others are still tried, and one UserError names everything.
 
     Raises the UserError of the only one that failed, or one with all their messages.
     """
