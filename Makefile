@@ -23,6 +23,7 @@ SHAPES := $(PLAIN) $(addprefix --ignore=tests/,hostile soak test_accelerator_alo
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
+SHARED_OUT := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-shapes soak soak-long test-torch test-app test-wheel chromium lint format clean
 .DEFAULT_GOAL := demo
@@ -30,22 +31,22 @@ PYTEST := $(BIN)/python -m pytest
 demo: .venv/.demo
 	$(BIN)/python -m xpsr_jax.demo $(ARGS)
 
-# One file's tests stay in one process, so that what they share is compiled once.
+# One file's tests stay in one process, so that what they share is compiled once; the longest files come first.
 test: .venv/.test
-	$(PYTEST) $(PLAIN) -m "not soak" -n $(JOBS) --dist loadfile $(ARGS)
+	$(PYTEST) $(PLAIN) -m "not soak" $(SHARED_OUT) $(ARGS)
 
 # A step of its own: the checks take a part of the tests' time. They show wrong shapes and dtypes at the call that has them.
 test-shapes: .venv/.test
-	XPSR_JAX_CHECK_SHAPES=1 $(PYTEST) $(SHAPES) -m "not soak" -n $(JOBS) --dist loadfile $(ARGS)
+	XPSR_JAX_CHECK_SHAPES=1 $(PYTEST) $(SHAPES) -m "not soak" $(SHARED_OUT) $(ARGS)
 
 # -rP: what was measured is printed at the end.
 soak: .venv/.test
-	$(PYTEST) $(PLAIN) -m soak -n $(JOBS) --dist loadfile -rP $(ARGS)
+	$(PYTEST) $(PLAIN) -m "soak and not long" $(SHARED_OUT) -rP $(ARGS)
 
 soak-long: .venv/.test-torch
 	SOAK_KILLS=1000 SOAK_FILES=10000 $(PYTEST) tests/soak/test_kills.py tests/hostile/test_kills.py \
-	  tests/hostile/test_mutations.py -m soak -n $(JOBS) --dist loadfile -rP $(ARGS)
-	$(PYTEST) tests --ignore=tests/torch --ignore=tests/app -m long -n $(JOBS) --dist loadfile -rP $(ARGS)
+	  tests/hostile/test_mutations.py -m soak $(SHARED_OUT) -rP $(ARGS)
+	$(PYTEST) $(PLAIN) -m long $(SHARED_OUT) -rP $(ARGS)
 
 test-torch: .venv/.test-torch .venv/.spandrel
 	$(PYTEST) tests/torch $(ARGS)

@@ -43,13 +43,37 @@ if hasattr(os, "sched_setaffinity") and (worker := os.environ.get("PYTEST_XDIST_
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
-# Of few tests that take long each. Workers take whole files: one of these at the end would leave the others idle.
-SLOWEST = ("test_kills.py", "test_few_step.py", "test_ablations.py", "test_sampling.py", "test_processes.py")
+# Files that take longest. Workers take whole files: one of these at the end would leave the others idle.
+SLOWEST = (
+    "test_kills",
+    "test_few_step",
+    "test_ablations",
+    "test_sampling",
+    "test_processes",
+    "test_meshes",
+    "test_training",
+    "test_oracle_training",
+    "test_loop",
+    "test_restore",
+    "test_v0_1",
+    "test_cached_features",
+    "test_large",
+    "test_sample_cli",
+    "test_plan",
+    "test_oracle_forward",
+    "test_autoencoder_stage",
+    "test_oracle_tiles",
+    "test_formats",
+    "test_attention",
+    "test_stock",
+    "test_model_folder",
+    "test_every_command",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take longest come first (see --no-loadscope-reorder in the Makefile)."""
-    items.sort(key=lambda item: SLOWEST.index(item.path.name) if item.path.name in SLOWEST else len(SLOWEST))
+    items.sort(key=lambda item: SLOWEST.index(item.path.stem) if item.path.stem in SLOWEST else len(SLOWEST))
 
 
 @pytest.fixture(scope="session")

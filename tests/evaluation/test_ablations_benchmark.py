@@ -9,6 +9,7 @@ from benchmarks.ablation_trainings import MODEL, UNET_WEIGHTS, VARIANTS, Argumen
 from benchmarks.ablations import TABLES, differences, markdown, plot, stored, verdict
 from benchmarks.ablations import Arguments as Measuring
 from benchmarks.bootstrap import interval, interval_of_mean
+from xpsr_jax.config import load_config
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.crops import METRICS, Crop, enlarge
@@ -23,7 +24,9 @@ def scores(value):
 
 @pytest.fixture(scope="module")
 def trainings(tmp_path_factory):
-    return Arguments(photos=tmp_path_factory.mktemp("photos"), output=tmp_path_factory.mktemp("study"))
+    photos = tmp_path_factory.mktemp("photos")
+    (photos / load_config("configs/tiny.py").images.exclude[0]).touch()  # what is held out must be there
+    return Arguments(photos=photos, output=tmp_path_factory.mktemp("study"))
 
 
 def test_trainings_differ_in_nothing_but_the_variant(trainings):
