@@ -97,10 +97,13 @@ def finish(command: str, words: list[str | Path], worker: Worker, folder: Path, 
 def test_killed_at_random_moments_it_ends_the_same(command, worker, model, many, tmp_path):
     _, words, result, share = COMMANDS[command]
     kills = max(1, round(share * KILLS * 2 / 3))
-    whole, output = tmp_path / "whole", tmp_path / "out"
+    # All of one name, which a model's card gives.
+    whole, timed, output = tmp_path / "whole" / "out", tmp_path / "timed" / "out", tmp_path / "out"
+    whole.parent.mkdir()
+    timed.parent.mkdir()
     finish(command, words(many, whole, model), worker, tmp_path)
     # As long as a run takes that finds its programs compiled, or few would be killed.
-    seconds = finish(command, words(many, tmp_path / "timed", model), worker, tmp_path).seconds
+    seconds = finish(command, words(many, timed, model), worker, tmp_path).seconds
     expected, rng, killed, runs = result(whole), random.Random(f"{SEED}{command}"), 0, 0
     assert expected
     while killed < kills:
