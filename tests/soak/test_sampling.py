@@ -121,11 +121,12 @@ def test_twelve_odd_sizes_compile_few_programs():
         for image in images:
             assert restorer([image], [Caption("", "")])[0].shape == (4 * image.shape[0], 4 * image.shape[1], 3)
     # Of these each takes long; the others are a line or two.
-    counts = {name: compiled.count(name) for name in ("prepare_texts", "predict_tiles", "_run")}
+    counts = {name: compiled.count(name) for name in ("prepare_texts", "predict_tiles", "run_autoencoder")}
     print(counts, len(compiled))
-    assert counts == {"prepare_texts": 1, "predict_tiles": 2, "_run": 4}
+    assert counts == {"prepare_texts": 1, "predict_tiles": 2, "run_autoencoder": 4}
 
 
+@pytest.mark.long
 def test_no_seam_on_photographs():
     """The shipped model, 448 x 448 in four tiles, against the same without tiles.
 
@@ -152,6 +153,7 @@ def test_no_seam_on_photographs():
     assert 0.95 < at < 1.07  # measured 1.044; single lines elsewhere are off by 4 to 13 %
 
 
+@pytest.mark.long
 def test_eight_devices_and_any_batch(folders):
     """Image i's result, in any order bit for bit, and within a grey level in any batch and on any number of devices."""
     model = tiny_model()

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import xpsr_jax
-from tests.marks import marked_long
 from tests.training import tiny
 from xpsr_jax import sharding
 from xpsr_jax.config import FEW_STEP, Mesh, load_config
@@ -136,7 +135,8 @@ def test_the_folder_is_a_model_of_few_steps(run):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("variant", marked_long(["few_step", "adversarial"], ["adversarial"]))
+@pytest.mark.long
+@pytest.mark.parametrize("variant", ["few_step", "adversarial"])
 def test_meshes_and_accumulation_change_nothing(batches, variant):
     terms = []
     for devices, mesh, accumulation in ((1, (1, 1), 1), (8, (2, 4), 2)):
