@@ -289,7 +289,7 @@ def test_fields_with_values_that_they_cannot_have(server, page):
     wrongs = {
         "Preset": ["nobody's", 5],
         "Sampler": ["exact", 1.5],
-        "Steps": [0, -1, 1e18, None, "x"],
+        "Steps": [-1, 1e18, None, "x"],  # 0 gives the first stage's picture
         "Strength": [0, -1, 5, "x"],
         "Upscale": [0, 0.5, 1e9],
         "Seed": [-1, "x", None],

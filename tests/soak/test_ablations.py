@@ -22,7 +22,7 @@ EVERYTHING = ("unet", "controlnet", "autoencoder", "text_encoder")
 UNET = dataclasses.replace(
     tiny.UNET, down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",)
 )
-# What is left: attention to one caption or to both, one kind of heads or both, no Conditional Attention.
+# All but the whole, attention in series, one kind of heads, and no Conditional Attention.
 SIMILAR = [variant for variant in VARIANTS if variant not in ("default", "serial", "pixel", "unconditional")]
 
 
