@@ -73,7 +73,7 @@ def test_latents_are_exported_with_deviation_one(trained, images, tmp_path):
         source=source,
         tokenizer=None,
     )
-    assert sorted(path.name for path in folder.iterdir()) == ["model_index.json", "vae"]
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "model_index.json", "vae"]
     autoencoder = load_network(AUTOENCODER, folder / "vae")
     crops = DataConfig(crop_size=tiny.SIZE, degrade=False)
     pixels = np.stack([make_example(source[i % 5], crops, tokenizer=None, seed=0, index=i)["hr"] for i in range(32)])
