@@ -13,6 +13,14 @@ from xpsr_jax.training.resume import record
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
+FILE = """
+from xpsr_jax.config import Config
+
+VARIANTS = ("default",)
+
+def config(variant):
+    return Config(name="{name}")
+"""
 NAMES = "ablations, few_step, sd21, tiny, xpsr, xpsr_released"
 
 
@@ -98,16 +106,16 @@ def test_configs_have_names(tmp_path, monkeypatch):
         file, _, variant = name.partition(":")
         assert load_config(name) == load_config(f"{CONFIGS / file}.py:{variant or 'default'}")
     (tmp_path / "tiny").mkdir()
-    (tmp_path / "tiny.py").write_text("VARIANTS = ('default',)\ndef config(variant): return 'my own'\n")
+    (tmp_path / "tiny.py").write_text(FILE.format(name="my own"))
     assert load_config("tiny") == load_config(f"{CONFIGS}/tiny.py")
-    assert load_config("tiny.py") == load_config("./tiny.py") == "my own"
+    assert load_config("tiny.py") == load_config("./tiny.py") == Config(name="my own")
 
 
 def test_an_installed_package_has_the_configs_in_it(tmp_path, monkeypatch):
     monkeypatch.setattr("xpsr_jax.config.files._PACKAGE", tmp_path / "xpsr_jax")
     (tmp_path / "xpsr_jax" / "configs").mkdir(parents=True)
-    (tmp_path / "xpsr_jax" / "configs" / "other.py").write_text("VARIANTS = ('default',)\nconfig = str.upper\n")
-    assert load_config("other") == "DEFAULT"
+    (tmp_path / "xpsr_jax" / "configs" / "other.py").write_text(FILE.format(name="other"))
+    assert load_config("other") == Config(name="other")
     with pytest.raises(UserError, match=r"There is no config 'tiny'; there are other\. A file"):
         load_config("tiny")
 
