@@ -13,8 +13,7 @@ from flax import nnx
 from jax import Array
 
 from xpsr_jax import sharding
-from xpsr_jax.config import PAPER, Config, Mesh, Networks, Precision
-from xpsr_jax.data.config import DataConfig
+from xpsr_jax.config import Config, Mesh, Networks, load_config
 from xpsr_jax.diffusion.making import make_sampler
 from xpsr_jax.inference.plan import first_step, full_table
 from xpsr_jax.models.attention import attention
@@ -44,17 +43,9 @@ class Sizes(NamedTuple):
     steps: int
 
 
-BFLOAT16 = Precision(dtype="bfloat16", frozen_dtype="bfloat16", remat=True)
 EVERYTHING = ("unet", "controlnet", "autoencoder", "text_encoder")
 FULL = Sizes(
-    config=Config(
-        networks=Networks(from_scratch=EVERYTHING),
-        data=DataConfig(crop_size=512),
-        sampling=PAPER,
-        precision=BFLOAT16,
-        trained=((r"controlnet\..*", True), (r"unet\..*\.pixel_attentions\..*", True)),
-        batch_size=2,
-    ),
+    config=dataclasses.replace(load_config("xpsr"), networks=Networks(from_scratch=EVERYTHING), batch_size=2),
     matrix=8192,
     attentions=((4096, 4096, 40), (1024, 1024, 80), (256, 256, 160), (4096, 77, 40)),
     heads=8,
@@ -88,7 +79,7 @@ REDUCED = Sizes(
                 hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
             ),
         ),
-        data=DataConfig(crop_size=64),
+        data=dataclasses.replace(FULL.config.data, crop_size=64),
         batch_size=1,
     ),
     matrix=256,
