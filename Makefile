@@ -39,14 +39,14 @@ test: .venv/.test
 test-shapes: .venv/.test
 	XPSR_JAX_CHECK_SHAPES=1 $(PYTEST) $(SHAPES) -m "not soak" $(SHARED_OUT) $(ARGS)
 
-# -rP: what was measured is printed at the end.
+# -rfEP: what was measured is printed at the end, and after it what failed.
 soak: .venv/.test
-	$(PYTEST) $(PLAIN) -m "soak and not long" $(SHARED_OUT) -rP $(ARGS)
+	$(PYTEST) $(PLAIN) -m "soak and not long" $(SHARED_OUT) -rfEP $(ARGS)
 
 soak-long: .venv/.test-torch
 	SOAK_KILLS=1000 SOAK_FILES=10000 $(PYTEST) tests/soak/test_kills.py tests/hostile/test_kills.py \
-	  tests/hostile/test_mutations.py -m soak $(SHARED_OUT) -rP $(ARGS)
-	$(PYTEST) $(PLAIN) -m long $(SHARED_OUT) -rP $(ARGS)
+	  tests/hostile/test_mutations.py -m soak $(SHARED_OUT) -rfEP $(ARGS)
+	$(PYTEST) $(PLAIN) -m long $(SHARED_OUT) -rfEP $(ARGS)
 
 test-torch: .venv/.test-torch .venv/.spandrel
 	$(PYTEST) tests/torch $(ARGS)

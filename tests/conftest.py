@@ -45,10 +45,9 @@ if hasattr(os, "sched_setaffinity") and (worker := os.environ.get("PYTEST_XDIST_
 
 # Files that take longest. Workers take whole files: one of these at the end would leave the others idle.
 SLOWEST = (
-    # Before any test of buckets: after one, its run of this process and that of another differ in the last place.
-    "test_loop",
     "test_kills",
     "test_few_step",
+    "test_loop",
     "test_ablations",
     "test_sampling",
     "test_processes",
@@ -94,11 +93,17 @@ def compiled_quickly() -> Iterator[None]:
 
     Also in the processes that these tests start. Of each module: a folder is no package to pytest, and a fixture of
     that scope would stay until the last of all tests.
+
+    The profile's version changes nothing in a program, but it is a part of the key under which jit keeps it, and the
+    optimizations are not: without it a test would run what another compiled in the other way, and round in its way.
     """
     import jax
 
+    settings = {"jax_disable_most_optimizations": (False, True), "jax_xla_profile_version": (0, 1)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        jax.config.update("jax_disable_most_optimizations", True)
+        for name, (_, quickly) in settings.items():
+            patch.setenv(name.upper(), str(int(quickly)))
+            jax.config.update(name, quickly)
         yield
-        jax.config.update("jax_disable_most_optimizations", False)
+        for name, (fully, _) in settings.items():
+            jax.config.update(name, fully)
