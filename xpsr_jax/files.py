@@ -107,6 +107,17 @@ def new_folder(folder: Path, *, replaceable: frozenset[str] | None = None) -> It
             shutil.rmtree(aside, ignore_errors=True)
 
 
+def entries(folder: Path) -> set[str]:
+    """The names of what is in a folder; none if there is no such folder.
+
+    Asked once: what another process removes, also the last of a bucket's folder, is never met between two questions.
+    """
+    try:
+        return {path.name for path in folder.iterdir()}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+
+
 def check_free(folder: Path, *, replaceable: frozenset[str] | None = None) -> None:
     """Raises UserError unless `new_folder` may make this folder; to be asked before long work."""
     folder = as_path(folder)
@@ -114,7 +125,7 @@ def check_free(folder: Path, *, replaceable: frozenset[str] | None = None) -> No
         return
     if not folder.is_dir():
         raise UserError(f"{folder} is a file; name a folder")
-    names = {path.name for path in folder.iterdir()}
+    names = entries(folder)
     if isinstance(folder, BucketPath):
         names.discard(INCOMPLETE)
     if names and replaceable is None:

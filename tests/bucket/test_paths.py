@@ -17,6 +17,7 @@ from xpsr_jax.errors import UserError
 from xpsr_jax.json_files import read_json, write_json
 from xpsr_jax.locks import locked_folder
 from xpsr_jax.serialisation import from_json
+from xpsr_jax.training.checkpoints import whole_steps
 
 
 def test_a_path_survives_pathlib_json_and_pickle():
@@ -58,6 +59,7 @@ def test_no_path_leads_to_a_local_folder(act):
 def test_files(bucket: BucketPath, tmp_path):
     file = bucket / "a" / "b.json"
     assert not file.exists() and not file.parent.is_dir()
+    assert files.entries(file.parent) == set() and whole_steps(file.parent) == []
     with pytest.raises(FileNotFoundError):
         file.stat()
     with pytest.raises(UserError, match="cannot be read: there is no such file in the bucket"):
@@ -68,6 +70,7 @@ def test_files(bucket: BucketPath, tmp_path):
     write_json({"x": 2}, file)  # what is read is not what a cache has
     assert read_json(file) == {"x": 2}
     assert [str(path) for path in bucket.iterdir()] == [f"{bucket}/a"]
+    assert files.entries(file.parent) == {"b.json"} and files.entries(file) == set()
     assert list(bucket.glob("a/*.json")) == [file] and list(bucket.rglob("*")) == [file]
     assert file.open(encoding="utf-8-sig").read().startswith("{") and file.open("rb").read(1) == b"{"
     with pytest.raises(UserError, match=r"has 11 bytes, more than the limit of 3|has \d+ bytes"):

@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from xpsr_jax import distributed
 from xpsr_jax.buckets.paths import BucketPath
 from xpsr_jax.errors import UserError
-from xpsr_jax.files import remove_tree, resolved, without_patterns
+from xpsr_jax.files import entries, remove_tree, resolved, without_patterns
 from xpsr_jax.training.state import TrainState
 
 # The state's random numbers are in none of them: they follow from the seed in `config` and the position in `data`.
@@ -228,7 +228,7 @@ def is_full(error: OSError) -> bool:
 
 def whole_steps(folder: Path) -> list[int]:
     """The steps of the checkpoints in a folder that were written to their end, oldest first."""
-    steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal()) if folder.is_dir() else []
+    steps = sorted(int(name) for name in entries(folder) if name.isdecimal())
     return [step for step in steps if not isinstance(folder, BucketPath) or (folder / str(step) / _COMMITTED).is_file()]
 
 

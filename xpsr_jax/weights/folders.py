@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from xpsr_jax.errors import UserError
+from xpsr_jax.files import entries
 from xpsr_jax.weights import hub, orbax_files, rules
 from xpsr_jax.weights.flax_files import read_msgpack
 from xpsr_jax.weights.pickles import read_pickle
@@ -38,7 +39,7 @@ def read_folder(
     Raises UserError if there are none, or a file is missing, truncated, corrupt, or cannot be read safely.
     """
     hub.complete(folder, variant=variant)
-    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    found = sorted(entries(folder))
     variants = variants_in(folder)
     only = next(iter(variants)) if len(variants) == 1 else None
     for choice in (variant, None) if variant else (None, only):
@@ -55,8 +56,7 @@ def read_folder(
 
 def variants_in(folder: Path) -> set[str]:
     """The variants that a component's weights come in, such as "fp16"; without the plain one."""
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    names += hub.names_in(folder)
+    names = [*entries(folder), *hub.names_in(folder)]
     return {match[1] or match[2] for name in names if (match := _VARIANT.fullmatch(name))}
 
 

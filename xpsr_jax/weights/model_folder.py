@@ -17,7 +17,7 @@ from xpsr_jax.buckets.paths import as_path
 from xpsr_jax.config import PAPER, Sampling
 from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.errors import UserError
-from xpsr_jax.files import new_folder
+from xpsr_jax.files import entries, new_folder
 from xpsr_jax.json_files import read_json, write_json
 from xpsr_jax.models.autoencoder import Autoencoder
 from xpsr_jax.models.configs import Fusion
@@ -277,7 +277,7 @@ def load_schedule(folder: Path | Schedule) -> Schedule:
 def load_tokenizer(folder: Path) -> ClipTokenizer:
     """CLIP's tokenizer of a `tokenizer/` folder. Raises UserError if its vocabulary is not there."""
     folder = local_model(folder)
-    files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    files = entries(folder)
     # transformers would silently make a tokenizer without a vocabulary.
     if not ({"vocab.json", "merges.txt"} <= files or "tokenizer.json" in files):
         found = ", ".join(sorted(files)) or "nothing"
