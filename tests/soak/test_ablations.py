@@ -22,8 +22,8 @@ EVERYTHING = ("unet", "controlnet", "autoencoder", "text_encoder")
 UNET = dataclasses.replace(
     tiny.UNET, down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",)
 )
-# All but the whole, attention in series, one kind of heads, and no Conditional Attention.
-SIMILAR = [variant for variant in VARIANTS if variant not in ("default", "serial", "pixel", "unconditional")]
+# All but the complete method and attention in series.
+SIMILAR = [variant for variant in VARIANTS if variant not in ("default", "serial")]
 
 
 def small(variant):

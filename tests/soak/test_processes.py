@@ -82,12 +82,12 @@ def test_told_to_stop_one_of_them_stops_both_and_they_go_on_bit_for_bit(whole, p
 
 
 def test_one_process_goes_on_from_two_and_two_from_one(whole, photos, tmp_path):
+    """Two that are told of each other, one, and two that SLURM started."""
     expected, _ = whole
     run = tmp_path / "run"
-    fields = FIELDS | {"validation__every": 3}
-    runs.ended_well(runs.start(runs.command(run, photos, **fields | {"steps": 2}), processes=2, devices=4))
-    runs.ended_well(runs.start(runs.command(run, photos, **fields | {"steps": 4}), devices=8))
-    runs.ended_well(runs.start(runs.command(run, photos, **fields), processes=2, devices=4))
+    runs.ended_well(runs.start(runs.command(run, photos, **FIELDS | {"steps": 2}), processes=2, devices=4))
+    runs.ended_well(runs.start(runs.command(run, photos, **FIELDS | {"steps": 4}), devices=8))
+    runs.ended_well(runs.start(runs.command(run, photos, **FIELDS), processes=2, devices=4, slurm=True))
     assert runs.largest_difference(runs.metrics(run), runs.metrics(expected)) < 1e-5
 
 

@@ -16,6 +16,7 @@ import xpsr_jax
 from tests.compilations import compilations
 from tests.inference.seams import seam
 from tests.inference.tiny_model import SAMPLING, tiny_model
+from tests.marks import marked_long
 from tests.models.golden import VECTORS
 from tests.soak import runs
 from xpsr_jax.data.captions import Caption
@@ -67,7 +68,7 @@ def differ(ours, theirs):
     return max(int(np.abs(np.int32(ours[name]) - theirs[name]).max()) for name in theirs)
 
 
-@pytest.mark.parametrize("meet", ["as SLURM", "told"])
+@pytest.mark.parametrize("meet", marked_long(["as SLURM", "told"], ["as SLURM"]))
 def test_two_processes_share_the_images(folders, alone, tmp_path, meet):
     """With two devices each; and, told, again when nothing is left to do."""
     texts = ["3 of 3 images restored", "3 of 3 images were restored before."]
