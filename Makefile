@@ -3,7 +3,7 @@
 #
 #   make demo           restore the photograph that ships with the package: demo/restored.png, demo/comparison.png
 #   make test           the tests, without PyTorch;   make test ARGS="-k guidance"   some of them
-#   make test-shapes    the tests that call the package, with every annotation checked at each call
+#   make test-shapes    the tests that call the package, and more cases of them, with every annotation checked at each call
 #   make soak           commands that are killed, trainings of several processes, on several meshes, on a full disk; all of
 #                       the hostile corpus and 2,000 damaged files; what else is slow
 #   make soak-long      1,000 kills and 10,000 damaged files, with and without PyTorch, and the marker "long"; it takes hours
@@ -33,7 +33,7 @@ demo: .venv/.demo
 
 # One file's tests stay in one process, so that what they share is compiled once; the longest files come first.
 test: .venv/.test
-	$(PYTEST) $(PLAIN) -m "not soak" $(SHARED_OUT) $(ARGS)
+	$(PYTEST) $(PLAIN) -m "not soak and not more" $(SHARED_OUT) $(ARGS)
 
 # A step of its own: the checks take a part of the tests' time. They show wrong shapes and dtypes at the call that has them.
 test-shapes: .venv/.test

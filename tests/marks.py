@@ -8,4 +8,13 @@ import pytest
 
 def marked_long(cases: Iterable[str], long: Collection[str]) -> list[Any]:
     """The cases as parameters of a test, some of them with the marker `long`."""
-    return [pytest.param(case, marks=[pytest.mark.long] * (case in long)) for case in cases]
+    return _marked(pytest.mark.long, cases, long)
+
+
+def marked_more(cases: Iterable[str], more: Collection[str]) -> list[Any]:
+    """The same with the marker `more`."""
+    return _marked(pytest.mark.more, cases, more)
+
+
+def _marked(marker: pytest.MarkDecorator, cases: Iterable[str], some: Collection[str]) -> list[Any]:
+    return [pytest.param(case, marks=[marker] * (case in some)) for case in cases]

@@ -263,6 +263,7 @@ def test_an_output_that_exists_or_is_an_input(capsys, photos, tmp_path):
     assert "results would lie among the inputs" in one_line(capsys, [photos, "--output", photos])
 
 
+@pytest.mark.more
 def test_stopped_work_goes_on(capsys, photos, tmp_path, monkeypatch, model_folder):
     """Killed while the second image is written, the same command makes that one alone; with other settings nothing."""
     output = tmp_path / "out"

@@ -1,6 +1,7 @@
 """From a bucket to a bucket: model, captions, photographs and restored pictures."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 import xpsr_jax
 from tests.inference.tiny_model import tiny_model
+from tests.soak import runs
 from xpsr_jax.buckets import uploads
 from xpsr_jax.buckets.paths import BucketPath
 from xpsr_jax.cli import convert, evaluate, restore
@@ -69,6 +71,20 @@ def test_from_bucket_to_bucket(bucket: BucketPath, model_folder, photos, tmp_pat
     words = ["--restored", f"{bucket}/out", "--reference", str(tmp_path / "out"), "--metrics", "psnr"]
     assert evaluate.main([*words, "--json", f"{bucket}/scores.json"]) == 0
     assert (bucket / "scores.json").is_file()
+
+
+@pytest.mark.long
+def test_two_processes_share_the_images(bucket: BucketPath, model_folder, photos):
+    uploads.upload_files(photos, bucket / "photos")
+    uploads.upload_files(model_folder, bucket / "model")
+    words = [sys.executable, "sample.py", f"{bucket}/photos", "--captions", f"{bucket}/photos/captions.jsonl"]
+    words += ["--model", f"{bucket}/model", "--output", f"{bucket}/out", *STEPS, "--processes", "2", "--process"]
+    for said in ("2 of 2 images restored", "2 of 2 images were restored before."):
+        jobs = [runs.start([*words, str(i)]) for i in range(2)]
+        first, second = (out for job in jobs for out in runs.ended_well(job))
+        assert said in first and "Process 1 of 2, with 1" in second
+        names = [name for name in (bucket / "out").files() if name.endswith(".png")]
+        assert names == ["a/c.png", "a/d.png", "b.png"]
 
 
 def test_patterns_and_single_files(gs: BucketPath, model_folder, photos):

@@ -48,15 +48,18 @@ def same_as(run: BucketPath, on_disk) -> None:
     assert not (run / ".lock").exists()
 
 
-def test_killed_and_gone_on_with_on_another_mesh(gs: BucketPath, s3: BucketPath, photos, on_disk):
-    uploads.upload_files(photos, gs / "photos")
-    run, fields = gs / "run", FIELDS | {"mesh__data": 1, "data__workers": 1}
-    job = runs.start(runs.command(run, gs / "photos", **fields, mesh__fsdp=8), devices=8)
+def kill_after_four_steps(job: runs.Job, run: BucketPath) -> None:
     while not (done := whole_steps(run / "checkpoints")) or done[-1] < 4:
-        assert job.processes[0].poll() is None, job.processes[0].communicate()
+        assert all(process.poll() is None for process in job.processes), job.wait()
         time.sleep(0.05)
     job.kill()
     assert (run / ".lock").is_file()
+
+
+def test_killed_and_gone_on_with_on_another_mesh(gs: BucketPath, s3: BucketPath, photos, on_disk):
+    uploads.upload_files(photos, gs / "photos")
+    run, fields = gs / "run", FIELDS | {"mesh__data": 1, "data__workers": 1}
+    kill_after_four_steps(runs.start(runs.command(run, gs / "photos", **fields, mesh__fsdp=8), devices=8), run)
     (out,) = runs.ended_well(runs.start(runs.command(run, gs / "photos", **fields, mesh__fsdp=2), devices=2))
     assert "changed since: mesh.fsdp: was 8, is 2" in out and f"model: {run}/model" in out
     same_as(run, on_disk)
@@ -70,6 +73,17 @@ def test_killed_and_gone_on_with_on_another_mesh(gs: BucketPath, s3: BucketPath,
     assert convert.main([f"{s3}/checkpoint", "--output", f"{s3}/converted"]) == 0
     last = runs.parameters(local_folder(s3 / "converted"))
     assert all((last[name] == other[name]).all() for name in other)
+
+
+@pytest.mark.long
+def test_two_processes_are_killed_and_resumed(gs: BucketPath, photos, on_disk):
+    uploads.upload_files(photos, gs / "photos")
+    run = gs / "run"
+    words = runs.command(run, gs / "photos", **FIELDS, mesh__data=2, mesh__fsdp=4)
+    kill_after_four_steps(runs.start(words, processes=2, devices=4), run)
+    first, second = runs.ended_well(runs.start(words, processes=2, devices=4))
+    assert "8 devices of 2 processes" in first and f"model: {run}/model" in first and "model:" not in second
+    same_as(run, on_disk)
 
 
 @pytest.mark.long

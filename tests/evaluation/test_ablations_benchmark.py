@@ -89,6 +89,7 @@ def test_verdicts_of_a_distance(low, high, expected):
     assert verdict(low, high, higher_is_better=True) == opposite
 
 
+@pytest.mark.more
 def test_what_is_measured_is_not_measured_again(tmp_path):
     original = cv2.resize(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8), (64, 64))
     crops = [Crop("a.png", original, cv2.resize(original, (16, 16)), Caption("", ""))]

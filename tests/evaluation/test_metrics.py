@@ -7,6 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import xpsr_jax
+from tests.marks import marked_more
 from xpsr_jax.evaluation.backbones import transform_kernels
 from xpsr_jax.evaluation.fidelity import psnr_y, ssim_y
 from xpsr_jax.evaluation.metrics import compare
@@ -31,7 +32,7 @@ FUNCTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", marked_more(FUNCTIONS, ["dists", "lpips_vgg"]))
 def test_official_packages_on_photographs(name, pairs, photo_pairs):
     """Required: 1e-4. Measured: 2e-7."""
     a, b = (np.stack(images) for images in zip(*photo_pairs, strict=True))

@@ -104,6 +104,7 @@ def test_a_table_upon_a_first_stage(crops):
     np.testing.assert_array_equal(results.images[WITHOUT][1], plain)
 
 
+@pytest.mark.more
 def test_originals_score_best(crops):
     originals = [crop.original for crop in crops]
     scores = measure_crops(crops, {BICUBIC: [enlarge(crop.lr, (64, 64)) for crop in crops], OURS: originals})

@@ -104,12 +104,14 @@ def test_a_result_does_not_depend_on_batches_and_devices(model, one_by_one):
     assert most(restore(model, IMAGES, CAPTIONS, CACHED, mesh=mesh), one_by_one) <= 1
 
 
+@pytest.mark.more
 def test_tiles_equal_the_method_written_plainly(model):
     expected = restored_plainly(model, IMAGES[0], CAPTIONS[0], plan_tiles(8, 16, size=8, overlap=2), sampling=TILED)
     (restored,) = Restorer(model, TILED, batch_size=2)(IMAGES[:1], CAPTIONS[:1])
     assert most([restored], [expected]) <= 1
 
 
+@pytest.mark.more
 def test_above_the_limit_of_memory_nothing_is_kept_and_that_is_said(model, monkeypatch, caplog):
     monkeypatch.setattr(large, "KEPT_BYTES", 1000)
     with caplog.at_level(logging.WARNING):

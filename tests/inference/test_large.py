@@ -61,7 +61,9 @@ def test_tiles_are_not_the_whole(model, tiled):
     assert most(whole, tiled[:1]) > 1
 
 
-@pytest.mark.parametrize(("batch_size", "devices"), [(2, 1), pytest.param(1, 8, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    ("batch_size", "devices"), [pytest.param(2, 1, marks=pytest.mark.more), pytest.param(1, 8, marks=pytest.mark.soak)]
+)
 def test_a_result_does_not_depend_on_how_many_tiles_are_computed_at_once(model, tiled, batch_size, devices):
     mesh = jax.make_mesh((devices,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices])
     restorer = Restorer(model, TILED, batch_size=batch_size, mesh=mesh)

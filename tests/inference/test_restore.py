@@ -47,6 +47,7 @@ def test_equals_the_method_written_plainly(model, one_by_one):
     assert expected.std() > 5
 
 
+@pytest.mark.more
 def test_a_result_does_not_depend_on_what_is_restored_beside_it(model, one_by_one):
     batched = restore(model, IMAGES, CAPTIONS, batch_size=2)
     assert most(batched, one_by_one) <= 1  # measured 1: of another batch shape XLA makes another program
@@ -109,7 +110,7 @@ def test_every_step_outside_the_intervals_is_without(model):
     "settings",
     [
         {"sampler": "unipc", "karras": True},  # remembers earlier steps
-        {"sampler": "euler", "spacing": "linspace"},  # between two timesteps
+        pytest.param({"sampler": "euler", "spacing": "linspace"}, marks=pytest.mark.more),  # between two timesteps
     ],
 )
 def test_other_samplers_restore(model, one_by_one, settings):
@@ -120,6 +121,7 @@ def test_other_samplers_restore(model, one_by_one, settings):
     assert changed(restored, one_by_one[0]) > 0.01
 
 
+@pytest.mark.more
 def test_halves_of_guidance_part_where_their_texts_do(model):
     """Latents once and two texts a sample give what they give when everything is repeated; the low-level text too."""
     rng = np.random.default_rng(0)

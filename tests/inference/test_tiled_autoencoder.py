@@ -75,6 +75,7 @@ def test_tiles_are_close_to_the_whole(autoencoder, photo, whole):
         assert 0.98 < at < 1.02 and 0.98 < near < 1.02  # measured 0.999 and 1.000, 0.999 and 1.000
 
 
+@pytest.mark.more
 def test_several_tiles_at_once_are_the_same(autoencoder, photo):
     one, two = tiled(autoencoder, TILE).encode(photo), tiled(autoencoder, TILE, together=2).encode(photo)
     np.testing.assert_allclose(one[0], two[0], atol=1e-5)  # measured 1.2e-6

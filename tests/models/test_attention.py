@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
+from tests.marks import marked_more
 from tests.models.golden import error
 from xpsr_jax.models.attention import CHUNK, attention
 from xpsr_jax.models.flash import flash_attention
@@ -40,9 +41,9 @@ def exact(q, k, v, causal):
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
-@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
+@pytest.mark.parametrize("size", marked_more(SIZES, ["whole-chunks"]))
 def test_kernels_equal_the_definition(size, causal):
-    q, k, v = inputs(*size)
+    q, k, v = inputs(*SIZES[size])
     expected = exact(q, k, v, causal)
     for kernel in ("plain", "chunked", "two_pass", "auto"):
         output = attend(kernel, causal)(q, k, v)

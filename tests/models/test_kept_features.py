@@ -67,7 +67,10 @@ def predictions(unet, control, layers, *, text):
     return run(unet, LATENTS, OTHER)
 
 
-@pytest.mark.parametrize(("layers", "text"), [pytest.param(1, "embedding", marks=pytest.mark.soak), (3, "projected")])
+@pytest.mark.parametrize(
+    ("layers", "text"),
+    [pytest.param(1, "embedding", marks=pytest.mark.soak), pytest.param(3, "projected", marks=pytest.mark.more)],
+)
 def test_at_the_same_place_it_is_the_whole_network(unet, control, layers, text):
     whole, again, later, called = predictions(unet, control, layers, text=text)
     assert whole.shape == (4, 7, 8, 4)
@@ -76,6 +79,7 @@ def test_at_the_same_place_it_is_the_whole_network(unet, control, layers, text):
     assert error(later, whole) > 1e-2
 
 
+@pytest.mark.more
 def test_a_stock_network_has_no_residuals_to_keep():
     stock = random_network(lambda rngs: UNet(dataclasses.replace(CONFIG, conditional_attention=False), rngs=rngs))
     whole, again, _, _ = predictions(stock, None, 2, text="projected")

@@ -13,8 +13,8 @@ pytestmark = pytest.mark.usefixtures("compiled_quickly")
     [
         pytest.param("A", id="timesteps-by-sample", marks=pytest.mark.soak),
         pytest.param("B", id="scaled-residuals"),
-        pytest.param("C", id="odd-size"),
-        pytest.param("D", id="no-low-level-caption"),
+        pytest.param("C", id="odd-size", marks=pytest.mark.more),
+        pytest.param("D", id="no-low-level-caption", marks=pytest.mark.more),
     ],
 )
 def test_all_outputs(case, forward, vectors):

@@ -18,6 +18,7 @@ from xpsr_jax.inference.tiling import plan_tiles
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
+@pytest.mark.more
 def test_the_released_codes_tiled_run(networks, vectors):
     """12 x 20 cells in six tiles of 8 x 8, two steps with guidance; each tile sees its own part of the LR image."""
     about = json.loads((vectors / "xpsr" / "sampling.json").read_text())["tiled"]
