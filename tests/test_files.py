@@ -34,6 +34,26 @@ def test_leftovers_of_killed_processes_go(dead, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"a.json", "b", *(path.name for path in kept)}
 
 
+def test_a_folder_is_put_back_when_a_process_was_killed_between_two_names(dead, tmp_path):
+    folder, old = tmp_path / "model", tmp_path / f".model.{files._node()}-{dead}.old"
+    others = tmp_path / f".model2.{files._node()}-{dead}.old"
+    for each in (old, others):
+        each.mkdir()
+        (each / "unet").write_text("old")
+    with pytest.raises(UserError, match="model exists already"), new_folder(folder):
+        pass
+    assert (folder / "unet").read_text() == "old" and others.is_dir() and not old.exists()
+    # Killed a moment later: the new one has its name.
+    folder.rename(old)
+    with new_folder(folder.with_name("new")) as made:
+        (made / "unet").write_text("new")
+    (tmp_path / "new").rename(folder)
+    with new_folder(folder, replaceable=frozenset({"unet"})) as made:
+        (made / "unet").write_text("newer")
+    assert (folder / "unet").read_text() == "newer"
+    assert {path.name for path in tmp_path.iterdir()} == {"model", others.name}
+
+
 def test_a_file_stays_as_it_was_after_an_error(tmp_path):
     (tmp_path / "a").write_text("before")
     with pytest.raises(UserError, match="a cannot be written: No space left"), new_file(tmp_path / "a") as temporary:

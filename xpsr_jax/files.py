@@ -79,6 +79,8 @@ def new_folder(folder: Path, *, replaceable: frozenset[str] | None = None) -> It
       UserError: `folder` exists and may not be replaced, or cannot be made.
     """
     folder = resolved(as_path(folder))
+    if not isinstance(folder, BucketPath):
+        _put_back(folder)
     check_free(folder, replaceable=replaceable)
     if isinstance(folder, BucketPath):
         with uploads.new_folder(folder) as made:
@@ -105,6 +107,17 @@ def new_folder(folder: Path, *, replaceable: frozenset[str] | None = None) -> It
         shutil.rmtree(temporary, ignore_errors=True)
         if folder.exists():
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def _put_back(folder: Path) -> None:
+    """Ends what a process began that was killed while it replaced a folder: the old one returns, or is removed."""
+    for name in entries(folder.parent):
+        found = re.fullmatch(rf".*\.({_node()}-(\d+)\.old)", name, re.DOTALL)
+        if found and name == beside(folder, found[1]).name and not process_runs(int(found[2])):
+            if folder.exists():
+                shutil.rmtree(folder.parent / name, ignore_errors=True)
+            else:
+                (folder.parent / name).rename(folder)
 
 
 def entries(folder: Path) -> set[str]:
