@@ -58,8 +58,8 @@ SHOWN = ("LPIPS (alex)", "DISTS", "PSNR-Y")
 SECONDS, COST, FROM_WHOLE = "seconds", "cost", "from whole"
 WHOLE_GUIDANCE = (0.0, 1.0)
 # Of a step at full size, in whole guided ones: guided or not, and by the number of layers that are computed anew; 0: it
-# is whole. Guided ones by XLA's count (docs/sampling.md). A step without guidance is taken as half of it, and a whole
-# one also as half of what the halves share (docs/speed.md).
+# is whole. Guided ones by XLA's count (docs/reference/sampling.md). A step without guidance is taken as half of it, and
+# a whole one also as half of what the halves share (docs/understand/speed.md).
 COSTS = {
     True: {0: 1.0, 1: 0.048, 2: 0.114, 3: 0.195},
     False: {0: 0.52, 1: 0.024, 2: 0.057, 3: 0.098},

@@ -3,7 +3,8 @@
     xpsr train --config xpsr --networks.base STABLE_DIFFUSION --images.folder PHOTOS
 
 STABLE_DIFFUSION is Stable Diffusion 1.5 in diffusers' layout, PHOTOS holds images of 512 x 512 pixels or more, at any
-depth, and captions.jsonl. configs/xpsr_released.py differs in fields that are explained here (docs/method.md §11).
+depth, and captions.jsonl. configs/xpsr_released.py differs in fields that are explained here
+(docs/understand/method.md §11).
 """
 
 from pathlib import Path

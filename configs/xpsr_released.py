@@ -1,4 +1,5 @@
-"""XPSR on Stable Diffusion 1.5, trained as its released code trains it (docs/method.md §6), the empty prompt and all.
+"""XPSR on Stable Diffusion 1.5, trained as its released code trains it, the empty prompt and all
+(docs/understand/method.md §6).
 
     xpsr train --config xpsr_released --networks.base STABLE_DIFFUSION --images.folder PHOTOS
 

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[1]
 assert "jax" not in sys.modules, "jax was imported before tests/conftest.py could choose its devices"
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Sharding is tested on eight devices. Other tests use the first one and pay nothing for the rest (docs/decisions.md).
+# Sharding is tested on eight devices. Other tests use the first one and pay nothing for the rest
+# (docs/understand/decisions.md).
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
 # No test asks the Hugging Face hub; those in tests/hub have a server of their own.

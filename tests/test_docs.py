@@ -13,7 +13,7 @@ from xpsr_jax.config import load_config
 from xpsr_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # What a file may be named from.
 FOLDERS = (ROOT, ROOT / "xpsr_jax", ROOT / "configs")
 CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.MULTILINE | re.DOTALL)
@@ -28,7 +28,7 @@ MODULE = re.compile(r"python -m ((?:xpsr_jax|benchmarks)(?:\.[a-z_\d]+)+)")
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_what_it_names_is_there(document: Path):
     assert list(missing(document)) == []
 
@@ -58,8 +58,8 @@ def test_the_readme_leads_to_every_document():
         ("`xpsr train --config tiny:nothing`", True),
         ("`xpsr train --config nothing`", True),
         ("`xpsr train --config config.py`", False),
-        ("[text](docs/data.md#captions)", False),
-        ("[text](docs/data.md#nothing)", True),
+        ("[text](docs/train/data.md#captions)", False),
+        ("[text](docs/train/data.md#nothing)", True),
         ("[text](docs/nothing.md)", True),
     ],
 )

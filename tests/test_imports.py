@@ -1,4 +1,4 @@
-"""Imports point one way: docs/architecture.md draws the floors. Imports within functions count like any others."""
+"""Imports point one way, as docs/understand/architecture.md draws. Imports within functions count like any others."""
 
 import re
 from pathlib import Path

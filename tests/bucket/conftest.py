@@ -24,7 +24,7 @@ def forget_connections() -> None:
 
 
 def use_gcs(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """As docs/buckets.md says."""
+    """As docs/reference/buckets.md says."""
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
     monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", url)
     monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
@@ -32,7 +32,7 @@ def use_gcs(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
 
 
 def use_s3(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """As docs/buckets.md says."""
+    """As docs/reference/buckets.md says."""
     for name, value in {"ENDPOINT_URL": url, "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")

@@ -165,11 +165,11 @@ def test_other_photographs_are_refused():
 
 
 def test_every_field_is_decided_upon_and_the_docs_list_those_that_may_change():
-    """A pattern that matches no field would be a slip; and what docs/training.md lists is what the code allows."""
+    """A pattern that matches no field would be a slip; what docs/train/training.md lists is what the code allows."""
     fields = dict(resume._flat(resume.record(tiny.config(), photographs=5)))
     for pattern, _ in resume.MAY_CHANGE:
         assert any(re.fullmatch(pattern, name) for name in fields), pattern
-    listed = (ROOT / "docs" / "training.md").read_text().partition("What may be different then")[2]
+    listed = (ROOT / "docs" / "train" / "training.md").read_text().partition("What may be different then")[2]
     listed = set(re.findall(r"`([\w.*]+)`", listed.partition("Anything else")[0]))
     allowed = {name for name in fields if resume.may_change(name)}
     assert {

@@ -1,8 +1,8 @@
 """Makes tests/vectors/sd21_small: XPSR on a small Stable Diffusion 2.1, of PyTorch diffusers' own modules.
 
-The released code knows Stable Diffusion 1.5 alone. So XPSR is put together here from its description (docs/method.md
-§3, §4): diffusers' stock ControlNet and UNet, with transformers of diffusers added where XPSR has some. Run by hand,
-with the versions that make_stock_vectors.py names:
+The released code knows Stable Diffusion 1.5 alone. So XPSR is put together here from its description
+(docs/understand/method.md §3, §4): diffusers' stock ControlNet and UNet, with transformers of diffusers added where
+XPSR has some. Run by hand, with the versions that make_stock_vectors.py names:
 
     python tests/vectors/make_sd21_vectors.py
 """

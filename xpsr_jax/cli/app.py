@@ -31,7 +31,7 @@ class Arguments:
     Attributes:
         model: The model.
         host: Address to listen on. 0.0.0.0 lets everybody in who can reach this machine: give --auth, and see
-            docs/app.md.
+            docs/start/page.md.
         port: Port to listen on.
         allowed_hosts: Further names under which browsers may open the page, such as example.org, *.example.org or
             192.168.1.7; * is any. 127.0.0.1, localhost and --host are allowed.

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from xpsr_jax.inference.job import Policy, Task
     from xpsr_jax.inference.restore import Restorer
 
-# What a process takes on a CPU beside the networks: Python, libraries, the compiler. Measured: docs/sampling.md, Memory
-# against size.
+# What a process takes on a CPU beside the networks: Python, libraries, the compiler. Measured:
+# docs/reference/sampling.md, Memory against size.
 PROCESS_BYTES = 1_000_000_000
 # Images that are shown each in a line.
 SHOWN = 20

@@ -18,7 +18,8 @@ class Sampling:
 
     Attributes:
       sampler: how to get from noise to the image: "ddpm" (paper), "ddim", "dpm_solver" (DPM-Solver++(2M)), "unipc",
-        "euler", "euler_ancestral", or "consistency" for a model trained for few steps; docs/sampling.md compares them.
+        "euler", "euler_ancestral", or "consistency" for a model trained for few steps; docs/reference/sampling.md
+        compares them.
       steps: of the sampler, from pure noise to the image. 0: none; the result is the first stage's picture.
       spacing: which noise levels the steps visit; None: as the model's schedule says.
       karras: visit Karras' noise levels instead; of "dpm_solver", "unipc" and "euler".
@@ -141,7 +142,7 @@ RELEASED = Sampling(
     tile_overlap=8,
     tile_weights="released",
 )
-# A fifth of the paper's cost, with any weights (docs/sampling.md).
+# A fifth of the paper's cost, with any weights (docs/reference/sampling.md).
 FAST = Sampling(steps=20, cache_interval=3, cache_levels=2)
 # Of models that were trained for it (configs/few_step.py).
 FEW_STEP = Sampling(sampler="consistency", steps=1, spacing="trailing", guidance_scale=0.0)

@@ -51,11 +51,11 @@ class Images:
 
     Attributes:
       folder: images at any depth; or what `xpsr prepare` made of them: ArrayRecord files, a TFDS dataset, ready-made
-        pairs (docs/data.md).
+        pairs (docs/train/data.md).
       mixture: (weight, folder) of several, in place of `folder`: each has its share of the samples. Each has its own
         `captions.jsonl`; what `exclude` names is an image of any of them, or begins with the folder's name.
-      captions: JSON lines (docs/data.md); None: `captions.jsonl` in an image folder; what `xpsr prepare` made has its
-        captions with it.
+      captions: JSON lines (docs/train/data.md); None: `captions.jsonl` in an image folder; what `xpsr prepare` made has
+        its captions with it.
       lr_captions: the same of degraded versions of the images, for all of them or some; None: there are none. Which
         caption is used, `data.high_caption_from` and `data.low_caption_from` say.
       exclude: paths within the folder that are held out of training.

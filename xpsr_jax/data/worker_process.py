@@ -19,7 +19,7 @@ def tune() -> None:
 
     Batches are made in parallel, so OpenCV and numpy's matrix products keep to one thread each: threads of their own
     would wait for each other. And freed memory is kept for the next image: glibc would give every array of a few
-    megabytes back at once, and to get it again, page by page, takes a quarter of the time (docs/data.md).
+    megabytes back at once, and to get it again, page by page, takes a quarter of the time (docs/train/data.md).
     """
     cv2.setNumThreads(1)
     threadpoolctl.threadpool_limits(1, user_api="blas")

@@ -3,7 +3,7 @@
 from typing import Literal
 
 SamplerName = Literal["ddpm", "ddim", "dpm_solver", "unipc", "euler", "euler_ancestral", "consistency"]
-"""A sampler, see `making.make_sampler` and docs/sampling.md."""
+"""A sampler, see `making.make_sampler` and docs/reference/sampling.md."""
 
 KARRAS: tuple[SamplerName, ...] = ("dpm_solver", "unipc", "euler")
 """Samplers that can visit Karras' noise levels."""

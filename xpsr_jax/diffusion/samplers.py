@@ -1,4 +1,4 @@
-"""What samplers have in common: from noise to latents in some steps (method §7, docs/sampling.md).
+"""What samplers have in common: from noise to latents in some steps (method §7, docs/reference/sampling.md).
 
 A sampler is a frozen dataclass. Everything about its steps that can be known beforehand is a table of numpy arrays,
 one row for each step; `step` is a pure function of a row; `sample` runs it in a compiled loop. Latents are always

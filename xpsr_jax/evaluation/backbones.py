@@ -97,9 +97,9 @@ def _conv_relu(weights: BackboneWeights, layer: int, x: Array, *, stride: int, p
 
 
 def transform_kernels(weights: BackboneWeights) -> BackboneWeights:
-    """The same network with the kernels transformed that gain by Winograd's algorithm on a CPU (docs/evaluation.md).
+    """The same network with the kernels transformed that gain by Winograd's algorithm on a CPU.
 
-    For measuring: values differ by float32's rounding, and gradients take longer.
+    For measuring (docs/reference/evaluation.md): values differ by float32's rounding, and gradients take longer.
     """
 
     def gains(kernel: Array) -> bool:

@@ -14,7 +14,7 @@ from xpsr_jax.inference.tiling import Piece, lay, plan_pieces
 from xpsr_jax.models.rrdb import RRDBNet
 
 # Pixels of the LR picture around a tile's inner part, and before and after where two inner parts meet, in which one
-# passes into the other. Less than 23 blocks can reach; docs/sampling.md has the measured difference.
+# passes into the other. Less than 23 blocks can reach; docs/reference/sampling.md has the measured difference.
 BORDER, FADE = 76, 4
 # Sides of what the network sees are multiples of this, and so of any `unshuffle`: pictures of many sizes are compiled
 # for a few.

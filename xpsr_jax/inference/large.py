@@ -1,4 +1,7 @@
-"""Restores one picture of any size: the devices never hold more than its latents and some tiles (docs/sampling.md)."""
+"""Restores one picture of any size: the devices never hold more than its latents and some tiles.
+
+docs/reference/sampling.md, Large pictures, has what this costs and gives.
+"""
 
 import functools
 import logging

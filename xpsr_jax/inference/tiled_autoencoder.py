@@ -1,4 +1,4 @@
-"""The autoencoder on pictures of any size, in memory that does not grow with them (docs/sampling.md, Large pictures).
+"""The autoencoder on pictures of any size, in memory that does not grow with them.
 
 A picture goes through it in tiles with a border, whose inner parts are faded into each other. What is not local is
 handled so:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 M = TypeVar("M", bound=nnx.Module)
 
-# Features from which on the sixteen products outweigh the transforms (docs/speed.md).
+# Features from which on the sixteen products outweigh the transforms (docs/understand/speed.md).
 FEATURES = 256
 # Tiles that are transformed at once; their sixteen matrices stay in cache, and memory flat in the picture's size.
 TILES = 512

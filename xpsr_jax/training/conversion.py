@@ -29,7 +29,7 @@ def convert(
     """Merges folders and files by component, later ones first choice, into a new model folder.
 
     Args:
-      paths: see docs/weights.md.
+      paths: see docs/reference/formats.md.
       variant, ema, average, base_unet, loras: as in `open_weights`.
       options: of `weights.convert.convert`: the format and type to write, and whether to verify or overwrite.
 

@@ -112,7 +112,7 @@ def load_networks(
     """The two networks of XPSR from a folder with `unet/` and `controlnet/`, such as a released `checkpoint-N`.
 
     Args:
-      folder: its files may be PyTorch's, Flax's or Orbax's (docs/weights.md).
+      folder: its files may be PyTorch's, Flax's or Orbax's (docs/reference/formats.md).
       dtype: of the parameters and of the computation.
       fusion: of the captions; None: as the ControlNet's config.json says, "sfa" where it says nothing, as the
         released ones.
