@@ -56,7 +56,7 @@ def test_compression(photo, quality):
 
 def test_no_compression(photo):
     assert measure_quality(photo).appearance.compression == 0
-    # Where blocks do not begin at multiples of 8 they are not found: said in docs/start/captions.md.
+    # Where blocks do not begin at multiples of 8 they are not found: said in docs/understand/captions.md.
     assert measure_quality(compressed(photo, 30)[3:, 5:]).appearance.compression == 0
 
 

@@ -2,7 +2,7 @@
 
 `measure_quality` measures, `describe_quality` says it in the words of the low-level instruction: clarity, colour,
 noise, lighting. Clarity, noise and compression are measured in the units of `xpsr_jax.data.quality`, and put into the
-same words as in training. docs/start/captions.md has how well they tell degradations apart.
+same words as in training. docs/understand/captions.md has how well they tell degradations apart.
 """
 
 from dataclasses import dataclass

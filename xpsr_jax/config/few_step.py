@@ -10,7 +10,7 @@ from xpsr_jax.serialisation import check_fields
 
 @dataclass(frozen=True)
 class FewStep:
-    """How a student of few evaluations is made of a trained XPSR, the teacher (docs/train/training.md).
+    """How a student of few evaluations is made of a trained XPSR, the teacher (docs/train/few-steps.md).
 
     Attributes:
       evaluations: the numbers of evaluations that the student is trained for.

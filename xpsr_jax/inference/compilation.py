@@ -24,8 +24,9 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-# What the TPU compiler is told (docs/train/pods.md has what each saves). Convolutions over small batches are otherwise
-# cut up in space, and products with split weights into rounds of parts, both of which moves far more than it saves.
+# What the TPU compiler is told (docs/understand/pods.md has what each saves). Convolutions over small batches are
+# otherwise cut up in space, and products with split weights into rounds of parts, both of which moves far more than it
+# saves.
 TPU_FLAGS: dict[str, bool | int] = {
     # Both, or neither has an effect.
     "xla_tpu_run_space_to_batch": False,

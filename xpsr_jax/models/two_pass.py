@@ -3,7 +3,8 @@
 XLA for TPUs does. Of softmax(q kᵀ) v as usually written it stores every score in float32, because the rows' maxima must
 be known first. But what is elementwise in one product and an operand of the next becomes one fusion with both. So the
 scores are computed twice: for their rows' maxima alone, and then, less these, exponentiated and multiplied by the
-values. A column of ones beside the values sums the weights in that product. docs/train/pods.md has what this saves.
+values. A column of ones beside the values sums the weights in that product. docs/understand/pods.md has what this
+saves.
 """
 
 import functools

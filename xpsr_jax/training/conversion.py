@@ -29,8 +29,13 @@ def convert(
     """Merges folders and files by component, later ones first choice, into a new model folder.
 
     Args:
-      paths: see docs/reference/formats.md.
-      variant, ema, average, base_unet, loras: as in `open_weights`.
+      paths: folders, files and models of the hub (docs/reference/formats.md).
+      output: the folder to write; it appears when it is complete.
+      variant: of a folder's weight files, such as "fp16"; of a component that has none, the plain files.
+      ema: take the averaged UNet of a single file that has it beside the trained one.
+      average: of a checkpoint take the moving average of what trained, if the run has one.
+      base_unet: another Stable Diffusion 1.5, of which all that was frozen is taken.
+      loras: files and strengths, merged into the UNet and the text encoder.
       options: of `weights.convert.convert`: the format and type to write, and whether to verify or overwrite.
 
     Raises UserError: a path has no weights, what there is does not fit the networks, or the output cannot be written.

@@ -1,4 +1,4 @@
-"""What a student of few evaluations and its critic minimise (docs/train/training.md). Every loss is float32.
+"""What a student of few evaluations and its critic minimise (docs/train/few-steps.md). Every loss is float32.
 
 The student's result in latents is its estimate of the clean latents, from the start of sampling or from an earlier
 estimate noised anew. Two terms compare it with the photograph; the realism term keeps it among real pictures. Either by

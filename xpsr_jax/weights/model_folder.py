@@ -80,7 +80,10 @@ class Model:
     """All that restores photographs.
 
     Attributes:
-      unet, controlnet, autoencoder, text_encoder: the networks.
+      unet: Stable Diffusion's UNet with Conditional Attention.
+      controlnet: XPSR's ControlNet.
+      autoencoder: between images and latents.
+      text_encoder: of both captions.
       tokenizer: transformers' CLIPTokenizer.
       schedule: of the diffusion that the networks were trained on.
       defaults: settings to sample with unless others are asked for.
@@ -162,8 +165,12 @@ def load(
     is built without the Degradation-Free Constraint's heads, which only training needs.
 
     Args:
+      folder: a model folder, a single file, or a model of the hub (docs/reference/formats.md).
+      more: further ones.
       dtype: of the parameters and of the computation.
-      compute, mesh, variant: as in `load_networks`.
+      compute: kernel, remat and separate dtypes, instead of `dtype`.
+      mesh: to split the parameters over; None: all on one device.
+      variant: of the weight files, such as "fp16"; of a component that has none, the plain files.
       first_stage: what cleans and enlarges an LR picture before the others see it: "own" (the last source's that has
         one), "none", or the path of an ESRGAN network's folder or file, or of a model folder that has one.
       shapes_only: networks with shapes in the place of arrays: what is planned for them is known, and nothing computed.
