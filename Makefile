@@ -10,6 +10,7 @@
 #   make test-torch     live comparisons with PyTorch, diffusers and transformers
 #   make test-app       the web page in Chromium, which apt-get installs if it is not there
 #   make test-wheel     the package as users get it: built, installed into a new environment, every command tried
+#   make docs           the site of docs/ in site/: strict, so a link that leads nowhere ends it
 #   make lint           ruff and mypy;   make format   lets ruff put right what it can
 #   make clean          removes .venv and all caches
 
@@ -25,7 +26,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 SHARED_OUT := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-shapes soak soak-long test-torch test-app test-wheel chromium lint format clean
+.PHONY: demo test test-shapes soak soak-long test-torch test-app test-wheel docs chromium lint format clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/.demo
@@ -57,6 +58,9 @@ test-app: .venv/.test-app chromium
 test-wheel: .venv/.test
 	$(PYTEST) tests/wheel $(ARGS)
 
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+
 chromium:
 	@command -v chromium >/dev/null \
 	  || { echo "Installing Debian's chromium." && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } \
@@ -72,13 +76,14 @@ format: .venv/.test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache site
 
 .venv/.demo: EXTRAS :=
 .venv/.test: EXTRAS := [dev,metrics,tfds,bucket,servers]
 .venv/.test-torch: EXTRAS := [dev,metrics,tfds,bucket,servers,torch,oracles]
 .venv/.test-app: EXTRAS := [dev,app,browser]
-.venv/.demo .venv/.test .venv/.test-torch .venv/.test-app: pyproject.toml constraints.txt | $(BIN)/python
+.venv/.docs: EXTRAS := [docs]
+.venv/.demo .venv/.test .venv/.test-torch .venv/.test-app .venv/.docs: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing xpsr-jax$(EXTRAS) into .venv; this takes a minute or two."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".$(EXTRAS)"
 	@touch $@
