@@ -1,19 +1,25 @@
 """What the documents name is there: files, modules, functions, variants of configs, documents and their headings."""
 
 import ast
+import dataclasses
 import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
+import xpsr_jax
 from xpsr_jax.cli.commands import COMMANDS
-from xpsr_jax.config import load_config
+from xpsr_jax.config import Config, load_config
 from xpsr_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SITE_FROM_CODE = ("commands.md", "settings.md", "api.md")
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *PAGES]
 # What a file may be named from.
 FOLDERS = (ROOT, ROOT / "xpsr_jax", ROOT / "configs")
 CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.MULTILINE | re.DOTALL)
@@ -33,9 +39,19 @@ def test_what_it_names_is_there(document: Path):
     assert list(missing(document)) == []
 
 
-def test_the_readme_leads_to_every_document():
-    linked = {link for link, _ in LINK.findall((ROOT / "README.md").read_text())}
-    assert linked >= {path.relative_to(ROOT).as_posix() for path in DOCUMENTS[1:]}
+def test_the_site_leads_to_every_document_and_the_readme_to_the_site():
+    site = list(pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
+    assert sorted(site) == sorted(path.relative_to(ROOT / "docs").as_posix() for path in PAGES)
+    assert "docs/index.md" in {link for link, _ in LINK.findall((ROOT / "README.md").read_text())}
+
+
+def test_what_the_site_takes_from_the_code_is_all_there_is():
+    """Every command, every setting of a training and every name of the package has its place."""
+    commands, settings, api = ((ROOT / "docs/reference" / name).read_text() for name in SITE_FROM_CODE)
+    assert set(re.findall(r"^<!-- xpsr (\w+).* --help -->$", commands, re.M)) == set(COMMANDS)
+    assert {f"xpsr_jax.{name}" for name in xpsr_jax.__all__} <= set(re.findall(r"xpsr_jax\.\w+", api))
+    groups = {name for name, value in vars(Config()).items() if dataclasses.is_dataclass(value)}
+    assert groups == set(re.findall(r"^## `(\w+)`", settings, re.M))
 
 
 @pytest.mark.parametrize(
@@ -68,6 +84,14 @@ def test_what_is_not_there_is_found(text: str, lacks: bool, tmp_path: Path, monk
     document.write_text(text)
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     assert bool(list(missing(document))) == lacks
+
+
+def pages(nav: Any) -> Iterator[str]:
+    """The pages that mkdocs.yml lists, at any depth."""
+    if isinstance(nav, str):
+        yield nav
+    for entry in nav.values() if isinstance(nav, dict) else nav if isinstance(nav, list) else ():
+        yield from pages(entry)
 
 
 def missing(document: Path) -> Iterator[str]:
