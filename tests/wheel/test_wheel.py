@@ -103,11 +103,12 @@ def test_what_is_in_them(built, wheel):
         names = {name.partition("/")[2] for name in archive.getnames()}
     there = {
         path.relative_to(ROOT).as_posix()
-        for folder in (".ci", "benchmarks", "notebooks", "tests")
+        for folder in (".ci", ".github", "benchmarks", "docs", "notebooks", "tests")
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    top = {"Makefile", "README.md", "LICENSE", "constraints.txt", "train.py", "sample.py", "convert_weights.py"}
+    top = {"Makefile", "README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE", "constraints.txt", "mkdocs.yml"}
+    top |= {".pre-commit-config.yaml", "train.py", "sample.py", "convert_weights.py"}
     assert names >= there | top
 
 
