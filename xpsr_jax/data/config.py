@@ -155,9 +155,10 @@ class DataConfig:
     """What a training example is.
 
     Attributes:
-      crop_size: side of the square HR crop in pixels.
+      crop_size: side of the square HR crop in pixels; a multiple of `degradation.upscale` and of the autoencoder's
+        factor (8 for Stable Diffusion).
       crop_scale: the photograph is resized by a uniform factor from this range before the crop, not to less than the
-        crop. Ready-made pairs are not.
+        crop: 0.5 shows twice as much along each side. Ready-made pairs are not.
       flip_probability: of mirroring left to right. Ready-made pairs are not.
       degrade: False gives batches of `hr`, `key` and `index` only, `hr` as it is in the photograph: enough for an
         autoencoder.
@@ -171,8 +172,8 @@ class DataConfig:
       low_caption_from: "drawn" describes the degradation that was drawn; "file", and "drawn" for a ready-made pair,
         takes the caption of the degraded image (where there is none, of the photograph).
       negative_target_probability: of a target that stays degraded (`lr`), with a high-level caption of
-        `negative_words`, alone or after the real one. It gives the negative prompt something to mean. No dropout and no
-        clean input then.
+        `negative_words`, alone half the time, else after the real one. It gives the negative prompt something to mean.
+        No dropout and no clean input then.
       negative_words: those words.
       first_stage: where the pictures of the model's first stage come from, if it has one (`networks.first_stage`):
         "computed" in the training step, or "stored" with ready-made pairs (`xpsr prepare pairs --first-stage`). With 23
