@@ -10,7 +10,7 @@ from xpsr_jax.buckets.mirror import mirrored
 from xpsr_jax.buckets.paths import BucketPath, as_path
 from xpsr_jax.config import Mesh
 from xpsr_jax.errors import UserError
-from xpsr_jax.training.checkpoints import Checkpoints, Damaged, whole_steps
+from xpsr_jax.training.checkpoints import Checkpoints, Damaged, complete_steps
 from xpsr_jax.training.loop import check_run
 
 
@@ -22,11 +22,11 @@ def test_whole_or_not_there_onto_another_mesh(gs: BucketPath):
         for step in (1, 2, 3):
             checkpoints.save(step, state, numbers(), {"step": step}, {"unlogged": step})
             checkpoints.wait()
-    assert whole_steps(folder) == [2, 3] and not (folder / ".probe").exists()
+    assert complete_steps(folder) == [2, 3] and not (folder / ".probe").exists()
     other = abstract(make_state(0, sharding.make_mesh(Mesh(data=4, fsdp=2))))
     (folder / "2" / "commit_success.txt").unlink()  # killed before it was whole
     with Checkpoints(folder, keep=2) as checkpoints:
-        assert checkpoints.steps == [3] and whole_steps(folder) == [3]
+        assert checkpoints.steps == [3] and complete_steps(folder) == [3]
         data = numbers()
         restored = checkpoints.restore(3, other, data)
         jax.tree.map(np.testing.assert_array_equal, restored.state, state)
@@ -34,14 +34,14 @@ def test_whole_or_not_there_onto_another_mesh(gs: BucketPath):
         assert restored.state.trained["unet"].sharding.mesh.shape == {"data": 4, "fsdp": 2}
         for file in (folder / "3" / "state").rglob("manifest.ocdbt"):
             file.write_bytes(b"nonsense")
-        with pytest.raises(Damaged, match=f"the checkpoint {folder}/3 cannot be restored, it is damaged"):
+        with pytest.raises(Damaged, match=f"the checkpoint {folder}/3 cannot be restored; it is damaged"):
             checkpoints.restore(3, other, None)
         checkpoints.put_aside([3])
         assert checkpoints.steps == [] and (gs / "run" / "damaged" / "3" / "config").is_dir()
 
 
 def test_orbax_has_no_s3(s3: BucketPath):
-    with pytest.raises(UserError, match=f"{s3}/run: checkpoints are Orbax's, which writes to disks and to gs://; name"):
+    with pytest.raises(UserError, match=f"{s3}/run: Orbax writes checkpoints to disks and to gs:// only; name"):
         check_run(s3 / "run")
     check_run(as_path("gs://bucket/run"))
 

@@ -17,7 +17,7 @@ from xpsr_jax.errors import UserError
 from xpsr_jax.json_files import read_json, write_json
 from xpsr_jax.locks import locked_folder
 from xpsr_jax.serialisation import from_json
-from xpsr_jax.training.checkpoints import whole_steps
+from xpsr_jax.training.checkpoints import complete_steps
 
 
 def test_a_path_survives_pathlib_json_and_pickle():
@@ -59,7 +59,7 @@ def test_no_path_leads_to_a_local_folder(act):
 def test_files(bucket: BucketPath, tmp_path):
     file = bucket / "a" / "b.json"
     assert not file.exists() and not file.parent.is_dir()
-    assert files.entries(file.parent) == set() and whole_steps(file.parent) == []
+    assert files.entries(file.parent) == set() and complete_steps(file.parent) == []
     with pytest.raises(FileNotFoundError):
         file.stat()
     with pytest.raises(UserError, match="cannot be read: there is no such file in the bucket"):

@@ -13,7 +13,7 @@ from xpsr_jax.buckets import uploads
 from xpsr_jax.buckets.cache import local_folder
 from xpsr_jax.buckets.paths import BucketPath, as_path
 from xpsr_jax.cli import convert
-from xpsr_jax.training.checkpoints import whole_steps
+from xpsr_jax.training.checkpoints import complete_steps
 
 pytestmark = pytest.mark.soak
 FIELDS = {"steps": 12, "checkpoint_every": 2, "mesh__replicated_bytes": 0, "validation__every": 6}
@@ -34,7 +34,7 @@ def on_disk(photos, tmp_path_factory):
 
 def same_as(run: BucketPath, on_disk) -> None:
     """The lines of the log, the pictures and the exported model."""
-    assert whole_steps(run / "checkpoints") == [10, 12]
+    assert complete_steps(run / "checkpoints") == [10, 12]
     assert sorted(run.files()) == sorted({*run.files(), "config.json", "README.md", "losses.png", "log.txt"})
     lines = local_folder(run, lambda name: name == "metrics.jsonl")
     difference = runs.largest_difference(runs.metrics(lines), runs.metrics(on_disk))
@@ -49,7 +49,7 @@ def same_as(run: BucketPath, on_disk) -> None:
 
 
 def kill_after_four_steps(job: runs.Job, run: BucketPath) -> None:
-    while not (done := whole_steps(run / "checkpoints")) or done[-1] < 4:
+    while not (done := complete_steps(run / "checkpoints")) or done[-1] < 4:
         assert all(process.poll() is None for process in job.processes), job.wait()
         time.sleep(0.05)
     job.kill()

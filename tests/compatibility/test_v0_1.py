@@ -66,7 +66,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(here: Path, command: Command):
     assert command("train.py", "--config", "config.py", "--distributed", "off", "--run", "runs/half") == 0
     said = (here / "runs/half/log.txt").read_text()
     assert "runs/half: step 3 of 6, 4 photographs" in said
-    assert "changed since" not in said and "passed over" not in said
+    assert "changed since" not in said and "skipped" not in said
     logged, expected = lines(here / "runs/half/metrics.jsonl"), lines(here / "runs/whole/metrics.jsonl")
     assert [line["step"] for line in logged] == [line["step"] for line in expected] == [2, 4, 6]
     for ours, theirs in zip(logged, expected, strict=True):

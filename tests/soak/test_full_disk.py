@@ -24,7 +24,7 @@ def test_a_full_disk_ends_the_run_and_harms_no_checkpoint(photos, tmp_path):
     print(error)
     assert error.startswith("error: ")
     assert f"a checkpoint cannot be written to {run}/checkpoints (" in error
-    assert "The checkpoint of step 4 is whole; the same command goes on from there" in error
+    assert "The checkpoint of step 4 is complete; the same command resumes from there" in error
     assert sorted(path.name for path in (run / "checkpoints").iterdir() if path.name.isdecimal()) == ["2", "4"]
 
     runs.ended_well(runs.start(words))

@@ -90,7 +90,7 @@ def test_the_base_must_be_the_same(run, tmp_path):
     moved = tmp_path / "moved"
     base.rename(moved)
     try:
-        with pytest.raises(UserError, match=r"was trained on the base model .*, which is not there; name its"):
+        with pytest.raises(UserError, match=r"was trained on the base model .*, which does not exist; name the base"):
             open_checkpoint(folder / "checkpoints")
         assert open_checkpoint(folder, bases=[moved]).settings == (config.sampling, config.note)
         file = moved / "text_encoder" / "model.safetensors"
@@ -130,7 +130,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_never_passed_over(damage, run,
         (newest / {"settings": "config/metadata", "description": "state/_METADATA"}[damage]).write_text("{")
     with (
         Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints,
-        pytest.raises(Damaged, match=r"checkpoints/20 cannot be restored, it is damaged or incomplete"),
+        pytest.raises(Damaged, match=r"checkpoints/20 cannot be restored; it is damaged or incomplete"),
     ):
         assert checkpoints.latest == 20
         checkpoints.record(20)

@@ -147,7 +147,7 @@ def test_what_may_change_is_listed():
 def test_what_may_not_change_is_refused_with_both_values(fields, message):
     before = resume.record(tiny.config(), photographs=5)
     now = resume.record(dataclasses.replace(tiny.config(), **fields), photographs=5)
-    with pytest.raises(UserError, match=f"cannot go on with other settings.*{message}.*another --name"):
+    with pytest.raises(UserError, match=f"cannot resume with other settings.*{message}.*another --name"):
         resume.changes(before, now)
 
 
@@ -183,9 +183,7 @@ def test_every_field_is_decided_upon_and_the_docs_list_those_that_may_change():
 @pytest.mark.parametrize("schema", [None, 0, 2])
 def test_a_checkpoint_of_another_schema_is_refused(schema):
     before = resume.record(tiny.config(), photographs=5) | {"schema": schema}
-    with pytest.raises(
-        UserError, match=f"is of schema {schema}, but this version of xpsr_jax reads and writes schema 1"
-    ):
+    with pytest.raises(UserError, match=f"has schema {schema}, but this version of xpsr_jax reads and writes schema 1"):
         resume.changes(before, resume.record(tiny.config(), photographs=5))
 
 
@@ -210,9 +208,7 @@ def test_the_newest_whole_checkpoint_is_gone_on_from(mesh, tmp_path):
         resumed = resume.newest(checkpoints, record | {"steps": 99}, wanted, data)
         assert (resumed.step, resumed.log, next(data)) == (1, {"steps": 1}, next(numbers()))
         assert_equal(resumed.state, make_state(1, mesh))
-        skipped = [
-            re.match(r"passed over: the checkpoint .*/(\d) cannot be restored", note) for note in resumed.notes[:3]
-        ]
+        skipped = [re.match(r"skipped: the checkpoint .*/(\d) cannot be restored", note) for note in resumed.notes[:3]]
         assert [found and found[1] for found in skipped] == ["4", "3", "2"]
         assert resumed.notes[3:] == ["changed since: steps: was 6, is 99"]
         checkpoints.save(2, make_state(2, mesh), data, record, {})  # the place is free
@@ -221,7 +217,7 @@ def test_the_newest_whole_checkpoint_is_gone_on_from(mesh, tmp_path):
 
     for step in ("1", "2"):
         (folder / step / "state" / "_METADATA").unlink()
-    with Checkpoints(folder, keep=4) as checkpoints, pytest.raises(UserError, match="No checkpoint is whole"):
+    with Checkpoints(folder, keep=4) as checkpoints, pytest.raises(UserError, match="No checkpoint is intact"):
         resume.newest(checkpoints, record, wanted, numbers())
     assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
 
@@ -244,5 +240,5 @@ def test_what_is_saved_can_be_read_again(name, tmp_path):
 def test_a_folder_that_loses_what_is_saved_is_found_out_at_once(tmp_path, monkeypatch):
     with Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
         monkeypatch.setattr(ocp.Checkpointer, "restore", lambda *_, **__: {"numbers": np.zeros(3)})
-        with pytest.raises(UserError, match=r"what is saved in .* cannot be read again"):
+        with pytest.raises(UserError, match=r"a checkpoint in .* cannot be read again"):
             checkpoints.check_readable()

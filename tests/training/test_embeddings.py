@@ -94,7 +94,7 @@ def test_embeddings_of_another_text_encoder(base: Path, embeddings: Path, tmp_pa
     structure = make_structure(config)
     found = fingerprints(structure)
     check_embeddings(config, structure, found)
-    with pytest.raises(UserError, match="are not of this base's text encoder"):
+    with pytest.raises(UserError, match="were not made by this base's text encoder"):
         check_embeddings(config, structure, found | {"text_encoder": "another"})
     everything = dataclasses.replace(config, trained=((r"text_encoder\..*", True),))
     with pytest.raises(UserError, match="of a text encoder that does not change"):

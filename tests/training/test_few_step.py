@@ -192,7 +192,7 @@ def test_distribution_matching_moves_towards_the_teacher():
 def test_an_adapter_of_what_trains_is_refused():
     config = tiny.config("few_step")
     adapted = ((r"unet\..*\.kernel", True),)
-    with pytest.raises(UserError, match="trains itself"):
+    with pytest.raises(UserError, match="is trained itself"):
         make_structure(dataclasses.replace(config, few_step=dataclasses.replace(config.few_step, adapted=adapted)))
 
 

@@ -110,7 +110,7 @@ def test_pairs_hold_its_pictures(config, folder, images, tmp_path, unchecked):
     known = fingerprints(structure)
     assert json.loads((pairs.folder / "first_stage.json").read_text()) == {"first_stage": known["first_stage"]}
     check_stored_pictures(stored, structure, known)
-    with pytest.raises(UserError, match="holds no pictures of the first stage"):
+    with pytest.raises(UserError, match="has no pictures made by the first stage"):
         check_stored_pictures(stored, structure, known | {"first_stage": "another"})
     with pytest.raises(UserError, match="comes without its first stage's picture"):
         batch_of(data, images)
@@ -142,7 +142,7 @@ def test_which_one_it_is(config, folder, tmp_path):
     assert first_stage(first_stage="own") is None and first_stage(first_stage="none", base=(folder,)) is None
     assert first_stage(first_stage="own", base=(folder,)) == folder / "first_stage"
     assert first_stage(first_stage=str(folder / "first_stage")) == folder / "first_stage"
-    with pytest.raises(UserError, match="is no folder of an ESRGAN network"):
+    with pytest.raises(UserError, match="is neither the folder of an ESRGAN network"):
         first_stage(first_stage=str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="enlarges 4 times, but LR images are made 2 times smaller"):
         read_first_stage(folder / "first_stage", 2)

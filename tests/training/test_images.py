@@ -30,7 +30,7 @@ def test_mixtures(tmp_path):
     # An image's name is excluded wherever there is one.
     assert len(open_images(dataclasses.replace(images, exclude=("0.png", "4.png")))) == 8
     for pattern in ("9.png", "c/0.png"):
-        with pytest.raises(UserError, match=f"'{pattern}', which is to be excluded, is in no folder of the mixture"):
+        with pytest.raises(UserError, match=f"the exclusion '{pattern}' matches no image in any folder of the mixture"):
             open_images(dataclasses.replace(images, exclude=(pattern,)))
     nowhere = dataclasses.replace(images, exclude=("9.png", "c/0.png"), missing_exclusions="ignore")
     assert len(open_images(nowhere)) == 12

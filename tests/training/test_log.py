@@ -93,8 +93,8 @@ def test_an_earlier_log_is_read_up_to_a_step(tmp_path):
     ("line", "problem"),
     [
         ("{", "line 2 is not valid JSON"),
-        ('{"loss": 1.0}', "line 2 is not of a training log: it has no step"),
-        ("[2]", "line 2 is not of a training log"),
+        ('{"loss": 1.0}', "line 2 is not a line of a training log: it has no step"),
+        ("[2]", "line 2 is not a line of a training log"),
         ('{"step": 2, "loss": "1"}', "line 2: loss must be a number, not 1"),
         ('{"step": ' + "9" * 5000 + "}", "line 2 is not valid JSON: a number of 5000 digits"),
         ("[" * 100_000, "line 2 is not valid JSON: it is nested too deeply"),

@@ -167,7 +167,7 @@ def test_stopped_by_a_signal_and_resumed_it_ends_bit_for_bit_the_same(whole, ima
     assert process.returncode == 130, err
     steps = sorted(int(path.name) for path in (run / "checkpoints").iterdir())
     assert 2 <= steps[-1] < STEPS
-    assert f"stopped at step {steps[-1]}; the same command goes on from there" in out
+    assert f"stopped at step {steps[-1]}; the same command resumes from there" in out
     assert not (run / "model").exists()
 
     assert train(config(images, run)) == run / "model"
@@ -182,7 +182,7 @@ def test_stopped_by_a_signal_and_resumed_it_ends_bit_for_bit_the_same(whole, ima
 
 def test_a_run_does_not_go_on_with_other_settings(whole, images):
     run, _ = whole
-    with pytest.raises(UserError, match=r"cannot go on with other settings \(seed: was 0, is 1\)"):
+    with pytest.raises(UserError, match=r"cannot resume with other settings \(seed: was 0, is 1\)"):
         train(config(images, run, seed=1))
     assert json.loads((run / "config.json").read_text())["seed"] == 0
 

@@ -1,1 +1,1 @@
-"""A training run: what trains, what is minimised, the step, the loop, checkpoints, the exported model."""
+"""A training run: trained parameters, losses, the step, the loop, checkpoints, the exported model."""

@@ -1,7 +1,10 @@
-"""Parameters that the training of few steps has beside the networks' own, by path.
+"""Extra parameters of few-step training, in addition to those of the networks.
 
-`student.<path>.down` and `.up` are a low-rank adapter (Hu et al., 2022) of the kernel at <path>, `critic.…` either a
-second one or a discriminator, `teacher.<path>` the frozen first value of a parameter that trains.
+Their paths begin with a prefix:
+
+- `student.<path>.down` and `student.<path>.up` are a low-rank adapter (Hu et al., 2022) of the kernel at <path>.
+- `critic.…` is either a second adapter or a discriminator.
+- `teacher.<path>` is the frozen initial value of a trained parameter.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,7 +20,7 @@ _DOWN, _UP = ".down", ".up"
 
 
 def adapter_shapes(shapes: Mapping[str, Any], kernels: Iterable[str], *, rank: int, prefix: str) -> Shapes:
-    """An adapter of each kernel: its shape with `rank` in place of the outputs, and (rank, outputs)."""
+    """The shapes of an adapter for each kernel: "down" is (*inputs, rank), "up" is (rank, outputs)."""
     adapters = {}
     for path in kernels:
         *inputs, outputs = shapes[path].shape
@@ -27,7 +30,7 @@ def adapter_shapes(shapes: Mapping[str, Any], kernels: Iterable[str], *, rank: i
 
 
 def initial_adapter(path: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Its part at `path` as training begins: "down" uniform as a layer's kernel would be, "up" zero."""
+    """The initial value of an adapter's array. "down" is uniform, like the kernel of a new layer; "up" is zero."""
     if path.endswith(_UP):
         return np.zeros(shape, np.float32)
     bound = np.prod(shape[:-1]) ** -0.5
@@ -35,9 +38,9 @@ def initial_adapter(path: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 
 def with_adapters(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The parameters with the adapters of that prefix added to their kernels: kernel + down · up, in the kernel's type.
+    """The parameters with the adapters of this prefix added to their kernels: kernel + down · up, in the kernel's type.
 
-    Without such adapters these are `values` as they are.
+    Without such adapters the values are unchanged.
     """
     merged = dict(values)
     for path, down in values.items():
@@ -49,12 +52,12 @@ def with_adapters(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def with_teacher(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters with the teacher's in place of those that train."""
+    """The parameters, with the teacher's values in place of the trained ones."""
     return dict(values) | {
         path.removeprefix(TEACHER): value for path, value in values.items() if path.startswith(TEACHER)
     }
 
 
 def exported(paths: Iterable[str]) -> frozenset[str]:
-    """The paths of what an exported model is made of: all but the teacher's and the critic's."""
+    """The paths that an exported model is made from: all except the teacher's and the critic's."""
     return frozenset(path for path in paths if not path.startswith((TEACHER, CRITIC)))

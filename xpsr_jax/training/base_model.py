@@ -1,4 +1,4 @@
-"""The base model of a run, if it is one of the hub: the same commit in every process, and whenever the run goes on."""
+"""A base model from the hub: all processes use the same commit, and a resumed run uses it again."""
 
 import contextlib
 import dataclasses
@@ -14,21 +14,22 @@ from xpsr_jax.json_files import read_json
 from xpsr_jax.training import resume
 from xpsr_jax.weights import hub
 
-_DIGITS = 40  # of a commit
+_COMMIT_DIGITS = 40
 
 
 def with_commits(config: Config) -> Config:
-    """The config whose models of the hub are named by their commits: `owner/name@commit`. All processes call it.
+    """The config with every model of the hub pinned to a commit: `owner/name@commit`. All processes must call this.
 
-    Unless a commit is named, it is the one that the run began with, or else today's. The first process decides.
+    A commit in the config is kept. Otherwise a resumed run uses the commit that it started with, and a new run uses
+    the current one. The first process decides for all.
 
-    Raises UserError, in all processes, if the hub does not have a model or is not to be reached.
+    Raises UserError, in all processes, if the hub does not have a model or cannot be reached.
     """
     networks = config.networks
     names = _names(networks)
     if not names:
         return config
-    commits = np.zeros((len(names), _DIGITS), np.uint8)
+    commits = np.zeros((len(names), _COMMIT_DIGITS), np.uint8)
 
     def look() -> None:
         before = _began_with(config.run_folder)
@@ -51,7 +52,7 @@ def with_commits(config: Config) -> Config:
 
 
 def _names(networks: Networks) -> list[Path]:
-    """All that may be a name of the hub."""
+    """All paths of the config that may be names of models on the hub."""
     first_stage = [] if networks.first_stage in ("own", "none") else [as_path(networks.first_stage)]
     return [*networks.base, *([networks.tokenizer] if networks.tokenizer else []), *first_stage]
 
@@ -67,9 +68,9 @@ def _any_revision(name: hub.HubName) -> hub.HubName:
 
 
 def _began_with(run: Path) -> dict[hub.HubName, str | None]:
-    """The commits of the models of the hub that the settings of the run say, by their names without a revision."""
+    """The commits in the run's recorded settings, by the models' names without a revision."""
     found = {}
-    with contextlib.suppress(UserError):  # There are none yet, or what is wrong with them is told later.
+    with contextlib.suppress(UserError):  # No settings yet, or they are wrong, which is reported later.
         for path in _names(resume.config_of(read_json(run / "config.json")).networks):
             name = hub.parsed(path)
             if name is not None and name.is_pinned:

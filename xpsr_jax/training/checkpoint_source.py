@@ -1,4 +1,4 @@
-"""A run's checkpoint as a source of weights: what trained, and the rest from the base model, checked by its hash."""
+"""A run's checkpoint as a source of weights: trained parameters from it, all others from the base, checked by hash."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ from xpsr_jax.files import without_patterns
 from xpsr_jax.json_files import read_json
 from xpsr_jax.training import resume
 from xpsr_jax.training.adapters import exported
-from xpsr_jax.training.checkpoints import CONFIG, STATE, whole_steps
+from xpsr_jax.training.checkpoints import CONFIG, STATE, complete_steps
 from xpsr_jax.training.export import scale_latents, tokenizer_folder
 from xpsr_jax.training.fingerprints import fingerprints
 from xpsr_jax.training.images import open_images
@@ -33,16 +33,16 @@ def open_checkpoint(path: Path, *, bases: Sequence[Path] = (), average: bool = T
     """The model that a run would export at a checkpoint.
 
     Args:
-      path: a checkpoint, or a folder of them or a run's, of which the newest is taken.
-      bases: where the base model is, if it is not where it was when the run began.
-      average: take the moving average of what trained, where the run has one; False: what trained itself.
+      path: a checkpoint, a folder of checkpoints, or a run's folder. In a folder the newest checkpoint is used.
+      bases: folders of the base model, used if it is no longer where it was when the run began.
+      average: use the moving average of the trained parameters if the run has one; False: the parameters themselves.
 
     Raises:
-      UserError: the checkpoint is damaged, or its base is not there or not the same any more.
+      UserError: the checkpoint is damaged, or its base is missing or has changed.
     """
     step = _newest(path)
     if isinstance(step, BucketPath) and step.scheme == "s3":
-        step = local_folder(step)  # Orbax reads none there
+        step = local_folder(step)  # Orbax cannot read from s3://.
     record = _record(step)
     resume.check_schema(record, step)
     config = resume.config_of(record)
@@ -50,8 +50,8 @@ def open_checkpoint(path: Path, *, bases: Sequence[Path] = (), average: bool = T
         folders = tuple(base for base in bases if base.is_dir() or hub.hub_name(base))
         if not folders:
             raise UserError(
-                f"{step} was trained on the base model {', '.join(map(str, gone))}, which is not there; name its "
-                "folder before it"
+                f"{step} was trained on the base model {', '.join(map(str, gone))}, which does not exist; name the "
+                "base's folder before the checkpoint"
             )
         config = dataclasses.replace(config, networks=dataclasses.replace(config.networks, base=folders))
     photographs = record.get("photographs")
@@ -68,10 +68,10 @@ def open_checkpoint(path: Path, *, bases: Sequence[Path] = (), average: bool = T
     def bundle() -> Bundle:
         trained = _trained(step, average=average)
         if absent := exported(structure.trained) - trained.keys():
-            raise UserError(f"{step} lacks trained parameters, such as {min(absent)}")
+            raise UserError(f"{step} lacks trained parameters, such as {min(absent)}; use another checkpoint")
         frozen = exported(structure.frozen)
         loaded = load_parameters(structure, frozen)
-        # Training may have had what it froze in fewer bits.
+        # Training may hold frozen parameters in fewer bits, so the export rounds these in the same way.
         dtype = jnp.dtype(config.precision.frozen_dtype)
         rest = random_parameters(structure, frozen - loaded.keys(), config.seed)
         rounded = {name: array.astype(dtype).astype(np.float32) for name, array in rest.items()}
@@ -105,8 +105,8 @@ def _newest(path: Path) -> Path:
     if (path / "state").is_dir():
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    if not (steps := whole_steps(folder)):
-        raise UserError(f"{folder} has no checkpoint that is whole")
+    if not (steps := complete_steps(folder)):
+        raise UserError(f"{folder} has no complete checkpoint; name the folder of a run that has saved one")
     return folder / str(steps[-1])
 
 
@@ -118,22 +118,21 @@ def _record(step: Path) -> dict[str, Any]:
 
 
 def _check_base(step: Path, known: dict[str, str] | None, structure: Structure) -> None:
-    """Raises UserError unless each network of the base is the one that the run began from."""
+    """Raises UserError unless each network of the base is the one that the run started from."""
     if known is None:
-        raise UserError(
-            f"{step} does not say what base model it was trained on; resume its run once, or train it again"
-        )
+        raise UserError(f"{step} does not record its base model; resume its run once, or train it again")
     for name, now in fingerprints(structure).items():
         if known.get(name, "") != now:
             where = structure.sources.get(name, "none")
             raise UserError(
                 f"{step} was trained on another {name} than the base model has now ({where}; SHA-256 "
-                f"{known.get(name, '')[:12] or 'none'} then, {now[:12] or 'none'} now); name the old base before it"
+                f"{known.get(name, '')[:12] or 'none'} then, {now[:12] or 'none'} now); name the old base before the "
+                "checkpoint"
             )
 
 
 def _trained(step: Path, *, average: bool) -> dict[str, np.ndarray]:
-    """What trained, or its average where there is one and it is wanted. No optimizer's state is read."""
+    """The trained parameters, or their average if it exists and is wanted. The optimizer's state is not read."""
     try:
         with (
             without_patterns(step / STATE) as folder,
@@ -148,4 +147,4 @@ def _trained(step: Path, *, average: bool) -> dict[str, np.ndarray]:
             return arrays
     except Exception as error:
         reason = str(error).strip().partition("\n")[0][:300]
-        raise UserError(f"{step} cannot be read, it is damaged or incomplete ({reason})") from error
+        raise UserError(f"{step} cannot be read; it is damaged or incomplete ({reason})") from error

@@ -1,4 +1,4 @@
-"""Conversion of whatever has weights, a run of `xpsr train` among it, into a model folder."""
+"""Conversion of any supported source of weights, including a run of `xpsr train`, into a model folder."""
 
 import functools
 from collections.abc import Sequence
@@ -26,19 +26,20 @@ def convert(
     loras: Sequence[tuple[str | Path, float]] = (),
     **options: Any,
 ) -> conversion.Converted:
-    """Merges folders and files by component, later ones first choice, into a new model folder.
+    """Merges folders and files by component into a new model folder. A later path overrides an earlier one.
 
     Args:
       paths: folders, files and models of the hub (docs/reference/formats.md).
       output: the folder to write; it appears when it is complete.
-      variant: of a folder's weight files, such as "fp16"; of a component that has none, the plain files.
-      ema: take the averaged UNet of a single file that has it beside the trained one.
-      average: of a checkpoint take the moving average of what trained, if the run has one.
-      base_unet: another Stable Diffusion 1.5, of which all that was frozen is taken.
+      variant: which weight files of a folder to read, such as "fp16". A component without that variant uses its
+        plain files.
+      ema: read the averaged UNet of a single file that has both the averaged and the trained one.
+      average: read the moving average of a checkpoint's trained parameters, if the run has one.
+      base_unet: another Stable Diffusion 1.5; all frozen tensors are read from it.
       loras: files and strengths, merged into the UNet and the text encoder.
       options: of `weights.convert.convert`: the format and type to write, and whether to verify or overwrite.
 
-    Raises UserError: a path has no weights, what there is does not fit the networks, or the output cannot be written.
+    Raises UserError: a path has no weights, the weights do not fit the networks, or the output cannot be written.
     """
     sources = open_weights(paths, variant=variant, ema=ema, average=average, base_unet=base_unet, loras=loras)
     return conversion.convert(sources, as_path(output), **options)
@@ -56,14 +57,16 @@ def open_weights(
     """Opens folders in diffusers' layout, single files of Stable Diffusion and checkpoints of `xpsr train`.
 
     Args:
-      variant: of a folder's weight files, such as "fp16"; of a component that has none, the plain files.
-      ema: take the averaged UNet of a single file that has it beside the trained one.
-      average: of a checkpoint take the moving average of what trained, if the run has one.
-      base_unet: another Stable Diffusion 1.5, of which all that was frozen is taken (`other_base.with_other_base`).
-      loras: files and strengths, merged into the UNet and the text encoder (`lora.with_loras`). With one of the two,
-        it is one source that is returned.
+      variant: which weight files of a folder to read, such as "fp16". A component without that variant uses its
+        plain files.
+      ema: read the averaged UNet of a single file that has both the averaged and the trained one.
+      average: read the moving average of a checkpoint's trained parameters, if the run has one.
+      base_unet: another Stable Diffusion 1.5; all frozen tensors are read from it (`other_base.with_other_base`).
+      loras: files and strengths, merged into the UNet and the text encoder (`lora.with_loras`).
 
-    Raises UserError: there are none, or one cannot be read; of several that are wrong, every one is named.
+    Returns: one source for each path; with `base_unet` or `loras` a single merged source.
+
+    Raises UserError: no path is given, or a path cannot be read. The message names every bad path.
     """
     if not paths:
         raise UserError("name at least one folder or file to convert")
@@ -75,7 +78,7 @@ def open_weights(
         return open_source(bases[i], variant=variant, ema=ema)
 
     sources = list(together(*(functools.partial(opened, i) for i in range(len(bases)))))
-    # Before a training checkpoint stands what it was trained on.
+    # The sources before a training checkpoint may be its base model.
     first = max((i for i, source in enumerate(sources) if source.reads_base), default=0)
     check_each_is_used(bases[first:], [source.origins for source in sources[first:]])
     if base_unet is None and not loras:

@@ -1,4 +1,4 @@
-"""From a run's state to a model folder that `xpsr restore` and PyTorch load."""
+"""Exports a run's state as a model folder that `xpsr restore` and PyTorch can load."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -26,12 +26,12 @@ _MEASURED_CROPS = 32
 
 
 def tokenizer_of(networks: Networks) -> ClipTokenizer:
-    """CLIP's tokenizer, of `tokenizer_folder`."""
+    """CLIP's tokenizer, from `tokenizer_folder`."""
     return model_folder.load_tokenizer(tokenizer_folder(networks))
 
 
 def tokenizer_folder(networks: Networks) -> Path:
-    """The folder that the config names, or the newest base's, or the one that ships with the package."""
+    """The tokenizer's folder: the config's, or else the last base's that has one, or else the one in the package."""
     if networks.tokenizer:
         return hub.local(networks.tokenizer)
     folders = [hub.local(base) for base in reversed(networks.base)]
@@ -40,13 +40,14 @@ def tokenizer_folder(networks: Networks) -> Path:
 
 
 def assemble(structure: Structure, trained: Parameters, frozen: Parameters) -> Bundle | None:
-    """The whole networks in float32; what the base holds is read from it again: training may have it in bfloat16.
+    """The complete networks in float32.
 
-    Returns them to the first process and None to the others, which have to call it too.
+    Frozen parameters are read from the base again, because training may hold them in bfloat16. All processes must
+    call this. The first one gets the networks, the others get None.
     """
     paths = sorted(exported(structure.frozen))
     originals = load_parameters(structure, paths) if distributed.is_first() else {}
-    # The first process says what else is needed of the frozen ones: they are all on all devices, or split over them.
+    # The first process tells which frozen parameters are not in the base. All processes then help to gather these.
     needed = distributed.from_first(np.array([path not in originals for path in paths], np.uint8))
     rest = {path: frozen[path] for path, is_needed in zip(paths, needed, strict=True) if is_needed}
     kept = {path: trained[path] for path in exported(trained)}
@@ -66,14 +67,14 @@ def export(
     source: SampleSource,
     tokenizer: ClipTokenizer | None,
 ) -> Path:
-    """Writes the model folder, replacing an older one of the same run. All processes call it, the first writes.
+    """Writes the model folder and replaces an older one of the same run. All processes call it; the first one writes.
 
     Args:
-      folder: to write; its parent exists.
-      trained: parameters by path, float32: the moving average where the run has one.
-      frozen: the others, in any type; what the base holds is read from it again.
-      source: of the images by which the autoencoder's stage scales its latents.
-      tokenizer: of the captions; None only in the autoencoder's stage, which has none.
+      folder: the folder to write; its parent must exist.
+      trained: the trained parameters by path, in float32; the moving average if the run has one.
+      frozen: the other parameters, in any type. Those in the base are read from the base again.
+      source: the training images. The stage "autoencoder" uses them to scale its latents.
+      tokenizer: the captions' tokenizer; None only in the stage "autoencoder", which has no captions.
     """
     bundle = assemble(structure, trained, frozen)
     if bundle is not None:
@@ -84,7 +85,7 @@ def export(
         else:
             assert tokenizer is not None
             model = as_model(bundle, config, structure, tokenizer)
-            # Copied as it is.
+            # The first stage's folder is copied unchanged.
             parts = {each.name: getattr(model, each.name) for each in dataclasses.fields(model)}
             model_folder.save(parts | {"first_stage": structure.first_stage}, folder, overwrite=True, card=card)
     distributed.wait_for_all("the model is exported")
@@ -98,7 +99,7 @@ def as_model(
     tokenizer: ClipTokenizer,
     first_stage: RRDBNet | None = None,
 ) -> Model:
-    """All that restores photographs, of a training's networks."""
+    """The networks of a training as a model that restores photographs."""
     return Model(
         unet=bundle.unet,
         controlnet=bundle.controlnet,
@@ -113,17 +114,18 @@ def as_model(
 
 
 def _on_first(parameters: Parameters) -> Iterator[tuple[str, np.ndarray]]:
-    """Whole arrays, whichever devices and processes hold their parts, in the first process; all have to go through."""
-    for path, array in sorted(parameters.items()):  # in one order everywhere
+    """Gathers whole arrays in the first process. Every process must iterate to the end."""
+    for path, array in sorted(parameters.items()):  # The same order in every process.
         whole = distributed.whole(array)
         if distributed.is_first():
             yield path, whole
 
 
 def scale_latents(bundle: Bundle, config: Config, structure: Structure, source: SampleSource) -> None:
-    """Sets the scaling factor so that the training images' latents have deviation 1, as Stable Diffusion's was set.
+    """Sets the scaling factor so that the latents of the training images have standard deviation 1.
 
-    Latents of a frozen encoder stay what they were, and so must their scale: a diffusion may know it already.
+    Stable Diffusion's factor was set in the same way. A frozen encoder keeps its factor, because a diffusion model may
+    have been trained with it.
     """
     if not any(path.startswith(("autoencoder.encoder.", "autoencoder.quant_conv.")) for path in structure.trained):
         return

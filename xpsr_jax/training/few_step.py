@@ -1,4 +1,4 @@
-"""One step of a student's training: its own turn, or its critic's, jitted as one program over the mesh."""
+"""One step of few-step training. It trains the student or its critic; both are one jitted program over the mesh."""
 
 import functools
 from collections.abc import Mapping
@@ -32,10 +32,11 @@ def make_few_step(
     abstract: TrainState,
     mesh: sharding.AnyMesh,
 ) -> Step:
-    """The training step of the stage "few_step"; arguments and results as of `step.make_step`.
+    """The training step of the stage "few_step". Its arguments and results are those of `step.make_step`.
 
-    After `few_step.critic_steps` turns of the critic it is the student's. A term of one of them is 0 in the other's
-    turns, and so much larger in its own that a mean over whole rounds of turns is the mean over its own.
+    The student trains once after every `few_step.critic_steps` steps of the critic. The student's terms are 0 in the
+    critic's steps, and the other way round. Terms are scaled up to make up for these zeros: a mean over whole cycles
+    equals the mean over the steps that computed the term.
     """
     schedule, settings = structure.networks.schedule, config.few_step
     cycle = settings.critic_steps + 1

@@ -1,10 +1,11 @@
-"""What a student of few evaluations and its critic minimise (docs/train/few-steps.md). Every loss is float32.
+"""The losses of few-step training, for the student and its critic (docs/train/few-steps.md). Every loss is float32.
 
-The student's result in latents is its estimate of the clean latents, from the start of sampling or from an earlier
-estimate noised anew. Two terms compare it with the photograph; the realism term keeps it among real pictures. Either by
-distribution matching (Yin et al., 2024: DMD; Wang et al., 2023: VSD): the gradient is the difference between the score
-of the student's results, which the critic learns, and the guided teacher's. Or adversarially: the critic tells results
-from photographs.
+The student estimates the clean latents, from the start of sampling or from an earlier estimate with new noise. Two
+terms compare its result with the photograph. The realism term keeps results like real pictures, in one of two ways:
+
+- distribution matching (Yin et al., 2024: DMD; Wang et al., 2023: VSD). The gradient is the difference between the
+  score of the student's results, which the critic learns, and the score of the guided teacher.
+- adversarial. The critic learns to distinguish results from photographs.
 """
 
 import dataclasses
@@ -28,18 +29,18 @@ from xpsr_jax.training.discriminator import Discriminator, encoder_features
 from xpsr_jax.training.losses import Distances, Terms, compare, degradation_free_constraint, text_embedding
 from xpsr_jax.training.structure import Bundle
 
-# The teacher is asked at timesteps between these parts of the schedule: at its ends it says little (DMD).
+# The teacher is evaluated between these fractions of the schedule. At the ends its scores are not useful (DMD).
 _SCORED = (0.02, 0.98)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class FewStepConstants:
-    """What the step is given beside parameters and batches.
+    """The inputs of a step in addition to parameters and batches.
 
     Attributes:
         distances: the perceptual distances.
-        negative_ids: tokens of the teacher's negative prompt.
+        negative_ids: the tokens of the teacher's negative prompt.
     """
 
     distances: Distances
@@ -47,21 +48,22 @@ class FewStepConstants:
 
 
 class Teacher(NamedTuple):
-    """The frozen networks that the student began as, or with the critic's adapters in the UNet."""
+    """The frozen initial networks of the student. As the critic, their UNet has the critic's adapters."""
 
     unet: UNet
     controlnet: ControlNet
 
 
 class Draws(NamedTuple):
-    """Random numbers of a batch; those of a sample depend on the seed and on its own key alone.
+    """The random numbers of a batch. Those of a sample depend only on the seed and the sample's key.
 
     Attributes:
-        posterior: keys.
-        start, hop, score: N(0, 1), as the latents: of the start, of noising anew, and of what critic and teacher see.
-        timestep: at which the student is asked; the sampler's first for about half of the samples.
-        score_timestep: at which critic and teacher are.
-        place: where the part begins that is decoded, from 0 to 1 of what is possible.
+        posterior: keys for the autoencoder's posterior.
+        start, hop, score: standard normal noise: of the start, of noise added to an earlier estimate, and of the input
+            of critic and teacher.
+        timestep: the student's timestep; for about half of the samples the sampler's first.
+        score_timestep: the timestep of critic and teacher.
+        place: the position of the decoded part, from 0 to 1 of the possible range.
     """
 
     posterior: Array
@@ -74,7 +76,7 @@ class Draws(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """The student's clean latents, and what its ControlNet gave on the way."""
+    """The student's estimate of the clean latents, with its ControlNet's outputs."""
 
     latents: Float[Array, "b h w c"]
     control: ControlNetOutput
@@ -90,7 +92,7 @@ class Texts(NamedTuple):
 
 
 def student_timesteps(schedule: Schedule, evaluations: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
-    """The first timestep of a student's sampling, and all later ones of any of these numbers of evaluations."""
+    """The first timestep of a student's sampling, and all later timesteps for these numbers of evaluations."""
     trailing = dataclasses.replace(schedule, timestep_spacing="trailing")
     visited = [visited_timesteps(trailing, count).tolist() for count in evaluations]
     first = visited[0][0]
@@ -98,7 +100,7 @@ def student_timesteps(schedule: Schedule, evaluations: tuple[int, ...]) -> tuple
 
 
 def draw(keys: Array, shape: tuple[int, ...], *, seed: int, schedule: Schedule, evaluations: tuple[int, ...]) -> Draws:
-    """Draws for samples with these keys (b,) and latents of this shape (h, w, c)."""
+    """Draws the random numbers for samples with these keys (b,) and latents of this shape (h, w, c)."""
     root = jax.random.key(seed)
     each = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(root, key), 7))(keys).T
     first, later = student_timesteps(schedule, evaluations)
@@ -117,7 +119,7 @@ def draw(keys: Array, shape: tuple[int, ...], *, seed: int, schedule: Schedule, 
 
 
 def embed_texts(networks: Bundle, batch: Mapping[str, Array], negative_ids: Int[Array, "77"]) -> Texts:
-    """The texts of a batch. None of it has a gradient."""
+    """The text embeddings of a batch, without gradients."""
     high, low = (text_embedding(networks, batch, name) for name in ("high", "low"))
     return jax.lax.stop_gradient(Texts(high, low, networks.text_encoder(negative_ids[None])))
 
@@ -125,9 +127,10 @@ def embed_texts(networks: Bundle, batch: Mapping[str, Array], negative_ids: Int[
 def student_estimate(
     networks: Bundle, batch: Mapping[str, Array], texts: Texts, *, config: Config, schedule: Schedule, draws: Draws
 ) -> Estimate:
-    """The student's result at the drawn timesteps, from what sampling would give it there.
+    """The student's result at the drawn timesteps, from the same inputs as in sampling.
 
-    At the first timestep that is the start; later its own estimate from there, without a gradient, noised anew.
+    At the first timestep the input is the start of sampling. At a later one it is the student's own estimate from the
+    start, without a gradient and with new noise.
     """
     first, later = student_timesteps(schedule, config.few_step.evaluations)
     lr_latents = jax.lax.stop_gradient(networks.autoencoder.encode(2 * batch["lr"] - 1, draws.posterior))
@@ -160,12 +163,13 @@ def student_loss(
     config: Config,
     schedule: Schedule,
 ) -> tuple[Float[Array, ""], Terms]:
-    """L1 and perceptual distance of decoded results, the Degradation-Free Constraint and the realism term.
+    """The student's loss: L1 and perceptual distance of decoded results, Degradation-Free Constraint, realism term.
 
     Args:
-      networks: the student's, with its adapters in the UNet and its constraint heads.
-      teacher: frozen, as the critic is here.
-      critic: the score of the student's results ("distribution") or the discriminator ("adversarial").
+      networks: the student's networks, with its adapters in the UNet and its constraint heads.
+      teacher: frozen.
+      critic: frozen in this loss. The score of the student's results ("distribution") or the discriminator
+        ("adversarial").
 
     Returns: the loss, and its terms l1, perceptual, constraint and realism.
     """
@@ -200,9 +204,9 @@ def critic_loss(
     config: Config,
     schedule: Schedule,
 ) -> tuple[Float[Array, ""], Terms]:
-    """What the critic learns of the student's results, which have no gradient here.
+    """The critic's loss on the student's results, which have no gradient here.
 
-    The denoising loss ("distribution"), or the hinge loss of telling them from photographs ("adversarial").
+    "distribution": the denoising loss. "adversarial": the hinge loss of distinguishing results from photographs.
     """
     draws, texts, target = _prepare(networks, batch, constants, config=config, schedule=schedule)
     estimate = student_estimate(networks, batch, texts, config=config, schedule=schedule, draws=draws)
@@ -235,7 +239,7 @@ def guided_and_own(
     config: Config,
     schedule: Schedule,
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
-    """The clean latents that the guided teacher and the critic see in noisy ones."""
+    """The clean latents as estimated from noisy ones by the guided teacher and by the critic."""
     scale, batch = config.few_step.guidance_scale, len(noisy)
     guided = is_guided(scale, "paper")
     features = teacher.controlnet.encode_image(lr)
@@ -257,9 +261,9 @@ def guided_and_own(
 def matching_loss(
     clean: Float[Array, "b h w c"], *, real: Float[Array, "b h w c"], own: Float[Array, "b h w c"]
 ) -> Float[Array, ""]:
-    """A loss whose gradient in `clean` moves it from what its own score expects to what the real one does.
+    """A loss whose gradient moves `clean` away from the critic's estimate `own`, towards the teacher's estimate `real`.
 
-    Divided by each sample's mean distance to the latter (Yin et al., 2024, eq. 7 and 8).
+    Each sample's gradient is divided by its mean distance to `real` (Yin et al., 2024, eq. 7 and 8).
     """
     size = jnp.mean(jnp.abs(clean - real), axis=(1, 2, 3), keepdims=True)
     direction = (own - real) / jnp.maximum(size, 1e-6)
@@ -274,7 +278,7 @@ def _prepare(
     config: Config,
     schedule: Schedule,
 ) -> tuple[Draws, Texts, Float[Array, "b h w c"]]:
-    """Random numbers, texts, and the photographs' latents."""
+    """The random numbers, the text embeddings and the photographs' latents."""
     target = jax.lax.stop_gradient(networks.autoencoder.encode(batch["hr"]))
     draws = draw(
         batch["key"],
@@ -293,7 +297,7 @@ def _decoded(
     place: Float[Array, "b 2"],
     side: int | None,
 ) -> tuple[Float[Array, "b _ _ 3"], Float[Array, "b _ _ 3"]]:
-    """The decoded latents, or squares of them with `side` cells, and the same part of the photographs."""
+    """The decoded latents and the photographs, or only the same square of both (`side` latent cells)."""
     cells = latents.shape[1:3]
     if side is None or side >= min(cells):
         return networks.autoencoder.decode(latents), hr
@@ -312,5 +316,5 @@ def _clean(schedule: Schedule, prediction: Array, latents: Array, timesteps: Arr
 
 
 def _mean(scores: list[Array]) -> Float[Array, ""]:
-    """Of the means of each level's map."""
+    """The mean over the levels of each map's mean."""
     return jnp.mean(jnp.stack([jnp.mean(each) for each in scores]))

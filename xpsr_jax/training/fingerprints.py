@@ -1,4 +1,4 @@
-"""What base model a run begins from: a SHA-256 of each of its networks, the same in whatever format the base is."""
+"""Fingerprints of a run's base model: a SHA-256 of each network, independent of the base's file format."""
 
 import dataclasses
 import functools
@@ -17,15 +17,15 @@ from xpsr_jax.training.structure import Structure
 from xpsr_jax.weights.networks import ALL_NETWORKS, FIRST_STAGE, AnyConfig, Network, checked, open_folder
 from xpsr_jax.weights.tensors import Tensor, contiguous
 
-# Settings that older fingerprints did not know, which count only where they differ from what was so before.
-_YOUNGER = frozenset({"mid_block_add_attention"})
+# Settings that older fingerprints did not include. They are hashed only if they differ from their defaults.
+_NEWER_SETTINGS = frozenset({"mid_block_add_attention"})
 
 
 class Fingerprint:
-    """The SHA-256 of one network, over its configuration and all its tensors in the order of their paths.
+    """The SHA-256 of one network: of its configuration and of all its tensors, in the order of their paths.
 
     Args:
-      config: of the network.
+      config: the network's configuration.
     """
 
     def __init__(self, config: AnyConfig):
@@ -33,12 +33,12 @@ class Fingerprint:
         settings = {
             name: value
             for name, value in dataclasses.asdict(config).items()
-            if name not in _YOUNGER or value != default[name]
+            if name not in _NEWER_SETTINGS or value != default[name]
         }
         self._digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
 
     def taken(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The same tensors in order, each of which is taken into account when it is read. Each has to be, once."""
+        """The same tensors, sorted. Reading a tensor hashes it, so the caller must read each one once, in order."""
         return {
             path: dataclasses.replace(tensor, read=functools.partial(self._read, path, tensor))
             for path, tensor in sorted(tensors.items())
@@ -56,7 +56,7 @@ class Fingerprint:
 
 
 def fingerprint(network: Network, folder: Path) -> str:
-    """Of one network in its folder, which is read for it."""
+    """The fingerprint of one network in its folder. Reads all its tensors."""
     config, tensors = checked(network, open_folder(network, folder))
     digest = Fingerprint(config)
     for tensor in digest.taken(tensors).values():
@@ -65,37 +65,39 @@ def fingerprint(network: Network, folder: Path) -> str:
 
 
 def fingerprints(structure: Structure) -> dict[str, str]:
-    """Of each network of the base model; "" where it has none."""
+    """The fingerprint of each network of the base model; "" for a network that it does not have."""
     found = {name: fingerprint(ALL_NETWORKS[name], folder) for name, folder in structure.sources.items()}
     return dict.fromkeys(ALL_NETWORKS, "") | found | of_stored(structure)
 
 
 def of_stored(structure: Structure) -> dict[str, str]:
-    """Of a first stage whose pictures are stored: no step reads it."""
+    """The fingerprint of a first stage whose pictures are stored. Training itself does not load it."""
     if structure.first_stage is None or "first_stage" in structure.sources:
         return {}
     return {"first_stage": fingerprint(FIRST_STAGE, structure.first_stage)}
 
 
 def of_first(found: Mapping[str, str]) -> dict[str, str]:
-    """What the first process found, in every process; only it needs to give something."""
+    """The first process's fingerprints, in every process. The other processes may pass an empty mapping."""
     texts = "".join(found.get(name, "").ljust(64) for name in ALL_NETWORKS)
     texts = distributed.from_first(np.frombuffer(texts.encode(), np.uint8)).tobytes().decode()
     return {name: texts[64 * i : 64 * (i + 1)].strip() for i, name in enumerate(ALL_NETWORKS)}
 
 
 def check_embeddings(config: Config, structure: Structure, fingerprints: Mapping[str, str]) -> None:
-    """Raises UserError if `data.embeddings` are of another text encoder, or of one that is to be trained.
+    """Raises UserError if `data.embeddings` were made by another text encoder, or if the text encoder is trained.
 
     Args:
-      fingerprints: of the networks that the run begins from (`fingerprints`).
+      fingerprints: those of the networks that the run starts from (`fingerprints`).
     """
     if config.data.embeddings is None:
         return
     if any(path.startswith("text_encoder.") for path in structure.trained):
-        raise UserError("data.embeddings are those of a text encoder that does not change, but --trained names it")
+        raise UserError(
+            "data.embeddings need a text encoder that does not change, but --trained names it; leave out one of the two"
+        )
     if TextEmbeddings(config.data.embeddings).text_encoder != fingerprints["text_encoder"]:
         raise UserError(
-            f"the embeddings {config.data.embeddings} are not of this base's text encoder. Make them with "
+            f"the embeddings {config.data.embeddings} were not made by this base's text encoder. Make them with "
             "xpsr prepare embeddings --model BASE"
         )

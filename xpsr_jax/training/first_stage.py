@@ -1,4 +1,4 @@
-"""The first stage in training: its pictures take the LR images' place before any loss sees them."""
+"""The first stage in training: its pictures replace the LR images before any loss is computed."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +15,10 @@ from xpsr_jax.training.structure import Bundle, Structure
 
 
 def with_first_stage(networks: Bundle, batch: Mapping[str, Array]) -> Mapping[str, Array]:
-    """The batch with `lr` as the other networks see it in sampling: the first stage's picture, in 8 bits.
+    """The batch with the first stage's pictures as `lr`, rounded to 8 bits, as the other networks see them in sampling.
 
-    A batch has `small`, the LR images at their own size in [0, 1], where the pictures are to be computed; otherwise it
-    stays as it is. A clean input (`clean`) goes past the first stage.
+    The pictures are computed from `small`, the LR images at their own size in [0, 1]. A batch without `small` is
+    returned unchanged. A clean input (marked in `clean`) skips the first stage.
     """
     if "small" not in batch:
         return batch
@@ -29,10 +29,10 @@ def with_first_stage(networks: Bundle, batch: Mapping[str, Array]) -> Mapping[st
 
 
 def check_stored_pictures(config: Config, structure: Structure, fingerprints: Mapping[str, str]) -> None:
-    """Raises UserError if stored pictures (`data.first_stage`) are not of the model's first stage.
+    """Raises UserError if the stored pictures (`data.first_stage`) were not made by the model's first stage.
 
     Args:
-      fingerprints: of the networks that the run begins from (`fingerprints.fingerprints`).
+      fingerprints: those of the networks that the run starts from (`fingerprints.fingerprints`).
     """
     if structure.first_stage is None or config.data.first_stage != "stored":
         return
@@ -40,13 +40,13 @@ def check_stored_pictures(config: Config, structure: Structure, fingerprints: Ma
     for folder in folders:
         if _stored(folder) != fingerprints["first_stage"]:
             raise UserError(
-                f"{folder} holds no pictures of the first stage {structure.first_stage}. Make pairs with xpsr "
-                "prepare pairs --first-stage, or let training compute them: --data.first-stage computed"
+                f"{folder} has no pictures made by the first stage {structure.first_stage}. Make pairs with xpsr "
+                "prepare pairs --first-stage, or let training compute the pictures: --data.first-stage computed"
             )
 
 
 def _stored(folder: Path) -> str | None:
-    """Which first stage the pictures of these pairs, or of this part of them, are of."""
+    """The fingerprint of the first stage that made the pictures of these pairs, or of this part of them."""
     for place in (folder, folder.parent):
         if (place / FIRST_STAGE_RECORD).is_file():
             return str(read_json(place / FIRST_STAGE_RECORD).get("first_stage"))

@@ -12,7 +12,10 @@ from xpsr_jax.images.listing import list_files
 
 
 def open_images(images: Images) -> SampleSource:
-    """Raises UserError for a missing or empty folder, a missing caption, an exclusion that matches nothing."""
+    """Opens the photographs of a config, from one folder or from a mixture of folders.
+
+    Raises UserError for a missing or empty folder, a missing caption, or an exclusion that matches nothing.
+    """
     if not images.mixture:
         return _open(images.folder, images, images.exclude)
     weights, folders = zip(*images.mixture, strict=True)
@@ -20,8 +23,8 @@ def open_images(images: Images) -> SampleSource:
     for pattern in images.exclude:
         if images.missing_exclusions == "error" and not any(pattern in of_one for of_one in exclusions):
             raise UserError(
-                f"{pattern!r}, which is to be excluded, is in no folder of the mixture. Let it be an image's name, or "
-                f"begin it with the folder's name, like {folders[0].name}/{Path(pattern).name}"
+                f"the exclusion {pattern!r} matches no image in any folder of the mixture. Give an image's name, or "
+                f"begin with the folder's name, like {folders[0].name}/{Path(pattern).name}"
             )
     sources = [
         _open(folder, images, tuple(of_one.values())) for folder, of_one in zip(folders, exclusions, strict=True)
@@ -30,7 +33,7 @@ def open_images(images: Images) -> SampleSource:
 
 
 def _exclusions_in(folder: Path, patterns: Sequence[str]) -> dict[str, str]:
-    """Of a mixture's exclusions those that are of this folder, each with what it is called within."""
+    """The exclusions of a mixture that apply to this folder, each with its path inside the folder."""
     prefix = f"{folder.name}/"
     paths = {pattern: pattern.removeprefix(prefix) for pattern in patterns if pattern.startswith(prefix)}
     if not (names := [pattern for pattern in patterns if "/" not in pattern]):

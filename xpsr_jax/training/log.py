@@ -1,4 +1,4 @@
-"""What a run says, to the terminal, to files, to TensorBoard and, if asked, to Weights & Biases."""
+"""The log of a run: to the terminal, to files, to TensorBoard and, optionally, to Weights & Biases."""
 
 import contextlib
 import datetime
@@ -23,18 +23,18 @@ from xpsr_jax.files import write_text
 from xpsr_jax.json_files import read_json_lines
 
 _README = """\
-A training run of XPSR. The same command goes on with it, if it was stopped.
+A training run of XPSR. If it was stopped, the same command resumes it.
 
 config.json     all settings
-log.txt         what was said in the terminal
-metrics.jsonl   a line each interval of steps: every term of the loss, the learning rate; and a line each validation
-losses.png      the same as curves (at the end)
+log.txt         the messages of the terminal
+metrics.jsonl   one line per logging interval (every term of the loss, the learning rate) and one per validation
+losses.png      the same as curves (written at the end)
 tensorboard/    the same, and the pictures: tensorboard --logdir .
-samples/        validation pictures: LR, restored, original; and what the constraint's heads predict
-checkpoints/    what going on needs, newest last
-profile/        a trace of some steps, if there was a --profile
-model/          the trained model (at the end): xpsr restore PHOTO --model .../model
-failed/         after a step whose loss was NaN or infinite: a checkpoint of the state before it
+samples/        validation pictures: LR, restored, original; and the predictions of the constraint's heads
+checkpoints/    the newest checkpoints, from which the run resumes
+profile/        a trace of some steps, if --profile was set
+model/          the trained model (written at the end): xpsr restore PHOTO --model .../model
+failed/         after a step whose loss was NaN or infinite: a checkpoint of the state before that step
 damaged/        checkpoints that could not be read and were skipped
 """
 
@@ -43,8 +43,8 @@ class NotANumber(Exception):
     """A step's loss or gradient is NaN or infinite.
 
     Attributes:
-      step: which one.
-      samples: positions in the data of this process's part of its batch.
+      step: the number of the failed step.
+      samples: the positions in the data of this process's part of its batch.
     """
 
     def __init__(self, name: str, value: float, step: int, samples: Int[np.ndarray, "b"]):
@@ -57,12 +57,12 @@ class Log:
 
     Args:
       run: the run's folder.
-      first: step that the run starts from; what an earlier run logged after it is removed.
-      unlogged: that run's `unlogged` after that step; None: nothing.
-      steps: at which it ends.
-      batch_size: images a step.
-      wandb: project of Weights & Biases to log to; None: not there.
-      record: the run's settings, for the same.
+      first: the step that the run starts from. Lines that an earlier run logged after this step are removed.
+      unlogged: the earlier run's `unlogged` after this step; None: nothing.
+      steps: the last step of the run.
+      batch_size: images per step.
+      wandb: the project of Weights & Biases to log to; None: not used.
+      record: the run's settings for Weights & Biases.
     """
 
     def __init__(
@@ -80,13 +80,13 @@ class Log:
         self._wandb, self._record = wandb, record
         self._writes = distributed.is_first()
         self._unread: list[tuple[int, Mapping[str, Array], Int[np.ndarray, b]]] = []
-        # Sums of the terms since the last line, and of how many steps.
+        # Sums of the terms since the last line, and the number of steps in them.
         self._sums: dict[str, float] = dict(unlogged["sums"]) if unlogged else {}
         self._summed: int = unlogged["steps"] if unlogged else 0
-        # Since when steps are timed, and how many were: not the first one, which compiles.
+        # Start of the timing, and the number of timed steps. The first step is not timed, because it compiles.
         self._since: float | None = None
         self._timed = 0
-        # Steps of whose validations an earlier run has logged the scores.
+        # Steps whose validation scores an earlier run has logged.
         self._validated: set[int] = set()
 
     def __enter__(self) -> "Log":
@@ -95,7 +95,7 @@ class Log:
             total=self._steps,
             unit="step",
             dynamic_ncols=True,
-            # Without a terminal the lines of `scalars` say it all.
+            # Without a terminal the lines of `scalars` are enough.
             disable=None if self._writes else True,
         )
         if self._writes:
@@ -120,27 +120,27 @@ class Log:
             self._text.close()
 
     def say(self, text: str) -> None:
-        """A line to the terminal and, with the time, to log.txt."""
+        """Writes a line to the terminal and, with the time, to log.txt."""
         if self._writes:
             say(text)
             now = datetime.datetime.now().isoformat(" ", "seconds")
             self._text.write(f"{now} {printable(text)}\n")
 
     def flush(self) -> None:
-        """Lets nothing wait to be in its file. On a full disk it may wait for ever."""
+        """Writes buffered TensorBoard data to the file. May wait forever on a full disk."""
         if self._writes:
             self._board.flush()
 
     @property
     def unlogged(self) -> dict[str, Any]:
-        """The steps since the last line, as JSON: a run that goes on from here writes the same lines."""
+        """The steps since the last line, as JSON. With it a resumed run writes the same lines."""
         return {"sums": self._sums, "steps": self._summed}
 
     def add(self, step: int, terms: Mapping[str, Array], samples: Int[np.ndarray, "b"]) -> None:
-        """Takes a step's terms and reads those of the step before: the host is one step ahead of the devices, not more.
+        """Adds a step's terms and reads those of the previous step. So the host is at most one step ahead of devices.
 
         Args:
-          samples: positions in the data of this process's part of the batch, for `settle`'s error.
+          samples: the positions in the data of this process's part of the batch, for `settle`'s error.
 
         Raises: as `settle`.
         """
@@ -149,7 +149,7 @@ class Log:
         self._bar.update()
 
     def settle(self) -> None:
-        """Waits for the steps that were added. Raises NotANumber where the loss or a gradient is NaN or infinite."""
+        """Waits for the steps that were added. Raises NotANumber if a loss or a gradient is NaN or infinite."""
         for step, terms, samples in self._unread:
             values = {name: float(value) for name, value in jax.device_get(terms).items()}
             for name in ("loss", "gradient_norm"):
@@ -164,7 +164,7 @@ class Log:
         self._unread.clear()
 
     def scalars(self, step: int, **also: float) -> dict[str, float]:
-        """Writes and returns the means of every term since the last call, and what else is given."""
+        """Writes and returns the mean of every term since the last call, together with the values of `also`."""
         self.settle()
         means = {name: total / self._summed for name, total in self._sums.items()} | also
         now = time.monotonic()
@@ -185,7 +185,7 @@ class Log:
         return f"; {images_per_second:.4g} images/s, {left} to go"
 
     def _write(self, step: int, values: Mapping[str, float]) -> None:
-        # First: on a full disk this is an error, where TensorBoard's writer waits for its dead thread for ever.
+        # This write comes first. On a full disk it raises an error, but TensorBoard's writer waits for its dead thread.
         self._metrics.write(json.dumps({"step": step} | dict(values)) + "\n")
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
@@ -195,7 +195,7 @@ class Log:
     def validation(
         self, step: int, pictures: Mapping[str, UInt8[np.ndarray, "h w 3"]], scores: Mapping[str, float]
     ) -> None:
-        """Logs a validation: its pictures by name, and its scores by name, on a line of their own."""
+        """Logs a validation: its pictures, and its scores on a separate line."""
         if not self._writes:
             return
         for name, picture in pictures.items():
@@ -208,12 +208,12 @@ class Log:
             self.say(f"{step}: validation {', '.join(shown)}")
 
     def lacks_validation(self, step: int) -> bool:
-        """Whether an earlier run was ended between its step `first` and that step's validation. All have to ask."""
+        """Whether an earlier run ended between its step `first` and that step's validation. All processes must call."""
         return not distributed.all_agree(step in self._validated or not self._writes)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """What is done meanwhile does not count for images_per_second."""
+        """A context whose time does not count for images_per_second."""
         began = time.monotonic()
         yield
         if self._since is not None:
@@ -221,13 +221,13 @@ class Log:
 
 
 def check_wandb(project: str | None) -> None:
-    """Raises UserError if Weights & Biases is asked for and not installed: better now than after loading."""
+    """Raises UserError if Weights & Biases is wanted but not installed. Called before anything is loaded."""
     if project is not None and importlib.util.find_spec("wandb") is None:
         raise UserError(f"--wandb {project} needs Weights & Biases: pip install wandb, then wandb login")
 
 
 def _open_wandb(project: str | None, run: Path, record: Mapping[str, Any] | None) -> Any:
-    """A run of the folder's name; one that is there already is continued."""
+    """Opens a run with the folder's name. An existing run with this name is continued."""
     wandb = importlib.import_module("wandb")
     return wandb.init(
         project=project, id=run.name, name=run.name, resume="allow", dir=str(run), config=dict(record or {})
@@ -235,20 +235,21 @@ def _open_wandb(project: str | None, run: Path, record: Mapping[str, Any] | None
 
 
 def is_validation(line: Mapping[str, float]) -> bool:
-    """Whether a line of metrics.jsonl is a validation's; the others are of training steps."""
+    """Whether a line of metrics.jsonl is from a validation. The other lines are from training steps."""
     return any(name.startswith("validation_") for name in line)
 
 
 def read_metrics(file: Path, *, until: int | None = None) -> Iterator[dict[str, Any]]:
-    """The lines of a metrics.jsonl, or those up to a step.
+    """The lines of a metrics.jsonl, up to a step if one is given.
 
-    A last line that was cut off, when the process was killed, is left out.
+    An incomplete last line, left by a killed process, is skipped.
 
-    Raises UserError with the number of the line: it is not valid JSON, has no step, or a value that is not a number.
+    Raises UserError with the line's number if a line is not valid JSON, has no step, or has a value that is not a
+    number.
     """
     for where, line in read_json_lines(file, cut_off="skip", allow_nan=True):
         if not isinstance(line, dict) or type(line.get("step")) is not int:
-            raise UserError(f"{where} is not of a training log: it has no step")
+            raise UserError(f"{where} is not a line of a training log: it has no step")
         for name, value in line.items():
             if type(value) not in (int, float):
                 raise UserError(f"{where}: {name} must be a number, not {str(value)[:60]}")

@@ -1,4 +1,4 @@
-"""A training run from its config to its exported model, resumed where it stopped."""
+"""A training run, from the config to the exported model. A stopped run is resumed."""
 
 import collections
 import contextlib
@@ -37,17 +37,17 @@ from xpsr_jax.training.validation import Validator
 
 
 def train(config: Config) -> Path | None:
-    """Runs or resumes the training in `config.run_folder` and exports the model when its last step is done.
+    """Runs or resumes the training in `config.run_folder`. Exports the model after the last step.
 
-    The run folder's README.md says what is in it. With several processes (`distributed.start`) each has to call this,
-    and the folder is one that all of them see.
+    The run folder's README.md describes its contents. With several processes (`distributed.start`) each process must
+    call this, and all must see the same folder.
 
     Returns:
-      The exported model folder; None when the run was stopped early (SIGTERM, Ctrl-C): its state is saved.
+      The exported model folder; None if the run was stopped early (SIGTERM, Ctrl-C). Its state is then saved.
 
     Raises:
-      UserError: settings or files that cannot be trained with (nothing is written then), a run folder that another
-        training writes to, a full disk, or a loss that is NaN or infinite.
+      UserError: bad settings or files (nothing is written then), a run folder that another training writes to, a full
+        disk, or a loss that is NaN or infinite.
     """
     config = with_paths(config)
     run = config.run_folder
@@ -78,7 +78,7 @@ def train(config: Config) -> Path | None:
         locked_run(run),
         Checkpoints(run / "checkpoints", keep=config.keep) as checkpoints,
         _full_disk(run),
-        # What is appended to cannot be in a bucket itself.
+        # Files in a bucket cannot be appended to, so the log is written locally and copied.
         mirrored(run, begun_with=("log.txt", "metrics.jsonl")) as mirror,
     ):
         distributed.by_first(checkpoints.check_readable)
@@ -126,7 +126,7 @@ def train(config: Config) -> Path | None:
             log.say(f"{run}: step {first} of {config.steps}, {len(source)} photographs, {_devices(mesh)}")
             for note in resumed.notes if resumed else ():
                 log.say(note)
-            # Where the data stood before each of the last batches: the host knows of a failure a step too late.
+            # The data's position before each of the last batches. The host learns of a failed step one step late.
             positions: collections.deque[tuple[int, Any]] = collections.deque(maxlen=3)
             rate = learning_rate(config.optimizer, config.steps)
 
@@ -150,11 +150,11 @@ def train(config: Config) -> Path | None:
                         log.scalars(done, learning_rate=float(rate(done - 1)))
                     if done % config.checkpoint_every == 0 or last or stop:
                         log.settle()  # A state after NaN is never saved.
-                        _show(log, mirror)  # A run that goes on from it has the lines before it.
+                        _show(log, mirror)  # A run that resumes from this checkpoint needs the earlier lines.
                         checkpoints.save(done, state, data, record, log.unlogged)
                     if stop and not last:
                         checkpoints.wait()
-                        log.say(f"stopped at step {done}; the same command goes on from there")
+                        log.say(f"stopped at step {done}; the same command resumes from there")
                         return None
                     if _is_due(config.validation, done):
                         validate(done)
@@ -165,8 +165,8 @@ def train(config: Config) -> Path | None:
                 folder = _save_failed(run, failure.step, state.before_failure, data, record)
                 seen = ", ".join(map(str, sorted(distributed.from_all(failure.samples))))
                 raise UserError(
-                    f"{failure} (samples {seen}). {folder} is a checkpoint of the state before that step, with its "
-                    "batch to come; the last checkpoint of the run is kept. Lower the learning rate "
+                    f"{failure} (samples {seen}). {folder} is a checkpoint of the state before that step; its next "
+                    "batch is the one that failed. The last checkpoint of the run is kept. Lower the learning rate "
                     "(--optimizer.learning-rate), then start the same command again"
                 ) from failure
         checkpoints.wait()
@@ -185,22 +185,22 @@ def train(config: Config) -> Path | None:
 
 
 def check_run(run: Path) -> None:
-    """Raises UserError for a place where no run can be."""
+    """Raises UserError for a folder that cannot hold a run."""
     if isinstance(run, BucketPath) and run.scheme == "s3":
         raise UserError(
-            f"{run}: checkpoints are Orbax's, which writes to disks and to gs://; name a folder on one of them with "
-            "--run, and copy it"
+            f"{run}: Orbax writes checkpoints to disks and to gs:// only; name a folder on a disk or in gs:// with "
+            "--run, and copy it afterwards"
         )
 
 
 def _show(log: Log, mirror: Mirror) -> None:
-    """Lets the bucket have what was logged so far. A training does not end because it cannot be shown for a while."""
+    """Copies the log so far to the bucket. A failed copy is reported and does not end the training."""
     if mirror.follows:
         log.flush()
         try:
             mirror.push()
         except UserError as error:
-            log.say(f"{error}; tried again later")
+            log.say(f"{error}; it will be tried again later")
 
 
 def _is_due(validation: Validation, step: int) -> bool:
@@ -213,7 +213,7 @@ def _devices(mesh: jax.sharding.Mesh) -> str:
 
 
 def _save_failed(run: Path, step: int, before: TrainState, data: grain.DatasetIterator, record: dict[str, Any]) -> Path:
-    """A checkpoint from which that step, and nothing else, can be made again. It replaces that of an older failure."""
+    """Saves a checkpoint from which the failed step can be repeated. Replaces the checkpoint of an older failure."""
     folder = run / "failed"
     if distributed.is_first():
         remove_tree(folder)
@@ -225,9 +225,9 @@ def _save_failed(run: Path, step: int, before: TrainState, data: grain.DatasetIt
 
 @contextlib.contextmanager
 def locked_run(run: Path) -> Iterator[None]:
-    """Keeps every other training out of the run's folder. Of several processes the first holds the lock for all.
+    """Locks the run's folder against other trainings. With several processes, the first one holds the lock for all.
 
-    Raises UserError in all of them if another training has it.
+    Raises UserError in all processes if another training has the lock.
     """
     with contextlib.ExitStack() as stack:
         distributed.by_first(lambda: stack.enter_context(locked_folder(run)))
@@ -241,18 +241,20 @@ def _full_disk(run: Path) -> Iterator[None]:
     except OSError as error:
         if not is_full(error):
             raise
-        raise UserError(f"{run}: {error.strerror}; the last checkpoint is kept, the same command goes on") from error
+        raise UserError(
+            f"{run}: {error.strerror}; the last checkpoint is kept, free some space and start the same command again"
+        ) from error
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[int], bool]]:
-    """Tells, after each step, whether to stop there, because SIGTERM or Ctrl-C has arrived: that step can be saved.
+    """Yields a function that says, after each step, whether to save and stop there: SIGTERM or Ctrl-C has arrived.
 
-    The second of a kind does what it did before: it ends the process at once. Of several processes all stop at the
-    same step, whichever of them was told to (JAX's preemption service).
+    A second signal of the same kind is handled as it was before this context: it ends the process immediately. With
+    several processes, all stop at the same step, whichever of them got the signal (JAX's preemption service).
     """
     if jax.process_count() > 1:
-        # SIGTERM is that service's own.
+        # The preemption service handles SIGTERM itself.
         with _handler(signal.SIGINT, lambda: os.kill(os.getpid(), signal.SIGTERM)):
             yield multihost_utils.reached_preemption_sync_point
         return
@@ -265,7 +267,7 @@ def stop_signals() -> Iterator[Callable[[int], bool]]:
 
 @contextlib.contextmanager
 def _handler(number: signal.Signals, act: Callable[[], None]) -> Iterator[None]:
-    """What is done the first time the signal arrives."""
+    """Calls `act` when the signal arrives for the first time; later ones are handled as before."""
     before = signal.getsignal(number)
 
     def receive(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""What training minimises (method §6). Every loss is float32; a term's name is what the logs call it."""
+"""The losses of training (method §6). Every loss is float32. A term has the same name here and in the logs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ class Distances:
     """The perceptual distances of a loss.
 
     Attributes:
-      metric: `Loss.metric`.
-      dists: DISTS beside it; None without.
+      metric: the distance that `Loss.metric` names.
+      dists: DISTS in addition; None: not used.
     """
 
     metric: Lpips | Dists
@@ -37,9 +37,9 @@ class Distances:
 def xpsr_loss(
     networks: Bundle, batch: Mapping[str, Array], *, schedule: Schedule, loss: Loss, seed: int
 ) -> tuple[Float[Array, ""], Terms]:
-    """The loss of a batch of `data.pipeline.make_pipeline`: draws latents, noise and timesteps for `diffusion_loss`.
+    """The loss of a batch of `data.pipeline.make_pipeline`. Draws latents, noise and timesteps for `diffusion_loss`.
 
-    What is drawn for a sample depends on the seed and on its own key alone: how a batch is split changes nothing.
+    A sample's random numbers depend only on the seed and the sample's key, not on how the batch is split.
 
     Args:
       networks: with unet, controlnet (with its heads), autoencoder and text_encoder.
@@ -61,7 +61,7 @@ def xpsr_loss(
 
 
 def text_embedding(networks: Bundle, batch: Mapping[str, Array], name: str) -> Float[Array, "b n d"]:
-    """The batch's own (`data.embeddings`), or else what the text encoder makes of its tokens."""
+    """The embedding in the batch (`data.embeddings`), or otherwise the text encoder's output for its tokens."""
     if f"{name}_embedding" in batch:
         return batch[f"{name}_embedding"]
     return networks.text_encoder(batch[f"{name}_ids"])
@@ -87,11 +87,11 @@ def diffusion_loss(
       latents: clean, scaled.
       noise: standard normal.
       high, low: embeddings of the captions.
-      lr: in [0, 1], at HR size.
+      lr: in [0, 1], enlarged to HR size.
       hr: in [-1, 1].
 
     Returns:
-      The loss and its terms: mse, constraint (the sum of all L1 terms) and each L1 term by the name of its head.
+      The loss and its terms: mse, constraint (the sum of all L1 terms), and each L1 term under its head's name.
     """
     noisy = add_noise(schedule, latents, noise, timesteps)
     features = networks.controlnet.encode_image(lr)
@@ -104,7 +104,7 @@ def diffusion_loss(
 
 
 def sample_keys(keys: UInt32[Array, "b"], seed: int) -> tuple[Array, Array, Array]:
-    """Three random keys a sample, each array of shape (b,)."""
+    """Three random keys for each sample, as three arrays of shape (b,)."""
     root = jax.random.key(seed)
     first, second, third = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(root, key), 3))(keys).T
     return first, second, third
@@ -117,9 +117,10 @@ def degradation_free_constraint(
     image: Float[Array, "b H W 3"],
     latents: Float[Array, "b h w c"],
 ) -> Terms:
-    """L1 of every head to the clean image in [-1, 1] or the clean scaled latents, resized to the head's size.
+    """The L1 distance of every head to its target (paper, eq. 3; method §6.4).
 
-    (Paper, eq. 3; method §6.4.) A ControlNet without heads has no terms.
+    The target of a pixel head is the clean image in [-1, 1]; that of a latent head the clean scaled latents. Targets
+    are resized to the head's size. A ControlNet without heads has no terms.
     """
     terms = {f"rgb_{i}": _l1(rgb, image) for i, rgb in enumerate(features.rgb_predictions)}
     names = [*(f"latent_{i}" for i in range(len(control.residuals))), "latent_mid"]
@@ -129,7 +130,7 @@ def degradation_free_constraint(
 
 
 def _l1(prediction: Float[Array, "b h w c"], target: Float[Array, "b H W c"]) -> Float[Array, ""]:
-    # Two taps whatever the sizes, as PyTorch's bilinear resize without antialiasing.
+    # Two taps for all sizes, like PyTorch's bilinear resize without antialiasing.
     resized = jax.image.resize(
         target.astype(jnp.float32), (*prediction.shape[:3], target.shape[-1]), "linear", antialias=False
     )
@@ -145,10 +146,11 @@ def autoencoder_loss(
     seed: int,
     critic: PatchDiscriminator | None = None,
 ) -> tuple[Float[Array, ""], Terms]:
-    """The stage before, of a model without a pretrained autoencoder.
+    """The loss of the stage "autoencoder", which trains an autoencoder before the stage "xpsr".
 
-    L1 and perceptual distances of the reconstruction, the posterior's divergence from N(0, 1), and with a critic how
-    real the reconstruction looks to it; its own loss is then part of the sum, without a gradient in the autoencoder.
+    The sum of L1 and perceptual distances of the reconstruction, and of the posterior's divergence from N(0, 1). With a
+    critic it also has the realism of the reconstruction, and the critic's own loss, which has no gradient in the
+    autoencoder.
     """
     keys, *_ = sample_keys(batch["key"], seed)
     mean, log_variance = networks.autoencoder.moments(batch["hr"])
@@ -167,8 +169,10 @@ def autoencoder_loss(
 def adversarial_terms(
     critic: PatchDiscriminator, image: Float[Array, "b H W 3"], photograph: Float[Array, "b H W 3"]
 ) -> Terms:
-    """What an image loses by looking unreal, without a gradient in the critic; and the critic's hinge loss, without one
-    in the image. Both are of pictures in [-1, 1].
+    """The realism loss of an image and the critic's hinge loss.
+
+    The realism loss has no gradient in the critic, and the critic's loss has none in the image. Pictures are in
+    [-1, 1].
     """
     graph, weights = nnx.split(critic)
     still = nnx.merge(graph, jax.lax.stop_gradient(weights))
@@ -189,10 +193,11 @@ def decoder_loss(
     loss: Loss,
     seed: int,
 ) -> tuple[Float[Array, ""], Terms]:
-    """The stage after, of a model whose diffusion is small: L1 and perceptual distance of the restored images.
+    """The loss of the stage "decoder", for a model with a small UNet: L1 and perceptual distance of restored images.
 
-    Its latents are not exact. A decoder that has met only exact ones turns their errors into speckles; here it learns
-    what to make of them. They are sampled from the LR image's own, without guidance, and have no gradient.
+    Sampled latents are not exact. A decoder that was trained only on exact latents turns their errors into speckles.
+    In this stage it learns to decode sampled latents. These start from the LR image's latents, are sampled without
+    guidance, and have no gradient.
     """
     posterior_keys, start_keys, step_keys = sample_keys(batch["key"], seed)
     lr_latents = networks.autoencoder.encode(2 * batch["lr"] - 1, posterior_keys)
@@ -212,14 +217,14 @@ def decoder_loss(
 
 
 def patches(images: Float[Array, "b H W c"], size: int) -> Float[Array, "n s s c"]:
-    """The images in squares of that size, which divides theirs."""
+    """The images cut into squares of this size, which must divide the height and the width."""
     b, height, width, c = images.shape
     squares = images.reshape(b, height // size, size, width // size, size, c)
     return squares.swapaxes(2, 3).reshape(-1, size, size, c)
 
 
 def middle(images: Float[Array, "b H W c"], side: int | None) -> Float[Array, "b _ _ c"]:
-    """The square of that side in the middle of the images, which may be smaller; None: all of them."""
+    """The central square of the images with this side, or less if the images are smaller; None: the whole images."""
     rows, columns = (slice(None) if side is None else slice(max(0, n - side) // 2, None) for n in images.shape[1:3])
     return images[:, rows, columns][:, :side, :side]
 
@@ -227,7 +232,7 @@ def middle(images: Float[Array, "b H W c"], side: int | None) -> Float[Array, "b
 def compare(
     image: Float[Array, "b H W 3"], target: Float[Array, "b H W 3"], *, distances: Distances, loss: Loss
 ) -> tuple[Float[Array, ""], Terms]:
-    """L1 and perceptual distances, weighted, of images in [-1, 1]."""
+    """The weighted sum of L1 and perceptual distances between images in [-1, 1], and its terms."""
     both = [x / 2 + 0.5 for x in (image, target)]
     squares = (patches(x, loss.patch or x.shape[1]) for x in both)
     terms = {"l1": jnp.mean(jnp.abs(image - target)), "perceptual": jnp.mean(distances.metric(*squares))}

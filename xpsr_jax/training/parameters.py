@@ -1,4 +1,4 @@
-"""The parameters as training begins: loaded, copied or random (method §5), each straight into its sharding."""
+"""The initial parameters of a training: loaded, copied or random (method §5), each placed directly in its sharding."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -21,7 +21,7 @@ from xpsr_jax.weights.rules import holds, match, torch_key
 from xpsr_jax.weights.tensors import read_finite
 
 Parameters = dict[str, Array]
-# What a base may lack as a whole is initialised as in a new network (method §5).
+# A base may lack one of these groups, but only the whole group. It is then initialised as in a new network (method §5).
 _MAY_LACK = {"unet": CONDITIONAL_ATTENTION, "controlnet": CONSTRAINT_HEADS}
 
 
@@ -34,9 +34,10 @@ def initial_parameters(
     frozen_dtype: DTypeLike = jnp.float32,
     fingerprints: dict[str, str] | None = None,
 ) -> Parameters:
-    """Parameters at the start of training: float32 those that train, `frozen_dtype` the others.
+    """Parameters at the start of training: the trained ones in float32, the others in `frozen_dtype`.
 
-    What the base has is loaded; a ControlNet that it lacks is copied from its UNet; the rest is initialised at random.
+    Parameters in the base are loaded. If the base has no ControlNet, that is copied from its UNet. All others are
+    initialised at random.
 
     Args:
       fingerprints: see `load_parameters`.
@@ -52,20 +53,21 @@ def initial_parameters(
 
 
 def random_parameters(structure: Structure, paths: Collection[str], seed: int) -> dict[str, np.ndarray]:
-    """Random initial values, made on the CPU (`sharding.host`): the same whatever the mesh.
+    """Random initial values, made on the CPU (`sharding.host`), so that they do not depend on the mesh.
 
-    Operation by operation, each compiled once for a shape: as one program a network takes minutes to compile.
+    Runs operation by operation. Each one is compiled once per shape, where a whole network as one program would take
+    minutes to compile.
     """
     adapters = {
         path: initial_adapter(path, structure.beside[path].shape, seed)
         for path in paths
         if path.startswith((STUDENT, CRITIC))
     }
-    # The teacher is what the student begins as.
+    # The teacher's values are the student's initial values.
     names = {path: path.removeprefix(TEACHER) for path in paths if path not in adapters}
     components = sorted({name.partition(".")[0] for name in names.values()})
     if "controlnet" in components and "unet" not in structure.sources:
-        components = sorted({*components, "unet"})  # It begins as its copy.
+        components = sorted({*components, "unet"})  # The ControlNet starts as a copy of the UNet.
     with jax.default_device(sharding.host()):
         values = parameters(structure.make(components, jax.random.key(seed)))
     return adapters | {path: np.asarray(values[name]) for path, name in names.items()}
@@ -78,13 +80,15 @@ def load_parameters(
     *,
     fingerprints: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """What the base folders hold of `paths`, tensor by tensor, with the ControlNet's copies of a loaded UNet.
+    """Loads those of `paths` that the base folders contain, tensor by tensor.
+
+    A ControlNet that the base lacks is filled with copies from the loaded UNet.
 
     Args:
-      put: what to do with a path's array, which is float32 and on the host.
-      fingerprints: takes up those of the base's networks, which are then read whole, if only once.
+      put: called with a path and its array (float32, on the host); its result is returned for this path.
+      fingerprints: a dict that receives the fingerprints of the base's networks. All their tensors are then read, once.
 
-    Raises UserError if a folder does not hold exactly its network, but for what it may lack as a whole.
+    Raises UserError if a folder lacks tensors or has unknown ones. Only a whole group of `_MAY_LACK` may be missing.
     """
     shapes = structure.shapes()
     targets: dict[str, list[str]] = {}
@@ -116,7 +120,7 @@ def load_parameters(
 
 
 def _origin(structure: Structure, path: str, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> str | None:
-    """The path in a base folder that a parameter is loaded from, if there is one."""
+    """The path of the base's tensor that a parameter is loaded from; None if the base does not have it."""
     path = path.removeprefix(TEACHER)
     network, _, rest = path.partition(".")
     if network in structure.sources:

@@ -1,4 +1,4 @@
-"""What a run compiles and where its arrays live, before there are any: training runs it, preflight compiles it."""
+"""The program and the array shardings of a run, without arrays. Training runs the program, preflight compiles it."""
 
 from dataclasses import dataclass
 
@@ -29,13 +29,13 @@ class Plan:
     """A run on a mesh, without arrays.
 
     Attributes:
-      structure: its networks.
-      optimizer: of what trains.
-      shardings: of every parameter, by path.
-      state: shapes, types and shardings of what a step changes.
-      frozen: those of the frozen parameters, by path.
-      batch: those of what a step is given of a batch, by name.
-      step: the training step, jitted. Its arguments are a state, the frozen parameters, `loss_constants` and a batch.
+      structure: the run's networks.
+      optimizer: the optimizer of the trained parameters.
+      shardings: the sharding of every parameter, by path.
+      state: shapes, types and shardings of the state that a step changes.
+      frozen: shapes, types and shardings of the frozen parameters, by path.
+      batch: shapes, types and shardings of the arrays of a batch that a step receives, by name.
+      step: the jitted training step. Its arguments are a state, the frozen parameters, `loss_constants` and a batch.
     """
 
     structure: Structure
@@ -48,7 +48,7 @@ class Plan:
 
 
 def make_plan(config: Config, mesh: sharding.AnyMesh) -> Plan:
-    """The plan of a run on these devices. Nothing is allocated, and devices need not be there.
+    """The plan of a run on these devices. Nothing is allocated, and the devices need not exist.
 
     Raises UserError for a config that cannot be trained on this mesh.
     """
@@ -78,7 +78,7 @@ def make_plan(config: Config, mesh: sharding.AnyMesh) -> Plan:
 
 
 def example_shapes(config: Config, structure: Structure) -> Shapes:
-    """What the training step is given of an example of `data.pipeline.make_pipeline`: all of it but its `index`."""
+    """The arrays of one example that the training step receives: all that `make_pipeline` gives, except `index`."""
     data, sides = config.data, 2 * (config.data.crop_size,)
     image = jax.ShapeDtypeStruct((*sides, 3), jnp.float32)
     shapes = {"hr": image, "key": jax.ShapeDtypeStruct((), jnp.uint32)}
@@ -99,9 +99,9 @@ def example_shapes(config: Config, structure: Structure) -> Shapes:
 
 
 def loss_constants(config: Config) -> Distances | FewStepConstants | None:
-    """The perceptual distances of a stage that has them in its loss, and what else its step is given.
+    """The constants of a stage's loss: perceptual distances and, in few-step training, the negative prompt's tokens.
 
-    Raises UserError where their weights are missing.
+    None if the loss has no perceptual distance. Raises UserError if the weights of a distance are missing.
     """
     if config.stage == "xpsr":
         return None

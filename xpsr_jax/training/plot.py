@@ -1,4 +1,4 @@
-"""The log of a run as a picture."""
+"""Draws the log of a run as a picture."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,17 +12,17 @@ from matplotlib.figure import Figure
 from xpsr_jax.files import new_file
 from xpsr_jax.training.log import is_validation, read_metrics
 
-# Of a run's terms those that are not drawn, and those that come first.
+# The logged values that are not drawn, and those that are drawn first.
 _NOT_DRAWN = ("step", "images_per_second", "gradient_norm")
 _FIRST = ("loss", "mse", "constraint")
 _RATE = "learning_rate"
 
 
 def plot_metrics(metrics: Path, file: Path) -> None:
-    """Draws a `metrics.jsonl` over the steps as a PNG file.
+    """Draws the values in a `metrics.jsonl` against the steps, as a PNG file.
 
-    Every term of the loss with its running mean, then the learning rate, then the scores of the validations. A log
-    without lines makes no picture.
+    The panels are: every term of the loss with its running mean, the learning rate, the scores of the validations.
+    An empty log makes no picture.
     """
     lines = list(read_metrics(metrics))
     if not lines:
@@ -52,7 +52,7 @@ def plot_metrics(metrics: Path, file: Path) -> None:
 
 
 def _names(lines: Sequence[dict[str, float]]) -> list[str]:
-    """What is drawn, in order: terms of the loss, the learning rate where it was logged, scores."""
+    """The names to draw, in order: the terms of the loss, the learning rate if it was logged, the scores."""
     training = dict.fromkeys(name for line in lines if not is_validation(line) for name in line)
     scores = dict.fromkeys(name for line in lines if is_validation(line) for name in line if name != "step")
     losses = set(training) - {*_NOT_DRAWN, _RATE}
@@ -73,7 +73,7 @@ def _draw_loss(panel: Axes, points: Float[np.ndarray, "n 2"]) -> None:
 
 
 def _running_mean(values: Float[np.ndarray, "n"], width: int) -> Float[np.ndarray, "n"]:
-    """The mean of the last `width` values, of fewer at the beginning."""
+    """The mean of the last `width` values, and of fewer at the beginning."""
     sums = np.cumsum(np.insert(values, 0, 0.0))
     ends = np.arange(1, len(values) + 1)
     begins = np.maximum(0, ends - width)

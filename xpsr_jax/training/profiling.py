@@ -10,7 +10,10 @@ _SKIPPED = 2
 
 
 class Profiler:
-    """Traces `steps` steps of a run that begins after the step `first`; a context manager, which ends a trace early."""
+    """Traces `steps` steps of a run that starts after the step `first`.
+
+    A context manager. Leaving it ends a trace that is still running.
+    """
 
     def __init__(self, folder: Path, *, first: int, steps: int, say: Callable[[str], None]):
         self._folder, self._say = folder, say
@@ -24,7 +27,7 @@ class Profiler:
         self._stop()
 
     def after(self, step: int, result: object) -> None:
-        """To be called after each step with what it gave."""
+        """Must be called after each step, with the step's result."""
         if step == self._begin < self._end:
             jax.block_until_ready(result)
             jax.profiler.start_trace(self._folder)

@@ -1,4 +1,4 @@
-"""What a run records of its settings, and which of them may differ when it is resumed."""
+"""The recorded settings of a run, and which of them may change when it is resumed."""
 
 import dataclasses
 import re
@@ -15,30 +15,30 @@ from xpsr_jax.serialisation import from_json
 from xpsr_jax.training.checkpoints import Checkpoints, Damaged
 from xpsr_jax.training.state import TrainState
 
-# Of what a checkpoint holds and how. A checkpoint of another is refused.
+# The version of the checkpoint format. Checkpoints with another version are refused.
 SCHEMA = 1
 
-# Patterns of the fields that may change, and what such fields decide. A change of any other field would make it another
-# run. The base may be in another folder, but must be the same: its fingerprints are compared.
+# Patterns of the fields that may change, and what these fields control. A change of any other field would make it
+# another run. The base's folder may change, but its networks must be the same: their fingerprints are compared.
 MAY_CHANGE: tuple[tuple[str, str], ...] = (
-    (r"name|run", "what it is called"),
-    (r"steps", "how long it is; a cosine ends at the last step, so it is bent as a whole"),
-    (r"optimizer\.(learning_rate|schedule|warmup)", "how fast it learns"),
-    (r"mesh\..*|accumulation", "how it is shared out among devices"),
+    (r"name|run", "the name and the folder of the run"),
+    (r"steps", "the length of the run; a cosine schedule ends at the last step, so the whole curve changes"),
+    (r"optimizer\.(learning_rate|schedule|warmup)", "the learning rate"),
+    (r"mesh\..*|accumulation", "how the work is divided among devices"),
     (r"precision\.(attention|remat)", "how it is computed"),
-    (r"images\.(folder|captions|lr_captions|on_error|cache)|networks\.(base|first_stage)", "where things are"),
-    (r"data\.(embeddings|workers|threads|prefetch)", "how the data come"),
-    (r"log_every|checkpoint_every|keep|validation\..*|profile|wandb", "how often and what it shows and saves"),
-    (r"sampling\..*|note", "what the exported model says"),
+    (r"images\.(folder|captions|lr_captions|on_error|cache)|networks\.(base|first_stage)", "where files are"),
+    (r"data\.(embeddings|workers|threads|prefetch)", "how the data are loaded"),
+    (r"log_every|checkpoint_every|keep|validation\..*|profile|wandb", "what is logged and saved, and how often"),
+    (r"sampling\..*|note", "defaults and note of the exported model"),
 )
 
 
 def record(config: Config, *, photographs: int, base: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The config as JSON, and what else must stay the same.
+    """The config as JSON, with the other facts that must not change in a run.
 
     Args:
-      photographs: their number, which decides their order.
-      base: `fingerprints.fingerprints` of what the run begins from.
+      photographs: the number of photographs, which determines their order.
+      base: `fingerprints.fingerprints` of the base model that the run starts from.
     """
     settings = as_json(dataclasses.asdict(config))
     settings |= {"schema": SCHEMA, "photographs": photographs}
@@ -46,14 +46,14 @@ def record(config: Config, *, photographs: int, base: Mapping[str, str] | None =
 
 
 class Resumed(NamedTuple):
-    """Where a run goes on.
+    """The point from which a run resumes.
 
     Attributes:
-      step: that was done last.
-      state: after it.
-      log: as `Checkpoints.save` was given it.
-      record: the run's settings then.
-      notes: a line for each thing to be told: what changed since, which checkpoints were skipped and why.
+      step: the last finished step.
+      state: the state after this step.
+      log: the `log` that `Checkpoints.save` received.
+      record: the run's settings at that time.
+      notes: lines for the user: changed settings, and skipped checkpoints with the reason.
     """
 
     step: int
@@ -66,15 +66,16 @@ class Resumed(NamedTuple):
 def newest(
     checkpoints: Checkpoints, now: Mapping[str, Any], abstract: TrainState, data: grain.DatasetIterator
 ) -> Resumed | None:
-    """The newest checkpoint that is whole, in every process; None if there are none. Sets `data` to its next batch.
+    """The newest intact checkpoint, the same in every process; None if there is no checkpoint.
 
-    Newer ones that are damaged are put aside, into the folder damaged/ beside theirs.
+    Sets `data` to the next batch after it. Newer checkpoints that are damaged are moved into the folder damaged/ beside
+    the checkpoints' folder.
 
     Args:
-      now: the run's settings, `record`.
+      now: the run's settings (`record`).
 
     Raises:
-      UserError: the settings differ where they may not; no checkpoint is whole.
+      UserError: settings differ that must not change, or all checkpoints are damaged.
     """
     damaged: dict[int, str] = {}
     for step in reversed(checkpoints.steps):
@@ -89,30 +90,30 @@ def newest(
         if distributed.all_agree(found is not None) and found is not None:
             before, restored = found
             checkpoints.put_aside(list(damaged))
-            notes = [f"passed over: {problem}" for problem in damaged.values()]
+            notes = [f"skipped: {problem}" for problem in damaged.values()]
             notes += [f"changed since: {line}" for line in differences]
             return Resumed(step, restored.state, restored.log, before, notes)
         damaged[step] = problem
     if damaged:
-        raise UserError("; ".join(damaged.values()) + ". No checkpoint is whole: begin anew under another --name")
+        raise UserError("; ".join(damaged.values()) + ". No checkpoint is intact: start again with another --name")
     return None
 
 
 def config_of(record: Mapping[str, Any]) -> Config:
-    """The config that a record was made of. Fields that exist no more are ignored.
+    """The config that a record was made from. Fields that no longer exist are ignored.
 
-    Raises UserError naming the fields whose values are wrong.
+    Raises UserError that names the fields with wrong values.
     """
-    # Of a time when training used no first stage, whatever the base has.
+    # Records without this field are from versions that used no first stage in training, even if the base had one.
     networks = {"first_stage": "none"} | record.get("networks", {})
     return from_json(Config, {**record, "networks": networks}, "this run's settings", unknown="ignore")
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """One line for each field that differs and may, by `MAY_CHANGE`. Fields that only one record has are ignored.
+    """One line for each field that differs and may change (`MAY_CHANGE`). Fields in only one record are ignored.
 
     Raises:
-      UserError: others differ; names them with both values. Or `before` is of another schema.
+      UserError: other fields differ (the message names them with both values), or `before` has another schema.
     """
     check_schema(before)
     old, new = dict(_flat(before)), dict(_flat(now))
@@ -121,30 +122,30 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     }
     if refused := [line for name, line in lines.items() if not may_change(name)]:
         raise UserError(
-            f"this run cannot go on with other settings ({'; '.join(refused)}). "
-            "Set them back, or start another run under another --name"
+            f"this run cannot resume with other settings ({'; '.join(refused)}). "
+            "Set them back, or start another run with another --name"
         )
     return list(lines.values())
 
 
 def check_base(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises UserError if a network of the base is another than when the run began; its folder may have moved."""
-    # Older runs knew no first stage.
+    """Raises UserError if a network of the base has changed since the run began. The base's folder may have moved."""
+    # Older runs have no entry for the first stage.
     base = {"first_stage": ""} | before.get("base", {})
     changes({"schema": SCHEMA, "base": base}, {"schema": SCHEMA, "base": now["base"]})
 
 
 def may_change(name: str) -> bool:
-    """Whether a field may differ when a run goes on."""
+    """Whether a field may differ when a run is resumed."""
     return any(re.fullmatch(pattern, name) for pattern, _ in MAY_CHANGE)
 
 
 def check_schema(record: Mapping[str, Any], where: object = "this run's checkpoint") -> None:
-    """Raises UserError unless a checkpoint with this record is one that this version of the package can read."""
+    """Raises UserError unless this version of the package can read the checkpoint with this record."""
     if record.get("schema") != SCHEMA:
         raise UserError(
-            f"{where} is of schema {record.get('schema')}, but this version of xpsr_jax reads and writes schema "
-            f"{SCHEMA}; go on with the version that wrote it, or begin anew under another --name"
+            f"{where} has schema {record.get('schema')}, but this version of xpsr_jax reads and writes schema "
+            f"{SCHEMA}; resume with the version that wrote it, or start again with another --name"
         )
 
 

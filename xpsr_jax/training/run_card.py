@@ -1,4 +1,4 @@
-"""What the card of a run's model says: its base, how and on what it was trained, and its last validation."""
+"""The model card of a run: the base model, how and on which images it was trained, and the last validation's scores."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from xpsr_jax.weights.model_card import Card, card_of, public_name
 
 
 def run_card(config: Config, *, photographs: int, step: int, run: Path | None = None) -> Card:
-    """The card of the model that a run has after a step.
+    """The card of a run's model after the given step.
 
     Args:
-      photographs: their number.
-      run: its folder, if it is not the config's.
+      photographs: the number of training photographs.
+      run: the run's folder; None: the config's.
     """
     folders = [hub.local(base) for base in config.networks.base]
     bases = [str(base) if not base.exists() else public_name(base) for base in config.networks.base]
@@ -44,7 +44,7 @@ def _training(config: Config, photographs: int, step: int) -> tuple[str, ...]:
 
 
 def _scores(file: Path, config: Config, step: int) -> dict[str, float]:
-    """Of the last validation until the step; none if there was none."""
+    """The scores of the last validation up to this step; empty if there was no validation."""
     if not file.is_file():
         return {}
     validations = [line for line in read_metrics(file, until=step) if is_validation(line)]

@@ -1,4 +1,4 @@
-"""The state of training: what a step changes, the optimizer that changes it, and where it lives."""
+"""The state that a training step changes, its optimizer and its shardings."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -18,18 +18,19 @@ from xpsr_jax.training.parameters import Parameters
 from xpsr_jax.training.structure import Structure, select
 
 
-# JAX makes it anew for each tree that it maps: of shapes, shardings, paths or nothing but placeholders in its fields.
+# JAX builds this class with whatever a mapped tree contains: shapes, shardings, paths or placeholders. So its fields
+# cannot be type-checked.
 @no_type_check
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """What a step changes, and what a checkpoint holds.
+    """The state of training. A step changes it, and a checkpoint stores it.
 
     Attributes:
-      step: optimizer steps done; its complement (~) once a step failed.
-      trained: parameters by path, float32.
+      step: number of optimizer steps done; its complement (~) after a failed step.
+      trained: the trained parameters by path, float32.
       optimizer: Optax's state.
-      average: exponential moving average of what of `trained` is exported; None without.
+      average: exponential moving average of those of `trained` that are exported; None: the run has no average.
     """
 
     step: Int[Array, ""]
@@ -39,28 +40,30 @@ class TrainState:
 
     @property
     def before_failure(self) -> "TrainState":
-        """The state that the failed step began from, of the state that it left."""
+        """The state before the failed step, computed from the state that this step returned."""
         complement = jax.jit(jnp.invert, out_shardings=self.step.sharding)
         return dataclasses.replace(self, step=complement(self.step))
 
     @property
     def result(self) -> Parameters:
-        """The parameters to validate and to export: the average, or without one the trained ones."""
+        """The parameters to validate and to export: the average if there is one, otherwise the trained parameters."""
         return self.trained if self.average is None else self.average
 
 
 def make_optimizer(config: Config, trained: Iterable[str]) -> optax.GradientTransformation:
-    """AdamW over gradients clipped together (method §6). Its state has the same structure for every schedule.
+    """AdamW on gradients that are clipped by their global norm (method §6).
+
+    Its state has the same structure for every schedule.
 
     Args:
-      trained: the paths of the parameters.
+      trained: the paths of the trained parameters.
 
     Raises UserError for a pattern of `optimizer.decayed` that matches none of them.
     """
     settings = config.optimizer
     decayed = set(select(trained, settings.decayed))
     if config.stage == "few_step":
-        # Each has its turn in some of the steps only, and the schedule is one over all steps.
+        # Student and critic each train in some of the steps only, but the schedule covers all steps.
         few_step = config.few_step
         cycle = few_step.critic_steps + 1
         rate = learning_rate(settings, config.steps)
@@ -75,7 +78,7 @@ def make_optimizer(config: Config, trained: Iterable[str]) -> optax.GradientTran
 def in_turns(
     *, student: optax.GradientTransformation, critic: optax.GradientTransformation
 ) -> optax.GradientTransformation:
-    """Two optimizers with one state. Which of them an update is of, the paths of its gradients tell."""
+    """Two optimizers with one state. The paths of the gradients decide which of the two is used in an update."""
     optimizers = {"student": student, "critic": critic}
 
     def turn(parameters: Parameters) -> str:
@@ -110,7 +113,7 @@ def _adamw(settings: Optimizer, rate: optax.Schedule, decayed: set[str]) -> opta
 
 
 def learning_rate(settings: Optimizer, steps: int) -> optax.Schedule:
-    """The learning rate by the number of steps done."""
+    """The learning rate as a function of the number of steps done."""
     peak, warmup = settings.learning_rate, settings.warmup
     if settings.schedule == "cosine":
         return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(steps, warmup + 1), 0.02 * peak)
@@ -123,10 +126,10 @@ def abstract_state(
     optimizer: optax.GradientTransformation,
     shardings: Mapping[str, NamedSharding],
 ) -> TrainState:
-    """Shapes, types and shardings of a run's state. Moments and averages live where their parameters do.
+    """Shapes, types and shardings of a run's state. Moments and averages have the shardings of their parameters.
 
     Args:
-      shardings: of all parameters (`sharding.parameter_shardings`).
+      shardings: the shardings of all parameters (`sharding.parameter_shardings`).
     """
     shapes = structure.shapes()
     trained = {path: shapes[path] for path in structure.trained}
@@ -145,7 +148,7 @@ def abstract_state(
 def initial_state(
     config: Config, optimizer: optax.GradientTransformation, trained: Parameters, abstract: TrainState
 ) -> TrainState:
-    """The state at step 0, placed as `abstract` is. Takes the parameters over (donates them)."""
+    """The state at step 0, with the shardings of `abstract`. Donates the parameters."""
     start = jax.jit(
         lambda parameters: _start(config, optimizer, parameters), donate_argnums=0, out_shardings=shardings_of(abstract)
     )
@@ -154,7 +157,7 @@ def initial_state(
 
 
 def shardings_of(tree: Any) -> Any:
-    """The sharding of every array, or shape with a sharding."""
+    """The sharding of every leaf of a tree of arrays, or of shapes with shardings."""
     return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 

@@ -22,7 +22,7 @@ from xpsr_jax.training.state import TrainState, shardings_of
 from xpsr_jax.training.structure import Structure, abstract_critic
 
 T = TypeVar("T")
-# state, frozen parameters, the perceptual distances (where the loss has some), batch -> state, terms of the loss
+# state, frozen parameters, perceptual distances (if the loss uses them), batch -> state, terms of the loss
 Step = Callable[[TrainState, Parameters, Distances | None, Mapping[str, Array]], tuple[TrainState, Terms]]
 
 
@@ -33,10 +33,10 @@ def make_step(
     abstract: TrainState,
     mesh: sharding.AnyMesh,
 ) -> Step:
-    """The training step. It takes the state over (donates it) and gives one back that is placed as `abstract` is.
+    """The training step. It donates its input state and returns a new state with the shardings of `abstract`.
 
-    Its terms are means over the batch, "loss" and "gradient_norm" (before clipping) among them. Where one of these two
-    is NaN or infinite, the state stays as it was, and the step after it changes nothing either (`unless_failed`).
+    It also returns terms, which are means over the batch. They include "loss" and "gradient_norm" (before clipping).
+    If one of these two is NaN or infinite, this step and all later steps leave the state unchanged (`unless_failed`).
     """
 
     def loss(
@@ -82,7 +82,7 @@ def make_step(
             differentiated = jax.value_and_grad(loss, has_aux=True)
             with sharding.gathering_kernels(mesh):
                 (value, terms), gradients = differentiated(state.trained, frozen, distances, batch)
-            # Gradients live where their parameters do, accumulated ones too.
+            # Gradients have the shardings of their parameters, even while they are accumulated.
             return jax.lax.with_sharding_constraint(gradients, places.trained), {"loss": value} | terms
 
         gradients, terms = accumulate(one, batch, config.accumulation, split)
@@ -94,9 +94,10 @@ def make_step(
 
 
 def unless_failed(before: TrainState, after: TrainState, good: Array) -> TrainState:
-    """`after` if the step was good, otherwise `before`, also in all steps to come: its `step` is complemented (~).
+    """`after` if the step was good. Otherwise `before`, with `step` complemented (~) to mark the failure.
 
-    So the state that a bad step began from is still there when the host, which is a step behind, learns of it.
+    A marked state is not changed by later steps. The host learns of a failure one step late, and the state from before
+    the failed step is then still available.
     """
     going = before.step >= 0
     state: TrainState = jax.tree.map(lambda old, new: jnp.where(going & good, new, old), before, after)
@@ -109,8 +110,8 @@ def apply_gradients(
     """The state after an optimizer step.
 
     Args:
-      gradients: by path, of all or some of `state.trained`; what has none stays as it is.
-      ema: decay of the moving average; early on it is (1 + step) / (10 + step), if that is less. None: no average.
+      gradients: by path, for all or some of `state.trained`. Parameters without a gradient are unchanged.
+      ema: decay of the moving average. Early steps use (1 + step) / (10 + step) if that is less. None: no average.
     """
     before = {path: state.trained[path] for path in gradients}
     updates, moments = optimizer.update(gradients, state.optimizer, before)
@@ -129,16 +130,16 @@ def accumulate(
     microbatches: int,
     split: jax.sharding.NamedSharding,
 ) -> T:
-    """The mean of `one` over equal parts of the batch, computed one after the other, each spread over all devices.
+    """The mean of `one` over equal parts of the batch. The parts are computed in sequence, each on all devices.
 
     Args:
-      one: takes a part of the batch and gives a tree of arrays.
+      one: a function from a part of the batch to a tree of arrays.
       batch: arrays whose first axis is a multiple of `microbatches`.
       split: sharding of a part's first axis.
     """
     if microbatches == 1:
         return one(batch)
-    # Sample i goes to part i mod n, so that every part takes its share from each device without moving it.
+    # Sample i goes to part i mod n. Every part then has an equal share on each device, and no data move.
     parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
 
     def add(total: T, part: Mapping[str, Array]) -> tuple[T, None]:

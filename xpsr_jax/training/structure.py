@@ -1,4 +1,4 @@
-"""Which networks a training has, where each comes from and which of their parameters train. No arrays yet."""
+"""The networks of a training, where each is loaded from, and which parameters are trained. No arrays yet."""
 
 import dataclasses
 import re
@@ -35,9 +35,9 @@ COMPONENTS = {"xpsr": _ALL, "autoencoder": ("autoencoder",), "decoder": _ALL, "f
 
 
 class Bundle(nnx.Module):
-    """The networks of a training: `unet`, `controlnet` (with its heads), `autoencoder`, `text_encoder`, or some.
+    """The networks of a training: all or some of `unet`, `controlnet` (with its heads), `autoencoder`, `text_encoder`.
 
-    And the `first_stage`, where a step computes its pictures.
+    It has a `first_stage` too if the training step computes its pictures.
     """
 
     unet: UNet
@@ -49,7 +49,7 @@ class Bundle(nnx.Module):
     def __init__(self, configs: Mapping[str, Any], components: Sequence[str], *, compute: Compute, key: Array):
         for name in components:
             options = {"with_constraint_heads": True} if name == "controlnet" else {}
-            # A network's parameters do not depend on which others are made.
+            # Each network has its own key, so its parameters do not depend on the other components.
             rngs = Keys(jax.random.fold_in(key, list(ALL_NETWORKS).index(name)))
             setattr(self, name, ALL_NETWORKS[name].module(configs[name], compute=compute, rngs=rngs, **options))
         if {"unet", "controlnet"} <= set(components):
@@ -60,17 +60,18 @@ class Bundle(nnx.Module):
 
 @dataclass(frozen=True)
 class Structure:
-    """The networks without their arrays. A parameter is called by its path, "network.path".
+    """The networks without their arrays. A parameter is identified by its path, "network.path".
 
     Attributes:
-      networks: their configurations, as found in the base folders where there are some.
+      networks: the networks' configurations. Those of the base folders override the config's.
       sources: component -> folder that it is loaded from.
       first_stage: folder of the first stage; None: the model has none.
-      trained: paths of the parameters that train.
-      frozen: paths of the others.
-      beside: of these those that are not the networks' own, with their shapes (`adapters`).
+      trained: paths of the trained parameters.
+      frozen: paths of the other parameters.
+      beside: extra parameters that belong to no network (`adapters`), with their shapes. They are in `trained` or
+        `frozen` too.
       make: (components, key) -> these networks, initialised at random.
-      abstract: these networks, with shapes in the place of arrays.
+      abstract: the networks, with shapes in place of arrays.
     """
 
     networks: Networks
@@ -83,15 +84,15 @@ class Structure:
     abstract: Bundle
 
     def merge(self, *parts: Mapping[str, Array | np.ndarray]) -> Bundle:
-        """The networks with these parameters, which must be all; the student's adapters are added to their kernels.
+        """The networks with these parameters. The parts together must contain every parameter of the networks.
 
-        Under jit this costs nothing without adapters.
+        The student's adapters are added to their kernels. Without adapters this costs nothing under jit.
         """
         values = {path: array for part in parts for path, array in part.items()}
         return with_parameters(self.abstract, with_adapters(values, STUDENT))
 
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Every parameter, as float32."""
+        """The shape of every parameter, by path, as float32."""
         return parameters(self.abstract) | dict(self.beside)
 
 
@@ -99,8 +100,8 @@ def make_structure(config: Config) -> Structure:
     """Resolves the networks of a config. Nothing is allocated.
 
     Raises:
-      UserError: a component is neither in `networks.base` nor allowed to start from scratch; the networks do not fit
-        each other; a pattern of `trained` matches nothing, or nothing is left to train.
+      UserError: a component is neither in `networks.base` nor in `networks.from_scratch`; the networks do not fit
+        together; a pattern of `trained` matches nothing, or no parameter is trained.
     """
     components = COMPONENTS[config.stage]
     constrained = config.stage in ("xpsr", "few_step") and config.loss.constraint > 0
@@ -120,12 +121,12 @@ def make_structure(config: Config) -> Structure:
     try:
         bundle = nnx.eval_shape(lambda: make(computed, jax.random.key(0)))
     except ValueError as error:
-        raise UserError(f"no networks can be made of this configuration: {error}") from error
+        raise UserError(f"the networks cannot be built from this configuration: {error}") from error
     shapes = parameters(bundle)
     # The first stage is never trained.
     trained = frozenset(select([path for path in shapes if not path.startswith("first_stage.")], config.trained))
     if not trained:
-        raise UserError("nothing would be trained: no pattern of --trained that matches says True")
+        raise UserError("nothing would be trained: no pattern of --trained selects a parameter (with True)")
     beside: dict[str, jax.ShapeDtypeStruct] = {}
     if config.stage == "few_step":
         beside = _beside(config, networks, shapes, trained)
@@ -138,9 +139,9 @@ def make_structure(config: Config) -> Structure:
 
 
 def find_first_stage(config: Config) -> Path | None:
-    """The folder of the first stage that the model of a config has; None: it has none.
+    """The folder of the first stage of a config's model; None: the model has none.
 
-    Raises UserError for one that is named and is not there.
+    Raises UserError if the config names a first stage that does not exist.
     """
     named = config.networks.first_stage
     if named not in ("own", "none"):
@@ -151,18 +152,18 @@ def find_first_stage(config: Config) -> Path | None:
 
 
 def named_first_stage(path: Path) -> Path:
-    """The folder of an ESRGAN network that is this one, or in it. Raises UserError if there is none."""
+    """The folder of an ESRGAN network: the path itself or a folder in it. Raises UserError if there is none."""
     folder = hub.local(path)
     if folder.is_dir() and (found := find_components(folder).get("first_stage")):
         return found
     raise UserError(
-        f"the first stage {path} is no folder of an ESRGAN network, nor of a model that has one; xpsr convert makes "
-        "one of a file"
+        f"the first stage {path} is neither the folder of an ESRGAN network nor of a model that has one; convert a "
+        "file with xpsr convert"
     )
 
 
 def read_first_stage(folder: Path, upscale: int) -> RRDBNetConfig:
-    """Its configuration. Raises UserError unless its pictures are of HR's size."""
+    """The configuration of a first stage. Raises UserError unless its output has the size of the HR images."""
     config = read_config(FIRST_STAGE, folder)
     if config.scale != upscale:
         raise UserError(
@@ -173,48 +174,48 @@ def read_first_stage(folder: Path, upscale: int) -> RRDBNetConfig:
 
 
 def abstract_teacher(config: Config, networks: Networks) -> ControlNet:
-    """The teacher's ControlNet with shapes in the place of arrays: without the constraint's heads."""
+    """The teacher's ControlNet, with shapes in place of arrays. It has no constraint heads."""
     return abstract(CONTROLNET, networks.controlnet, compute=compute_of(config))
 
 
 def abstract_discriminator(config: Config, networks: Networks) -> Discriminator:
-    """The critic of `realism="adversarial"` with shapes in the place of arrays."""
+    """The critic of `realism="adversarial"`, with shapes in place of arrays."""
     compute = compute_of(config)
     return nnx.eval_shape(lambda: Discriminator(networks.unet, compute=compute, rngs=Keys(jax.random.key(0))))
 
 
 def abstract_critic(config: Config) -> PatchDiscriminator:
-    """The critic of the autoencoder's stage with shapes in the place of arrays."""
+    """The critic of the stage "autoencoder", with shapes in place of arrays."""
     return nnx.eval_shape(lambda: PatchDiscriminator(compute=compute_of(config), rngs=Keys(jax.random.key(0))))
 
 
 def _beside(
     config: Config, networks: Networks, shapes: Mapping[str, Any], trained: frozenset[str]
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Parameters of a student's training beside the networks' own.
+    """The extra parameters of few-step training, in addition to the networks'.
 
-    Raises UserError where an adapter is to be of what trains itself.
+    Raises UserError if an adapter's kernel is trained too, or is not a kernel.
     """
     settings = config.few_step
     kernels = select(shapes, settings.adapted)
     if both := trained.intersection(kernels):
-        raise UserError(f"few_step.adapted: {min(both)} trains itself; exclude it, or leave it out of --trained")
+        raise UserError(f"few_step.adapted: {min(both)} is trained itself; exclude it, or leave it out of --trained")
     if flat := [path for path in kernels if len(shapes[path].shape) < 2]:
-        raise UserError(f"few_step.adapted: {min(flat)} is no kernel, it can have no adapter")
+        raise UserError(f"few_step.adapted: {min(flat)} is not a kernel and cannot have an adapter; exclude it")
     beside = adapter_shapes(shapes, kernels, rank=settings.rank, prefix=STUDENT)
     if settings.realism == "distribution":
         beside |= adapter_shapes(shapes, kernels, rank=settings.rank, prefix=CRITIC)
     else:
         discriminator = parameters(abstract_discriminator(config, networks))
         beside |= {f"{CRITIC}{path}": shape for path, shape in discriminator.items()}
-    # The constraint's heads are the student's alone.
+    # Only the student has the constraint's heads.
     held = {f"controlnet.{path}" for path in parameters(abstract_teacher(config, networks))}
     copied = sorted(path for path in trained if path in held or not path.startswith("controlnet."))
     return beside | {f"{TEACHER}{path}": shapes[path] for path in copied}
 
 
 def compute_of(config: Config) -> Compute:
-    """How the networks of a training compute."""
+    """The precision, attention kernel and rematerialisation of a training's networks."""
     return Compute(
         dtype=jnp.dtype(config.precision.dtype),
         param_dtype=jnp.float32,
@@ -224,7 +225,7 @@ def compute_of(config: Config) -> Compute:
 
 
 def select(paths: Iterable[str], rules: tuple[tuple[str, bool], ...]) -> list[str]:
-    """The paths for which the first pattern that matches says True.
+    """The paths whose first matching pattern has the value True.
 
     Raises UserError for a pattern that matches no path at all.
     """
@@ -239,17 +240,19 @@ def select(paths: Iterable[str], rules: tuple[tuple[str, bool], ...]) -> list[st
 
 
 def _resolve(networks: Networks, components: tuple[str, ...], *, constrained: bool) -> tuple[Networks, dict[str, Path]]:
-    """The configurations that hold, and the folders of the components that are loaded.
+    """The configurations to use, and the folders that components are loaded from.
 
-    What XPSR adds to a base is as the config says, whatever the base has of it: Conditional Attention, and if
-    something is constrained, the constraint's heads.
+    For the parts that XPSR adds to a base, the config overrides the base: Conditional Attention and, if the
+    constraint is used, its heads.
     """
     folders = [hub.local(base) for base in networks.base]
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"the base model {folder} does not exist; name its folder with --networks.base")
     if unknown := set(networks.from_scratch) - set(NETWORKS):
-        raise UserError(f"networks.from_scratch: there is no {', '.join(unknown)}; there are {', '.join(NETWORKS)}")
+        raise UserError(
+            f"networks.from_scratch: there is no network {', '.join(unknown)}; use some of {', '.join(NETWORKS)}"
+        )
     held = [find_components(folder) for folder in folders]
     check_each_is_used(
         networks.base, [each.keys() & {*components, "schedule", "tokenizer", "first_stage"} for each in held]
@@ -260,7 +263,7 @@ def _resolve(networks: Networks, components: tuple[str, ...], *, constrained: bo
         bases = ", ".join(map(str, networks.base)) or "none was given"
         raise UserError(
             f"the base model has no {absent} (networks.base: {bases}). Name a Stable Diffusion folder in diffusers' "
-            f"layout with --networks.base, or train from nothing with --networks.from-scratch {' '.join(missing)}"
+            f"layout with --networks.base, or train from scratch with --networks.from-scratch {' '.join(missing)}"
         )
     sources = {name: found[name] for name in components if name in found}
     read: dict[str, Any] = {name: read_config(NETWORKS[name], folder) for name, folder in sources.items()}
@@ -275,10 +278,10 @@ def _resolve(networks: Networks, components: tuple[str, ...], *, constrained: bo
 
 
 def _check_fit(networks: Networks, components: tuple[str, ...], *, crop_size: int) -> None:
-    """Raises UserError where networks could not work together, before it shows as a shape deep inside of one."""
+    """Raises UserError if the networks cannot work together. Otherwise it would be a shape error inside a network."""
     factor = 2 ** (len(networks.autoencoder.block_out_channels) - 1)
     if crop_size % factor:
-        raise UserError(f"data.crop_size={crop_size} must be a multiple of {factor}, the pixels of a latent")
+        raise UserError(f"data.crop_size={crop_size} must be a multiple of {factor}, the side of a latent in pixels")
     if components != _ALL:
         return
     unet, controlnet, text = networks.unet, networks.controlnet, networks.text_encoder

@@ -1,6 +1,7 @@
-"""Pictures that show how far a training is, of fixed crops and degradations.
+"""Validation pictures that show the progress of a training, for fixed crops and degradations.
 
-LR, restored and original side by side; and what the Degradation-Free Constraint's heads make of the LR image.
+One picture shows LR, restored and original image side by side. Another shows the predictions of the Degradation-Free
+Constraint's heads for the LR image.
 """
 
 import dataclasses
@@ -38,11 +39,11 @@ _SEED = 7
 
 
 class Validated(NamedTuple):
-    """What a validation gives.
+    """The result of a validation.
 
     Attributes:
-      pictures: by name, as they are written.
-      scores: mean over the pictures of each metric, by name; of the first process alone.
+      pictures: the pictures by name, as they are written.
+      scores: the mean of each metric over the pictures, by name; empty except in the first process.
     """
 
     pictures: dict[str, UInt8[np.ndarray, "_ _ 3"]]
@@ -50,7 +51,7 @@ class Validated(NamedTuple):
 
 
 class Validator:
-    """Restores the validation pictures with the given parameters; in the autoencoder's stage it reconstructs them."""
+    """Restores the validation pictures with the given parameters. The stage "autoencoder" reconstructs them instead."""
 
     def __init__(self, config: Config, structure: Structure, *, tokenizer: ClipTokenizer, mesh: jax.sharding.Mesh):
         self._config, self._structure = config, structure
@@ -65,14 +66,14 @@ class Validator:
         self._predict = jax.jit(self._predict_constraint, out_shardings=sharding.replicated(mesh))
 
     def __call__(self, parameters: Parameters, frozen: Parameters, step: int) -> Validated:
-        """Writes samples/<step>_<name>.png in the run's folder, and measures what was restored.
+        """Writes samples/<step>_<name>.png in the run's folder and measures the restored pictures.
 
-        Every process has to call it; the first one writes and measures.
+        Every process must call it; the first one writes and measures.
 
         Args:
-          parameters: those that train, by path.
-          frozen: the others.
-          step: after which they are so.
+          parameters: the trained parameters, by path.
+          frozen: the other parameters.
+          step: the last step that changed the parameters.
         """
         if self._examples is None:
             self._examples = self._make_examples()
@@ -89,7 +90,7 @@ class Validator:
             bundle = self._structure.merge(parameters, frozen)
             model = as_model(bundle, self._config, self._structure, self._tokenizer, self._first_stage)
             lrs, _, captions = zip(*self._examples, strict=True)
-            # The networks see crops of the size that they are trained on.
+            # The networks process crops at the size that they are trained on.
             sampling = dataclasses.replace(
                 self._config.validation.sampling,
                 upscale=self._config.data.degradation.upscale,
@@ -157,13 +158,13 @@ def constraint_predictions(
     low_ids: Int[Array, "77"],
     schedule: Schedule,
 ) -> tuple[Float[Array, "h w 3"], ...]:
-    """What the heads of the Degradation-Free Constraint predict of the clean image (paper, eq. 3), at its size.
+    """The clean image as the heads of the Degradation-Free Constraint predict it (paper, eq. 3), at its own size.
 
-    First the pixel heads, finest first; then, decoded, the last latent head of each scale, and the mid block's. The
-    ControlNet sees the clean latents half way into the noise, as it might in training.
+    The pixel heads come first, finest first. Then come the decoded predictions of each scale's last latent head and of
+    the mid block's head. The ControlNet sees the clean latents with the noise of the middle timestep, as in training.
 
     Args:
-      hr: in [-1, 1], for its latents alone.
+      hr: in [-1, 1]; only its latents are used.
       lr: in [0, 1].
 
     Returns: images in about [-1, 1].

