@@ -315,4 +315,4 @@ def test_a_photograph_that_is_removed_meanwhile_is_named_or_replaced(photo, tmp_
         iter(make_pipeline(Skipping(source), config, tokenizer=None, seed=5, batch_size=4))
     ) as data:
         assert len(list(itertools.islice(data, 2))) == 2
-    assert "1.png cannot be read: No such file or directory; the next image takes its place" in capfd.readouterr().err
+    assert "1.png cannot be read: No such file or directory; the next image replaces it" in capfd.readouterr().err

@@ -91,12 +91,12 @@ def test_captions_of_a_file_take_the_place_of_stored_ones(files, tmp_path):
 
 def test_broken_records(files, tmp_path):
     (files / "x.array_record-00001-of-00002").rename(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="has 1 of the 2 files x; get the rest"):
+    with pytest.raises(UserError, match="has 1 of the 2 files x; add the others"):
         open_sample_source(files)
     (files / "x.array_record-00001-of-00002").write_bytes(b"no records")
     with pytest.raises(UserError, match="cannot be read as ArrayRecord files"):
         open_sample_source(files)
-    with pytest.raises(UserError, match="exclude is not for them"):
+    with pytest.raises(UserError, match="exclude cannot be used with them"):
         open_sample_source(files, exclude=("a",))
     other = tmp_path / "other"
     other.mkdir()
@@ -105,7 +105,7 @@ def test_broken_records(files, tmp_path):
     writer.write(pack(replace(RECORDS[0], image=RECORDS[0].image[:100])))
     writer.close()
     source = open_array_records(other)
-    with pytest.raises(UserError, match=r"other, record 0 is no record of a photograph"):
+    with pytest.raises(UserError, match=r"other, record 0 is not a record of a photograph"):
         source[0]
     with pytest.raises(UserError, match=r"other/a/0\.png: damaged"):
         source[1]
@@ -148,10 +148,10 @@ def test_released_pairs(released):
 
 
 def test_released_pairs_that_are_incomplete(released):
-    with pytest.raises(UserError, match="captions is not for them"):
+    with pytest.raises(UserError, match="captions cannot be used with them"):
         open_sample_source(released, captions={"x": Caption()})
     (released / "dataset_10/highlevel_prompt/s/7.txt").unlink()
-    with pytest.raises(UserError, match=r"no caption .*dataset_10/highlevel_prompt/s/7\.txt \(1 such\)"):
+    with pytest.raises(UserError, match=r"no caption .*dataset_10/highlevel_prompt/s/7\.txt \(1 missing\)"):
         open_sample_source(released)
     assert open_sample_source(released, missing="empty")[2].lr_caption == Caption("", "blurry 7")
     (released / "dataset_10/LR/s/6.png").unlink()
@@ -243,5 +243,5 @@ def test_what_a_path_holds(files, released, tmp_path):
     assert isinstance(open_sample_source(folder, missing="empty"), ImageFolder)
     with pytest.raises(UserError, match="There is no image folder"):
         open_sample_source(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="is a file of a kind that images cannot be taken from"):
+    with pytest.raises(UserError, match="is not a file with training images"):
         open_sample_source(folder / "x.png")

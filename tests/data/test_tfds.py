@@ -57,7 +57,7 @@ def test_a_builder_of_ones_own(photos, tmp_path, monkeypatch):
     for i, color in enumerate(COLORS):
         assert found[f"bird {i}"].shape == (30, 20 + i, 3) and (found[f"bird {i}"] == color).all()
     assert "tensorflow" not in sys.modules
-    with pytest.raises(UserError, match="is no TFDS dataset of photographs"):
+    with pytest.raises(UserError, match="is not a TFDS dataset of photographs"):
         (Path(builder.data_dir) / "features.json").write_text("{}")
         open_sample_source(Path(builder.data_dir))
 

@@ -74,7 +74,7 @@ def test_float16_embeddings_take_half_the_space(base: Path, images: Images, embe
 def test_captions_that_are_not_there(images: Images, embeddings: Path):
     config = dataclasses.replace(tiny.config().data, embeddings=embeddings)
     tokenizer = tokenizer_of(tiny.NETWORKS)
-    with pytest.raises(UserError, match=r"captions of files alone. Set data\.low_caption_from to file"):
+    with pytest.raises(UserError, match=r"only the captions of files\. Set data\.low_caption_from to file"):
         make_pipeline(open_images(images), config, tokenizer=tokenizer, batch_size=1)
     source = open_images(images)
     source._captions = dict.fromkeys(source.names, Caption("something else"))  # type: ignore[attr-defined]
@@ -82,7 +82,7 @@ def test_captions_that_are_not_there(images: Images, embeddings: Path):
     with pytest.raises(UserError, match="has no embedding of the caption 'something else'"):
         next(iter(make_pipeline(source, file, tokenizer=tokenizer, batch_size=1)))
     assert TextEmbeddings(embeddings).find(tokenize_caption("", tokenizer), "").shape == (77, 8)
-    with pytest.raises(UserError, match="holds no text embeddings"):
+    with pytest.raises(UserError, match="has no text embeddings"):
         TextEmbeddings(images.folder)
 
 

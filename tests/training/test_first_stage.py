@@ -112,9 +112,9 @@ def test_pairs_hold_its_pictures(config, folder, images, tmp_path, unchecked):
     check_stored_pictures(stored, structure, known)
     with pytest.raises(UserError, match="has no pictures made by the first stage"):
         check_stored_pictures(stored, structure, known | {"first_stage": "another"})
-    with pytest.raises(UserError, match="comes without its first stage's picture"):
+    with pytest.raises(UserError, match="has no stored picture of the first stage"):
         batch_of(data, images)
-    with pytest.raises(UserError, match="ready-made pair, of whose enlarged LR image"):
+    with pytest.raises(UserError, match="ready-made pair, for which the first stage's picture"):
         batch_of(dataclasses.replace(data, first_stage="computed"))
 
 

@@ -1,1 +1,1 @@
-"""Training data: photographs, their captions, the degradation that makes LR images of them, and batches of it all."""
+"""Training data: photographs and captions, the degradation that makes LR images, and batches."""

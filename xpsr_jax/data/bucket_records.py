@@ -1,4 +1,4 @@
-"""Records of ArrayRecord files in a bucket, read from local copies of those files that are in use."""
+"""Records of ArrayRecord files in a bucket. Files in use are copied to the local cache."""
 
 import bisect
 import collections
@@ -16,12 +16,12 @@ from xpsr_jax.machine import cache_folder
 
 
 class BucketRecords:
-    """Records by number; a file is copied when the first of its records is asked for (`buckets.cache`).
+    """Records by number. A file is copied when its first record is needed (`buckets.cache`).
 
-    If the files are larger together than the cache, those that were used longest ago make room for others, and are
-    copied again when they are needed. How many records each has, is found out once and remembered.
+    If all files together are larger than the cache, the least recently used ones are removed, and copied again when
+    they are needed. The number of records in each file is determined once and stored.
 
-    Raises UserError if a file cannot be copied, or is larger than the cache; what a broken file leads to.
+    Raises UserError if a file cannot be copied or is larger than the cache. A broken file raises ArrayRecord's errors.
     """
 
     def __init__(self, files: Sequence[BucketPath]):
@@ -39,12 +39,12 @@ class BucketRecords:
         return record
 
     def _records(self, number: int) -> Any:
-        """The records of one file, of a copy that is kept for now."""
+        """The records of one file, read from its open local copy."""
         with self._lock:
             if number not in self._open:
                 copy = copy_file(self._files[number])
                 self._open[number] = copy, ArrayRecordDataSource([str(copy.path)])
-                # Half of the cache: what else is there, other processes' files among it, needs room too.
+                # Half of the cache. The other half is for other files, including those of other processes.
                 while len(self._open) > 1 and sum(each.size for each, _ in self._open.values()) > bound() / 2:
                     _, (oldest, _) = self._open.popitem(last=False)
                     oldest.close()

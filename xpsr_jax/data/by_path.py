@@ -1,4 +1,4 @@
-"""Finding by an image's path, however its letters are put together."""
+"""Look-up by an image's path, independent of its Unicode form."""
 
 import unicodedata
 from collections.abc import Iterator, Mapping
@@ -8,12 +8,12 @@ Value = TypeVar("Value")
 
 
 def composed(name: str) -> str:
-    """The name with letters and accents as one character each: file names of a Mac have é as two."""
+    """The name in Unicode's composed form (NFC), where é is one character. File names from a Mac have two."""
     return unicodedata.normalize("NFC", name)
 
 
 class ByPath(Mapping[str, Value]):
-    """Values by image path. A path finds its own value, else that of the same name put together otherwise."""
+    """Values by image path. If a path itself is missing, the same path in another Unicode form is found."""
 
     def __init__(self, values: Mapping[str, Value]):
         self._values = dict(values)

@@ -1,4 +1,4 @@
-"""Captions: what a picture shows (high-level) and how good it is (low-level), and their file."""
+"""Captions, which describe a picture's content (high-level) and its quality (low-level), and their file."""
 
 import json
 import os
@@ -32,19 +32,19 @@ class Caption:
 def read_captions(path: str | os.PathLike) -> ByPath[Caption]:
     """Reads JSON lines `{"image": relative path, "high": str, "low": str}`.
 
-    Further keys are allowed, empty lines are skipped.
+    Other keys are ignored, and empty lines are skipped.
 
-    Returns: captions by image path, with forward slashes; letters with accents may be one character or two.
+    Returns: captions by image path, with forward slashes. A path is found in any Unicode form (`ByPath`).
 
     Raises:
-      UserError: the file cannot be read or a line is wrong; names the file and the line.
+      UserError: the file cannot be read or a line is wrong. The message names the file and the line.
     """
     records = read_caption_records(path)
     return ByPath({i: Caption(record["high"].strip(), record["low"].strip()) for i, record in records.items()})
 
 
 def read_caption_records(path: str | os.PathLike) -> dict[str, CaptionRecord]:
-    """The same lines with all their keys, such as "source" and "sha256". Raises as `read_captions`."""
+    """The lines of a caption file with all their keys, such as "source" and "sha256". Raises as `read_captions`."""
     records: dict[str, CaptionRecord] = {}
     for where, value in read_json_lines(as_path(path)):
         record = _checked(value, where)
@@ -62,30 +62,30 @@ def _checked(record: Any, where: str) -> CaptionRecord:
             raise UserError(f"{where}: {key!r} must be a text, got {json.dumps(text)[:100]}.")
         # The name of a file may have bytes that are not UTF-8; a prompt may not.
         if key != "image" and text != text.encode(errors="ignore").decode():
-            raise UserError(f"{where}: {key!r} holds half a character.")
+            raise UserError(f"{where}: {key!r} has an incomplete character (a lone surrogate); remove it.")
     if not record["image"]:
         raise UserError(f"{where}: 'image' is empty.")
     return record | {"image": Path(record["image"]).as_posix()}
 
 
 def write_captions(path: str | os.PathLike, captions: Mapping[str, Caption], *, source: str | None = None) -> None:
-    """Writes JSON lines that `read_captions` reads, in the given order; the file appears when complete.
+    """Writes JSON lines for `read_captions`, in the given order. The file appears only when it is complete.
 
     Args:
-      source: names the captioner.
+      source: the name of the captioner.
     """
     further = {"source": source} if source else {}
     write_caption_records(path, [{"image": i, "high": c.high, "low": c.low} | further for i, c in captions.items()])
 
 
 def write_caption_records(path: str | os.PathLike, records: Iterable[CaptionRecord]) -> None:
-    """Writes what `read_caption_records` reads. Raises UserError where the system refuses."""
+    """Writes records for `read_caption_records`. Raises UserError if the file cannot be written."""
     with new_file(as_path(path)) as temporary, temporary.open("wb") as file:
         file.writelines(line_of(record).encode() for record in records)
 
 
 def line_of(record: CaptionRecord) -> str:
-    """A record's line, with its end."""
+    """A record's line, with the newline."""
     line = json.dumps(record, ensure_ascii=False)
-    # Names of files that are not UTF-8 are written as escapes.
+    # File names that are not valid UTF-8 are written with escapes.
     return (line if line.isascii() or line.encode(errors="ignore").decode() == line else json.dumps(record)) + "\n"

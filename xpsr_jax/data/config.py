@@ -1,7 +1,6 @@
 """Settings of the training data and of the degradation (method §6, §9).
 
-Nothing here imports an array library: command lines read these settings before they know whether anything will be
-computed.
+This module imports no array library, because command lines load these settings even if nothing is computed.
 """
 
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ Quality = Annotated[float, Range(1, 100)]
 NotNegative = Annotated[float, Range(0)]
 Positive = Annotated[float, Range(0, above=True)]
 SixWeights = tuple[NotNegative, NotNegative, NotNegative, NotNegative, NotNegative, NotNegative]
-# Drawn from uniformly.
+# A value is drawn uniformly from it.
 Interval = tuple[NotNegative, NotNegative]
 Positives = tuple[Positive, Positive]
 Sizes = Annotated[tuple[Annotated[int, Range(1)], ...], Length(1, 100)]
@@ -27,17 +26,17 @@ Resizing = Annotated[tuple[ResizeMode, ...], Length(1, 100)]
 
 @dataclass(frozen=True)
 class BlurConfig:
-    """How a blur kernel is drawn.
+    """The random choice of a blur kernel.
 
     Attributes:
-      probability: of blurring at all.
+      probability: probability of blurring.
       sizes: kernel widths in pixels, all equally likely.
-      sinc_probability: of a sinc kernel instead of a Gaussian-like one; its cutoff is uniform from pi/3 (width under
-        13) or pi/5 to pi.
-      shape_weights: of iso, aniso, generalized_iso, generalized_aniso, plateau_iso, plateau_aniso.
-      sigma: of the Gaussians in pixels, uniform.
-      generalized_beta: exponent of the generalized shapes; half the time uniform below 1 and half above.
-      plateau_beta: the same of the plateau shapes.
+      sinc_probability: probability of a sinc kernel instead of a Gaussian-like one; its cutoff is uniform from pi/3
+        (width under 13) or pi/5 to pi.
+      shape_weights: weights of iso, aniso, generalized_iso, generalized_aniso, plateau_iso, plateau_aniso.
+      sigma: standard deviation of the Gaussians in pixels, uniform.
+      generalized_beta: exponent of the generalized shapes; with equal probability uniform below 1 or uniform above 1.
+      plateau_beta: exponent of the plateau shapes, drawn in the same way.
     """
 
     probability: Probability = 1.0
@@ -54,19 +53,19 @@ class BlurConfig:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """How one round of blur, resize, noise and compression is drawn.
+    """The random choices of one round of blur, resize, noise and compression.
 
     Attributes:
-      resize_probabilities: of enlarging, shrinking and keeping the size.
-      scale: smallest and largest scale; uniform between 1 and the one or the other.
-      resize_modes: all equally likely.
-      noise_probability: of adding noise at all.
-      gaussian_probability: of Gaussian noise where there is noise; else Poisson noise.
+      resize_probabilities: probabilities of enlarging, shrinking and keeping the size.
+      scale: smallest and largest scale; uniform between 1 and the largest (enlarging) or the smallest (shrinking).
+      resize_modes: interpolations, all equally likely.
+      noise_probability: probability of adding noise.
+      gaussian_probability: probability that added noise is Gaussian; otherwise it is Poisson noise.
       gaussian_sigma: standard deviation, in 255ths.
-      poisson_scale: what the image's own Poisson noise is multiplied by.
-      gray_probability: of noise that is the same in all three channels.
-      jpeg_probability: of JPEG compression at all.
-      jpeg_quality: of that compression, uniform.
+      poisson_scale: factor of the image's own Poisson noise.
+      gray_probability: probability of noise that is the same in all three channels.
+      jpeg_probability: probability of JPEG compression.
+      jpeg_quality: quality of the compression, uniform.
     """
 
     blur: BlurConfig = BlurConfig()
@@ -90,14 +89,14 @@ class DegradationConfig:
     """The whole degradation; the defaults are XPSR's training set (method §9).
 
     Attributes:
-      upscale: HR size over LR size.
-      sharpen: unsharp-mask the HR image first. The sharpened image is both what is degraded and the target.
+      upscale: HR size divided by LR size.
+      sharpen: unsharp-mask the HR image first. The sharpened image is degraded, and it is the target too.
       first: the first round.
       second: the second round. Its scale is relative to the LR size.
-      sinc_probability: of the last sinc filter; its cutoff is uniform from pi/3 to pi.
-      sinc_sizes: its widths in pixels, all equally likely.
-      final_modes: of the resize to the LR size.
-      jpeg_last_probability: of compressing after that resize and the sinc filter, not before.
+      sinc_probability: probability of the last sinc filter; its cutoff is uniform from pi/3 to pi.
+      sinc_sizes: widths of the last sinc filter in pixels, all equally likely.
+      final_modes: interpolations of the resize to the LR size, all equally likely.
+      jpeg_last_probability: probability of compressing after that resize and the sinc filter instead of before.
     """
 
     upscale: Annotated[int, Range(1)] = 4
@@ -135,7 +134,7 @@ MILD = DegradationConfig(
         jpeg_quality=(60.0, 100.0),
     ),
 )
-"""The milder pipeline that lies beside the released code; its training never applies it (method §9, last paragraph)."""
+"""The milder pipeline that the released code contains but never uses in training (method §9, last paragraph)."""
 
 _UNTOUCHED = StageConfig(
     blur=BlurConfig(probability=0.0),
@@ -147,43 +146,43 @@ _UNTOUCHED = StageConfig(
 BICUBIC = DegradationConfig(
     sharpen=False, first=_UNTOUCHED, second=_UNTOUCHED, sinc_probability=0.0, final_modes=("bicubic",)
 )
-"""No degradation but the (not antialiased) bicubic reduction to the LR size."""
+"""No degradation except the bicubic reduction to the LR size (not antialiased)."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What a training example is.
+    """Settings of the training examples.
 
     Attributes:
       crop_size: side of the square HR crop in pixels; a multiple of `degradation.upscale` and of the autoencoder's
         factor (8 for Stable Diffusion).
-      crop_scale: the photograph is resized by a uniform factor from this range before the crop, not to less than the
-        crop: 0.5 shows twice as much along each side. Ready-made pairs are not.
-      flip_probability: of mirroring left to right. Ready-made pairs are not.
-      degrade: False gives batches of `hr`, `key` and `index` only, `hr` as it is in the photograph: enough for an
-        autoencoder.
-      degradation: how LR images are made; of ready-made pairs the LR image is the stored one.
-      clean_input_probability: of `lr` being the HR image itself, with a low-level caption of its good quality (method
-        §6).
-      caption_dropout: of replacing both captions by "".
-      high_dropout: of replacing the high-level caption by "".
-      low_dropout: of replacing the low-level caption by "".
-      high_caption_from: the caption of the HR image or of its degraded version; where there is only one, that one.
-      low_caption_from: "drawn" describes the degradation that was drawn; "file", and "drawn" for a ready-made pair,
-        takes the caption of the degraded image (where there is none, of the photograph).
-      negative_target_probability: of a target that stays degraded (`lr`), with a high-level caption of
-        `negative_words`, alone half the time, else after the real one. It gives the negative prompt something to mean.
-        No dropout and no clean input then.
-      negative_words: those words.
-      first_stage: where the pictures of the model's first stage come from, if it has one (`networks.first_stage`):
-        "computed" in the training step, or "stored" with ready-made pairs (`xpsr prepare pairs --first-stage`). With 23
-        blocks computing takes long without an accelerator.
-      embeddings: folder of text embeddings that `xpsr prepare embeddings` made: batches then hold `high_embedding` and
-        `low_embedding`, and the text encoder has no part in training. Every caption must be in it, so
-        `low_caption_from` must be "file", and there are no negative targets. None: batches hold tokens.
-      workers: processes that make batches; 0: threads of this process do.
-      threads: of this process that make batches, without workers.
-      prefetch: batches kept ready.
+      crop_scale: the photograph is resized by a uniform factor from this range before the crop, but never to less than
+        the crop. 0.5 shows twice as much along each side. Ready-made pairs are not resized.
+      flip_probability: probability of mirroring left to right. Ready-made pairs are not mirrored.
+      degrade: False: batches have only `hr` (not sharpened), `key` and `index`, which is enough for an autoencoder.
+      degradation: settings that make LR images. Ready-made pairs use their stored LR image.
+      clean_input_probability: probability that `lr` is the HR image itself, with a low-level caption of good quality
+        (method §6).
+      caption_dropout: probability of replacing both captions with "".
+      high_dropout: probability of replacing the high-level caption with "".
+      low_dropout: probability of replacing the low-level caption with "".
+      high_caption_from: the caption of the HR image ("hr") or of its degraded version ("lr"); if only one of the two
+        exists, that one is used.
+      low_caption_from: "drawn" describes the drawn degradation. "file" uses the degraded image's caption or, if there
+        is none, the photograph's; ready-made pairs always do this.
+      negative_target_probability: probability that the target stays degraded (`lr`), with `negative_words` as the
+        high-level caption (half the time) or after it. This teaches the negative prompt's meaning. There is no dropout and no clean
+        input then.
+      negative_words: the words for negative targets.
+      first_stage: source of the first stage's pictures, if the model has one (`networks.first_stage`): "computed" in
+        the training step, or "stored" with ready-made pairs (`xpsr prepare pairs --first-stage`). With 23 blocks,
+        computing takes long without an accelerator.
+      embeddings: folder of text embeddings made by `xpsr prepare embeddings`. Batches then have `high_embedding` and
+        `low_embedding`, and training does not use the text encoder. Every caption must be in it, so `low_caption_from`
+        must be "file", and negative targets are not possible. None: batches have tokens.
+      workers: processes that make batches; 0: threads of this process make them.
+      threads: threads of this process that make batches if there are no workers.
+      prefetch: batches made in advance.
     """
 
     crop_size: Annotated[int, Range(1)] = 512

@@ -1,10 +1,10 @@
 """The degradation that makes low-resolution training images (method §9).
 
-It is Real-ESRGAN's second-order model as XPSR uses it, with every choice drawn for each image on its own. (The released
-code draws the resizes, the kind of noise, whether to blur a second time and the last order once for a batch of 10, and
-shares one gray noise field within it.) `draw` makes the choices, `apply` carries them out, `degrade` does both; they
-are pure in the generator they are given. All operators (kernels, filtering, sharpening, resizing, JPEG) equal the
-released code's to float32 rounding.
+It is Real-ESRGAN's second-order model as XPSR uses it, but every choice is drawn separately for each image. (The
+released code draws the resizes, the kind of noise, whether to blur a second time and the last order once for a batch of
+10, which also shares one gray noise field.) `draw` makes the choices, `apply` executes them, `degrade` does both. Their
+results depend only on their arguments, including the random generator. All operators (kernels, filtering, sharpening,
+resizing, JPEG) equal the released code's to float32 rounding.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ SHAPES: tuple[GaussianShape, ...] = get_args(GaussianShape)
 
 @dataclass(frozen=True)
 class Blur:
-    """A drawn kernel. `cutoff` (radians per pixel) belongs to "sinc", the rest to the Gaussian-like shapes."""
+    """A drawn kernel. `cutoff` (radians per pixel) is used by "sinc" only, the fields before it by the other shapes."""
 
     shape: GaussianShape | Literal["sinc"]
     size: int
@@ -37,7 +37,7 @@ class Blur:
     cutoff: float = 0.0
 
     def kernel(self) -> Float[np.ndarray, "size size"]:
-        """The kernel that these numbers describe; it sums to 1 (`data.kernels`, method §9)."""
+        """The kernel with these parameters; it sums to 1 (`data.kernels`, method §9)."""
         if self.shape == "sinc":
             return sinc_kernel(size=self.size, cutoff=self.cutoff)
         return gaussian_kernel(
@@ -55,8 +55,8 @@ class Noise:
     """Drawn noise.
 
     Attributes:
-      strength: standard deviation in 255ths for "gaussian", the multiple of the image's own noise for "poisson".
-      gray: the same in all channels.
+      strength: for "gaussian" the standard deviation in 255ths, for "poisson" the factor of the image's own noise.
+      gray: whether it is the same in all channels.
     """
 
     kind: Literal["gaussian", "poisson"]
@@ -66,10 +66,10 @@ class Noise:
 
 @dataclass(frozen=True)
 class Stage:
-    """What was drawn for one round; None where a step is left out.
+    """The choices drawn for one round; None for a step that is left out.
 
     Attributes:
-      scale: of the resize; the first round's result is relative to HR, the second's to LR.
+      scale: the scale of the resize, relative to HR in the first round and to LR in the second.
     """
 
     blur: Blur | None
@@ -81,10 +81,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Everything that was drawn for one image, apart from the noise fields.
+    """All choices drawn for one image, except the noise fields.
 
     Attributes:
-      jpeg_last: the second round's JPEG comes after the last resize and sinc filter, not before.
+      jpeg_last: whether the second round's JPEG compression comes after the last resize and sinc filter.
     """
 
     upscale: int
@@ -102,7 +102,7 @@ class Degraded(NamedTuple):
     Attributes:
       lr: RGB float32 in [0, 1], not rounded to 8 bits.
       hr: the target, sharpened if the config says so; RGB float32 in [0, 1].
-      drawn: what was done.
+      drawn: the choices that were executed.
     """
 
     lr: Float[np.ndarray, "h/4 w/4 3"]
@@ -114,13 +114,13 @@ def degrade(hr: Float[np.ndarray, "h w 3"], config: DegradationConfig, rng: np.r
     """Degrades an RGB float32 image in [0, 1] of any size divisible by `config.upscale` (paper: 512 x 512).
 
     Raises:
-      ValueError: the image is of another type or shape.
+      ValueError: the image has another type or shape.
     """
     return apply(hr, draw(config, rng), rng)
 
 
 def draw(config: DegradationConfig, rng: np.random.Generator) -> Drawn:
-    """Draws all choices but the noise fields."""
+    """Draws all choices except the noise fields."""
     first = _draw_stage(config.first, rng)
     second = _draw_stage(config.second, rng)
     sinc = None
@@ -138,7 +138,7 @@ def draw(config: DegradationConfig, rng: np.random.Generator) -> Drawn:
 
 
 def apply(hr: Float[np.ndarray, "h w 3"], drawn: Drawn, rng: np.random.Generator) -> Degraded:
-    """Carries out what was drawn; `rng` gives the noise fields."""
+    """Executes the drawn choices. `rng` draws the noise fields."""
     if hr.ndim != 3 or hr.shape[2] != 3 or hr.dtype != np.float32:
         raise ValueError(f"The image to degrade must be float32 of shape (h, w, 3), got {hr.dtype} {hr.shape}.")
     height, width = hr.shape[0] // drawn.upscale, hr.shape[1] // drawn.upscale

@@ -1,8 +1,11 @@
-"""Text embeddings on disk, by the caption's tokens, so that training needs no text encoder.
+"""Text embeddings on disk, found by a caption's tokens. With them, training needs no text encoder.
 
-A folder holds keys.npy, a sorted number for each caption; embeddings-00000.npy, ..., float32 or float16 of shape
-(rows, 77, d) in the same order, the same number of rows in all but the last; and embeddings.json, which says of what
-text encoder they are.
+A folder contains:
+
+- keys.npy: one number per caption, sorted.
+- embeddings-00000.npy, ...: float32 or float16 of shape (rows, 77, d), in the order of the keys. All files except the
+  last have the same number of rows.
+- embeddings.json: the number of rows, and the hash of the text encoder.
 """
 
 import hashlib
@@ -31,13 +34,13 @@ class _Description:
 
 
 class TextEmbeddings:
-    """Reads such a folder; only what is asked for, and again in every process.
+    """Reads a folder of text embeddings. Embeddings are read when they are needed, by each process for itself.
 
     Attributes:
       text_encoder: SHA-256 of the text encoder, as a training run records it.
 
     Raises:
-      UserError: there is no such folder, or it is incomplete.
+      UserError: the folder is missing or incomplete.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -50,32 +53,32 @@ class TextEmbeddings:
             self._shard(0)
         except (OSError, ValueError, UserError) as error:
             raise UserError(
-                f"{self.folder} holds no text embeddings ({error}). Make them with xpsr prepare embeddings"
+                f"{self.folder} has no text embeddings ({error}). Make them with xpsr prepare embeddings"
             ) from error
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def find(self, ids: Int[np.ndarray, "77"], text: str) -> Float[np.ndarray, "77 d"]:
-        """What the text encoder made of these tokens, float32.
+        """The text encoder's output for these tokens, float32.
 
         Args:
-          text: for the message where they are not in the folder.
+          text: the caption, for the error message.
 
-        Raises: UserError in that case.
+        Raises UserError if the folder does not have this embedding.
         """
         key = key_of(ids)
         row = int(np.searchsorted(self._keys, key))
         if row == len(self._keys) or self._keys[row] != key:
             raise UserError(
-                f"{self.folder} has no embedding of the caption {text!r}. Make it anew with "
+                f"{self.folder} has no embedding of the caption {text!r}. Make the folder again with "
                 "xpsr prepare embeddings, from the captions of this training"
             )
         embedding: np.ndarray = self._shard(row // self._rows)[row % self._rows].astype(np.float32)
         return embedding
 
     def _shard(self, number: int) -> np.ndarray:
-        """Mapped into memory, not read."""
+        """One file of embeddings, mapped into memory."""
         if number not in self._shards:
             try:
                 self._shards[number] = np.load(self.folder / shard_name(number), mmap_mode="r", allow_pickle=False)
@@ -88,16 +91,16 @@ class TextEmbeddings:
 
 
 def shard_name(number: int) -> str:
-    """The name of the file with that number, from 0."""
+    """The name of the embedding file with this number, from 0."""
     return f"embeddings-{number:05d}.npy"
 
 
 def key_of(ids: Int[np.ndarray, "77"]) -> np.uint64:
-    """A number for a caption's tokens. Of a million captions two have the same with a probability of 3e-8."""
+    """A hash of a caption's tokens. The probability that two of a million captions have the same one is 3e-8."""
     digest = hashlib.sha256(np.ascontiguousarray(ids, "<i4").tobytes()).digest()
     return np.uint64(int.from_bytes(digest[:8], "little"))
 
 
 def keys_of(ids: Int[np.ndarray, "n 77"]) -> UInt64[np.ndarray, "n"]:
-    """`key_of` each row."""
+    """`key_of` for each row."""
     return np.array([key_of(each) for each in ids], np.uint64)

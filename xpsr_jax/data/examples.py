@@ -1,4 +1,4 @@
-"""What a training example is: crop, flip, degrade, caption, tokenise (method §6, §9)."""
+"""Makes a training example: crop, flip, degrade, caption, tokenise (method §6, §9)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -24,12 +24,12 @@ Example = dict[str, np.ndarray]
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What is used of a transformers CLIPTokenizer."""
+    """The part of a transformers CLIPTokenizer that is used here."""
 
     pad_token_id: int
 
     def __call__(self, text: str, **options: bool) -> Mapping[str, list[int]]:
-        """What a text becomes, a mapping with its token ids under "input_ids".
+        """The tokenised text: a mapping with its token ids under "input_ids".
 
         Args:
           text: a caption.
@@ -44,9 +44,9 @@ class Pair(NamedTuple):
     Attributes:
       hr: the target.
       lr: the degraded version at the same size.
-      small: the degraded version before it was enlarged; None where it was ready-made.
-      drawn: what was done; None where nobody knows: it was ready-made.
-      first_stage: what a first stage made of the degraded version, at the same size; None where that is not stored.
+      small: the degraded version before it was enlarged; None for a ready-made pair.
+      drawn: the drawn degradation; None for a ready-made pair, where it is unknown.
+      first_stage: the first stage's picture of the degraded version, at the same size; None if it is not stored.
     """
 
     hr: UInt8[np.ndarray, "s s 3"]
@@ -66,19 +66,19 @@ def make_example(
     seed: int,
     index: int,
 ) -> Example:
-    """One element of the batches of `make_pipeline`, without the batch axis: pure in (seed, index).
+    """One element of the batches of `make_pipeline`, without the batch axis. Pure in (seed, index).
 
     Args:
       sample: the photograph, or a ready-made pair.
       tokenizer: a transformers CLIPTokenizer; not needed with `config.degrade=False`.
-      embeddings: what takes the place of tokens; None: tokens.
-      first_stage: the model has one: its stored picture is `lr`, or with `config.first_stage="computed"` the example
-        has what it is computed of as well.
-      seed: of the run.
+      embeddings: text embeddings to use instead of tokens; None: tokens.
+      first_stage: whether the model has a first stage. Its stored picture is then `lr`; with
+        `config.first_stage="computed"` the example also has the arrays that the picture is computed from.
+      seed: the run's seed.
       index: position in the endless stream, from 0.
 
-    Raises UserError for a pair whose sizes do not fit, a caption without an embedding, or where what is to be stored of
-    the first stage is not, or is to be computed of a ready-made pair.
+    Raises UserError for a pair whose sizes do not fit, a caption without an embedding, a first stage's picture that is
+    not stored but should be, or a ready-made pair whose first stage's picture should be computed.
     """
     rng = np.random.default_rng((seed, index))
     example: Example = {"key": np.asarray(rng.integers(2**32, dtype=np.uint32)), "index": np.asarray(index, np.int64)}
@@ -98,14 +98,14 @@ def make_example(
     if first_stage and config.first_stage == "stored":
         if pair.first_stage is None:
             raise UserError(
-                f"{sample.path} comes without its first stage's picture. Make pairs with xpsr "
-                "prepare pairs --first-stage, or let training compute them: --data.first-stage computed"
+                f"{sample.path} has no stored picture of the first stage. Make pairs with xpsr "
+                "prepare pairs --first-stage, or let training compute the pictures: --data.first-stage computed"
             )
         lr = pair.first_stage
     elif first_stage:
         if pair.small is None:
             raise UserError(
-                f"{sample.path} is a ready-made pair, of whose enlarged LR image no first stage can make its picture: "
+                f"{sample.path} is a ready-made pair, for which the first stage's picture cannot be computed; use "
                 "--data.first-stage stored"
             )
         example |= {"small": _from_8_bits(pair.small), "clean": np.asarray(clean)}
@@ -116,18 +116,21 @@ def make_example(
 
 
 def make_pair(sample: Sample, config: DataConfig, rng: np.random.Generator) -> Pair:
-    """A crop of the photograph and its degradation; of a ready-made pair, the same crop of both.
+    """A crop of the photograph and its degraded version. For a ready-made pair, the same crop of both images.
 
     Raises:
       UserError: a ready-made LR image does not fit its HR image.
     """
     if sample.lr is not None:
-        # As stored: pairs were scaled, mirrored and cut when they were made (method §6).
+        # Pairs were scaled, mirrored and cut when they were made (method §6).
         as_stored = dataclasses.replace(config, crop_scale=(1.0, 1.0), flip_probability=0.0)
         images = [sample.image, _enlarge(sample)]
         if sample.first_stage is not None:
             if sample.first_stage.shape != sample.image.shape:
-                raise UserError(f"The first stage's picture of {sample.path} is not of its HR image's size.")
+                raise UserError(
+                    f"The first stage's picture of {sample.path} does not have the size of the HR image. Make the "
+                    "pairs again with xpsr prepare pairs --first-stage"
+                )
             images.append(sample.first_stage)
         together = random_crop(np.concatenate(images, axis=2), as_stored, rng)
         hr, lr, *clean = (np.ascontiguousarray(image) for image in np.split(together, len(images), axis=2))
@@ -147,7 +150,7 @@ def _enlarge(sample: Sample) -> UInt8[np.ndarray, "h w 3"]:
     if size[0] % small[0] or size[0] * small[1] != size[1] * small[0]:
         raise UserError(
             f"The LR image of {sample.path} has {small[1]} x {small[0]} pixels, its HR image {size[1]} x {size[0]}; "
-            "they must be of one size, or the HR image larger by a whole factor."
+            "they must have the same size, or the HR image must be larger by a whole factor."
         )
     return round_to_uint8(resize(sample.lr.astype(np.float32) / np.float32(255), size, "bicubic"))
 
@@ -155,14 +158,14 @@ def _enlarge(sample: Sample) -> UInt8[np.ndarray, "h w 3"]:
 def random_crop(
     image: UInt8[np.ndarray, "h w c"], config: DataConfig, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "s s c"]:
-    """A square piece of the photograph, perhaps reduced and mirrored.
+    """A square crop of the photograph, randomly reduced and mirrored.
 
-    A smaller photograph is continued by reflection to the right and below.
+    A photograph smaller than the crop is extended by reflection to the right and below.
 
     Args:
-      image: 8 bits; 3 channels, or those of several images of one size together.
-      config: of which `crop_size`, `crop_scale` and `flip_probability` count.
-      rng: draws the scale, the place and the mirroring, in this order.
+      image: 8 bits; 3 channels, or the channels of several images of one size together.
+      config: its `crop_size`, `crop_scale` and `flip_probability` are used.
+      rng: draws the scale, the position and the mirroring, in this order.
     """
     size = config.crop_size
     scale = max(rng.uniform(*config.crop_scale), min(1.0, size / min(image.shape[:2])))
@@ -191,13 +194,14 @@ def tokenize_caption(text: str, tokenizer: Tokenizer) -> Int[np.ndarray, "77"]:
 def choose_caption(
     sample: Sample, pair: Pair, config: DataConfig, *, clean: bool, negative: bool, rng: np.random.Generator
 ) -> Caption:
-    """The two captions that go with a pair, some of them dropped (method §6).
+    """The two captions of a pair, randomly dropped (method §6).
 
     Args:
-      sample: has the captions of the files.
-      pair: has what was drawn, for the low-level caption.
-      clean: the LR image is the HR image itself.
-      negative: the target stays degraded: the high-level caption has `config.negative_words`, and nothing is dropped.
+      sample: provides the captions of the files.
+      pair: provides the drawn degradation for the low-level caption.
+      clean: whether the LR image is the HR image itself.
+      negative: whether the target stays degraded. The high-level caption then has `config.negative_words`, and nothing
+        is dropped.
     """
     of_hr, of_lr = sample.caption, sample.lr_caption or Caption()
     high = (of_hr.high or of_lr.high) if config.high_caption_from == "hr" else (of_lr.high or of_hr.high)

@@ -22,14 +22,14 @@ class ImageFolder:
     Args:
       root: the folder.
       exclude: names, relative paths or folders under `root` to leave out (held-out pictures).
-      missing_exclusions: one that does not exist is an error, or ignored.
-      captions: by path relative to `root`; or the JSON lines file of them; None: no captions, all empty.
-      lr_captions: the same for captions of degraded versions (optional, also per image).
+      missing_exclusions: "error" if an exclusion matches nothing, or "ignore".
+      captions: captions by path relative to `root`, or the path of a JSON lines file; None: all captions are empty.
+      lr_captions: captions of degraded versions, in the same form. Optional for each image.
       missing: "error" for an image without a caption, or "empty".
 
     Raises:
-      UserError: no such folder, no image in it, an exclusion that matches nothing, a missing caption, captions of
-        degraded versions of none of these images.
+      UserError: a missing folder, a folder without images, an exclusion that matches nothing, a missing caption, or
+        `lr_captions` that match none of the images.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class ImageFolder:
         self._lr_captions = as_mapping(lr_captions)
         if lr_captions is not None and not self._lr_captions.keys() & set(names):
             raise UserError(
-                f"The captions of degraded images name none of the images in {self.root}. Image paths are to be as in "
+                f"The captions of degraded images match none of the images in {self.root}. Write image paths as in "
                 f"captions.jsonl, like {names[0]!r}."
             )
 
@@ -79,22 +79,22 @@ class ImageFolder:
         return self.record(index).decode(self.root)
 
     def captions(self) -> Iterator[Caption]:
-        """All captions, of the images and of degraded versions."""
+        """All captions of the images and of their degraded versions."""
         for name in self.names:
             yield from (found[name] for found in (self._captions, self._lr_captions) if name in found)
 
 
 def as_mapping(captions: Captions) -> Mapping[str, Caption]:
-    """Captions by image path; a file is read."""
+    """Captions by image path. If `captions` is a path, the file is read."""
     if captions is None:
         return {}
     return captions if isinstance(captions, Mapping) else read_captions(captions)
 
 
 def leave_out(names: list[str], exclude: tuple[str, ...], root: Path, missing: Literal["error", "ignore"]) -> list[str]:
-    """The names that no exclusion (a name, a path, a folder) means.
+    """The names that match no exclusion (a name, a path or a folder).
 
-    Raises UserError for an exclusion that means none of them, unless `missing` says "ignore".
+    Raises UserError for an exclusion that matches no name, unless `missing` is "ignore".
     """
 
     def matches(name: str, pattern: str) -> bool:
@@ -103,5 +103,5 @@ def leave_out(names: list[str], exclude: tuple[str, ...], root: Path, missing: L
 
     for pattern in exclude:
         if missing == "error" and not any(matches(name, pattern) for name in names):
-            raise UserError(f"Nothing in {root} is called {pattern!r}, which is to be excluded. Check its spelling.")
+            raise UserError(f"The exclusion {pattern!r} matches no image in {root}. Check its spelling.")
     return [name for name in names if not any(matches(name, pattern) for pattern in exclude)]

@@ -1,12 +1,12 @@
-"""JPEG artefacts as the released code makes them (method §9)."""
+"""JPEG artefacts, the same as in the released code (method §9)."""
 
 import cv2
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
-# The standard's luma table, transposed: a slip of the released code's DiffJPEG, kept because released weights have
-# learned it.
+# The standard's luma table, transposed. This is a mistake in the released code's DiffJPEG. It is kept because the
+# released weights were trained with it.
 LUMA_TABLE = np.array(
     [
         [16, 12, 14, 14, 18, 24, 49, 72],
@@ -38,20 +38,20 @@ _COSINES = _cosines()
 
 
 def quantisation_scale(quality: float) -> float:
-    """What the standard's tables are multiplied by: 1 at quality 50, less above."""
+    """The factor of the standard's quantisation tables: 1 at quality 50, less at higher quality."""
     return (5000 / quality if quality < 50 else 200 - 2 * quality) / 100
 
 
 def jpeg(image: Float[np.ndarray, "h w 3"], quality: float) -> Float[np.ndarray, "h w 3"]:
-    """The image after JPEG compression, chroma at half resolution; RGB float32 in [0, 1].
+    """The image after JPEG compression with chroma at half resolution; RGB float32 in [0, 1].
 
-    Equal to DiffJPEG of the released code, which is a little rougher than a real codec: nothing is rounded but the
-    coefficients (not the pixels, nor the tables), chroma is repeated rather than interpolated, and the image is
-    continued by black to a multiple of 16.
+    Equal to DiffJPEG of the released code, which is simpler than a real codec. Only the coefficients are rounded, not
+    the pixels or the tables. Chroma is repeated instead of interpolated. The image is padded with black to a multiple
+    of 16.
 
     Args:
-      image: RGB float32; values outside [0, 1] are cut off.
-      quality: 1 to under 100, not rounded.
+      image: RGB float32; values outside [0, 1] are clipped.
+      quality: at least 1 and below 100, not rounded.
     """
     height, width = image.shape[:2]
     image = cv2.copyMakeBorder(np.clip(image, 0, 1), 0, -height % 16, 0, -width % 16, cv2.BORDER_CONSTANT)

@@ -1,8 +1,8 @@
 """Blur kernels of the degradation, filtering with them, and unsharp masking (method §9).
 
 Kernels are computed in float64 and applied in float32 to `h w c` images, with reflected borders (reflect-101: the edge
-pixel is not repeated). The released code pads kernels with zeros to 21 x 21; the result without is the same, and
-faster.
+pixel is not repeated). The released code pads kernels with zeros to 21 x 21. Without padding the result is the same
+and faster.
 """
 
 import functools
@@ -16,10 +16,10 @@ from xpsr_jax.data.config import GaussianShape
 
 SHARPENING_WINDOW = 51  # pixels; OpenCV gives this window a Gaussian of sigma 8.0
 
-# Taps that together weigh so little of a kernel are left out.
+# The smallest taps of a kernel are left out, up to this fraction of its total weight.
 _NEGLIGIBLE = 1e-7
-# OpenCV sums directly over kernels of up to so many taps, and takes larger ones to the Fourier domain. Direct summation
-# is faster for up to so many that are not 0 (measured at 512 x 512).
+# OpenCV sums directly over kernels with up to _OPENCV_DIRECT taps and uses the Fourier domain for larger ones. Direct
+# summation is faster for less than _FOURIER_FROM non-zero taps (measured at 512 x 512).
 _OPENCV_DIRECT, _FOURIER_FROM = 129, 330
 
 
@@ -56,11 +56,11 @@ def gaussian_kernel(
 
 
 def sinc_kernel(*, size: int, cutoff: float) -> Float[np.ndarray, "size size"]:
-    """A circular low-pass filter: the two-dimensional sinc, which rings (method §9). Sums to 1.
+    """A circular low-pass filter: the two-dimensional sinc, which causes ringing (method §9). Sums to 1.
 
     Args:
       size: odd width in pixels.
-      cutoff: in radians per pixel; pi passes everything along the axes.
+      cutoff: in radians per pixel; pi passes all frequencies along the axes.
     """
     if size < 1 or size % 2 == 0:
         raise ValueError(f"A sinc kernel needs an odd size, got {size}.")
@@ -74,17 +74,17 @@ def sinc_kernel(*, size: int, cutoff: float) -> Float[np.ndarray, "size size"]:
 
 
 def noise_gain(kernel: Float[np.ndarray, "k k"]) -> float:
-    """The variance that white noise of variance 1 keeps under `kernel`: the sum of its squares."""
+    """The variance of white noise with variance 1 after filtering: the sum of the kernel's squares."""
     return float(np.square(kernel).sum())
 
 
 def filter_image(image: Float[np.ndarray, "h w c"], kernel: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "h w c"]:
-    """Correlates every channel of a float32 image with `kernel`, borders reflected (torch's "reflect" padding)."""
+    """Correlates every channel of a float32 image with `kernel`. Borders are reflected (torch's "reflect" padding)."""
     significant = _without_negligible(kernel)
     centre, margin = len(kernel) // 2, (len(kernel) - len(significant)) // 2
     kernel, centre = kernel[margin : len(kernel) - margin, margin : len(kernel) - margin], centre - margin
     column, row = kernel[:, centre], kernel[centre] / kernel[centre, centre]
-    if np.allclose(np.outer(column, row), kernel, rtol=0, atol=1e-9):  # an isotropic Gaussian: several times faster so
+    if np.allclose(np.outer(column, row), kernel, rtol=0, atol=1e-9):  # separable, and then several times faster
         parts = row.astype(np.float32), column.astype(np.float32)
         return cv2.sepFilter2D(image, -1, *parts, borderType=cv2.BORDER_REFLECT_101)
     kernel = significant.astype(np.float32)
@@ -94,7 +94,7 @@ def filter_image(image: Float[np.ndarray, "h w c"], kernel: Float[np.ndarray, "k
 
 
 def _without_negligible(kernel: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "n n"]:
-    """The kernel without the smallest taps that together weigh less than float32 can tell, and without empty edges."""
+    """The kernel without its smallest taps, whose total weight float32 cannot resolve, and without empty edges."""
     weights = np.sort(np.abs(kernel), axis=None)
     total = np.cumsum(weights)
     kernel = np.where(np.abs(kernel) < weights[np.searchsorted(total, _NEGLIGIBLE * total[-1])], 0, kernel)
@@ -106,9 +106,9 @@ def _without_negligible(kernel: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "
 def _filter_in_strips(
     image: Float[np.ndarray, "h w c"], kernel: Float[np.ndarray, "k k"]
 ) -> Float[np.ndarray, "h w c"]:
-    """A few rows of the kernel at a time, so few that OpenCV sums over their taps.
+    """Filters with a few rows of the kernel at a time, so that OpenCV sums directly over their taps.
 
-    Larger ones it takes to the Fourier domain, which at these sizes is slower.
+    For larger kernels it uses the Fourier domain, which is slower at these sizes.
     """
     size, (height, width) = len(kernel), image.shape[:2]
     centre, rows = size // 2, _OPENCV_DIRECT // size
@@ -129,8 +129,8 @@ def sharpen(
 ) -> Float[np.ndarray, "h w c"]:
     """Unsharp masking of a float32 image in [0, 1]; the result is in [0, 1] too (method §9).
 
-    Detail is amplified by `weight` only where it exceeds `threshold` (of 255); that mask is blurred so that no seam
-    shows.
+    Detail is amplified by `weight` only where it exceeds `threshold` (in 255ths). The mask of these pixels is blurred,
+    so that its edges are not visible.
     """
     planes = np.ascontiguousarray(image.transpose(2, 0, 1))
     detail = planes - _blur_widely(planes)
@@ -151,7 +151,7 @@ _BLOCK = 32  # pixels
 
 @functools.cache
 def _band() -> Float[np.ndarray, "n block"]:
-    """A column for each pixel of a block: the sharpening window's Gaussian, one row further down each time."""
+    """A banded matrix. Each column is the sharpening window's Gaussian, one row further down than the previous one."""
     band = np.zeros((_BLOCK + SHARPENING_WINDOW - 1, _BLOCK), np.float32)
     for i in range(_BLOCK):
         band[i : i + SHARPENING_WINDOW, i] = cv2.getGaussianKernel(SHARPENING_WINDOW, 0)[:, 0]
@@ -159,9 +159,10 @@ def _band() -> Float[np.ndarray, "n block"]:
 
 
 def _blur_widely(planes: Float[np.ndarray, "c h w"]) -> Float[np.ndarray, "c h w"]:
-    """Blurs with the sharpening window's Gaussian, borders reflected.
+    """Blurs with the sharpening window's Gaussian, with reflected borders.
 
-    As products with banded matrices, block by block: at this width 1.7 times as fast as OpenCV's GaussianBlur.
+    Computes products with banded matrices, block by block. At this width that is 1.7 times as fast as OpenCV's
+    GaussianBlur.
     """
     margin, band = SHARPENING_WINDOW // 2, _band()
     height, width = planes.shape[1:]

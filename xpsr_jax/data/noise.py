@@ -1,4 +1,4 @@
-"""Noise of the degradation (method §9). Both results are cut off to [0, 1]."""
+"""Noise of the degradation (method §9). All results are clipped to [0, 1]."""
 
 import functools
 
@@ -25,9 +25,10 @@ def add_gaussian_noise(
 def add_poisson_noise(
     image: Float[np.ndarray, "h w 3"], scale: float, *, gray: bool, rng: np.random.Generator
 ) -> Float[np.ndarray, "h w 3"]:
-    """Adds `scale` times the Poisson noise of the image taken as counts.
+    """Adds Poisson noise, multiplied by `scale`. The noise is that of the image's pixels taken as photon counts.
 
-    The image (for `gray` noise its luma) in 8 bits has n distinct values; full intensity is 2^ceil(log2 n) counts.
+    Full intensity is 2^ceil(log2 n) counts, where n is the number of distinct 8-bit values in the image (for `gray`
+    noise: in its luma).
     """
     pixels = round_to_uint8(image @ LUMA[:, None] if gray else image)
     distinct = np.count_nonzero(np.bincount(pixels.ravel(), minlength=256))
@@ -44,15 +45,15 @@ def _add(image: np.ndarray, noise: np.ndarray) -> Float[np.ndarray, "h w 3"]:
 
 
 def _poisson(pixels: UInt8[np.ndarray, "..."], counts: int, rng: np.random.Generator) -> Int[np.ndarray, "..."]:
-    """Poisson samples of mean pixels / 255 * counts, by inversion: exact to the 24 bits of a uniform float32.
+    """Poisson samples with mean pixels / 255 * counts, by inversion: exact to the 24 bits of a uniform float32.
 
-    Numpy draws each from a mean of its own, which takes four times as long: there are but 256 means.
+    There are only 256 different means. Numpy treats each sample's mean separately and takes four times as long.
     """
     cumulative, guide = _poisson_tables(counts)
     level = pixels.ravel().astype(np.intp)
     uniform = rng.random(level.shape, dtype=np.float32)
     sample = guide.take(level * _CELLS + (uniform * np.float32(_CELLS)).astype(np.intp)).astype(np.intp)
-    # The guide names the smallest sample of a cell of uniforms; few are further on.
+    # The guide gives the smallest sample of each cell of uniforms. Few samples need to move further.
     level *= cumulative.shape[1]
     behind = np.flatnonzero(uniform >= cumulative.take(level + sample))
     while behind.size:
@@ -63,7 +64,7 @@ def _poisson(pixels: UInt8[np.ndarray, "..."], counts: int, rng: np.random.Gener
 
 @functools.cache
 def _poisson_tables(counts: int) -> tuple[Float[np.ndarray, "256 n"], Int[np.ndarray, "256 cells"]]:
-    """Of each level the cumulative probabilities, and the smallest sample above each 1/cells of probability."""
+    """For each level: its cumulative probabilities, and the smallest sample above each multiple of 1/cells."""
     mean = np.arange(256)[:, None] * (counts / 255)
     values = np.arange(int(counts + 10 * np.sqrt(counts) + 20))
     cumulative = np.exp(xlogy(values, mean) - mean - gammaln(values + 1)).cumsum(axis=1).astype(np.float32)

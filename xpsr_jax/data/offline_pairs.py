@@ -13,26 +13,26 @@ from xpsr_jax.errors import UserError
 from xpsr_jax.images.listing import list_files, list_images, natural_order
 from xpsr_jax.images.reading import read_bytes
 
-# Folders of captions, one text file an image: of the HR image, of the LR image.
+# Folders of captions with one text file per image: for the HR image, for the LR image.
 HIGH_HR, HIGH_LR = "highlevel_prompt_GT", "highlevel_prompt"
 LOW_HR, LOW_LR = "lowlevel_prompt_q_GT", "lowlevel_prompt_q"
-# Folder of what a first stage made of the LR images, at HR's size. The released training set has none.
+# Folder of the first stage's pictures of the LR images, at HR's size. The released training set does not have it.
 CLEAN = "first_stage"
-# Beside the datasets: which first stage that was.
+# A file beside the datasets with the hash of that first stage.
 FIRST_STAGE_RECORD = "first_stage.json"
 
 
 class OfflinePairs:
     """The pairs of `root`: `dataset_0/HR/a/b.png`, `dataset_0/LR/a/b.png`, `dataset_0/lowlevel_prompt_q/a/b.txt`, ...
 
-    However many folders `dataset_*` there are, in natural order; `root` may also be one of them. Sample paths are
-    `dataset_0/a/b.png`. A caption is the first line of its file; the LR image's caption is `lr_caption`. Where there is
-    a folder `dataset_0/first_stage`, it has a picture for each LR image.
+    All folders `dataset_*` are used, in natural order; `root` may also be one such folder. Sample paths are
+    `dataset_0/a/b.png`. A caption is the first line of its file; the LR image's caption is `lr_caption`. A folder
+    `dataset_0/first_stage` is optional. If it exists, it must have a picture for each LR image.
 
     Args:
       root: the folder.
       exclude: names, paths (`dataset_0/a/b.png`) or folders (`dataset_0`, `dataset_0/a`) to leave out.
-      missing_exclusions: one that does not exist is an error, or ignored.
+      missing_exclusions: "error" if an exclusion matches nothing, or "ignore".
       missing: "error" for a pair without a caption file, or "empty". An empty file is an empty caption.
 
     Raises:
@@ -58,19 +58,21 @@ class OfflinePairs:
             raise UserError(f"No pair is left in {self.root} after exclusions.")
 
     def _check(self, dataset: str, missing: str) -> list[str]:
-        """The names of a dataset's pairs. Folders are listed, not each file asked for: there are millions of them."""
+        """The names of a dataset's pairs. Lists folders instead of testing each file: there are millions of files."""
         folder = self.root / dataset
         names, lr = list_images(folder / "HR"), set(list_images(folder / "LR"))
         if absent := [name for name in names if name not in lr]:
-            raise UserError(f"{folder / 'HR' / absent[0]} has no LR image ({len(absent)} such); add it.")
+            raise UserError(f"{folder / 'HR' / absent[0]} has no LR image ({len(absent)} missing); add it.")
         if (folder / CLEAN).is_dir() and (absent := sorted(set(names) - set(list_images(folder / CLEAN)))):
-            raise UserError(f"{folder / 'LR' / absent[0]} has no picture in {folder / CLEAN} ({len(absent)} such).")
+            raise UserError(
+                f"{folder / 'LR' / absent[0]} has no picture in {folder / CLEAN} ({len(absent)} missing); add it."
+            )
         for kind in (HIGH_HR, HIGH_LR, LOW_HR, LOW_LR) if missing == "error" else ():
             texts = set(list_files(folder / kind, (".txt",)))
             if absent := [name for name in names if _text(name) not in texts]:
                 raise UserError(
-                    f"There is no caption {folder / kind / _text(absent[0])} ({len(absent)} such). Write it (it may be "
-                    'empty), or set missing_captions="empty".'
+                    f"There is no caption {folder / kind / _text(absent[0])} ({len(absent)} missing). Write it (it may "
+                    'be empty), or set missing_captions="empty".'
                 )
         return [(PurePosixPath(dataset) / name).as_posix() for name in names]
 
@@ -90,7 +92,7 @@ class OfflinePairs:
         return self.record(index).decode(self.root)
 
     def captions(self) -> Iterator[Caption]:
-        """All captions, of the HR and of the LR images."""
+        """All captions of the HR and the LR images."""
         for name in self.names:
             yield from self._captions(name)
 
@@ -100,13 +102,13 @@ class OfflinePairs:
         return Caption(*texts[:2]), Caption(*texts[2:])
 
     def _split(self, name: str) -> tuple[Path, str]:
-        """The folder of a pair's dataset, and its name within."""
+        """The folder of a pair's dataset, and the pair's name inside it."""
         first, _, rest = name.partition("/")
         return (self.root / first, rest) if self._in_datasets else (self.root, name)
 
 
 def find_datasets(root: Path) -> list[str]:
-    """The folders under `root` that hold pairs: "dataset_0", ...; "" is `root` itself."""
+    """The folders under `root` that contain pairs: "dataset_0", ...; or "" for `root` itself."""
     folders = [folder.name for folder in root.glob("dataset_*") if (folder / "HR").is_dir()]
     if not folders and (root / "HR").is_dir() and (root / "LR").is_dir():
         return [""]
@@ -118,7 +120,7 @@ def _text(image: str) -> str:
 
 
 def _first_line(file: Path) -> str:
-    """Empty for a file that does not exist: whether that is allowed was asked before."""
+    """The first line of a file; empty if the file is missing. `_check` has tested whether it may be missing."""
     try:
         with file.open(encoding="utf-8-sig") as text:
             return text.readline().strip()

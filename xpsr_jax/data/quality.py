@@ -1,7 +1,7 @@
-"""Low-level captions from the degradation that was drawn: what a captioner would say of the degraded image.
+"""Low-level captions made from the drawn degradation, as a captioner would describe the degraded image.
 
-`appearance` estimates what remains visible in the LR image; `describe_appearance` puts it into words. (`measured` in
-xpsr_jax/caption sees the same in the image itself.)
+`appearance` estimates what remains visible in the LR image, and `describe_appearance` describes it in words.
+(`xpsr_jax/caption/measured.py` measures the same properties in the image itself.)
 """
 
 import math
@@ -13,7 +13,7 @@ from xpsr_jax.data.degradation import Blur, Drawn, Noise
 from xpsr_jax.data.jpeg import quantisation_scale
 from xpsr_jax.data.kernels import noise_gain
 
-# Where slight, moderate and heavy begin; below the first there is nothing to mention.
+# The thresholds of slight, moderate and heavy. A value below the first one is not mentioned.
 BLUR_LIMITS = (0.55, 0.75, 0.95)
 NOISE_LIMITS = (3.0, 7.0, 12.0)
 COMPRESSION_LIMITS = (0.35, 0.65, 1.0)
@@ -25,11 +25,11 @@ class Appearance:
     """How a degraded image looks at the LR size.
 
     Attributes:
-      blur: standard deviation of the Gaussian that would soften a well reduced image as much, in LR pixels.
+      blur: standard deviation, in LR pixels, of the Gaussian that would blur a well downsampled image as much.
       noise: standard deviation in 255ths.
-      gray_noise: most of it is the same in all channels.
+      gray_noise: whether most of the noise is the same in all channels.
       compression: scale of the JPEG quantisation tables: 0.1 at quality 95, 1 at 50, 1.67 at 30.
-      resolution_loss: LR pixels to one pixel of the smallest image on the way, 1 if none was smaller than LR.
+      resolution_loss: LR pixels (per side) per pixel of the smallest intermediate image; 1 if none is smaller than LR.
     """
 
     blur: float = 0.0
@@ -42,15 +42,16 @@ class Appearance:
 def appearance(drawn: Drawn) -> Appearance:
     """Estimates how the degraded image looks, without making it.
 
-    Each step counts as the Gaussian blur that passes as much white noise, and the variances of such blurs add up.
-    Against measurement (five photographs, 120 draws) rank correlations are 0.78 for blur and 0.86 for noise, unbiased.
+    Each step is replaced by the Gaussian blur that passes as much white noise, and the variances of these blurs are
+    added. The rank correlations with measurements (five photographs, 120 draws) are 0.78 for blur and 0.86 for noise,
+    without bias.
     """
     first, second = drawn.first, drawn.second
     lr = 1 / drawn.upscale
     scales = first.scale, second.scale * lr, lr  # of the images after each resize, relative to HR
     resolution_loss = lr / min(*scales, 1.0)
 
-    # In square LR pixels. The factors are fitted: photographs have less fine detail to lose than white noise has.
+    # In square LR pixels. The factors are fitted, because photographs have less fine detail to lose than white noise.
     kernels = ((first.blur, 1.0), (second.blur, scales[0]), (drawn.sinc, lr))
     softened = sum(_spread(blur) * (lr / scale) ** 2 for blur, scale in kernels)
     blur = math.sqrt(0.12 + 0.7 * softened + 0.025 * (resolution_loss**2 - 1))
@@ -76,23 +77,23 @@ def appearance(drawn: Drawn) -> Appearance:
 
 
 def _spread(blur: Blur | None) -> float:
-    """Variance in square pixels of the Gaussian that passes as much white noise as the kernel."""
+    """The variance, in square pixels, of the Gaussian that passes as much white noise as the kernel."""
     return 0.0 if blur is None else max(0.0, 1 / noise_gain(blur.kernel()) - 1) / (4 * math.pi)
 
 
 def _resize_spread(before: float, after: float, mode: str) -> float:
-    """The same for a resize from one scale to another, in square pixels before it."""
+    """The same for a resize from one scale to another, in square pixels of its input."""
     if mode == "area":
         return max(0.0, (before / after) ** 2 - 1) / (4 * math.pi)
     return 0.1 if mode == "bilinear" else 0.0
 
 
 def _deviation(noise: Noise) -> float:
-    """Standard deviation in 255ths; Poisson noise of a picture of 256 levels, 0.4 bright on average."""
+    """Standard deviation in 255ths. Poisson noise is that of a picture with 256 levels and mean brightness 0.4."""
     return noise.strength * (1.0 if noise.kind == "gaussian" else 255 * math.sqrt(0.4 / 256))
 
 
-# Wordings; the first of each is the plain one. Graded ones: slight, moderate, heavy.
+# Alternative wordings. The first of each is the default. Graded ones are for slight, moderate and heavy.
 _SUBJECTS = ("The image", "The picture", "The photo", "This image")
 _SHARP = ("sharp", "crisp", "in focus")
 _FLAWLESS = ("sharp and clear", "clear", *_SHARP, "sharp with fine detail", "clear and detailed")
@@ -123,24 +124,25 @@ _VERDICTS = (
 
 
 def describe(drawn: Drawn | None, rng: np.random.Generator | None = None) -> str:
-    """A sentence or two on the quality of an image degraded as `drawn`; None: of a clean image. In the words of
-    `describe_appearance`.
+    """One or two sentences on the quality of an image degraded as `drawn` (None: a clean image).
+
+    The words are those of `describe_appearance`.
     """
     return describe_appearance(Appearance() if drawn is None else appearance(drawn), rng)
 
 
 def describe_appearance(seen: Appearance, rng: np.random.Generator | None = None) -> str:
-    """A sentence or two on the quality of an image that looks like this.
+    """One or two sentences on the quality of an image that looks like this.
 
-    Says how blurred it is, how much noise there is and whether it is colored, how strong the compression and the loss
-    of resolution are. `rng` chooses among wordings, order and what goes without saying, so that a text encoder learns
-    words rather than templates; without it the plain wording is used.
+    They describe the blur, the amount of noise and whether it is colored, the compression and the loss of resolution.
+    `rng` chooses among wordings and orders, and may omit absent flaws, so that the networks learn words and not
+    templates. Without it the default wording is used.
     """
     blur = _grade(seen.blur, BLUR_LIMITS)
     noise = _grade(seen.noise, NOISE_LIMITS)
     compression = _grade(seen.compression, COMPRESSION_LIMITS)
     resolution = _grade(seen.resolution_loss, RESOLUTION_LIMITS)
-    blur = max(blur, resolution - 1)  # what has a low resolution is not sharp
+    blur = max(blur, resolution - 1)  # an image with low resolution is not sharp
 
     def choose(options: tuple[str, ...]) -> str:
         return options[0 if rng is None else rng.integers(len(options))]

@@ -1,8 +1,8 @@
-"""Resizing as `torch.nn.functional.interpolate` does it, on `h w c` float32 images (method §9).
+"""Resizes `h w c` float32 images like `torch.nn.functional.interpolate` (method §9).
 
 Half-pixel centres (align_corners False), no antialiasing, cubic coefficient -0.75. OpenCV's linear and cubic resizes
-are just that (measured: 1.2e-6 at most). Its INTER_AREA is not torch's "area", adaptive average pooling, which is
-therefore here.
+do the same (measured difference: 1.2e-6 at most). Its INTER_AREA differs from torch's "area", which is adaptive
+average pooling and is implemented here.
 """
 
 import math
@@ -17,7 +17,7 @@ _OPENCV = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 
 
 def resize(image: Float[np.ndarray, "h w c"], size: tuple[int, int], mode: ResizeMode) -> Float[np.ndarray, "h2 w2 c"]:
-    """Resizes to `size` = (height, width); bicubic results may leave the input's range."""
+    """Resizes to `size` = (height, width). Bicubic results may be outside the input's range."""
     height, width = size
     if mode == "area":
         return _average_pool(image, size)
@@ -25,14 +25,14 @@ def resize(image: Float[np.ndarray, "h w c"], size: tuple[int, int], mode: Resiz
 
 
 def rescale(image: Float[np.ndarray, "h w c"], scale: float, mode: ResizeMode) -> Float[np.ndarray, "h2 w2 c"]:
-    """Resizes by `scale` as torch's `scale_factor` does: sizes are rounded down (to at least 1).
+    """Resizes by `scale` like torch's `scale_factor`: sizes are rounded down (to at least 1).
 
-    Sampling positions follow the given scale, not that of the sizes.
+    Sampling positions are computed from the given scale, not from the ratio of the sizes.
     """
     height, width = (max(1, math.floor(n * scale)) for n in image.shape[:2])
     if mode == "area":
         return _average_pool(image, (height, width))
-    # OpenCV rounds the size where torch cuts it off: at most one row and one column too many, at the far end.
+    # OpenCV rounds the size to nearest and torch rounds down. So there may be one extra row and column at the end.
     return cv2.resize(image, None, fx=scale, fy=scale, interpolation=_OPENCV[mode])[:height, :width]
 
 
@@ -47,7 +47,7 @@ def _average_pool(image: Float[np.ndarray, "h w c"], size: tuple[int, int]) -> F
         count = stop - start
         total = np.take(image, start, axis)
         for k in range(1, int(count.max())):
-            # Cells shorter than the longest add a row that already ended, with weight 0.
+            # A cell that has fewer rows than the longest adds a row with weight 0.
             rows = np.take(image, np.minimum(start + k, n - 1), axis)
             if count.min() <= k:
                 rows *= _along(axis, count > k)

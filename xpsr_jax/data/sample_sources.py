@@ -1,4 +1,4 @@
-"""Where training photographs come from: random access to images with their captions, whatever stores them."""
+"""Sources of training photographs: random access to images and their captions in all supported formats."""
 
 import bisect
 import itertools
@@ -19,9 +19,9 @@ from xpsr_jax.images.listing import list_images
 
 @runtime_checkable
 class SampleSource(Protocol):
-    """Anything with a length and samples by number, and that can be pickled for worker processes.
+    """Anything with a length and with samples by number. It must be picklable for worker processes.
 
-    A sample depends on its number alone.
+    A sample depends only on its number.
     """
 
     def __len__(self) -> int: ...
@@ -30,7 +30,7 @@ class SampleSource(Protocol):
 
 
 StoredSource = ImageFolder | OfflinePairs | StoredRecords
-"""A source of stored images: it also has the number's `record`, not decoded, and all `captions()`."""
+"""A source of stored images. It also has the undecoded `record` of a number, and all `captions()`."""
 
 
 def open_sample_source(
@@ -42,17 +42,20 @@ def open_sample_source(
     lr_captions: Captions = None,
     missing: Literal["error", "empty"] = "error",
 ) -> StoredSource:
-    """The source that `path` holds: TFDS (dataset_info.json), ArrayRecord files, ready-made pairs (dataset_0/HR), or
-    else a folder of images.
+    """Opens the source at `path`, whose contents decide its kind.
+
+    The kinds are TFDS (dataset_info.json), ArrayRecord files, ready-made pairs (dataset_0/HR), or otherwise a folder
+    of images.
 
     Args:
       exclude, missing_exclusions: as in `ImageFolder` and `OfflinePairs`.
-      captions, lr_captions: files of captions, by image path; None: an image folder's are in its `captions.jsonl`, the
-        others carry theirs.
-      missing: an image without a caption is an error, or has an empty one.
+      captions, lr_captions: caption files or captions by image path. None: an image folder's `captions.jsonl`, or the
+        captions stored in a source of another kind.
+      missing: "error" for an image without a caption, or "empty".
 
     Raises:
-      UserError: there is nothing there, it is broken, a caption is missing, or an option is not for such a source.
+      UserError: the path is missing or its contents are broken, a caption is missing, or an option does not apply to
+        this kind of source.
     """
     path = as_path(path)
     if isinstance(path, BucketPath):
@@ -67,17 +70,17 @@ def open_sample_source(
         _refuse(path, "ArrayRecord files", exclude=exclude)
         return open_array_records(path, **given)
     if path.is_file():
-        raise UserError(f"{path} is a file of a kind that images cannot be taken from; name a folder.")
+        raise UserError(f"{path} is not a file with training images; name a folder.")
     if find_datasets(path):
         _refuse(path, "ready-made pairs with captions of their own", captions=captions, lr_captions=lr_captions)
         return OfflinePairs(path, exclude=exclude, missing_exclusions=missing_exclusions, missing=missing)
     if captions is None:
         file = path / "captions.jsonl"
         if not file.is_file() and missing == "error":
-            list_images(path)  # If there are none, that is what is wrong.
+            list_images(path)  # A folder without images raises an error here, which describes the problem better.
             raise UserError(
                 f"There are no captions {file}. Write them, name another file with --images.captions (xpsr prepare: "
-                "--captions), or do without: --images.missing-captions empty (--missing-captions empty)."
+                "--captions), or use empty captions: --images.missing-captions empty (--missing-captions empty)."
             )
         given["captions"] = file if file.is_file() else None
     return ImageFolder(path, exclude=exclude, missing_exclusions=missing_exclusions, **given)
@@ -86,14 +89,14 @@ def open_sample_source(
 def _refuse(path: Path, kind: str, **options: Any) -> None:
     for name, value in options.items():
         if value:
-            hint = " (xpsr prepare has it, too)" if name == "exclude" else ""
-            raise UserError(f"{path} holds {kind}: {name} is not for them{hint}.")
+            hint = " (use it in xpsr prepare)" if name == "exclude" else ""
+            raise UserError(f"{path} contains {kind}: {name} cannot be used with them{hint}.")
 
 
 class Skipping:
-    """A source of which an image that cannot be read is named once, and the next one takes its place.
+    """A source in which the next image replaces an image that cannot be read. Each bad image is reported once.
 
-    So a sample still depends on its number alone. Worker processes name images each for themselves.
+    A sample still depends only on its number. Every worker process reports bad images separately.
     """
 
     def __init__(self, source: SampleSource):
@@ -104,7 +107,7 @@ class Skipping:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Sample:
-        """Raises UserError if none of all images can be read."""
+        """The sample, or the next readable one. Raises UserError if no image can be read."""
         first = range(len(self))[index]
         for number in itertools.chain(range(first, len(self)), range(first)):
             if number in self._broken:
@@ -113,14 +116,14 @@ class Skipping:
                 return self._source[number]
             except UserError as error:
                 self._broken.add(number)
-                say(f"{error}; the next image takes its place ({len(self._broken)} such)", to_stderr=True)
+                say(f"{error}; the next image replaces it ({len(self._broken)} so far)", to_stderr=True)
         raise UserError("no image can be read")
 
 
 class Cached:
-    """Keeps the decoded samples of a source in memory: for small ones, an image of 1440 x 960 takes 4 MB.
+    """Keeps the decoded samples of a source in memory. For small sources: an image of 1440 x 960 takes 4 MB.
 
-    Worker processes do not share them.
+    Every worker process has its own copy.
     """
 
     def __init__(self, source: SampleSource):
@@ -145,13 +148,13 @@ class Cached:
 class Mixture:
     """Several sources, each with its share of the samples.
 
-    It is as long as it must be for every sample of each source to be in it, and the shares to hold (to less than one
-    sample): samples of a source that is short for its share come several times. A source's own order is kept, one
-    source follows the other; `make_pipeline` shuffles.
+    Its length is the smallest one that contains every sample of each source and keeps the shares (to less than one
+    sample). Samples of a source that is too short for its share are repeated. The sources follow one another, each in
+    its own order; `make_pipeline` shuffles.
 
     Args:
-      sources: not empty.
-      weights: positive, relative to each other.
+      sources: one or more sources.
+      weights: the shares: one positive number per source, relative to each other.
     """
 
     def __init__(self, sources: Sequence[SampleSource], weights: Sequence[float]):

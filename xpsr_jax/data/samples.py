@@ -1,4 +1,4 @@
-"""A photograph as it is stored, and as it is used."""
+"""A training photograph, stored and decoded."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +15,15 @@ from xpsr_jax.images.reading import decode_image
 
 @dataclass(frozen=True)
 class Sample:
-    """One photograph, perhaps with its degraded version.
+    """One photograph, optionally with a degraded version.
 
     Attributes:
       image: RGB, 8 bits, upright.
-      caption: of the photograph itself.
-      path: of its file, relative to where it comes from, as captions name it.
-      lr_caption: of a degraded version of it, where there is one.
-      lr: the degraded version itself, of the photograph's size or that over a whole number; None: it is to be made.
-      first_stage: what a first stage made of it, of the photograph's size; None where that is not stored.
+      caption: the caption of the photograph itself.
+      path: the file's path relative to its source, as caption files name it.
+      lr_caption: the caption of a degraded version; None: there is no such caption.
+      lr: the degraded version; its size is the photograph's, divided by a whole number; None: it must be made.
+      first_stage: the first stage's picture of the degraded version, with the photograph's size; None: not stored.
     """
 
     image: UInt8[np.ndarray, "h w 3"]
@@ -39,7 +39,7 @@ class StoredSample:
     """A sample before its images are decoded.
 
     Attributes:
-      image, lr, first_stage: whole image files, of any format that `xpsr_jax.images` reads.
+      image, lr, first_stage: complete image files, in any format that `xpsr_jax.images` reads.
       caption, path, lr_caption: as in `Sample`.
     """
 
@@ -51,21 +51,21 @@ class StoredSample:
     first_stage: bytes | None = None
 
     def decode(self, root: Path) -> Sample:
-        """The sample; raises UserError for an image that cannot be decoded, and names it by its path below `root`."""
+        """The decoded sample. Raises UserError for an image that cannot be decoded; its name is given under `root`."""
         name = root / self.path
         lr = None if self.lr is None else decode_image(self.lr, f"{name} (its LR image)")
         clean = None if self.first_stage is None else decode_image(self.first_stage, f"{name} (its first stage's)")
         return Sample(decode_image(self.image, name), self.caption, self.path, self.lr_caption, lr, clean)
 
 
-# How Python has file names that are not UTF-8 in texts.
+# Python's error handler for file names that are not valid UTF-8.
 _NAMES = "surrogateescape"
-# Captions by their keys in a stored record.
+# The captions' keys in a stored record.
 _CAPTIONS = {"caption": ("high", "low"), "lr_caption": ("lr_high", "lr_low")}
 
 
 def to_fields(record: StoredSample) -> dict[str, Any]:
-    """The record as a flat dictionary of `bytes` and `str`: what ArrayRecord and TFDS store."""
+    """The record as a flat dictionary of `bytes` and `str`, as ArrayRecord and TFDS store it."""
     fields: dict[str, Any] = {"image": record.image, "path": record.path}
     for name, (high, low) in _CAPTIONS.items():
         caption = getattr(record, name) or Caption()
@@ -75,7 +75,7 @@ def to_fields(record: StoredSample) -> dict[str, Any]:
 
 
 def from_fields(fields: dict[str, Any]) -> StoredSample:
-    """What `to_fields` made a dictionary of. Only "image" must be in it."""
+    """The inverse of `to_fields`. Only the field "image" is required."""
 
     def text(name: str) -> str:
         value = fields.get(name, "")
@@ -93,16 +93,16 @@ def from_fields(fields: dict[str, Any]) -> StoredSample:
 
 
 def pack(record: StoredSample) -> bytes:
-    """As one record of an ArrayRecord file: msgpack."""
+    """The record as bytes for an ArrayRecord file, in msgpack format."""
     packed: bytes = msgpack.packb(to_fields(record), unicode_errors=_NAMES)
     return packed
 
 
 def unpack(data: bytes, where: str) -> StoredSample:
-    """Raises UserError for data that `pack` did not make; says `where`."""
+    """The inverse of `pack`. Raises UserError for other data; the message contains `where`."""
     try:
         return from_fields(msgpack.unpackb(data, unicode_errors=_NAMES))
     except (msgpack.UnpackException, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
-            f"{where} is no record of a photograph ({error}). Write such files with xpsr prepare records"
+            f"{where} is not a record of a photograph ({error}). Write such files with xpsr prepare records"
         ) from error

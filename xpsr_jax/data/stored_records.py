@@ -1,4 +1,4 @@
-"""Photographs and captions that `xpsr prepare` stored: in ArrayRecord files, or as a TFDS dataset."""
+"""Photographs and captions stored by `xpsr prepare`, in ArrayRecord files or as a TFDS dataset."""
 
 import dataclasses
 import re
@@ -21,15 +21,16 @@ _FILE = re.compile(r"(?P<name>.+)\.array_record(-\d+-of-(?P<count>\d+))?")
 
 
 class StoredRecords:
-    """Records by number, and captions that may come from elsewhere.
+    """Records by number, with their own captions or with captions from a file.
 
     Args:
-      root: where they are, for messages.
+      root: the records' path, for messages.
       records: anything with a length and stored records by number.
-      read: makes a `Record` of one; it gets a name for it too, for messages.
-      captions: by image path, or a JSON lines file of them, in place of those in the records; None: those.
+      read: makes a `StoredSample` from a stored record and the record's name for messages.
+      captions: captions by image path, or the path of a JSON lines file; they replace the records' captions. None: the
+        records' captions.
       lr_captions: the same for degraded versions.
-      missing: an image that `captions` lacks is an error when it is read, or has an empty one.
+      missing: "error" when an image is read that `captions` does not contain, or "empty".
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class StoredRecords:
         if self._captions is not None:
             if record.path not in self._captions and self._missing == "error":
                 raise UserError(
-                    f'No caption for {record.path!r}, which is in {self.root}. Add it, or set missing_captions="empty".'
+                    f'No caption for {record.path!r} of {self.root}. Add it, or set missing_captions="empty".'
                 )
             record = dataclasses.replace(record, caption=self._captions.get(record.path, Caption()))
         if self._lr_captions is not None:
@@ -69,20 +70,21 @@ class StoredRecords:
         return self.record(index).decode(self.root)
 
     def captions(self) -> Iterator[Caption]:
-        """All captions, of the images and of degraded versions. Reads every record."""
+        """All captions of the images and of their degraded versions. Reads every record."""
         for index in range(len(self)):
             record = self.record(index)
             yield from (caption for caption in (record.caption, record.lr_caption) if caption is not None)
 
 
 def open_array_records(path: Path, **options: Any) -> StoredRecords:
-    """The records of one ArrayRecord file, or of all those in a folder, in natural order.
+    """The records of one ArrayRecord file, or of all ArrayRecord files in a folder, in natural order.
 
     Args:
       options: `captions`, `lr_captions` and `missing` of `StoredRecords`.
 
     Raises:
-      UserError: there is none, or of files NAME.array_record-00000-of-00008 one is missing or broken.
+      UserError: there are no ArrayRecord files, or one of the files NAME.array_record-00000-of-00008, ... is missing or
+        broken.
     """
     files = list_array_records(path)
     if not files:
@@ -93,7 +95,7 @@ def open_array_records(path: Path, **options: Any) -> StoredRecords:
         together = [other for other in files if other.name.startswith(f"{match['name']}.array_record-")]
         if match["count"] and len(together) != int(match["count"]):
             raise UserError(
-                f"{path} has {len(together)} of the {int(match['count'])} files {match['name']}; get the rest."
+                f"{path} has {len(together)} of the {int(match['count'])} files {match['name']}; add the others."
             )
     try:
         in_bucket = [file for file in files if isinstance(file, BucketPath)]
@@ -107,40 +109,40 @@ def open_array_records(path: Path, **options: Any) -> StoredRecords:
 
 
 def list_array_records(path: Path) -> list[Path]:
-    """The ArrayRecord files in a folder, or the one file."""
+    """The ArrayRecord files in a folder, or the path itself if it is an ArrayRecord file."""
     files = [path] if path.is_file() else path.glob("*") if path.is_dir() else []
     return sorted((file for file in files if _FILE.fullmatch(file.name)), key=lambda file: natural_order(file.name))
 
 
 def open_tfds(folder: Path, **options: Any) -> StoredRecords:
-    """The records of a TFDS dataset in ArrayRecord format; tensorflow is not needed.
+    """The records of a TFDS dataset in ArrayRecord format. Tensorflow is not needed.
 
-    Of its features, `image` (or `hr`) must be there; `path`, `high`, `low`, `lr`, `lr_high`, `lr_low` may be.
+    The feature `image` (or `hr`) is required; `path`, `high`, `low`, `lr`, `lr_high`, `lr_low` are optional.
 
     Args:
-      folder: with dataset_info.json, as a TFDS builder writes it. Of its splits "train", or the only one. One in a
-        bucket is copied as a whole (`buckets.cache`).
+      folder: a folder with dataset_info.json, as a TFDS builder writes it. The split "train" is used, or the only
+        split. A folder in a bucket is copied completely (`buckets.cache`).
       options: `captions`, `lr_captions` and `missing` of `StoredRecords`.
 
     Raises:
-      UserError: TFDS is not installed, or the dataset is of another kind.
+      UserError: TFDS is not installed, or the dataset has another format or lacks images.
     """
     tfds = import_tfds()
     try:
         builder = tfds.builder_from_directory(str(local_folder(folder)))
         features, splits = builder.info.features, builder.info.splits
         if "train" not in splits and len(splits) != 1:
-            raise ValueError(f"it has no split train, but {', '.join(splits)}")
+            raise ValueError(f"it has no split train, only {', '.join(splits)}")
         images = {name for name, feature in features.items() if isinstance(feature, tfds.features.Image)}
         if not images & {"image", "hr"}:
-            raise ValueError(f"it has no feature image, but {', '.join(features)}")
+            raise ValueError(f"it has no feature image, only {', '.join(features)}")
         undecoded = {name: tfds.decode.SkipDecoding() for name in images}
         split = "train" if "train" in splits else next(iter(splits))
         records = builder.as_data_source(split=split, decoders=undecoded)
         count = len(records)
     except (ValueError, NotImplementedError, KeyError, OSError, RuntimeError) as error:
         raise UserError(
-            f"{folder} is no TFDS dataset of photographs in ArrayRecord format: {error}. Its builder must be given "
+            f"{folder} is not a TFDS dataset of photographs in ArrayRecord format: {error}. Build it with "
             'file_format="array_record"'
         ) from error
     if not count:
@@ -149,7 +151,7 @@ def open_tfds(folder: Path, **options: Any) -> StoredRecords:
 
 
 def import_tfds() -> Any:
-    """The module tensorflow_datasets, which takes seconds; raises UserError if it is not installed."""
+    """Imports tensorflow_datasets, which takes seconds. Raises UserError if it is not installed."""
     try:
         import tensorflow_datasets
     except ImportError as error:

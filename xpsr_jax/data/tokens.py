@@ -6,9 +6,9 @@ MAX_TOKENS = 77
 
 
 def pad_or_cut(ids: Sequence[int], pad: int, *, length: int = MAX_TOKENS, kept: int = 1) -> list[int]:
-    """Token ids of the given length: filled up with `pad`, or cut before the last `kept` of them.
+    """Token ids of the given length: padded with `pad`, or cut so that the last `kept` ids stay.
 
-    Not left to the tokenizer: it knows of no words that must stay, and it must not change its settings while another
+    The tokenizer is not used for this. It cannot keep the last words, and its settings must not change while another
     thread uses it.
     """
     if len(ids) > length:
