@@ -271,7 +271,7 @@ def test_tokens_are_clips():
     [
         ({"crop_size": 30}, {}, "crop size 30 must be a positive multiple of upscale=4"),
         ({}, {"batch_size": 3, "process_count": 2}, "batch size 3 must be a positive multiple of the 2 processes"),
-        ({}, {"seed": -1}, "seed must lie in"),
+        ({}, {"seed": -1}, "seed must be between"),
         ({"crop_scale": (0.5, 0.2)}, {}, "crop_scale must be"),
         ({"negative_target_probability": 0.1, "negative_words": ()}, {}, "negative_words is empty"),
         ({"workers": -1}, {}, "workers must be at least 0, not -1"),
