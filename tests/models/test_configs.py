@@ -45,7 +45,7 @@ def test_unsupported_values_are_all_named():
     [
         (UNET, {"layers_per_block": 10**9}, "layers_per_block must be from 1 to 32, not 1000000000"),
         (UNET, {"layers_per_block": 10**30}, "layers_per_block must be a number of ordinary size"),
-        (UNET, {"layers_per_block": 32, "transformer_layers_per_block": 32}, "make more than 128 layers"),
+        (UNET, {"layers_per_block": 32, "transformer_layers_per_block": 32}, "give more than 128 layers"),
         (UNET, {"layers_per_block": [2, 2, 2, 1]}, r"layers_per_block must be a whole number, not \[2, 2, 2, 1\]"),
         (UNET, {"transformer_layers_per_block": [[1]] * 4}, r"transformer_layers_per_block must be a whole number"),
         (UNET, {"block_out_channels": [32] * 9}, "block_out_channels must have 1 to 8 entries, not 9"),
@@ -68,7 +68,7 @@ def test_values_that_make_no_network_are_named(network, changed, problem):
 
 
 def test_a_list_of_equal_values_is_one_value():
-    """diffusers allows one value for all levels, or a list of one a level."""
+    """diffusers allows one value for all levels, or a list with one per level."""
     lists = {"transformer_layers_per_block": [1] * 4, "layers_per_block": [2] * 4, "only_cross_attention": [False] * 4}
     config = UNetConfig.from_json(UNetConfig().to_json() | lists | {"attention_head_dim": [8] * 4})
     assert config == UNetConfig(attention_head_dim=(8,) * 4)

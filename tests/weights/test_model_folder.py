@@ -247,7 +247,7 @@ def test_wrong_folders(folder, released, tmp_path):
     # A model's own subfolder, in the place of another.
     shutil.rmtree(folder / "unet")
     shutil.copytree(folder / "vae", folder / "unet")
-    with pytest.raises(UserError, match=r"unet: UNetConfig cannot be made of this config\.json.*latent_channels=4"):
+    with pytest.raises(UserError, match=r"unet: UNetConfig cannot be made from this config\.json.*latent_channels=4"):
         load(folder)
 
 

@@ -171,8 +171,8 @@ class DataConfig:
       low_caption_from: "drawn" describes the drawn degradation. "file" uses the degraded image's caption or, if there
         is none, the photograph's; ready-made pairs always do this.
       negative_target_probability: probability that the target stays degraded (`lr`), with `negative_words` as the
-        high-level caption (half the time) or after it. This teaches the negative prompt's meaning. There is no dropout and no clean
-        input then.
+        high-level caption (half the time) or after it. This teaches the negative prompt's meaning. There is no dropout
+        and no clean input then.
       negative_words: the words for negative targets.
       first_stage: source of the first stage's pictures, if the model has one (`networks.first_stage`): "computed" in
         the training step, or "stored" with ready-made pairs (`xpsr prepare pairs --first-stage`). With 23 blocks,

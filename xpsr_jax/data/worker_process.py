@@ -19,7 +19,7 @@ def tune() -> None:
 
     Batches are made in parallel, so OpenCV and numpy's matrix products are limited to one thread each; more threads
     would wait for each other. Freed memory is kept for the next image. By default glibc returns every array of a few
-    megabytes to the system immediately. Getting it back, page by page, takes a quarter of the time (docs/train/data.md).
+    megabytes to the system immediately. Getting it back page by page takes a quarter of the time (docs/train/data.md).
     """
     cv2.setNumThreads(1)
     threadpoolctl.threadpool_limits(1, user_api="blas")

@@ -1,1 +1,1 @@
-"""The networks: UNet, ControlNet, autoencoder, text encoder, and the attention kernels that they compute with."""
+"""The networks: UNet, ControlNet, autoencoder and text encoder, and their attention kernels."""

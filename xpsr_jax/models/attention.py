@@ -1,4 +1,4 @@
-"""Softmax attention: one function, several kernels, equal up to rounding."""
+"""Softmax attention: one function with several kernels, which are equal up to rounding."""
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +10,11 @@ from xpsr_jax.models.two_pass import scores, two_pass_attention
 
 # Queries per chunk; 128 to 1024 are about equally fast.
 CHUNK = 256
-# Scores a head from which chunks pay on a CPU: below, everything stays in cache.
+# Scores per head above which chunks are faster on a CPU. Below, everything stays in cache.
 CHUNKED = 2**13
-# Scores a head from which on a TPU gains by not storing them.
+# Scores per head above which a TPU is faster if they are not stored.
 TWICE = 2**18
-# What "auto" is on a TPU.
+# The kernel of "auto" on a TPU.
 TPU_KERNEL: Kernel = "two_pass"
 
 
@@ -28,11 +28,13 @@ def attention(
 ) -> Float[Array, "b n h d"]:
     """softmax(q kᵀ / √d) v, with the softmax in float32.
 
-    `kernel`: "plain" materialises all scores; "chunked" those of one head's `CHUNK` queries at a time (and recomputes
-    them in the backward pass); "two_pass" computes the scores twice and stores none of them, if the compiler fuses as
-    XLA does for TPUs; "flash" is JAX's fused TPU kernel (both are "plain" where scores are few); "cudnn" is the fused
-    GPU kernel (float16 or bfloat16, d a multiple of 8, at most 128); "auto" chooses by backend and size. `causal` masks
-    later keys.
+    Args:
+      kernel: "plain" materialises all scores. "chunked" materialises the scores of `CHUNK` queries of one head at a
+        time, and recomputes them in the backward pass. "two_pass" computes the scores twice and stores none, if the
+        compiler fuses like XLA for TPUs. "flash" is JAX's fused TPU kernel. These two are "plain" for few scores.
+        "cudnn" is the fused GPU kernel (float16 or bfloat16, d a multiple of 8, at most 128). "auto" chooses by backend
+        and size.
+      causal: mask later keys.
     """
     if kernel == "auto":
         kernel = automatic_kernel(q, k)
@@ -48,7 +50,7 @@ def attention(
 
 
 def automatic_kernel(q: Array | jax.ShapeDtypeStruct, k: Array | jax.ShapeDtypeStruct) -> Kernel:
-    """What "auto" is, for queries and keys of these shapes and this type, on the devices at hand."""
+    """The kernel that "auto" chooses for queries and keys of these shapes and types on the current devices."""
     if jax.default_backend() == "gpu":
         fused = q.dtype in (jnp.float16, jnp.bfloat16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
         return "cudnn" if fused else "plain"
@@ -58,13 +60,13 @@ def automatic_kernel(q: Array | jax.ShapeDtypeStruct, k: Array | jax.ShapeDtypeS
 
 
 def _plain(q: Array, k: Array, v: Array, positions: Array | None) -> Array:
-    """Attention of whole score matrices; `positions` of the queries switch the causal mask on."""
+    """Attention with whole score matrices. With the queries' `positions` a causal mask is used."""
     weights = jax.nn.softmax(scores(q, k, positions), axis=-1).astype(v.dtype)
     return jnp.einsum("bhnm,bmhd->bnhd", weights, v)
 
 
 def _chunked(q: Array, k: Array, v: Array, causal: bool) -> Array:
-    """Head by head: XLA for CPUs multiplies two matrices in half the time that it takes for many at once."""
+    """One head at a time: XLA for CPUs takes half as long for single matrix products as for batched ones."""
     b, n, h, d = q.shape
     length = min(CHUNK, n)
     chunks = -(-n // length)
@@ -90,11 +92,11 @@ def _chunked(q: Array, k: Array, v: Array, causal: bool) -> Array:
 def _one_head(
     q: Float[Array, "n d"], k: Float[Array, "m d"], v: Float[Array, "m d"], mask: Bool[Array, "n m"] | None
 ) -> Float[Array, "n d"]:
-    """The weights are divided by their sum after the product with the values, where there is less to divide."""
+    """Attention of one head. The product is divided by the sum of the weights, as it has fewer entries than these."""
     scores = jnp.einsum("nd,md->nm", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     if mask is not None:
         scores = jnp.where(mask, scores, -jnp.inf)
-    # Any number can be taken off; the maximum's own gradient would cancel.
+    # Subtracting any number gives the same result. So the maximum needs no gradient.
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     out = jnp.einsum("nm,md->nd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     return (out / weights.sum(-1, keepdims=True)).astype(v.dtype)

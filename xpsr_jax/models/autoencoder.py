@@ -18,7 +18,7 @@ _MAIN_PATH = {"conv_in", "conv_shortcut", "conv2", "downsamplers", "upsamplers"}
 
 
 class _MidBlock(nnx.Module):
-    """Resnet, self-attention over all positions with one head where there is one, resnet."""
+    """Resnet, optional self-attention over all positions with one head, resnet."""
 
     def __init__(self, features: int, *, groups: int, attention: bool, compute: Compute, rngs: nnx.Rngs):
         self.resnets = nnx.List([_resnet(features, features, groups, compute, rngs) for _ in range(2)])
@@ -40,7 +40,7 @@ class _SpatialAttention(Attention):
 
 
 class _Level(nnx.Module):
-    """Resnets of one resolution, then a halving or a doubling where there is another level to go to."""
+    """Resnets of one resolution. All levels except the last one then halve or double the size."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class _Level(nnx.Module):
             ]
         )
         if direction == "down" and not last:
-            # Padding at the bottom and right only, unlike the UNet's.
+            # Padding only at the bottom and right, unlike in the UNet.
             self.downsamplers = nnx.List([Downsample(out_features, padding=(0, 1), compute=compute, rngs=rngs)])
         if direction == "up" and not last:
             self.upsamplers = nnx.List([Upsample(out_features, compute=compute, rngs=rngs)])
@@ -89,7 +89,7 @@ def _mid_block(features: int, config: AutoencoderConfig, *, compute: Compute, rn
 
 
 class Encoder(nnx.Module):
-    """Image to the moments of the latents' posterior."""
+    """The encoder, from an image to the moments of the latents' posterior."""
 
     def __init__(self, config: AutoencoderConfig, *, compute: Compute, rngs: nnx.Rngs):
         widths, groups = config.block_out_channels, config.norm_num_groups
@@ -114,7 +114,7 @@ class Encoder(nnx.Module):
         self.conv_out = conv(widths[-1], 2 * config.latent_channels, compute=compute, rngs=rngs)
 
     def __call__(self, image: Float[Array, "b H W 3"]) -> Float[Array, "b h w moments"]:
-        """What `quant_conv` turns into mean and log variance of the unscaled latents.
+        """The input of `quant_conv`, which gives the mean and log variance of the unscaled latents.
 
         Args:
           image: in [-1, 1]. The result has twice as many channels as the latents.
@@ -126,7 +126,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Latents to image."""
+    """The decoder, from latents to an image."""
 
     def __init__(self, config: AutoencoderConfig, *, compute: Compute, rngs: nnx.Rngs):
         widths, groups = config.block_out_channels[::-1], config.norm_num_groups
@@ -151,7 +151,7 @@ class Decoder(nnx.Module):
         self.conv_out = conv(widths[-1], config.out_channels, compute=compute, rngs=rngs)
 
     def __call__(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
-        """Image, about in [-1, 1] (not clipped).
+        """The image, about in [-1, 1] (not clipped).
 
         Args:
           latents: unscaled, after `post_quant_conv`.
@@ -163,7 +163,7 @@ class Decoder(nnx.Module):
 
 
 class Autoencoder(nnx.Module):
-    """Between images in [-1, 1] and latents at 1/`factor` of their size."""
+    """Converts between images in [-1, 1] and latents with 1/`factor` of their size."""
 
     def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs, compute: Compute = Compute()):  # noqa: B008
         self.config = config
@@ -175,12 +175,12 @@ class Autoencoder(nnx.Module):
 
     @property
     def factor(self) -> int:
-        """Pixels a latent cell, along each axis."""
+        """Pixels per latent cell along each axis."""
         factor: int = 2 ** (len(self.config.block_out_channels) - 1)
         return factor
 
     def moments(self, image: Float[Array, "b H W 3"]) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
-        """Mean and log variance (held to [-30, 20]) of the unscaled latents' posterior, in float32."""
+        """Mean and log variance (clipped to [-30, 20]) of the unscaled latents' posterior, in float32."""
         mean, log_variance = jnp.split(self.quant_conv(self.encoder(image)).astype(jnp.float32), 2, axis=-1)
         return mean, jnp.clip(log_variance, -30.0, 20.0)
 
@@ -189,7 +189,7 @@ class Autoencoder(nnx.Module):
     ) -> Float[Array, "b h w c"]:
         """Scaled latents of an image in [-1, 1].
 
-        A sample of the posterior, with one key for all images or one for each, or its mode without a key.
+        With a key (one for all images, or one per image) a sample of the posterior; without a key its mode.
         """
         mean, log_variance = self.moments(image)
         if key is not None:
@@ -197,16 +197,16 @@ class Autoencoder(nnx.Module):
         return mean * self.config.scaling_factor
 
     def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
-        """Image, about in [-1, 1] (not clipped), of scaled latents."""
+        """The image, about in [-1, 1] (not clipped), of scaled latents."""
         return self.decoder(self.post_quant_conv(latents / self.config.scaling_factor)).astype(jnp.float32)
 
 
 def initialise_near_linear(autoencoder: Autoencoder, key: Key[Array, ""]) -> None:
-    """A start, in place, from which a small autoencoder learns within minutes instead of hours.
+    """Initialises a small autoencoder, in place, so that it learns within minutes instead of hours.
 
-    Group normalisation takes an image's brightness and contrast away unless other channels of the group give a measure
-    for them. So the main path's convolutions begin with their input's scale and with large constant biases as that
-    measure, and residual branches begin small.
+    Group normalisation removes an image's brightness and contrast, unless other channels of the group provide a
+    reference for them. So the convolutions of the main path start with the scale of their input and with large constant
+    biases as this reference. Residual branches start small.
     """
     values = parameters(autoencoder)
     changed = {}

@@ -18,11 +18,11 @@ from xpsr_jax.models.two_pass import ATTENDED
 
 @dataclass(frozen=True)
 class Text:
-    """What `project_text` returns: keys and values of every text cross-attention.
+    """The result of `project_text`: keys and values of every text cross-attention, by the transformers' paths.
 
     Attributes:
-      high: of the transformers that attend to the high-level caption, by their paths ("down_blocks.0.attentions.1").
-      low: of those that attend to the low-level caption (a ControlNet's: "down_blocks.0.attentions_lowlevel.1").
+      high: for the transformers that attend to the high-level caption ("down_blocks.0.attentions.1").
+      low: for those that attend to the low-level caption (in a ControlNet: "down_blocks.0.attentions_lowlevel.1").
     """
 
     high: Mapping[str, Context] = field(default_factory=dict)
@@ -31,14 +31,14 @@ class Text:
 
 jax.tree_util.register_dataclass(Text)
 
-# The two captions may have different numbers of samples, see `layers.aligned`.
+# The two captions may have different numbers of samples (`layers.aligned`).
 TextEmbedding = Float[Array, "_ _ d"] | Text
 
 
 def project_text_at(
     network: nnx.Module, kind: Literal["attentions", "attentions_lowlevel"], embedding: Float[Array, "b n d"]
 ) -> dict[str, Context]:
-    """What each of a network's transformers of this kind makes of an embedding, by the transformer's path."""
+    """Keys and values of an embedding for each transformer of this kind in the network, by the transformer's path."""
     return {
         ".".join(map(str, path)): module.project_context(embedding)
         for path, module in nnx.iter_modules(network)
@@ -47,25 +47,25 @@ def project_text_at(
 
 
 def context_at(text: TextEmbedding | None, branch: Literal["high", "low"], path: str) -> Context | None:
-    """What the transformer at a path attends to: what was projected for it, or the embedding itself."""
+    """The context of the transformer at a path: its projected keys and values, or the embedding itself."""
     return getattr(text, branch)[path] if isinstance(text, Text) else text
 
 
 def run(block: nnx.Module, *args: Any, compute: Compute) -> Array:
-    """Calls a block. Where `compute.remat` says so, the backward pass recomputes it from its products' results."""
+    """Calls a block. With `compute.remat` the backward pass recomputes it from the results of its products."""
     call: Callable[..., Array] = type(block).__call__
     return nnx.remat(call, policy=_STORED)(block, *args) if compute.remat else call(block, *args)
 
 
 def _is_product_with_weights(primitive: Primitive, *_: object, **parameters: Any) -> bool:
-    """Such products are much work, and their results small: attention's scores, by far the largest, are none."""
+    """True for products with weights: expensive, with small results. The products of attention (scores) are not."""
     if primitive is jax.lax.dot_general_p:
         _, batched = parameters["dimension_numbers"]
         return not any(batched)
     return primitive is jax.lax.conv_general_dilated_p
 
 
-# What a block's backward pass finds, instead of computing it again as it does norms and activations.
+# The results that are stored for a block's backward pass. All others, like norms and activations, are recomputed.
 _STORED = jax.checkpoint_policies.save_from_both_policies(
     _is_product_with_weights, jax.checkpoint_policies.save_only_these_names(ATTENDED)
 )
@@ -74,7 +74,7 @@ _STORED = jax.checkpoint_policies.save_from_both_policies(
 class ResnetBlock(nnx.Module):
     """Two normalised 3x3 convolutions with a residual.
 
-    The time embedding, where there is one, is added between them.
+    A time embedding, if given, is added between them.
     """
 
     def __init__(
@@ -98,12 +98,12 @@ class ResnetBlock(nnx.Module):
             self.conv_shortcut = conv(in_features, out_features, 1, compute=compute, rngs=rngs)
 
     def __call__(self, x: Float[Array, "_ h w c"], time: Float[Array, "_ t"] | None = None) -> Float[Array, "b h w d"]:
-        """Adds to `x` what the convolutions make of it (method §2).
+        """The residual block (method §2).
 
         Args:
-          x: feature map of `in_features`; the result has d = `out_features`.
-          time: embedding of `TimeEmbedding`; None for a block without `time_features`. Either may have fewer samples
-            than the other, see `layers.aligned`.
+          x: feature map with `in_features` channels; the result has d = `out_features`.
+          time: embedding from `TimeEmbedding`; None for a block without `time_features`. `x` and `time` may have
+            different numbers of samples (`layers.aligned`).
         """
         h = self.conv1(jax.nn.silu(self.norm1(x)))
         if time is not None:
@@ -114,15 +114,15 @@ class ResnetBlock(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """Halves height and width by a strided convolution."""
+    """Halves height and width with a strided convolution."""
 
     def __init__(self, features: int, *, padding: int | tuple[int, int] = 1, compute: Compute, rngs: nnx.Rngs):
         self.conv = conv(features, features, stride=2, padding=padding, compute=compute, rngs=rngs)
-        # Of odd sizes, (h + 1) / 2 where both sides are padded, else (h - 1) / 2.
+        # An odd size h becomes (h + 1) / 2 if both sides are padded, otherwise (h - 1) / 2.
         self.border = 2 * padding if isinstance(padding, int) else sum(padding)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b (h+{self.border}-1)//2 (w+{self.border}-1)//2 c"]:
-        """The feature map at half its size; of odd sides, rounded up with padding on both sides, else down."""
+        """The feature map at half its size. Odd sizes are rounded up if both sides are padded, otherwise down."""
         return self.conv(x)
 
 
@@ -133,7 +133,7 @@ class Upsample(nnx.Module):
         self.conv = conv(features, features, compute=compute, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"], height: int, width: int) -> Float[Array, "b {height} {width} c"]:
-        """The feature map at the given size, which is that of the next skip: twice its own but for odd sides."""
+        """The feature map at the given size, that of the next skip: twice its own size, one less for odd sizes."""
         return self.conv(nearest_resize(x, height, width))
 
 
@@ -145,10 +145,10 @@ class TimeEmbedding(nnx.Module):
         self.linear_2 = linear(features, features, compute=compute, rngs=rngs)
 
     def __call__(self, embedding: Float[Array, "b c"]) -> Float[Array, "b t"]:
-        """The embedding that every resnet gets.
+        """The time embedding for all resnets.
 
         Args:
-          embedding: sinusoidal, of `layers.timestep_embedding`; the result has t = `features`.
+          embedding: sinusoidal, from `layers.timestep_embedding`; the result has t = `features`.
         """
         return self.linear_2(jax.nn.silu(self.linear_1(embedding)))
 
@@ -164,8 +164,8 @@ def semantic_fusion_attention(
 ) -> Float[Array, "b h w c"]:
     """Fuses the high- and low-level captions into the feature map in parallel (paper, eq. 2; method §3).
 
-    The high-level result is the query and the residual stream, the low-level result gives keys and values. Without a
-    low-level caption the high-level result stands.
+    The high-level result is the query and the residual stream; the low-level result gives keys and values. Without a
+    low-level caption the high-level result is returned.
     """
     queries = attend_high(x, high)
     if low is None:
@@ -174,10 +174,10 @@ def semantic_fusion_attention(
 
 
 class CaptionAttention(nnx.Module):
-    """Lists of transformers, one of each kind a layer, that attend to the captions; what the down and mid blocks share.
+    """Attention to the captions, for down and mid blocks: lists of transformers, with one of each kind per layer.
 
-    The lists keep the released names: `attentions` (high level), `attentions_lowlevel`, `attentions_connect` (the
-    fusion). `fusion` says which exist.
+    The lists have their released names: `attentions` (high level), `attentions_lowlevel`, `attentions_connect` (the
+    fusion). `fusion` determines which of them exist.
     """
 
     attentions: nnx.List
@@ -209,9 +209,9 @@ class CaptionAttention(nnx.Module):
     def attend(
         self, layer: int, x: Array, high: TextEmbedding | None, low: TextEmbedding | None, *, path: str
     ) -> Array:
-        """Attends to both captions after a layer, as `fusion` says (paper, Table 3).
+        """Attends to both captions after a layer, according to `fusion` (paper, Table 3).
 
-        `path`: the block's in its network, by which what was projected for it is found.
+        `path` is the block's path in its network. Projected keys and values are found by it.
         """
 
         def transformer(kind: nnx.List) -> Callable[[Array, Context], Array]:
@@ -220,7 +220,7 @@ class CaptionAttention(nnx.Module):
         high_context = context_at(high, "high", f"{path}.attentions.{layer}") if self.fusion != "low" else None
         low_context = context_at(low, "low", f"{path}.attentions_lowlevel.{layer}") if self.fusion != "high" else None
         if self.fusion == "sfa":
-            assert high_context is not None  # only the low-level caption may be left out
+            assert high_context is not None  # Only the low-level caption is optional.
             return semantic_fusion_attention(
                 x,
                 high_context,
@@ -230,7 +230,7 @@ class CaptionAttention(nnx.Module):
                 fuse=transformer(self.attentions_connect),
             )
         if self.fusion == "low" and low_context is None:
-            raise ValueError('fusion="low" attends to the low-level caption alone, so low=None is not possible')
+            raise ValueError('fusion="low" needs the low-level caption, but low is None')
         if high_context is not None:
             x = transformer(self.attentions)(x, high_context)
         if low_context is not None:
@@ -239,7 +239,7 @@ class CaptionAttention(nnx.Module):
 
 
 class DownBlock(CaptionAttention):
-    """Resnets, each followed by attention to the captions where `make` is given, then a downsample."""
+    """Resnets, each followed by attention to the captions (if `make` is given), then a downsample."""
 
     def __init__(
         self,
@@ -275,9 +275,9 @@ class DownBlock(CaptionAttention):
         path: str,
         layers: int | None = None,
     ) -> tuple[Array, list[Array]]:
-        """Returns the block's output and the features of every layer (b h w c, at falling sizes).
+        """Returns the block's output and the features of every layer (b h w c, at decreasing sizes).
 
-        With `layers` only the first so many are computed, and nothing is downsampled; `path` is as in `attend`.
+        With `layers` only the first `layers` layers are computed, without downsampling. `path` is as in `attend`.
         """
         features = []
         for i, resnet in enumerate(self.resnets[:layers]):
@@ -315,7 +315,7 @@ class MidBlock(CaptionAttention):
 
         Args:
           x: b h w c.
-          time: b t, of `TimeEmbedding`.
+          time: b t, from `TimeEmbedding`.
           high, low: the captions, as in `attend`.
           path: as in `attend`.
         """
@@ -365,10 +365,10 @@ class UpBlock(nnx.Module):
         path: str,
         first: int = 0,
     ) -> Float[Array, "b h w c"]:
-        """Decodes one level, or a part of it: as many of its layers as there are skips, from `first` on.
+        """Decodes one level or a part of it: one layer per skip, starting with layer `first`.
 
-        `skips`, already with the residuals added, and `residuals` come in the order in which the layers take them;
-        `path` is as in `CaptionAttention.attend`.
+        `skips` (with the residuals already added) and `residuals` are in the order of the layers. `path` is as in
+        `CaptionAttention.attend`.
         """
         for i, skip in enumerate(skips):
             layer = first + i
@@ -389,8 +389,8 @@ class UpBlock(nnx.Module):
 def conditional_attention(
     x: Float[Array, "_ h w c"], residual: Float[Array, "_ h w d"], *, attend: Transformer, compute: Compute
 ) -> Float[Array, "b h w c"]:
-    """Lets the frozen decoder look at the ControlNet's feature of the same size (paper, §3.4; method §4).
+    """Lets the frozen decoder attend to the ControlNet's feature of the same size (paper, §3.4; method §4).
 
-    Query `x`, keys and values `residual`.
+    `x` is the query; `residual` gives keys and values.
     """
     return run(attend, x, flatten_tokens(residual), compute=compute)

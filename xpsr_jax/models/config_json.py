@@ -17,21 +17,21 @@ class Settings(Protocol):
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
 
-# What diffusers takes as one value for all levels or as a list of one a level, and these networks have alike in all.
+# Keys for which diffusers accepts one value or a list with one per level. These networks need the same in all levels.
 _ONE_FOR_ALL = ("transformer_layers_per_block", "layers_per_block", "cross_attention_dim", "only_cross_attention")
 
 
 def read_config(
     cls: type[T], data: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]], ignored: frozenset[str] = frozenset()
 ) -> T:
-    """Makes the frozen dataclass `cls` of a config.json.
+    """Makes the frozen dataclass `cls` from a config.json.
 
     Args:
-      fixed: the keys whose values the network does not vary, each with the values it accepts.
-      ignored: keys that say nothing about the architecture, like those that begin with "_".
+      fixed: keys that are not fields of `cls`, each with the values that the network supports.
+      ignored: keys without meaning for the architecture. Keys that begin with "_" are ignored too.
 
     Raises:
-      ValueError: naming every key that is unknown, or has a value that is wrong or not supported.
+      ValueError: keys are unknown, or values are wrong or not supported; the message names every one.
     """
     names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     values, problems = {}, []
@@ -51,7 +51,7 @@ def read_config(
         problems += mismatch.problems
     if problems:
         text = listed([problem[:300] for problem in problems], separator="; ")
-        raise ValueError(f"{cls.__name__} cannot be made of this config.json: {text}")
+        raise ValueError(f"{cls.__name__} cannot be made from this config.json: {text}")
     return config
 
 
@@ -64,14 +64,14 @@ def write_config(config: Settings, class_name: str, fixed: Mapping[str, tuple[An
 
 
 def per_level(value: int | tuple[int, ...], levels: int) -> tuple[int, ...]:
-    """One value a level, from one for all or a sequence of them."""
+    """One value per level, from one value for all levels or from a sequence."""
     values = (value,) * levels if isinstance(value, int) else tuple(value)
     if len(values) != levels:
-        raise ValueError(f"expected {levels} values, one a level, got {values}")
+        raise ValueError(f"expected {levels} values, one per level, got {values}")
     return values
 
 
 def _one_for_all(value: Any, levels: Any) -> Any:
-    """The value that all levels have; a list in which they differ stays one, and is refused as such."""
+    """The common value of all levels. A list with different values is returned unchanged and refused later."""
     same = isinstance(value, list) and isinstance(levels, list) and len(value) == len(levels)
     return value[0] if same and value and all(each == value[0] for each in value) else value

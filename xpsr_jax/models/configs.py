@@ -1,6 +1,6 @@
-"""Settings of the networks: what a config.json of diffusers or transformers says of them, and how they compute.
+"""Settings of the networks, as in the config.json files of diffusers and transformers, and names of kernels.
 
-Nothing here imports JAX: command lines read these settings before they know whether anything will be computed.
+This module does not import JAX, because command lines load these settings even if nothing is computed.
 """
 
 import dataclasses
@@ -13,12 +13,12 @@ from xpsr_jax.models.config_json import per_level, read_config, write_config
 from xpsr_jax.serialisation import Length, Range, check_fields
 
 Kernel = Literal["auto", "plain", "chunked", "two_pass", "flash", "cudnn"]
-"""A way to compute attention, see `attention.attention`."""
+"""The name of an attention kernel (`attention.attention`)."""
 
 Fusion = Literal["sfa", "serial", "high", "low"]
-"""How a network attends to the two captions, see `ControlNetConfig`."""
+"""How a network attends to the two captions (`ControlNetConfig`)."""
 
-# Bounds of what a network may be. Beyond them are mistakes, and files that would keep one busy for ever.
+# Limits of the settings. Values beyond them are mistakes, or come from files that would take forever to load.
 _Count = Annotated[int, Range(1, 32)]
 _Width = Annotated[int, Range(1, 2**17)]
 _Size = Annotated[int, Range(1, 2**20)]
@@ -27,7 +27,7 @@ _Widths = Annotated[tuple[_Width, ...], Length(1, 8)]
 _Names = Annotated[tuple[str, ...], Length(1, 8)]
 _MOST_LAYERS = 128
 
-# What UNets and ControlNets of diffusers may vary and these do not, with the values that are accepted.
+# Settings of diffusers' UNets and ControlNets that these networks do not support, with the accepted values.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "act_fn": ("silu",),
     "addition_embed_type": (None,),
@@ -84,7 +84,7 @@ _FIXED_TEXT_ENCODER: dict[str, tuple[Any, ...]] = {
     "dropout": (0.0, 0),
     "model_type": ("clip_text_model",),
 }
-# Bookkeeping of transformers, and what only CLIP's training or its pooled output uses.
+# Bookkeeping of transformers, and settings that only CLIP's training or its pooled output uses.
 _IGNORED_TEXT_ENCODER = frozenset(
     (
         "architectures",
@@ -112,28 +112,28 @@ _IGNORED_TEXT_ENCODER = frozenset(
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """What the configurations of a UNet and of a ControlNet have in common: the encoder, which is built alike in both.
+    """The settings common to a UNet and a ControlNet. They describe the encoder, which is the same in both.
 
-    The values are Stable Diffusion 1.5's.
+    The defaults are Stable Diffusion 1.5's.
 
     Attributes:
-      in_channels: of the latents.
-      block_out_channels: widths, one a level; each level after the first works at half the size of the one before.
-      layers_per_block: resnets a level.
-      down_block_types: one a level: "CrossAttnDownBlock2D" attends to the captions, "DownBlock2D" does not.
+      in_channels: channels of the latents.
+      block_out_channels: widths, one per level. Each level has half the size of the previous one.
+      layers_per_block: resnets per level.
+      down_block_types: one per level: "CrossAttnDownBlock2D" attends to the captions, "DownBlock2D" does not.
       cross_attention_dim: width of the text embeddings.
-      attention_head_dim: the *number* of heads, one for all levels or one a level (diffusers' name is a known
-        misnomer), unless `num_attention_heads` is given.
-      num_attention_heads: the same under its right name, which some files have.
+      attention_head_dim: the *number* of heads, one for all levels or one per level (diffusers' name is a known
+        misnomer). Ignored if `num_attention_heads` is given.
+      num_attention_heads: the number of heads under its correct name, which some files use.
       transformer_layers_per_block: transformer layers at each attention site.
       norm_num_groups: groups of the group norms.
       norm_eps: epsilon of the group norms.
-      flip_sin_to_cos: of the timesteps' sinusoidal embedding, see `layers.timestep_embedding`.
-      freq_shift: of the same embedding.
-      downsample_padding: of the strided convolutions, in pixels on each side.
-      use_linear_projection: linear layers, not 1x1 convolutions, lead into and out of the transformers.
-      upcast_attention: scores and softmax in float32. It has no effect, because here they are so in any case; None is
-        False, as some of Stable Diffusion 2's files have it.
+      flip_sin_to_cos: order of the timesteps' sinusoidal embedding (`layers.timestep_embedding`).
+      freq_shift: frequency shift of the same embedding.
+      downsample_padding: padding of the strided convolutions, in pixels on each side.
+      use_linear_projection: use linear layers instead of 1x1 convolutions before and after the transformers.
+      upcast_attention: compute scores and softmax in float32. It has no effect, because they are always float32 here.
+        None, in some files of Stable Diffusion 2, means False.
     """
 
     in_channels: _Width = 4
@@ -161,13 +161,13 @@ class EncoderConfig:
         check_fields(self)
         levels = len(self.block_out_channels)
         if len(self.down_block_types) != levels:
-            raise UserError(f"down_block_types must have {levels} entries, one a level of block_out_channels")
+            raise UserError(f"down_block_types must have {levels} entries, one per level of block_out_channels")
         name = "num_attention_heads" if self.num_attention_heads else "attention_head_dim"
         heads = getattr(self, name)
         if isinstance(heads, tuple) and len(heads) != levels:
-            raise UserError(f"{name} must be one number or have {levels} entries, one a level of block_out_channels")
+            raise UserError(f"{name} must be one number or have {levels} entries, one per level of block_out_channels")
         if levels * self.layers_per_block * self.transformer_layers_per_block > _MOST_LAYERS:
-            raise UserError(f"layers_per_block and transformer_layers_per_block make more than {_MOST_LAYERS} layers")
+            raise UserError(f"layers_per_block and transformer_layers_per_block give more than {_MOST_LAYERS} layers")
 
     @property
     def heads(self) -> tuple[int, ...]:
@@ -178,7 +178,7 @@ class EncoderConfig:
     def feature_channels(self) -> list[int]:
         """Channels of the encoder's features: after conv_in, after every layer and after every downsample.
 
-        They are those of the ControlNet's residuals; the UNet's decoder takes them up last first.
+        The ControlNet's residuals have the same channels. The UNet's decoder uses the features in reverse order.
         """
         widths = self.block_out_channels
         last = len(widths) - 1
@@ -190,10 +190,10 @@ class UNetConfig(EncoderConfig):
     """Fields of diffusers' UNet2DConditionModel config.json, with Stable Diffusion 1.5's values.
 
     Attributes:
-      out_channels: of the prediction.
-      up_block_types: of the decoder, from the coarsest level on: "CrossAttnUpBlock2D" or "UpBlock2D".
-      sample_size: side of the latents in training; nothing depends on it.
-      conditional_attention: False is the stock UNet.
+      out_channels: channels of the prediction.
+      up_block_types: blocks of the decoder, coarsest level first: "CrossAttnUpBlock2D" or "UpBlock2D".
+      sample_size: side of the latents in training; not used.
+      conditional_attention: use Conditional Attention; False: the stock UNet.
     """
 
     out_channels: _Width = 4
@@ -204,14 +204,14 @@ class UNetConfig(EncoderConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.up_block_types) != len(self.block_out_channels):
-            raise UserError("up_block_types must have one entry a level of block_out_channels")
+            raise UserError("up_block_types must have one entry per level of block_out_channels")
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "UNetConfig":
-        """The configuration that a config.json describes.
+        """The configuration in a config.json.
 
         Raises:
-          ValueError: naming every value that is not supported.
+          ValueError: values are not supported; the message names every one.
         """
         blocks = data.get("up_block_types", cls.up_block_types)
         none = [False] * len(blocks) if isinstance(blocks, list | tuple) else None
@@ -219,7 +219,7 @@ class UNetConfig(EncoderConfig):
         return read_config(cls, data, fixed)
 
     def to_json(self) -> dict[str, Any]:
-        """The config.json from which diffusers, the released code and `from_json` make this network again."""
+        """The config.json from which diffusers, the released code and `from_json` can make this network again."""
         fixed = _FIXED_UNET | {"up_use_lowlevel_prompt": ([False] * len(self.block_out_channels),)}
         if not self.conditional_attention:
             fixed = {key: value for key, value in fixed.items() if "lowlevel" not in key}
@@ -228,16 +228,16 @@ class UNetConfig(EncoderConfig):
 
 @dataclass(frozen=True)
 class ControlNetConfig(EncoderConfig):
-    """Fields of diffusers' ControlNetModel config.json and of the released XPSR one, with its values.
+    """Fields of diffusers' ControlNetModel config.json and of XPSR's released one. The defaults are the released ones.
 
     Attributes:
-      conditioning_channels: of the image.
-      conditioning_embedding_out_channels: widths of the image encoder; each after the first halves the image.
-      return_rgbs: has the pixel heads of the Degradation-Free Constraint.
-      use_latent_pred: has its latent heads.
-      use_rrdb: two RRDBs in the image encoder.
-      fusion: of the captions (paper, Table 3): "sfa" in parallel; "serial" one after the other; "high", "low" one
-        alone.
+      conditioning_channels: channels of the image.
+      conditioning_embedding_out_channels: widths of the image encoder; each one after the first halves the size.
+      return_rgbs: with the pixel heads of the Degradation-Free Constraint.
+      use_latent_pred: with the latent heads of the Degradation-Free Constraint.
+      use_rrdb: with two RRDBs in the image encoder.
+      fusion: how the captions are fused (paper, Table 3): "sfa" in parallel; "serial" one after the other; "high" or
+        "low" uses only one caption.
     """
 
     conditioning_channels: _Width = 3
@@ -249,10 +249,10 @@ class ControlNetConfig(EncoderConfig):
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "ControlNetConfig":
-        """The configuration that a config.json describes.
+        """The configuration in a config.json.
 
         Raises:
-          ValueError: naming every value that is not supported.
+          ValueError: values are not supported; the message names every one.
         """
         data = dict(data)
         if not data.pop("use_lowlevel_prompt", True):
@@ -260,13 +260,13 @@ class ControlNetConfig(EncoderConfig):
         return read_config(cls, data, _FIXED_CONTROLNET)
 
     def to_json(self) -> dict[str, Any]:
-        """The config.json from which diffusers, the released code and `from_json` make this network again."""
+        """The config.json from which diffusers, the released code and `from_json` can make this network again."""
         fields = write_config(self, "ControlNetModel", _FIXED_CONTROLNET)
         return fields | {"use_lowlevel_prompt": self.fusion != "high"}
 
     @classmethod
     def like_unet(cls, unet: UNetConfig, **fields: Any) -> "ControlNetConfig":
-        """The configuration whose encoder is the UNet's; `fields` are the ControlNet's own."""
+        """The configuration with the UNet's encoder; `fields` are the ControlNet's other fields."""
         shared = {field.name: getattr(unet, field.name) for field in dataclasses.fields(EncoderConfig)}
         return cls(**shared | fields)
 
@@ -276,18 +276,18 @@ class AutoencoderConfig:
     """Fields of diffusers' AutoencoderKL config.json, with Stable Diffusion 1.5's values.
 
     Attributes:
-      in_channels: of the images that are encoded.
-      out_channels: of the images that are decoded.
-      latent_channels: of latents.
-      block_out_channels: widths, one a level; each level after the first works at half the size of the one before.
-      down_block_types: one a level; only the ones that stand here are supported.
-      up_block_types: the same.
-      layers_per_block: resnets a level of the encoder; the decoder has one more.
-      norm_num_groups: of the group norms.
-      mid_block_add_attention: self-attention over all positions in the middle of both halves. Its cost grows with the
-        square of the picture's size.
-      sample_size: side of the images in training, in pixels; nothing depends on it.
-      scaling_factor: the diffusion sees latents times this, so that their variance is about 1.
+      in_channels: channels of the images to encode.
+      out_channels: channels of the decoded images.
+      latent_channels: channels of the latents.
+      block_out_channels: widths, one per level. Each level has half the size of the previous one.
+      down_block_types: one per level; only the default type is supported.
+      up_block_types: one per level; only the default type is supported.
+      layers_per_block: resnets per level of the encoder; the decoder has one more.
+      norm_num_groups: groups of the group norms.
+      mid_block_add_attention: self-attention over all positions in the middle of encoder and decoder. Its cost grows
+        with the square of the picture's area.
+      sample_size: side of the images in training, in pixels; not used.
+      scaling_factor: factor of the latents for diffusion, which makes their variance about 1.
     """
 
     in_channels: _Width = 3
@@ -311,15 +311,15 @@ class AutoencoderConfig:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "AutoencoderConfig":
-        """The configuration that a config.json describes.
+        """The configuration in a config.json.
 
         Raises:
-          ValueError: naming every value that is not supported.
+          ValueError: values are not supported; the message names every one.
         """
         return read_config(cls, data, _FIXED_AUTOENCODER)
 
     def to_json(self) -> dict[str, Any]:
-        """The config.json from which diffusers and `from_json` make this network again."""
+        """The config.json from which diffusers and `from_json` can make this network again."""
         return write_config(self, "AutoencoderKL", _FIXED_AUTOENCODER)
 
 
@@ -328,14 +328,14 @@ class TextEncoderConfig:
     """Fields of transformers' CLIPTextConfig, with the values of Stable Diffusion 1.5's ViT-L/14.
 
     Attributes:
-      vocab_size: token ids.
+      vocab_size: number of token ids.
       hidden_size: width of the embeddings.
-      intermediate_size: width within the feed-forward layers.
-      num_hidden_layers: transformer layers.
-      num_attention_heads: of each.
-      max_position_embeddings: tokens at most.
-      hidden_act: of the feed-forward layers.
-      layer_norm_eps: of the layer norms.
+      intermediate_size: width inside the feed-forward layers.
+      num_hidden_layers: number of transformer layers.
+      num_attention_heads: attention heads of each layer.
+      max_position_embeddings: largest number of tokens.
+      hidden_act: activation of the feed-forward layers.
+      layer_norm_eps: epsilon of the layer norms.
     """
 
     vocab_size: _Size = 49408
@@ -356,15 +356,15 @@ class TextEncoderConfig:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "TextEncoderConfig":
-        """The configuration that a config.json describes.
+        """The configuration in a config.json.
 
         Raises:
-          ValueError: naming every value that is not supported.
+          ValueError: values are not supported; the message names every one.
         """
         return read_config(cls, data, _FIXED_TEXT_ENCODER, _IGNORED_TEXT_ENCODER)
 
     def to_json(self) -> dict[str, Any]:
-        """The config.json from which transformers and `from_json` make this network again."""
+        """The config.json from which transformers and `from_json` can make this network again."""
         config = write_config(self, "", _FIXED_TEXT_ENCODER)
         del config["_class_name"]
         return config | {"architectures": ["CLIPTextModel"]}

@@ -17,11 +17,11 @@ from xpsr_jax.models.unet import UNet, encoder
 
 
 class ImageFeatures(NamedTuple):
-    """What the ControlNet reads from the image once, whatever the step.
+    """The ControlNet's features of the image. They do not depend on the step.
 
     Attributes:
-      embedding: added to the latents' first feature.
-      rgb_predictions: of the pixel heads in [-1, 1], finest first (empty without heads).
+      embedding: added to the first feature of the latents.
+      rgb_predictions: predictions of the pixel heads in [-1, 1], finest first (empty without heads).
     """
 
     embedding: Float[Array, "b h w c"]
@@ -29,11 +29,13 @@ class ImageFeatures(NamedTuple):
 
 
 class ControlNetOutput(NamedTuple):
-    """Attributes:
-    residuals: one for each encoder feature, times the conditioning scale.
-    mid: the mid block's, likewise.
-    latent_predictions: of the latent heads, one a residual, then the mid block's (empty without heads); the scale does
-        not touch them.
+    """The ControlNet's features for the UNet, and its predictions of the clean latents.
+
+    Attributes:
+        residuals: one for each encoder feature, times the conditioning scale.
+        mid: the mid block's feature, times the conditioning scale.
+        latent_predictions: predictions of the latent heads, one per residual, then the mid block's (empty without
+            heads). They do not depend on the conditioning scale.
     """
 
     residuals: tuple[Array, ...]
@@ -42,9 +44,9 @@ class ControlNetOutput(NamedTuple):
 
 
 class ImageEncoder(nnx.Module):
-    """Reads the image, in [0, 1], down to the latents' size.
+    """Encodes the image, in [0, 1], down to the latents' size.
 
-    A pixel head after each halving predicts the clean image.
+    A pixel head after each downsampling predicts the clean image.
     """
 
     def __init__(
@@ -68,8 +70,8 @@ class ImageEncoder(nnx.Module):
         """Features of the image and, with heads, its predictions of the clean image (method §3).
 
         Args:
-          image: in [0, 1]. The first prediction has half its height and width, each further one half of the one before;
-            the embedding has the size of the last.
+          image: in [0, 1]. The first prediction has half its height and width, and each further one half of the
+            previous one. The embedding has the size of the last prediction.
         """
         h = jax.nn.silu(self.conv_in(image))
         for block in getattr(self, "preprocesser", ()):
@@ -86,7 +88,7 @@ class ImageEncoder(nnx.Module):
 
 
 class ControlNet(nnx.Module):
-    """Reads the low-resolution image and both captions, and steers the UNet with its features."""
+    """Steers the UNet with features of the low-resolution image and both captions."""
 
     def __init__(
         self,
@@ -96,7 +98,7 @@ class ControlNet(nnx.Module):
         compute: Compute = Compute(),  # noqa: B008
         with_constraint_heads: bool = False,
     ):
-        """`with_constraint_heads` builds the Degradation-Free Constraint heads that the config names.
+        """`with_constraint_heads` builds the heads of the Degradation-Free Constraint that the config enables.
 
         Only training needs them.
         """
@@ -117,11 +119,11 @@ class ControlNet(nnx.Module):
             self.conv_degradation_mid = conv(widths[-1], config.in_channels, compute=compute, rngs=rngs)
 
     def encode_image(self, image: Float[Array, "b H W 3"]) -> ImageFeatures:
-        """Features of the image, in [0, 1], at the latents' size times 2^(stages): once an image, not once a step."""
+        """Features of an image in [0, 1], 2^(stages) times as large as the latents. Once per image, not per step."""
         return self.controlnet_cond_embedding(image)
 
     def project_text(self, embedding: Float[Array, "b n d"]) -> Text:
-        """Keys and values of every text cross-attention, which no step changes; to be passed as `high` or as `low`."""
+        """Keys and values of every text cross-attention, the same in all steps. Pass the result as `high` or `low`."""
         high = project_text_at(self, "attentions", embedding)
         return Text(high, project_text_at(self, "attentions_lowlevel", embedding))
 
@@ -137,8 +139,9 @@ class ControlNet(nnx.Module):
     ) -> ControlNetOutput:
         """Features that steer the UNet (method §3).
 
-        `low=None` leaves out the low-level branch, `scale` multiplies residuals and mid. Texts may be several a sample
-        of the latents: then so are the features, but for those before the first of these texts.
+        `low=None` leaves out the low-level branch. `scale` multiplies residuals and mid. There may be several texts for
+        each sample of the latents. The features then have as many samples, except those before the first attention to
+        a text.
         """
         time = self.time_embedding(
             timestep_embedding(
@@ -164,10 +167,10 @@ class ControlNet(nnx.Module):
 
 
 def unet_twin(path: str) -> str | None:
-    """The UNet parameter that a ControlNet parameter is copied from as training begins, if shapes agree (method §5).
+    """The UNet parameter that initialises a ControlNet parameter, if their shapes are equal (method §5).
 
-    conv_in, time_embedding, resnets, downsamplers and `attentions` have a twin of their own name, `attentions_lowlevel`
-    and `attentions_connect` the UNet's `attentions` of the same site; everything else has none.
+    conv_in, time_embedding, resnets, downsamplers and `attentions` have a twin with the same name. The twin of
+    `attentions_lowlevel` and `attentions_connect` is the UNet's `attentions` at the same site. All others have no twin.
     """
     if path.split(".")[0] not in ("conv_in", "time_embedding", "down_blocks", "mid_block"):
         return None
@@ -177,7 +180,7 @@ def unet_twin(path: str) -> str | None:
 def initialise_from_unet(controlnet: ControlNet, unet: UNet) -> None:
     """Copies the UNet's encoder into the ControlNet, in place, by `unet_twin`.
 
-    Everything else keeps what it was made with.
+    All other parameters are unchanged.
     """
     source = parameters(unet)
     copied = {}

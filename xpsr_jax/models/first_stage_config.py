@@ -1,4 +1,4 @@
-"""Settings of the first stage, as its config.json has them. Nothing here imports JAX."""
+"""Settings of the first stage, as in its config.json. This module does not import JAX."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ _Width = Annotated[int, Range(1, 2**12)]
 
 @dataclass(frozen=True)
 class RRDBNetConfig:
-    """What an RRDBNet is like; the values are those of RealESRGAN_x4plus.
+    """The configuration of an RRDBNet. The defaults are those of RealESRGAN_x4plus.
 
     Attributes:
-      features: of the blocks.
-      blocks: residual-in-residual dense blocks.
+      features: channels of the blocks.
+      blocks: number of residual-in-residual dense blocks.
       growth: channels that each convolution of a dense block adds.
-      scale: how many times larger the result is than the picture.
-      unshuffle: side of the squares of pixels that the network sees as one, with as many times more channels. So
-        Real-ESRGAN makes networks of scale 2 and 1 of one of scale 4, with 2 and 4.
+      scale: size of the result divided by the picture's size.
+      unshuffle: side of the squares of pixels that are merged into one cell with more channels. With 2 and 4,
+        Real-ESRGAN makes networks of scale 2 and 1 from one of scale 4.
     """
 
     features: _Width = 64
@@ -33,27 +33,27 @@ class RRDBNetConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.doublings > 3:
-            raise UserError(f"scale {self.scale} with unshuffle {self.unshuffle} would be more than three doublings")
+            raise UserError(f"scale {self.scale} with unshuffle {self.unshuffle} needs more than three doublings")
 
     @property
     def doublings(self) -> int:
-        """How often the network doubles its features' size."""
+        """How many times the network doubles the size of its features."""
         return (self.scale * self.unshuffle).bit_length() - 1
 
     @property
     def reach(self) -> int:
-        """Pixels of the picture, along each axis, beyond which nothing has an influence on a point of the result."""
-        # Five convolutions a dense block; one before and one after all blocks; those behind each doubling reach half
-        # as far as the ones before it, the last three at the final size.
+        """The receptive field: a point of the result depends on pixels up to this distance along each axis."""
+        # Each dense block has five convolutions. There is one before and one after all blocks. A convolution after a
+        # doubling reaches half as far as one before it; the last three work at the final size.
         cells = 2 + 15 * self.blocks + sum(2.0**-i for i in range(1, self.doublings + 1)) + 2 * 2.0**-self.doublings
         return self.unshuffle * (int(cells) + 1)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "RRDBNetConfig":
-        """The configuration that a config.json describes.
+        """The configuration in a config.json.
 
         Raises:
-          ValueError: naming every value that is not supported.
+          ValueError: values are not supported; the message names every one.
         """
         return read_config(cls, data, {})
 

@@ -1,4 +1,4 @@
-"""Flash attention on TPUs: the Pallas kernel that comes with JAX, for sequences and heads of any size, on any mesh.
+"""Flash attention on TPUs: JAX's Pallas kernel, extended to sequences and heads of any size and to any mesh.
 
 Dao et al., FlashAttention, 2022 (arXiv:2205.14135).
 """
@@ -11,9 +11,9 @@ from jax.experimental.pallas.ops.tpu import flash_attention as pallas
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-# The kernel works on 128 queries, keys or features at the least, and on no part of its blocks.
+# The kernel needs at least 128 queries, keys and features, and only complete blocks.
 LANES = 128
-# Queries and keys a block, if there are so many.
+# Queries and keys per block; fewer if the sequence is shorter.
 BLOCK = 512
 
 
@@ -37,7 +37,7 @@ def _on_one_device(q: Array, k: Array, v: Array, *, causal: bool) -> Array:
     q_block, k_block = (min(BLOCK, _padded(length, LANES)) for length in (n, m))
     q = _heads_first(q, q_block)
     k, v = _heads_first(k, k_block), _heads_first(v, k_block)
-    # Keys that fill the last block up are of a segment that no query is of.
+    # Padded keys belong to a segment that contains no query.
     segments = None
     if k.shape[2] != m:
         own = jnp.broadcast_to(jnp.arange(k.shape[2]) >= m, (len(k), k.shape[2])).astype(jnp.int32)
@@ -62,7 +62,7 @@ def _on_one_device(q: Array, k: Array, v: Array, *, causal: bool) -> Array:
 
 
 def _heads_first(x: Float[Array, "b n h d"], block: int) -> Float[Array, "b h n2 d2"]:
-    """Filled up with zeros to whole blocks and lanes."""
+    """Moves heads before positions and pads with zeros to whole blocks and lanes."""
     _, n, _, d = x.shape
     x = jnp.pad(x, ((0, 0), (0, _padded(n, block) - n), (0, 0), (0, _padded(d, LANES) - d)))
     return x.swapaxes(1, 2)

@@ -1,4 +1,4 @@
-"""Layers that every network shares: convolutions, linears and norms as PyTorch initialises and computes them."""
+"""Layers shared by all networks: convolutions, linear layers and norms, initialised and computed as in PyTorch."""
 
 import math
 from collections.abc import Callable
@@ -19,13 +19,14 @@ from xpsr_jax.models.configs import Kernel
 
 @dataclass(frozen=True)
 class Compute:
-    """How a network computes; what it computes does not depend on it beyond rounding.
+    """How a network computes. Results depend on it only by rounding.
 
     Attributes:
-      dtype: of activations. Norm statistics and softmax are float32 whatever it is.
-      param_dtype: of stored parameters.
+      dtype: type of activations. Norm statistics and softmax are always float32.
+      param_dtype: type of stored parameters.
       attention: kernel of `attention.attention`; "auto" chooses by backend and size.
-      remat: the backward pass recomputes each block from its products' results instead of storing all activations.
+      remat: the backward pass recomputes each block from the results of its matrix products and convolutions, instead
+        of storing all activations.
     """
 
     dtype: DTypeLike = jnp.float32
@@ -35,10 +36,10 @@ class Compute:
 
 
 def _promote_and_gather(arrays: Any, /, *, dtype: DTypeLike | None = None, inexact: bool = True) -> Any:
-    """Casts input, kernel and bias, and within a mesh (`sharding.gathering_kernels`) brings a split kernel together.
+    """Casts input, kernel and bias. Within a mesh (`sharding.gathering_kernels`) it also gathers a sharded kernel.
 
-    Otherwise the compiler may let a kernel's split spread into the activations, and there, where features become heads,
-    it can only be undone by copying whole activations.
+    Otherwise the compiler may propagate the kernel's sharding to the activations. Where features become heads, it
+    would then have to copy whole activations.
     """
     inputs, kernel, bias = promote_dtype(arrays, dtype=dtype, inexact=inexact)
     if jax.sharding.get_abstract_mesh().empty:
@@ -52,7 +53,7 @@ def _whole(kernel: Array) -> Array:
     return whole
 
 
-# The gradient need not be whole on every device; where it belongs, the training step says.
+# The gradient need not be gathered. The training step determines its sharding.
 _whole.defvjp(lambda kernel: (_whole(kernel), None), lambda _, gradient: (gradient,))
 
 
@@ -78,8 +79,8 @@ def conv(
 ) -> nnx.Conv:
     """A square convolution with bias, (b h w in) -> (b h' w' out).
 
-    `padding` is on both sides of both axes ((before, after) when a tuple); None keeps the size at stride 1. `zero`
-    starts it at zero.
+    `padding` applies to both axes: one number for both sides, or (before, after). None keeps the size at stride 1.
+    `zero` initialises kernel and bias with zeros.
     """
     if padding is None:
         padding = size // 2
@@ -115,7 +116,7 @@ def linear(in_features: int, out_features: int, *, bias: bool = True, compute: C
 
 
 def group_norm(features: int, groups: int, *, epsilon: float, compute: Compute, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """Group normalisation; the variance is taken around the mean, because E[x²] - E[x]² cancels on small inputs."""
+    """Group normalisation. The variance is computed around the mean, because E[x²] - E[x]² loses precision."""
     return nnx.GroupNorm(
         features,
         num_groups=groups,
@@ -145,18 +146,19 @@ def flatten_tokens(x: Float[Array, "b h w c"]) -> Float[Array, "b n c"]:
 
 
 def aligned(*arrays: Float[Array, "_ ..."]) -> list[Float[Array, "b ..."]]:
-    """The arrays with as many samples as the largest has: each sample of the others is repeated in place.
+    """The arrays with the sample count of the largest one. Each sample of a smaller array is repeated in place.
 
-    So what guidance's two halves, neighbours in the batch, have in common is computed once, until they part.
+    In guidance, the two versions of a sample are neighbours in the batch. With this function, the layers before their
+    first difference are computed once for both.
     """
     batch = max(array.shape[0] for array in arrays)
     return [x if x.shape[0] == batch else jnp.repeat(x, batch // x.shape[0], axis=0) for x in arrays]
 
 
 def nearest_resize(x: Float[Array, "b h w c"], height: int, width: int) -> Float[Array, "b {height} {width} c"]:
-    """Nearest-neighbour resize that picks index floor(i · in / out), as PyTorch does.
+    """Nearest-neighbour resize with index floor(i · in / out), as in PyTorch.
 
-    `jax.image.resize` takes half-pixel centres.
+    `jax.image.resize` uses half-pixel centres instead.
     """
     _, h, w, _ = x.shape
     if (height, width) == (2 * h, 2 * w):
@@ -171,7 +173,7 @@ def timestep_embedding(
     flip_sin_to_cos: bool = True,
     freq_shift: float = 0,
 ) -> Float[Array, "b {features}"]:
-    """Sinusoidal embedding of timesteps in float32 (method §2): [cos, sin] halves when flipped, else [sin, cos]."""
+    """Sinusoidal embedding of timesteps in float32 (method §2): [cos, sin] if flipped, otherwise [sin, cos]."""
     half = features // 2
     frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift))
     angles = timesteps.astype(jnp.float32)[:, None] * frequencies

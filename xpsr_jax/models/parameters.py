@@ -1,6 +1,7 @@
-"""A network's parameters by their paths, taken out and put back.
+"""Gets and sets a network's parameters by their paths.
 
-A path has the attributes and indices that lead to a parameter, joined by ".": "mid_block.attentions.0.proj_in.kernel".
+A path consists of the attributes and indices that lead to a parameter, joined by ".", such as
+"mid_block.attentions.0.proj_in.kernel".
 """
 
 from collections.abc import Mapping
@@ -20,16 +21,16 @@ def parameters(module: nnx.Module) -> dict[str, Any]:
 
 
 def with_parameters(module: M, values: Mapping[str, Any]) -> M:
-    """The network with `values` as its parameters, which must be all of them; the given one stays as it is.
+    """A copy of the network with `values` as its parameters. `values` must contain every parameter.
 
-    Under jit this costs nothing.
+    The given network is unchanged. Under jit this costs nothing.
     """
     graph, state = nnx.split(module)
     return nnx.merge(graph, jax.tree_util.tree_map_with_path(lambda path, _: values[_dotted(path)], nnx.as_pure(state)))
 
 
 def set_parameters(module: nnx.Module, values: Mapping[str, Any]) -> None:
-    """Gives the network, in place, other values of some parameters."""
+    """Sets some of the network's parameters, in place."""
     state = nnx.as_pure(nnx.state(module, nnx.Param))
     nnx.update(module, jax.tree_util.tree_map_with_path(lambda path, old: values.get(_dotted(path), old), state))
 

@@ -1,7 +1,7 @@
-"""Residual-in-residual dense blocks (ESRGAN, Wang et al. 2018), and the network that Real-ESRGAN makes of them.
+"""Residual-in-residual dense blocks (ESRGAN, Wang et al. 2018), and Real-ESRGAN's network built from them.
 
 Two such blocks are the optional preprocessing of the ControlNet's image encoder (method §3). The whole network is a
-first stage: it cleans an LR picture before the diffusion sees it, as DiffBIR (Lin et al., 2023) does with another one.
+first stage: it cleans an LR picture before diffusion, as DiffBIR (Lin et al., 2023) does with another network.
 """
 
 import jax
@@ -17,7 +17,7 @@ _SLOPE = 0.2
 
 
 class DenseBlock(nnx.Module):
-    """Five 3x3 convolutions, each over all that came before it, with a scaled residual."""
+    """Five 3x3 convolutions with a scaled residual. Each one sees the input and the outputs of all previous ones."""
 
     def __init__(self, features: int, growth: int, *, compute: Compute, rngs: nnx.Rngs):
         self.conv1 = conv(features, growth, compute=compute, rngs=rngs)
@@ -27,7 +27,7 @@ class DenseBlock(nnx.Module):
         self.conv5 = conv(features + 4 * growth, features, compute=compute, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """The feature map with its residual added; `growth` channels come with each convolution but the last."""
+        """The feature map plus its residual. Each convolution except the last adds `growth` channels."""
         seen = x
         for layer in (self.conv1, self.conv2, self.conv3, self.conv4):
             seen = jnp.concatenate([seen, jax.nn.leaky_relu(layer(seen), _SLOPE)], axis=-1)
@@ -43,14 +43,14 @@ class ResidualInResidualDenseBlock(nnx.Module):
         self.rdb3 = DenseBlock(features, growth, compute=compute, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """The feature map with the residual of its three dense blocks added."""
+        """The feature map plus the residual of its three dense blocks."""
         return x + _RESIDUAL_SCALE * self.rdb3(self.rdb2(self.rdb1(x)))
 
 
 class RRDBNet(nnx.Module):
-    """ESRGAN's generator: a clean and larger picture of a degraded one (Wang et al., 2018 and 2021).
+    """ESRGAN's generator: makes a clean, larger picture from a degraded one (Wang et al., 2018 and 2021).
 
-    Attributes have the names of BasicSR's keys, except that its `conv_up1`, `conv_up2`, ... are one list here.
+    Attributes have the names of BasicSR's keys. Only `conv_up1`, `conv_up2`, ... are one list here.
     """
 
     def __init__(self, config: RRDBNetConfig, *, rngs: nnx.Rngs, compute: Compute = Compute()):  # noqa: B008
@@ -72,8 +72,8 @@ class RRDBNet(nnx.Module):
         """The picture `config.scale` times as large, about in [0, 1] (not clipped), float32.
 
         Args:
-          image: in [0, 1]. Where its sides are no multiples of `config.unshuffle`, it is continued by reflection, and
-            the result is cut.
+          image: in [0, 1]. If its sides are not multiples of `config.unshuffle`, it is padded by reflection, and the
+            result is cropped.
         """
         _, height, width, _ = image.shape
         below, right = -height % self.config.unshuffle, -width % self.config.unshuffle
@@ -89,14 +89,14 @@ class RRDBNet(nnx.Module):
 
 
 def pixel_unshuffle(image: Float[Array, "b h w c"], side: int) -> Float[Array, "b h2 w2 d"]:
-    """Squares of side² pixels as one cell with side² times the channels, in BasicSR's order: channel, row, column."""
+    """Merges squares of side² pixels into cells with more channels (BasicSR's order: channel, row, column)."""
     b, h, w, c = image.shape
     squares = image.reshape(b, h // side, side, w // side, side, c)
     return squares.transpose(0, 1, 3, 5, 2, 4).reshape(b, h // side, w // side, c * side * side)
 
 
 def _through(blocks: nnx.List, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """All blocks in turn, in a loop: they are alike, so only one is compiled."""
+    """Applies all blocks in a loop. They have the same structure, so only one is compiled."""
     graphs, weights = zip(*(nnx.split(block) for block in blocks), strict=True)
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *weights)
     x, _ = jax.lax.scan(lambda x, weights: (nnx.merge(graphs[0], weights)(x), None), x, stacked)

@@ -79,7 +79,7 @@ class _Encoder(nnx.Module):
 
 
 class TextEncoder(nnx.Module):
-    """Embeds a caption's tokens; causal mask, no padding mask."""
+    """Embeds a caption's tokens, with a causal mask and without a padding mask."""
 
     def __init__(self, config: TextEncoderConfig, *, rngs: nnx.Rngs, compute: Compute = Compute()):  # noqa: B008
         self.config = config
@@ -90,6 +90,6 @@ class TextEncoder(nnx.Module):
         )
 
     def __call__(self, token_ids: Int[Array, "b n"]) -> Float[Array, "b n d"]:
-        """The last hidden state after the final norm, of token ids padded to 77."""
+        """The last hidden state after the final norm, for token ids padded to 77."""
         normed: Array = self.final_layer_norm(self.encoder(self.embeddings(token_ids)))
         return normed

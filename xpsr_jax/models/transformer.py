@@ -1,4 +1,4 @@
-"""The spatial transformer of Stable Diffusion 1.x and 2.x, which XPSR uses for every attention (method §2)."""
+"""The spatial transformer of Stable Diffusion 1.x and 2.x. XPSR uses it for every attention (method §2)."""
 
 from typing import NamedTuple
 
@@ -12,19 +12,19 @@ from xpsr_jax.models.layers import Compute, aligned, conv, flatten_tokens, group
 
 
 class KeysValues(NamedTuple):
-    """Keys and values of one cross-attention, which depend on its context alone."""
+    """Keys and values of one cross-attention. They depend only on its context."""
 
     keys: Float[Array, "b m heads d"]
     values: Float[Array, "b m heads d"]
 
 
-# What a transformer attends to: tokens, or their keys and values for each of its layers. Their number of samples may be
-# another than the feature map's, see `layers.aligned`.
+# The context of a transformer: tokens, or their keys and values for each of its layers. The number of samples may
+# differ from the feature map's (`layers.aligned`).
 Context = Float[Array, "_ _ d"] | tuple[KeysValues, ...]
 
 
 class Attention(nnx.Module):
-    """Multi-head attention; queries, keys and values have a bias only in the autoencoder."""
+    """Multi-head attention. Queries, keys and values have a bias only in the autoencoder."""
 
     def __init__(
         self,
@@ -47,11 +47,11 @@ class Attention(nnx.Module):
         return x.reshape(*x.shape[:2], self.heads, -1)
 
     def project(self, context: Float[Array, "b m c"]) -> KeysValues:
-        """Keys and values of a context, split into heads: m tokens of `context_features` channels."""
+        """Keys and values, split into heads, of a context of m tokens with `context_features` channels."""
         return KeysValues(self._split(self.to_k(context)), self._split(self.to_v(context)))
 
     def __call__(self, x: Float[Array, "b n c"], context: KeysValues | None = None) -> Float[Array, "b n c"]:
-        """Attends from `x` to the context, or to itself without one."""
+        """Attends from `x` to the context; without a context, to `x` itself."""
         keys, values = self.project(x) if context is None else context
         out = attention(self._split(self.to_q(x)), keys, values, kernel=self.kernel)
         return self.to_out(out.reshape(x.shape))
@@ -65,13 +65,13 @@ class FeedForward(nnx.Module):
         self.out = linear(4 * features, features, compute=compute, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
-        """The tokens of the same shape; each is computed on its own."""
+        """The result has the shape of `x`. Each token is computed independently."""
         values, gates = jnp.split(self.proj(x), 2, axis=-1)
         return self.out(values * jax.nn.gelu(gates, approximate=False))
 
 
 class TransformerBlock(nnx.Module):
-    """Self-attention, cross-attention and feed-forward, each normalised before and added after."""
+    """Self-attention, cross-attention and feed-forward. Each has a norm before it and a residual around it."""
 
     def __init__(self, features: int, heads: int, context_features: int, *, compute: Compute, rngs: nnx.Rngs):
         self.norm1 = layer_norm(features, compute=compute, rngs=rngs)
@@ -86,8 +86,8 @@ class TransformerBlock(nnx.Module):
 
         Args:
           x: tokens of the feature map.
-          context: keys and values of `attn2.project`. Either may have fewer samples than the other, see
-            `layers.aligned`.
+          context: keys and values from `attn2.project`. `x` and the context may have different numbers of samples
+            (`layers.aligned`).
         """
         x = x + self.attn1(self.norm1(x))
         x, *keys_values = aligned(x, *context)
@@ -96,7 +96,7 @@ class TransformerBlock(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """Transformer over a feature map's positions, with a residual around the whole (diffusers' Transformer2DModel)."""
+    """A transformer over the positions of a feature map, with an outer residual (diffusers' Transformer2DModel)."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class Transformer(nnx.Module):
         return tuple(block.attn2.project(context) for block in self.transformer_blocks)
 
     def __call__(self, x: Float[Array, "_ h w c"], context: Context) -> Float[Array, "b h w c"]:
-        """Attends from `x` to the context. Either may have fewer samples, each of several of the other's."""
+        """Attends from `x` to the context. The numbers of samples may differ (`layers.aligned`)."""
         projected = context if isinstance(context, tuple) else self.project_context(context)
         y = flatten_tokens(self.proj_in(self.norm(x)))
         for block, keys_values in zip(self.transformer_blocks, projected, strict=True):

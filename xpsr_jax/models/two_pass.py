@@ -1,10 +1,10 @@
-"""Attention that stores no scores, in plain JAX, for compilers that fuse a matrix product into another one's operand.
+"""Attention in plain JAX that stores no scores, if the compiler fuses a matrix product into another one's operand.
 
-XLA for TPUs does. Of softmax(q kᵀ) v as usually written it stores every score in float32, because the rows' maxima must
-be known first. But what is elementwise in one product and an operand of the next becomes one fusion with both. So the
-scores are computed twice: for their rows' maxima alone, and then, less these, exponentiated and multiplied by the
-values. A column of ones beside the values sums the weights in that product. docs/understand/pods.md has what this
-saves.
+XLA for TPUs does this. For softmax(q kᵀ) v in its usual form XLA stores every score in float32, because it needs the
+maximum of each row first. But it can fuse a product, elementwise operations on it and the next product. So the scores
+are computed twice. The first pass computes the maxima of the rows. The second pass subtracts them, exponentiates, and
+multiplies by the values. A column of ones next to the values gives the sums of the weights in the same product.
+docs/understand/pods.md has measurements.
 """
 
 import functools
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-# By this name a block that is recomputed in the backward pass stores what the gradient needs of the forward pass.
+# Under this name, a block that is recomputed in the backward pass stores the forward results that gradients need.
 ATTENDED = "attended"
 
 
@@ -29,7 +29,7 @@ def two_pass_attention(
 def _forward(q: Array, k: Array, v: Array, causal: bool) -> tuple[Array, tuple[Array, ...]]:
     positions = jnp.arange(q.shape[1]) if causal else None
     maxima = scores(q, k, positions).max(-1, keepdims=True)
-    # The barrier keeps the compiler from seeing that both passes compute the same scores, which it would then store.
+    # Both passes compute the same scores. The barrier hides this from the compiler, which would store them otherwise.
     again, maxima = jax.lax.optimization_barrier((q, maxima))
     weights = jnp.exp(scores(again, k, positions) - maxima).astype(v.dtype)
     counted = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
@@ -39,14 +39,14 @@ def _forward(q: Array, k: Array, v: Array, causal: bool) -> tuple[Array, tuple[A
 
 
 def _backward(causal: bool, residuals: tuple[Array, ...], d_out: Array) -> tuple[Array, Array, Array]:
-    """Gradients of q, k and v. The weights are stored once, in the compute dtype; all else is fused again."""
+    """Gradients of q, k and v. The weights are stored once, in the compute dtype; all other operations are fused."""
     q, k, v, out, log_sums = residuals
     positions = jnp.arange(q.shape[1]) if causal else None
 
     def weights(q: Array) -> Array:
         return jnp.exp(scores(q, k, positions) - log_sums).astype(v.dtype)
 
-    # One result after the other, each from scores of its own, which are not the forward pass's either.
+    # The results are computed in sequence. Each recomputes its scores and does not reuse those of the forward pass.
     again, d_out = jax.lax.optimization_barrier((q, d_out))
     d_v = jnp.einsum("bhnm,bnhd->bmhd", weights(again), d_out)
     again, d_out, d_v = jax.lax.optimization_barrier((again, d_out, d_v))
@@ -70,7 +70,7 @@ def scores(
     q: Float[Array, "b n h d"], k: Float[Array, "b m h d"], positions: Int[Array, "n"] | None
 ) -> Float[Array, "b h n m"]:
     """q kᵀ / √d in float32; with the queries' positions, -∞ for later keys."""
-    # Scaled after the product: in bfloat16, scaled queries would be rounded once more (3 times the error).
+    # Scaled after the product. In bfloat16, scaled queries would be rounded once more (3 times the error).
     product: Array = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     if positions is None:
         return product

@@ -27,7 +27,7 @@ from xpsr_jax.models.transformer import Transformer
 def encoder(
     config: EncoderConfig, *, fusion: Fusion, compute: Compute, rngs: nnx.Rngs
 ) -> tuple[nnx.Conv, TimeEmbedding, nnx.List, MidBlock]:
-    """The submodules that the UNet and the ControlNet share: conv_in, time_embedding, down_blocks, mid_block."""
+    """The submodules common to UNet and ControlNet: conv_in, time_embedding, down_blocks, mid_block."""
     widths, heads = config.block_out_channels, config.heads
     time_features = 4 * widths[0]
     resnet, transformer = layer_makers(config, compute=compute, rngs=rngs)
@@ -67,9 +67,9 @@ def encoder(
 def layer_makers(
     config: EncoderConfig, *, compute: Compute, rngs: nnx.Rngs
 ) -> tuple[Callable[[int, int], ResnetBlock], Callable[..., Transformer]]:
-    """Makers of layers with the config's settings.
+    """Functions that make layers with the config's settings.
 
-    Of a resnet (in, out) and of a transformer (features, heads=, context_features=).
+    The first makes a resnet (in, out), the second a transformer (features, heads=, context_features=).
     """
     resnet = functools.partial(
         ResnetBlock,
@@ -91,11 +91,11 @@ def layer_makers(
 
 
 class KeptFeatures(NamedTuple):
-    """What a step leaves for the next ones, which then compute the network's outermost layers alone.
+    """Features of a step, kept for later steps that compute only the outermost layers of the network.
 
     Attributes:
-        deep: the decoder's features where these layers begin, (b h w c).
-        residuals: the ControlNet's at these layers, (b h w c) each, outermost first; None: there was no ControlNet.
+        deep: the decoder's features before its outermost layers, (b h w c).
+        residuals: the ControlNet's residuals at these layers, (b h w c) each, outermost first; None: no ControlNet.
     """
 
     deep: Array
@@ -105,7 +105,7 @@ class KeptFeatures(NamedTuple):
 class UNet(nnx.Module):
     """Predicts the noise (or velocity) in latents.
 
-    Takes up the ControlNet's features by addition and by Conditional Attention.
+    Uses the ControlNet's features by addition and by Conditional Attention.
     """
 
     def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs, compute: Compute = Compute()):  # noqa: B008
@@ -143,7 +143,7 @@ class UNet(nnx.Module):
         self.conv_out = conv(widths[0], config.out_channels, compute=compute, rngs=rngs)
 
     def project_text(self, embedding: Float[Array, "b n d"]) -> Text:
-        """Keys and values of every text cross-attention, which no step changes; to be passed as `high`."""
+        """Keys and values of every text cross-attention, the same in all steps. Pass the result as `high`."""
         return Text(high=project_text_at(self, "attentions", embedding))
 
     def __call__(
@@ -154,17 +154,18 @@ class UNet(nnx.Module):
         residuals: tuple[Array, ...] | None = None,
         mid: Float[Array, "_ h8 w8 widest"] | None = None,
     ) -> Float[Array, "b h w out"]:
-        """Predicts the noise in `latents` (or the velocity, as the schedule's prediction_type says), in float32.
+        """Predicts the noise in `latents` (or the velocity, according to the schedule's prediction_type), in float32.
 
-        `residuals` and `mid` are a ControlNet's; a stock UNet (`conditional_attention=False`) also runs without them.
-        If `high` has several texts a sample of the latents, as guidance has, so has the result, side by side.
+        `residuals` and `mid` are a ControlNet's outputs. A stock UNet (`conditional_attention=False`) also runs without
+        them. If `high` has several texts per sample of the latents, as in guidance, the result has as many samples,
+        side by side.
         """
         return self.predict_and_keep(latents, timesteps, high, residuals, mid)[0]
 
     def encode(
         self, latents: Float[Array, "b h w c"], timesteps: Int[Array, " b"] | Float[Array, " b"], high: TextEmbedding
     ) -> tuple[list[Array], Array]:
-        """The encoder's features, finest first, and the middle's: what the UNet makes of latents by itself."""
+        """The features of the encoder, finest first, and of the mid block, without a ControlNet."""
         return self._encode(latents, self._embed_time(timesteps), high)
 
     def predict_and_keep(
@@ -177,17 +178,17 @@ class UNet(nnx.Module):
         *,
         outer_layers: int = 1,
     ) -> tuple[Float[Array, "b h w out"], KeptFeatures]:
-        """The prediction, and what `predict_from_kept` needs to predict again at a timestep close by.
+        """The prediction, and the features that `predict_from_kept` needs to predict again at a nearby timestep.
 
         Args:
-            outer_layers: layers of the decoder that are to be computed anew then, the last ones; from 1 to
-                `config.layers_per_block + 1`, all those of the finest level.
+            outer_layers: number of last decoder layers that `predict_from_kept` will recompute. From 1 to
+                `config.layers_per_block + 1`, which are all layers of the finest level.
 
         Raises ValueError for other numbers of layers, and for Conditional Attention without residuals.
         """
         if self.config.conditional_attention and residuals is None:
             raise ValueError(
-                "Conditional Attention needs the ControlNet's residuals; conditional_attention=False is the stock UNet"
+                "Conditional Attention needs the ControlNet's residuals; without them use conditional_attention=False"
             )
         self._check_outer_layers(outer_layers)
         time = self._embed_time(timesteps)
@@ -218,10 +219,10 @@ class UNet(nnx.Module):
         *,
         outer_layers: int = 1,
     ) -> Float[Array, "b h w c"]:
-        """Predicts with the outermost layers alone, upon features of an earlier step (Ma et al., 2024, DeepCache).
+        """Predicts with only the outermost layers, using features of an earlier step (Ma et al., 2024, DeepCache).
 
-        The encoder's layers that the decoder's last `outer_layers` take up are computed anew, and these; the rest of
-        the network, and the ControlNet, is as it was when `kept` was made, with the same `outer_layers`.
+        The last `outer_layers` layers of the decoder are recomputed, with the encoder layers that they use. All other
+        features, including the ControlNet's, come from `kept`, which must be made with the same `outer_layers`.
         """
         self._check_outer_layers(outer_layers)
         time = self._embed_time(timesteps)
@@ -252,7 +253,7 @@ class UNet(nnx.Module):
     def _check_outer_layers(self, number: int) -> None:
         most = len(self.up_blocks[-1].resnets)
         if not 1 <= number <= most:
-            raise ValueError(f"between 1 and {most} layers of the finest level can be computed anew, not {number}")
+            raise ValueError(f"between 1 and {most} layers of the finest level can be recomputed, not {number}")
 
     def _embed_time(self, timesteps: Int[Array, " b"] | Float[Array, " b"]) -> Float[Array, "b t"]:
         config = self.config
@@ -269,13 +270,13 @@ class UNet(nnx.Module):
 
 
 def _added(skips: Sequence[Array], residuals: Sequence[Array]) -> list[Array]:
-    """The encoder's features with the ControlNet's upon them."""
+    """The encoder's features plus the ControlNet's residuals."""
     return [jnp.add(*aligned(*pair)) for pair in zip(skips, residuals, strict=True)]
 
 
 def _last_first(
     count: int, skips: Sequence[Array], controls: Sequence[Array] | None
 ) -> tuple[list[Array], list[Array] | None]:
-    """The last `count` features of both, the last one first, as the decoder takes them."""
+    """The last `count` features of both, last one first, in the order of the decoder's layers."""
     taken = slice(len(skips) - count, None)
     return list(reversed(skips[taken])), None if controls is None else list(reversed(controls[taken]))

@@ -1,8 +1,9 @@
-"""3x3 convolutions by Winograd's F(2x2, 3x3), for CPUs: 4 multiplications a pixel in place of 9.
+"""3x3 convolutions by Winograd's F(2x2, 3x3), for CPUs: 4 multiplications per pixel instead of 9.
 
 S. Winograd, Arithmetic Complexity of Computations, 1980. The transforms are those of Lavin and Gray, Fast Algorithms
-for Convolutional Neural Networks, 2016 (arXiv:1509.09308), section 4.1. With the many features of Stable Diffusion's
-convolutions XLA for CPUs is 1.2 to 2.7 times as fast so. Kernels, transformed once, take 16/9 of the memory.
+for Convolutional Neural Networks, 2016 (arXiv:1509.09308), section 4.1. Stable Diffusion's convolutions have many
+features, and XLA for CPUs computes them 1.2 to 2.7 times as fast in this way. Kernels are transformed once and then
+take 16/9 of the memory.
 """
 
 from typing import TypeVar
@@ -15,21 +16,21 @@ from jaxtyping import Array, Float
 
 M = TypeVar("M", bound=nnx.Module)
 
-# Features from which on the sixteen products outweigh the transforms (docs/understand/speed.md).
+# The smallest number of features for which this method is faster (docs/understand/speed.md).
 FEATURES = 256
-# Tiles that are transformed at once; their sixteen matrices stay in cache, and memory flat in the picture's size.
+# Tiles that are transformed together. Their sixteen matrices stay in cache, and memory does not grow with the picture.
 TILES = 512
 
-# The kernel's transform; input and output have theirs below, in sums and differences.
+# The kernel's transform. Those of input and output are the functions below, with sums and differences.
 _G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
 
 
 class WinogradConv(nnx.Module):
-    """A 3x3 convolution at stride 1, within a border of zeros, with bias; for inference in the parameters' dtype.
+    """A 3x3 convolution with stride 1, zero padding and bias. For inference, in the parameters' dtype.
 
     Attributes:
-      kernel: as `transform_kernel` makes it.
-      bias: of each output feature.
+      kernel: the result of `transform_kernel`.
+      bias: one number per output feature.
     """
 
     def __init__(self, conv: nnx.Conv):
@@ -38,14 +39,15 @@ class WinogradConv(nnx.Module):
         self.bias = nnx.Param(conv.bias[...])
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
-        """What the convolution that it replaces gives, to rounding; d is the number of output features."""
+        """The result of the replaced convolution, up to rounding; d is the number of output features."""
         return winograd_conv(x, self.kernel[...]) + self.bias[...]
 
 
 def with_winograd(network: M) -> M:
-    """The network for inference on a CPU: each convolution that gains by it is replaced by a `WinogradConv`.
+    """A network for inference on a CPU, with a `WinogradConv` in place of each convolution that becomes faster.
 
-    The given network stays as it is; the two share every other parameter. The new one has no kernels to train or save.
+    The given network is unchanged and shares all other parameters with the new one. The new one cannot be trained or
+    saved, because it has only transformed kernels.
     """
     replaced: M = nnx.recursive_map(
         lambda _, node: WinogradConv(node) if isinstance(node, nnx.Conv) and _gains(node) else node, network
@@ -60,15 +62,15 @@ def _gains(module: nnx.Conv) -> bool:
 
 @jax.jit
 def transform_kernel(kernel: Float[Array, "3 3 c d"]) -> Float[Array, "16 c d"]:
-    """G kernel Gᵀ, for each pair of features."""
+    """G kernel Gᵀ for each pair of features."""
     both = jnp.asarray(np.kron(_G, _G))
     return jnp.dot(both, kernel.reshape(9, -1)).reshape(16, *kernel.shape[2:])
 
 
 def winograd_conv(x: Float[Array, "b h w c"], kernel: Float[Array, "16 c d"]) -> Float[Array, "b h w d"]:
-    """The convolution of `x`, within a border of zeros, with a kernel of `transform_kernel`."""
+    """The convolution of `x`, padded with zeros, with a kernel from `transform_kernel`."""
     b, h, w, _ = x.shape
-    columns = -(-w // 2)  # of tiles: 2 x 2 results of 4 x 4 inputs
+    columns = -(-w // 2)  # A tile is 2 x 2 results from 4 x 4 inputs.
     rows = min(max(TILES // (b * columns), 1), -(-h // 2))
     strips = -(-h // (2 * rows))
     x = jnp.pad(x, ((0, 0), (1, 2 * rows * strips - h + 1), (1, 2 * columns - w + 1), (0, 0)))
