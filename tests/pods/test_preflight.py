@@ -64,8 +64,8 @@ def test_what_does_not_fit_exits_with_1_and_a_suggestion(compiled, capsys):
     ("arguments", "message"),
     [
         (["--config", "nothing.py", "--topology", "v5e:4x4"], "There is no config file nothing.py"),
-        (["--config", "configs/xpsr.py", "--topology", "v4:4x4"], "--topology v4:4x4 is none of v5e, v5p, v6e"),
-        (["--config", "configs/xpsr.py", "--topology", "v5e"], "--topology v5e is none of"),
+        (["--config", "configs/xpsr.py", "--topology", "v4:4x4"], "--topology v4:4x4 is not one of v5e, v5p, v6e"),
+        (["--config", "configs/xpsr.py", "--topology", "v5e"], "--topology v5e is not one of"),
         (["--config", "configs/xpsr.py", "--gpus", "3", "--mesh.fsdp", "2"], "do not multiply to the 3 devices"),
     ],
 )

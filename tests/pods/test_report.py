@@ -92,16 +92,16 @@ def test_operations_without_an_estimate_are_left_out():
 def test_what_fits_is_said_with_its_figures():
     text = report.render(dataclasses.replace(FITS, collectives={"all-gather": (20, 3 * 2**30)}))
     assert "4.00 GiB arguments, 8.00 GiB temporaries; at most 12.50 GiB of 15.75 GiB, fits" in text
-    assert "250.0 ms a step, 128.0 images a second, 61% of the peak 197 TFLOP/s" in text
+    assert "250.0 ms per step, 128.0 images per second, 61% of the peak 197 TFLOP/s" in text
     assert "20 all-gather (3.00 GiB)" in text
     assert "warning" not in text and "custom kernels" not in text
     marked = dataclasses.replace(FITS, custom_calls=5, silent_calls=2, rematerializations=2, rounds=4, loops=3)
     text = report.render(marked)
     for words in (
-        "5, into which the compiler does not see: 3 by the work that they state, 2 not counted",
+        "5 that the compiler cannot analyse: 3 counted by the work that they state, 2 not counted",
         "2 involuntary full rematerializations",
         "microbatches 4 times",
-        "3 further loops",
+        "3 other loops",
     ):
         assert words in text
 

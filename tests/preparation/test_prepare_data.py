@@ -93,7 +93,7 @@ def test_exit_codes(photos, tmp_path, capsys):
     assert run("records", photos, "--output", tmp_path / "b", "--on-error", "stop") == 1
     assert "text.jpg: not an image" in capsys.readouterr().err and not (tmp_path / "b").exists()
     assert run("records", photos, "--output", tmp_path / "c", "--exclude", "a", "b") == 1
-    assert "nothing is left to write" in capsys.readouterr().err and not (tmp_path / "c").exists()
+    assert "no image can be used" in capsys.readouterr().err and not (tmp_path / "c").exists()
 
 
 @pytest.mark.parametrize("command", ["records", "pairs"])
@@ -117,7 +117,7 @@ def test_pairs_in_the_released_layout(photos, tmp_path):
     crops = [source[i].image for i in (0, 2)]
     assert not np.array_equal(*crops), "each round has other crops"
     # Ready-made pairs are no photographs, but can be stored in files of records.
-    with pytest.raises(UserError, match="ready-made pairs already"):
+    with pytest.raises(UserError, match="already contains pairs"):
         WritePairs(source, Choice(0), DataConfig(crop_size=32), 0, 4, False)(tmp_path, 0, range(1))
     assert run("records", tmp_path / "out", "--output", tmp_path / "stored") == 0
     stored = open_sample_source(tmp_path / "stored")
@@ -166,7 +166,7 @@ def test_stopped_work_goes_on(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         work(output, Stops(2), pieces, **options)
     assert not output.exists()
-    with pytest.raises(UserError, match=r"unfinished work of other settings \(seed: was 1, is 2\)"):
+    with pytest.raises(UserError, match=r"unfinished work with other settings \(seed: was 1, is 2\)"):
         work(output, Stops(None), pieces, settings={"seed": 2}, workers=1)
     done = []
 

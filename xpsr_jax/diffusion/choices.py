@@ -1,15 +1,15 @@
-"""What settings name in words. Nothing here imports JAX."""
+"""Names of samplers, guidance forms and starts in settings. This module does not import JAX."""
 
 from typing import Literal
 
 SamplerName = Literal["ddpm", "ddim", "dpm_solver", "unipc", "euler", "euler_ancestral", "consistency"]
-"""A sampler, see `making.make_sampler` and docs/reference/sampling.md."""
+"""The name of a sampler (`making.make_sampler`, docs/reference/sampling.md)."""
 
 KARRAS: tuple[SamplerName, ...] = ("dpm_solver", "unipc", "euler")
 """Samplers that can visit Karras' noise levels."""
 
 GuidanceForm = Literal["paper", "released"]
-"""A form of classifier-free guidance, see `guidance.guide`."""
+"""The name of a form of classifier-free guidance (`guidance.guide`)."""
 
 Start = Literal["lr", "noise", "lr_noised_twice"]
-"""What sampling starts from, see `samplers.start_latents`."""
+"""The name of a start of sampling (`samplers.start_latents`)."""

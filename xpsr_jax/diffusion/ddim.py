@@ -1,4 +1,4 @@
-"""DDIM (Song et al., 2021): from deterministic to as random as DDPM."""
+"""DDIM (Song et al., 2021), from deterministic sampling to sampling as random as DDPM's."""
 
 import dataclasses
 from typing import NamedTuple
@@ -21,13 +21,13 @@ class DdimWeights(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Ddim:
-    """DDIM (Song et al., 2021, eq. 12 and 16). With a = ab_t and a' = ab_t' of the timestep that is stepped to:
+    """DDIM (Song et al., 2021, eq. 12 and 16). With a = ab_t and a' = ab_t' at the step's target timestep t':
 
     x' = sqrt(a') x0 + sqrt(1 - a' - s²) eps + s n, s² = eta² (1 - a') / (1 - a) (1 - a / a').
 
-    As in diffusers, t' is t - floor(T / steps), whatever the next timestep is: under "linspace" spacing, and a little
-    under "trailing", the networks are then told another noise level than the latents have. Below 0, a' is 1 or ab_0
-    (`Schedule.set_alpha_to_one`).
+    As in diffusers, t' is always t - floor(T / steps), and not the next visited timestep. With "linspace" spacing, and
+    slightly with "trailing", the networks then get a timestep that does not match the latents' noise level. For t'
+    below 0, a' is 1 or ab_0 (`Schedule.set_alpha_to_one`).
 
     Attributes:
         eta: 0 is deterministic, 1 as random as DDPM.
@@ -37,9 +37,9 @@ class Ddim:
     eta: float = 0.0
 
     def table(self, steps: int, first: int = 0) -> Table:
-        """All `steps` rows, with `DdimWeights`; the same whatever `first` is.
+        """All `steps` rows, with `DdimWeights`. They do not depend on `first`.
 
-        Raises UserError for steps that the schedule does not allow, see `ddpm.visited`.
+        Raises UserError for a number of steps that the schedule does not allow (`ddpm.visited`).
         """
         timesteps, alpha = visited(self.schedule, steps)
         alphas = alphas_cumprod(self.schedule).astype(np.float64)
@@ -59,13 +59,13 @@ class Ddim:
         return SamplerState(latents)
 
     def step(self, state: SamplerState, row: Table, prediction: Latents, noise: Latents) -> SamplerState:
-        """One step of the class's equation.
+        """One step of the equation above.
 
         Args:
-            state: before the step.
-            row: of `table`.
-            prediction: of the networks at `state.latents`, guided; what it means is the schedule's `prediction_type`.
-            noise: n, from N(0, 1); not used where `eta` is 0.
+            state: the state before the step.
+            row: a row of `table`.
+            prediction: the networks' guided prediction at `state.latents`, of the schedule's `prediction_type`.
+            noise: n, from N(0, 1); not used if `eta` is 0.
         """
         inputs = prediction, state.latents, row.signal, row.sigma
         x0 = clipped(self.schedule, clean_estimate(self.schedule, *inputs))

@@ -23,9 +23,9 @@ class Ddpm:
     schedule: Schedule
 
     def table(self, steps: int, first: int = 0) -> Table:
-        """All `steps` rows, with `Weights`; the same whatever `first` is.
+        """All `steps` rows, with `Weights`. They do not depend on `first`.
 
-        Raises UserError for steps that the schedule does not allow, see `visited`.
+        Raises UserError for a number of steps that the schedule does not allow (`visited`).
         """
         timesteps, alpha = visited(self.schedule, steps)
         next_alpha = np.append(alpha[1:], 1.0)
@@ -44,12 +44,12 @@ class Ddpm:
         return SamplerState(latents)
 
     def step(self, state: SamplerState, row: Table, prediction: Latents, noise: Latents) -> SamplerState:
-        """One step of the class's equation.
+        """One step of the equation above.
 
         Args:
-            state: before the step.
-            row: of `table`.
-            prediction: of the networks at `state.latents`, guided; what it means is the schedule's `prediction_type`.
+            state: the state before the step.
+            row: a row of `table`.
+            prediction: the networks' guided prediction at `state.latents`, of the schedule's `prediction_type`.
             noise: n, from N(0, 1).
         """
         x0 = clipped(self.schedule, clean_estimate(self.schedule, prediction, state.latents, row.signal, row.sigma))
@@ -60,20 +60,21 @@ class Ddpm:
 def visited(schedule: Schedule, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """DDPM's and DDIM's timesteps (int32) and ab at them (float64).
 
-    Raises UserError if the network predicts the noise where there is nothing else, which says nothing about the image.
+    Raises UserError if the first timestep is pure noise and the network predicts the noise. Its prediction would then
+    contain no information about the image.
     """
     timesteps = visited_timesteps(schedule, steps)
     alpha = alphas_cumprod(schedule).astype(np.float64)[timesteps]
     if alpha[0] == 0 and schedule.prediction_type == "epsilon":
         raise UserError(
-            "a schedule rescaled to zero terminal SNR begins with pure noise, and a network that predicts the noise "
-            '("epsilon") says nothing about the image: use the spacing "leading", or a model of the "v_prediction"'
+            "a schedule rescaled to zero terminal SNR begins with pure noise, where a network that predicts the noise "
+            '("epsilon") gives no image: use the spacing "leading", or a model with "v_prediction"'
         )
     return timesteps, alpha
 
 
 def clipped(schedule: Schedule, x0: Latents) -> Latents:
-    """The estimate of the clean latents, clipped if the schedule says so."""
+    """The estimate of the clean latents, clipped if `Schedule.clip_sample` is set."""
     if not schedule.clip_sample:
         return x0
     return jnp.clip(x0, -schedule.clip_sample_range, schedule.clip_sample_range)

@@ -1,4 +1,4 @@
-"""DPM-Solver++(2M) (Lu et al., 2022): a multistep method of second order in the clean estimate."""
+"""DPM-Solver++(2M) (Lu et al., 2022): a multistep method of second order in the estimates of the clean latents."""
 
 import dataclasses
 from typing import NamedTuple
@@ -13,19 +13,19 @@ from xpsr_jax.diffusion.schedule import Schedule
 
 
 class SecondOrder(NamedTuple):
-    """x' = latents · x + x0 · (this step's clean estimate) + previous · (the last step's)."""
+    """x' = latents · x + x0 · (this step's clean estimate) + previous · (the previous step's clean estimate)."""
 
     latents: Column
     x0: Column
     previous: Column
 
     def __call__(self, latents: Latents, x0: Latents, previous: Latents) -> Latents:
-        """x', of the shape of the latents.
+        """x', with the shape of the latents.
 
         Args:
-            latents: x, before the step.
+            latents: x, the latents before the step.
             x0: the estimate of the clean latents at `latents`.
-            previous: the estimate of the step before.
+            previous: the estimate of the previous step.
         """
         after: Latents = self.latents * latents + self.x0 * x0 + self.previous * previous
         return after
@@ -35,34 +35,34 @@ class SecondOrder(NamedTuple):
 class DpmSolver:
     """DPM-Solver++(2M), "midpoint" (Lu et al., 2022, algorithm 2).
 
-    The first step that is run and the last of the trajectory are of first order.
+    The first executed step and the last step of the trajectory are of first order.
 
     Attributes:
-        karras: Karras' noise levels.
+        karras: use Karras' noise levels.
     """
 
     schedule: Schedule
     karras: bool = False
 
     def table(self, steps: int, first: int = 0) -> Table:
-        """All `steps` rows, with `SecondOrder` weights; row `first` is of first order, rows before it are of no use.
+        """All `steps` rows, with `SecondOrder` weights. Row `first` is of first order; rows before it are unused.
 
-        Raises UserError for steps that the schedule does not allow, see `noise_levels.solver_levels`.
+        Raises UserError for a number of steps that the schedule does not allow (`noise_levels.solver_levels`).
         """
         levels = solver_levels(self.schedule, steps, karras=self.karras)
         return make_table(levels.timesteps, levels.signal[:-1], levels.sigma[:-1], second_order(levels, first))
 
     def init(self, latents: Latents) -> SamplerState:
-        """The state before the first step. Its memory, a clean estimate, has the right shape and no meaning yet."""
-        return SamplerState(latents, (latents,))  # the first step does not use what it remembers
+        """The state before the first step. Its memory, a clean estimate, has the right shape but no meaning yet."""
+        return SamplerState(latents, (latents,))  # The first step does not use the memory.
 
     def step(self, state: SamplerState, row: Table, prediction: Latents, noise: Latents) -> SamplerState:
         """One step of `second_order`.
 
         Args:
-            state: before the step; it remembers the last step's clean estimate.
-            row: of `table`.
-            prediction: of the networks at `state.latents`, guided; what it means is the schedule's `prediction_type`.
+            state: the state before the step; its memory is the previous step's clean estimate.
+            row: a row of `table`.
+            prediction: the networks' guided prediction at `state.latents`, of the schedule's `prediction_type`.
             noise: not used.
         """
         (previous,) = state.memory
@@ -72,7 +72,7 @@ class DpmSolver:
 
 
 def second_order(levels: Levels, first: int) -> SecondOrder:
-    """Weights of the second-order step; of first order at row `first` and at the last.
+    """Weights of the second-order steps. Row `first` and the last row are of first order.
 
     With l = log(signal / sigma), h = l' - l and r = (l - l_previous) / h:
     x' = sigma' / sigma x + signal' (1 - exp(-h)) (x0 + (x0 - x0_previous) / 2r).
@@ -85,9 +85,9 @@ def second_order(levels: Levels, first: int) -> SecondOrder:
 
 
 def first_order(levels: Levels) -> tuple[Float[np.ndarray, "steps"], Float[np.ndarray, "steps"]]:
-    """signal' (1 - exp(-h)) of each step, and r = (l - l_previous) / h, which the first and the last do not have."""
+    """signal' (1 - exp(-h)) of each step, and r = (l - l_previous) / h (NaN for the first and the last step)."""
     signal, sigma = levels.signal, levels.sigma
-    # exp(-h) = signal sigma' / (sigma signal'), which is 0 where sigma' is.
+    # exp(-h) = signal sigma' / (sigma signal'), which is 0 if sigma' is 0.
     gain = signal[1:] - sigma[1:] * signal[:-1] / sigma[:-1]
     log_ratio = np.log(signal[:-1] / sigma[:-1])
     h = np.diff(log_ratio)

@@ -1,4 +1,4 @@
-"""Euler's method and its ancestral variant (Karras et al., 2022; k-diffusion), in the networks' own latents."""
+"""Euler's method and its ancestral variant (Karras et al., 2022; k-diffusion), in the networks' scale of latents."""
 
 import dataclasses
 
@@ -14,14 +14,14 @@ from xpsr_jax.diffusion.schedule import Schedule
 class Euler:
     """Euler's method on the probability flow (Karras et al., 2022, eq. 4).
 
-    diffusers carries y = x / signal = x_0 + s noise with s = sigma / signal, and scales it down for the network. Its
-    step y' = x0 + r (y - x0), r = s' / s, is here x' = signal' (1 - r) x0 + r signal' / signal x: the same latents in
-    another unit, so that every sampler has the same start and the network sees what is carried.
+    diffusers stores y = x / signal = x_0 + s noise with s = sigma / signal, and scales it down for the network. Its
+    step is y' = x0 + r (y - x0) with r = s' / s. Here that is x' = signal' (1 - r) x0 + r signal' / signal x. These are
+    the same latents in another scale. With it, every sampler has the same start, and the network gets x directly.
 
     Attributes:
-        ancestral: go down further, to r = (s' / s)², and make up for it with noise of the deviation s' sqrt(1 - r):
-            the sampler is as random as DDPM.
-        karras: Karras' noise levels.
+        ancestral: reduce the noise further, with r = (s' / s)², and add new noise of standard deviation s' sqrt(1 - r).
+            The sampler is then as random as DDPM.
+        karras: use Karras' noise levels.
     """
 
     schedule: Schedule
@@ -29,9 +29,9 @@ class Euler:
     karras: bool = False
 
     def table(self, steps: int, first: int = 0) -> Table:
-        """All `steps` rows, with `Weights`; the same whatever `first` is.
+        """All `steps` rows, with `Weights`. They do not depend on `first`.
 
-        Raises UserError for steps that the schedule does not allow, see `noise_levels.euler_levels`.
+        Raises UserError for a number of steps that the schedule does not allow (`noise_levels.euler_levels`).
         """
         timesteps, signal, sigma = euler_levels(self.schedule, steps, karras=self.karras)
         level = sigma / signal
@@ -50,13 +50,13 @@ class Euler:
         return SamplerState(latents)
 
     def step(self, state: SamplerState, row: Table, prediction: Latents, noise: Latents) -> SamplerState:
-        """One step of the class's equation.
+        """One step of the equation above.
 
         Args:
-            state: before the step.
-            row: of `table`.
-            prediction: of the networks at `state.latents`, guided; what it means is the schedule's `prediction_type`.
-            noise: from N(0, 1); used by the ancestral variant alone.
+            state: the state before the step.
+            row: a row of `table`.
+            prediction: the networks' guided prediction at `state.latents`, of the schedule's `prediction_type`.
+            noise: from N(0, 1); used only by the ancestral variant.
         """
         x0 = clean_estimate(self.schedule, prediction, state.latents, row.signal, row.sigma)
         weights: Weights = row.weights

@@ -14,15 +14,15 @@ def guide(
     form: GuidanceForm,
     rescale: float | Float[Array, ""] = 0.0,
 ) -> Float[Array, "b h w c"]:
-    """Moves the prediction away from what the negative prompt predicts.
+    """Moves the prediction away from the negative prompt's prediction.
 
     Args:
         positive, negative: predictions (noise or velocity) under the positive and the negative prompts.
         scale: strength s; may be traced.
-        form: "paper": positive + s (positive - negative); "released": negative + s (positive - negative), as the
-            released code and Stable Diffusion have it. The paper's s equals the released form's s + 1.
-        rescale: how far each image's deviation, which guidance enlarges, is brought back to the positive
-            prediction's: 0 not at all, 1 wholly (Lin et al., 2023, eq. 15 and 16); may be traced.
+        form: "paper": positive + s (positive - negative). "released": negative + s (positive - negative), as in the
+            released code and in Stable Diffusion. The paper's form with s equals the released form with s + 1.
+        rescale: guidance enlarges each image's standard deviation. This moves it back to that of the positive
+            prediction: 0 not at all, 1 completely (Lin et al., 2023, eq. 15 and 16); may be traced.
     """
     if form not in ("paper", "released"):
         raise ValueError(f'guidance form "{form}" is unknown: use "paper" or "released"')
@@ -32,7 +32,7 @@ def guide(
 
 
 def is_guided(scale: float, form: GuidanceForm) -> bool:
-    """Whether the negative half is run at all: s > 0 in the paper's form, s > 1 in the released one."""
+    """Whether the negative prompt is evaluated: s > 0 in the paper's form, s > 1 in the released form."""
     return scale > (0.0 if form == "paper" else 1.0)
 
 

@@ -1,4 +1,4 @@
-"""The sampler that settings name."""
+"""Makes the sampler that the settings name."""
 
 from typing import Protocol, runtime_checkable
 
@@ -15,12 +15,12 @@ from xpsr_jax.diffusion.unipc import UniPc
 
 @runtime_checkable
 class SamplerSettings(Protocol):
-    """What `make_sampler` reads of `config.Sampling`.
+    """The fields of `config.Sampling` that `make_sampler` reads.
 
     Attributes:
-        sampler: which one.
+        sampler: the sampler's name.
         eta: randomness of "ddim", from 0 (none) to 1 (as random as DDPM).
-        karras: visit Karras' noise levels; of the samplers in `choices.KARRAS`.
+        karras: visit Karras' noise levels; only for the samplers in `choices.KARRAS`.
     """
 
     @property
@@ -30,12 +30,12 @@ class SamplerSettings(Protocol):
 
     @property
     def eta(self) -> float:
-        """From 0 to 1; read for "ddim" alone."""
+        """From 0 to 1; used only by "ddim"."""
         ...
 
     @property
     def karras(self) -> bool:
-        """Whether to visit Karras' noise levels; read for the samplers in `choices.KARRAS` alone."""
+        """Whether to visit Karras' noise levels; used only by the samplers in `choices.KARRAS`."""
         ...
 
 

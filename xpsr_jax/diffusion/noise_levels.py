@@ -1,6 +1,7 @@
-"""The noise levels that DPM-Solver++, UniPC and Euler visit, as diffusers spaces them.
+"""The noise levels that DPM-Solver++, UniPC and Euler visit, with diffusers' spacing.
 
-All in float64. A noise level is the ratio s = sigma / signal of x = signal x_0 + sigma noise, signal² + sigma² = 1.
+Everything is float64. A noise level is the ratio s = sigma / signal in x = signal x_0 + sigma noise, where
+signal² + sigma² = 1.
 """
 
 from typing import NamedTuple
@@ -16,10 +17,10 @@ _RHO = 7.0  # Karras et al., 2022, table 1
 
 
 class Levels(NamedTuple):
-    """A trajectory: one entry before each step, and of `signal` and `sigma` one more at the end, 1 and 0.
+    """A trajectory, with one entry before each step. `signal` and `sigma` have one more entry at the end: 1 and 0.
 
     Attributes:
-        timesteps: int32, or float32 if they lie between two timesteps.
+        timesteps: int32, or float32 if they are not whole numbers.
     """
 
     timesteps: Int[np.ndarray, "steps"] | Float[np.ndarray, "steps"]
@@ -28,11 +29,11 @@ class Levels(NamedTuple):
 
 
 def solver_levels(schedule: Schedule, steps: int, *, karras: bool) -> Levels:
-    """What DPM-Solver++ and UniPC visit. Their timesteps are whole.
+    """The levels that DPM-Solver++ and UniPC visit. Their timesteps are whole numbers.
 
-    Under "leading" and "linspace" spacing they are those of one step more, without the last: the step to the clean
-    image begins well above the least noise. With `karras` the noise levels are Karras' over the whole schedule, and
-    the timesteps the nearest, of which two may be equal.
+    With "leading" and "linspace" spacing they are computed for one more step, and the last one is dropped. So the step
+    to the clean image starts well above the smallest noise. With `karras` the noise levels are Karras' over the whole
+    schedule, and timesteps are rounded to the nearest, so two of them may be equal.
     """
     if not 1 <= steps < schedule.num_train_timesteps:
         most = schedule.num_train_timesteps - 1
@@ -49,10 +50,10 @@ def solver_levels(schedule: Schedule, steps: int, *, karras: bool) -> Levels:
 
 
 def euler_levels(schedule: Schedule, steps: int, *, karras: bool) -> Levels:
-    """What Euler's samplers visit.
+    """The levels that Euler's samplers visit.
 
-    Under "linspace" spacing the timesteps are not rounded, and noise levels between two are interpolated. With `karras`
-    the levels are Karras' between the first and the last of these, and the timesteps are interpolated.
+    With "linspace" spacing timesteps are not rounded, and noise levels are interpolated between whole timesteps. With
+    `karras` the levels are Karras' between the first and the last of these, and the timesteps are interpolated.
     """
     known = _known_levels(schedule)
     timesteps = visited_timesteps(schedule, steps)
@@ -73,7 +74,7 @@ def karras_levels(most: float, least: float, steps: int) -> Float[np.ndarray, "s
 
 
 def _known_levels(schedule: Schedule) -> Float[np.ndarray, "t"]:
-    """s of each timestep. A last one without signal has, as in diffusers, the least that float16 could hold."""
+    """s of each timestep. A last timestep without signal gets the smallest signal in float16, as in diffusers."""
     alpha = np.maximum(alphas_cumprod(schedule).astype(np.float64), 2.0**-24)
     return np.sqrt((1 - alpha) / alpha)
 

@@ -1,4 +1,4 @@
-"""The diffusion process that a schedule describes: noise levels, noising, what predictions imply (method §6, §7)."""
+"""The diffusion process of a schedule: noise levels, adding noise, estimates from predictions (method §6, §7)."""
 
 import functools
 
@@ -11,15 +11,16 @@ from xpsr_jax.errors import UserError
 
 Latents = Float[Array, "b h w c"]
 Timesteps = Int[Array, "b"] | Int[Array, ""]
-# sqrt(ab) or sqrt(1 - ab) of each image, or of all.
+# sqrt(ab) or sqrt(1 - ab), for each image or for all images.
 Level = Float[Array, "b 1 1 1"] | Float[Array, ""] | float
 
 
 @functools.lru_cache(maxsize=32)
 def alphas_cumprod(schedule: Schedule) -> Float[np.ndarray, "t"]:
-    """ab_t, float32, bit for bit PyTorch's.
+    """ab_t in float32, bitwise equal to PyTorch's.
 
-    It spaces betas evenly by one fused multiply-add from the nearer end, and accumulates the product in float64.
+    PyTorch computes evenly spaced betas with one fused multiply-add from the nearer end, and accumulates the product in
+    float64.
     """
     root = np.sqrt if schedule.beta_schedule == "scaled_linear" else np.asarray
     start, end = np.float32(root(schedule.beta_start)), np.float32(root(schedule.beta_end))
@@ -34,10 +35,10 @@ def alphas_cumprod(schedule: Schedule) -> Float[np.ndarray, "t"]:
 
 
 def visited_timesteps(schedule: Schedule, steps: int) -> Int[np.ndarray, "steps"]:
-    """The timesteps that DDPM and DDIM visit in `steps` steps, descending (int32); `noise_levels.py` has others'.
+    """The timesteps that DDPM and DDIM visit in `steps` steps, descending (int32).
 
-    "leading": k floor(T / steps) + offset; "trailing": from T - 1 down by T / steps; "linspace": evenly from T -
-    1 to 0.
+    "leading": k floor(T / steps) + offset. "trailing": from T - 1 downwards in steps of T / steps. "linspace": evenly
+    from T - 1 to 0. For the other samplers see `noise_levels.py`.
     """
     count = schedule.num_train_timesteps
     if not 1 <= steps <= count:
@@ -69,7 +70,7 @@ def velocity(schedule: Schedule, latents: Latents, noise: Latents, timesteps: Ti
 
 
 def prediction_target(schedule: Schedule, latents: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
-    """What the network learns to predict, by `prediction_type`: the noise, the velocity or the clean latents."""
+    """The network's target according to `prediction_type`: the noise, the velocity or the clean latents."""
     if schedule.prediction_type == "epsilon":
         return noise
     if schedule.prediction_type == "v_prediction":
@@ -78,7 +79,7 @@ def prediction_target(schedule: Schedule, latents: Latents, noise: Latents, time
 
 
 def clean_estimate(schedule: Schedule, prediction: Latents, latents: Latents, signal: Level, sigma: Level) -> Latents:
-    """The clean latents that a prediction at `latents` = signal x_0 + sigma noise implies."""
+    """The estimate of the clean latents from a prediction at `latents` = signal x_0 + sigma noise."""
     if schedule.prediction_type == "epsilon":
         return (latents - sigma * prediction) / signal
     if schedule.prediction_type == "v_prediction":
@@ -87,7 +88,7 @@ def clean_estimate(schedule: Schedule, prediction: Latents, latents: Latents, si
 
 
 def noise_estimate(schedule: Schedule, prediction: Latents, latents: Latents, signal: Level, sigma: Level) -> Latents:
-    """The noise that a prediction at `latents` = signal x_0 + sigma noise implies."""
+    """The estimate of the noise from a prediction at `latents` = signal x_0 + sigma noise."""
     if schedule.prediction_type == "epsilon":
         return prediction
     if schedule.prediction_type == "v_prediction":
@@ -107,7 +108,7 @@ def _cumulative(betas: Float[np.ndarray, "t"]) -> Float[np.ndarray, "t"]:
 
 
 def _rescaled(betas: Float[np.ndarray, "t"]) -> Float[np.ndarray, "t"]:
-    """Betas whose sqrt(ab) is shifted to end on 0 and scaled to begin where it did."""
+    """Rescaled betas: sqrt(ab) is shifted to end at 0 and scaled to keep its first value."""
     root = np.sqrt(_cumulative(betas))
     root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
     alphas = root**2

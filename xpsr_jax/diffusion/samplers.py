@@ -1,9 +1,9 @@
-"""What samplers have in common: from noise to latents in some steps (method §7, docs/reference/sampling.md).
+"""The common part of all samplers, which turn noise into latents step by step (method §7, docs/reference/sampling.md).
 
-A sampler is a frozen dataclass. Everything about its steps that can be known beforehand is a table of numpy arrays,
-one row for each step; `step` is a pure function of a row; `sample` runs it in a compiled loop. Latents are always
-x = signal x_0 + sigma noise with signal² + sigma² = 1, as the networks see them. Which rows are run, how many there
-are and what they hold is traced, as are scales, seeds and prompts: changing them never compiles again.
+A sampler is a frozen dataclass. All numbers of its steps that are known in advance are in a table of numpy arrays with
+one row per step. `step` is a pure function of a row, and `sample` runs it in a compiled loop. Latents are always
+x = signal x_0 + sigma noise with signal² + sigma² = 1, as the networks see them. The number of rows, their values and
+the range of executed rows are traced, like scales, seeds and prompts. So changing them does not recompile.
 """
 
 from collections.abc import Callable
@@ -21,24 +21,24 @@ from xpsr_jax.diffusion.schedule import Schedule
 Timestep = Int[Array, ""] | Float[Array, ""]
 Denoise = Callable[[Latents, Timestep], Latents]
 Noise = Callable[[Int[Array, ""]], Latents]
-# A number of every step, of numpy, (steps,); in a row of the table it is that step's, of JAX, ().
+# One number per step: a numpy array (steps,) in the table, a JAX scalar () in a row.
 Column = Float[Any, "*steps"]
 
 
 class SamplerState(NamedTuple):
-    """What one step hands to the next: the latents, and what else the sampler remembers (earlier predictions, say)."""
+    """The state between two steps: the latents and the sampler's memory (for example earlier predictions)."""
 
     latents: Latents
     memory: tuple[Latents, ...] = ()
 
 
 class Table(NamedTuple):
-    """The steps of a sampler; each array has the shape (steps,). A row has the same fields, each of shape ().
+    """The steps of a sampler. Each array has the shape (steps,). A row has the same fields, each with shape ().
 
     Attributes:
-        timestep: what the networks are told, int32 or (between two timesteps) float32.
-        signal, sigma: of the latents before the step.
-        weights: the sampler's own coefficients: a tuple of columns, of a class of its own.
+        timestep: the networks' timestep: int32, or float32 if it is not a whole number.
+        signal, sigma: signal and noise of the latents before the step.
+        weights: the sampler's coefficients: a tuple of columns, with a class for each sampler.
     """
 
     timestep: Shaped[Any, "*steps"]
@@ -57,15 +57,15 @@ class Weights(NamedTuple):
 
 @runtime_checkable
 class Sampler(Protocol):
-    """What `sample` needs of a sampler."""
+    """The interface of a sampler for `sample`."""
 
     @property
     def schedule(self) -> Schedule:
-        """The noise schedule that the model was trained with, by which predictions are understood."""
+        """The noise schedule that the model was trained with. It determines what predictions mean."""
         ...
 
     def table(self, steps: int, first: int = 0) -> Table:
-        """All `steps` rows; those before row `first` are of no use, if that is where sampling begins."""
+        """All `steps` rows, for sampling that begins at row `first`. Rows before it are unused."""
         ...
 
     def init(self, latents: Latents) -> SamplerState:
@@ -73,7 +73,7 @@ class Sampler(Protocol):
         ...
 
     def step(self, state: SamplerState, row: Table, prediction: Latents, noise: Latents) -> SamplerState:
-        """One step, by a row of the table, the guided prediction at `state.latents`, and N(0, 1) noise."""
+        """One step, from a row of the table, the guided prediction at `state.latents`, and N(0, 1) noise."""
         ...
 
 
@@ -83,7 +83,7 @@ def make_table(
     sigma: Float[np.ndarray, "steps"],
     weights: Any,
 ) -> Table:
-    """A table in the precision that the devices compute in: float64 becomes float32."""
+    """A table in the devices' precision: float64 becomes float32."""
     table = Table(timesteps, signal, sigma, weights)
     single: Table = jax.tree.map(
         lambda column: column.astype(np.float32) if column.dtype == np.float64 else column, table
@@ -98,11 +98,11 @@ def sample(
 
     Args:
         denoise: `denoise(latents, timestep) -> prediction`, guided, float32; `timestep` is a scalar.
-        latents: at the noise level of the first step that is run, float32 (`start_latents`).
-        noise: `noise(index) -> N(0, 1)` for the step of that index: `step_noise` of the images' keys, or a table of
-            stored noise.
-        steps: of the whole trajectory.
-        first: index of the first step that is run.
+        latents: the start, at the noise level of the first executed step, float32 (`start_latents`).
+        noise: `noise(index) -> N(0, 1)` for the step with this index: `step_noise` with the images' keys, or stored
+            noise.
+        steps: number of steps of the whole trajectory.
+        first: index of the first executed step.
     """
     table = sampler.table(steps, first)
     return advance(sampler, denoise, sampler.init(latents), table, noise, first, steps).latents
@@ -117,7 +117,7 @@ def advance(
     first: int | Int[Array, ""],
     last: int | Int[Array, ""],
 ) -> SamplerState:
-    """Runs the steps `first` to `last` - 1 of a table. Both may be traced: then any part is run by one program."""
+    """Runs the steps `first` to `last` - 1 of a table. Both may be traced, so that one program can run any part."""
     table = jax.tree.map(jnp.asarray, table)
 
     def one_step(index: Int[Array, ""], state: SamplerState) -> SamplerState:
@@ -140,11 +140,12 @@ def start_latents(
     """The latents that sampling starts from (method §7, §11).
 
     Args:
-        start: "noise": `first_noise` alone; "lr": the LR image's latents noised to the first timestep (paper);
-            "lr_noised_twice": these noised again (released code: as for timestep 800), which leaves almost pure noise.
+        start: "noise": only `first_noise`. "lr": the LR image's latents with the noise of the first timestep (paper).
+            "lr_noised_twice": the same with noise added again (released code: that of timestep 800), which leaves
+            almost pure noise.
         lr_latents: the LR image's scaled latents.
-        first_level: signal and sigma of the first step that is run.
-        second_level: signal and sigma of the second noising.
+        first_level: signal and sigma of the first executed step.
+        second_level: signal and sigma of the second noise.
     """
     if start == "noise":
         return first_noise
@@ -157,15 +158,15 @@ def start_latents(
 
 
 def step_noise(keys: Array, shape: tuple[int, ...]) -> Noise:
-    """The noise of each step from one key per image: an image's noise does not depend on what is sampled beside it.
+    """The noise of each step, from one key per image. An image's noise does not depend on the rest of the batch.
 
     Args:
         keys: (b,) random keys.
-        shape: of one image's latents, (h, w, c).
+        shape: shape of one image's latents, (h, w, c).
     """
     return lambda index: normal(jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, index), shape)
 
 
 def normal(keys: Array, shape: tuple[int, ...]) -> Float[Array, "b ..."]:
-    """N(0, 1) of shape (b, *shape), drawn image by image from `keys` (b,)."""
+    """N(0, 1) noise with shape (b, *shape), drawn separately for each image from `keys` (b,)."""
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)

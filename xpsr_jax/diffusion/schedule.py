@@ -1,6 +1,6 @@
 """Settings of the diffusion process (method §6, §7), read from diffusers' `scheduler_config.json`.
 
-`process.py` computes with them; nothing here imports JAX.
+`process.py` uses them for computing; this module does not import JAX.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from xpsr_jax.serialisation import Range, check_fields, from_json
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 Spacing = Literal["leading", "trailing", "linspace"]
 
-# What diffusers' classes take for a missing `timestep_spacing`. Any other class must state it.
+# The default of `timestep_spacing` in diffusers' classes. For any other class the field is required.
 _CLASSES: dict[str, Spacing] = {
     "DDPMScheduler": "leading",
     "DDIMScheduler": "leading",
@@ -24,7 +24,7 @@ _CLASSES: dict[str, Spacing] = {
     "EulerAncestralDiscreteScheduler": "linspace",
 }
 
-# Fields that would change the process in a way we do not compute, with the values under which they change nothing.
+# Fields that would change the process in an unsupported way, with the values that change nothing.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "trained_betas": (None,),
     "thresholding": (False, None),
@@ -45,13 +45,13 @@ class Schedule:
         beta_start: variance added at the first timestep.
         beta_end: variance added at the last timestep.
         beta_schedule: "scaled_linear" (square roots evenly spaced) or "linear".
-        prediction_type: what the network predicts: the noise ("epsilon"), the velocity ("v_prediction") or the clean
-            latents ("sample").
-        rescale_betas_zero_snr: the betas are rescaled so that the last timestep is pure noise, ab = 0 (Lin et al.,
-            2023, algorithm 1).
-        timestep_spacing: which timesteps a sampler visits, see `timesteps`.
-        steps_offset: added to the timesteps under "leading" spacing.
-        set_alpha_to_one: whether DDIM-like samplers end on ab = 1 rather than on ab_0. DDPM always ends on 1.
+        prediction_type: the network predicts the noise ("epsilon"), the velocity ("v_prediction") or the clean latents
+            ("sample").
+        rescale_betas_zero_snr: rescale the betas so that the last timestep is pure noise, ab = 0 (Lin et al., 2023,
+            algorithm 1).
+        timestep_spacing: the choice of a sampler's timesteps (`process.visited_timesteps`).
+        steps_offset: added to the timesteps with "leading" spacing.
+        set_alpha_to_one: whether DDIM-like samplers end at ab = 1 instead of ab_0. DDPM always ends at 1.
         clip_sample: whether a sampler clips its estimate of the clean latents to ± `clip_sample_range`. Off in latent
             diffusion.
     """
@@ -75,26 +75,26 @@ class Schedule:
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any], where: object = "schedule") -> "Schedule":
-        """Reads a `scheduler_config.json`. Only the noising matters, which is the same for every class.
+        """Reads a `scheduler_config.json`. Only the noise schedule is used, which is the same for every class.
 
-        What it says of a sampler (its order, Karras' noise levels) is passed over: settings choose the sampler. A
-        missing field has the value that diffusers gives it.
+        Fields about a sampler (its order, Karras' noise levels) are ignored, because settings choose the sampler. A
+        missing field has the default of diffusers.
 
         Args:
-          where: it was read, for messages.
+          where: the file's name, for messages.
 
         Raises:
-          UserError: a value is wrong, or describes another process than ours.
+          UserError: a value is wrong, or describes a process that is not supported.
         """
         name = config.get("_class_name", "DDPMScheduler")
-        # A class that is not a text is as one that is unknown.
+        # A class name that is not a string counts as unknown.
         name = name if isinstance(name, str) else repr(name)
         if name not in _CLASSES and config.get("timestep_spacing") is None:
             raise UserError(f"{where}: {name} without timestep_spacing is ambiguous; add that field")
         for field, harmless in _UNSUPPORTED.items():
             if config.get(field) not in (*harmless, None):
                 raise UserError(f"{where}: {field}={config[field]!r} is not supported; it may be {harmless[0]!r}")
-        # What diffusers' classes take for a missing field is not what Stable Diffusion's files say. PNDM cannot clip.
+        # The defaults of diffusers' classes, which differ from Stable Diffusion's files. PNDM never clips.
         absent = {
             "beta_start": 0.0001,
             "beta_end": 0.02,
@@ -109,7 +109,7 @@ class Schedule:
         return from_json(cls, absent | said, where)
 
     def to_json(self) -> dict[str, Any]:
-        """The `scheduler_config.json` from which diffusers and `from_json` make this schedule again."""
+        """The `scheduler_config.json` from which diffusers and `from_json` can make this schedule again."""
         return {
             "_class_name": "DDPMScheduler",
             **dataclasses.asdict(self),

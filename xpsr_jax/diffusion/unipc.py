@@ -1,4 +1,4 @@
-"""UniPC (Zhao et al., 2023): a multistep predictor and corrector for one evaluation a step."""
+"""UniPC (Zhao et al., 2023): a multistep predictor and corrector with one evaluation per step."""
 
 import dataclasses
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from xpsr_jax.diffusion.schedule import Schedule
 
 
 class Corrector(NamedTuple):
-    """x = kept · x + last · (latents before the last step) + x0, previous, earlier · (this and older estimates)."""
+    """x = kept · x + last · (latents before the previous step) + x0, previous, earlier · (this and older estimates)."""
 
     kept: Column
     last: Column
@@ -23,7 +23,7 @@ class Corrector(NamedTuple):
 
 
 class UniPcWeights(NamedTuple):
-    """Weights of one step: of the correction of the latents before it, then of the prediction of those after it."""
+    """Weights of one step: for the correction of the latents before it, then for the prediction of those after it."""
 
     corrector: Corrector
     predictor: SecondOrder
@@ -33,11 +33,11 @@ class UniPcWeights(NamedTuple):
 class UniPc:
     """UniPC of order 2 with B(h) = exp(h) - 1 ("bh2"), in the clean estimate (Zhao et al., 2023, algorithms 1 and 2).
 
-    Each step first corrects the latents that the last one predicted, by the estimate that was made at them, and then
-    predicts as DPM-Solver++(2M) does: with this B(h) the two are the same.
+    Each step first corrects the latents predicted by the previous step, using the estimate of the clean latents there.
+    It then predicts like DPM-Solver++(2M), which is the same predictor for this B(h).
 
     Attributes:
-        karras: Karras' noise levels.
+        karras: use Karras' noise levels.
     """
 
     schedule: Schedule
@@ -46,9 +46,9 @@ class UniPc:
     def table(self, steps: int, first: int = 0) -> Table:
         """All `steps` rows, with `UniPcWeights`.
 
-        Row `first` corrects nothing and predicts at first order; rows before it are of no use.
+        Row `first` corrects nothing and predicts at first order; rows before it are unused.
 
-        Raises UserError for steps that the schedule does not allow, see `noise_levels.solver_levels`.
+        Raises UserError for a number of steps that the schedule does not allow (`noise_levels.solver_levels`).
         """
         levels = solver_levels(self.schedule, steps, karras=self.karras)
         weights = UniPcWeights(_corrector(levels, first), second_order(levels, first))
@@ -57,18 +57,18 @@ class UniPc:
     def init(self, latents: Latents) -> SamplerState:
         """The state before the first step.
 
-        Its memory has the right shapes and no meaning yet: the latents before the last step, and the two last clean
-        estimates, the newer first.
+        Its memory has the right shapes but no meaning yet: the latents before the previous step, and the last two clean
+        estimates, newer first.
         """
-        return SamplerState(latents, (latents,) * 3)  # the first step does not use what it remembers
+        return SamplerState(latents, (latents,) * 3)  # The first step does not use the memory.
 
     def step(self, state: SamplerState, row: Table, prediction: Latents, noise: Latents) -> SamplerState:
-        """Corrects `state.latents`, then predicts those after the step.
+        """Corrects `state.latents`, then predicts the latents after the step.
 
         Args:
-            state: before the step, with the memory that `init` describes.
-            row: of `table`.
-            prediction: of the networks at `state.latents`, guided; what it means is the schedule's `prediction_type`.
+            state: the state before the step, with the memory that `init` describes.
+            row: a row of `table`.
+            prediction: the networks' guided prediction at `state.latents`, of the schedule's `prediction_type`.
             noise: not used.
         """
         last, previous, earlier = state.memory
@@ -81,9 +81,9 @@ class UniPc:
 
 
 def _corrector(levels: Levels, first: int) -> Corrector:
-    """Weights of the correction of what the step before row i predicted; row `first` corrects nothing.
+    """Weights that correct, in row i, the prediction of the previous step. Row `first` corrects nothing.
 
-    With h, r and the order of that step, m = x0_{i-1} and D = -(x0_{i-2} - m) / r:
+    With h, r and the order of the previous step, m = x0_{i-1} and D = -(x0_{i-2} - m) / r:
     x = sigma_i / sigma_{i-1} x_{i-1} + signal_i (1 - exp(-h)) (m + a D + b (x0_i - m)).
     Order 1: a = 0, b = 1/2. Order 2: a + b = p, b - r a = q, with p = (B / -h - 1) / B, q = 2 ((B / -h - 1) / -h - 1/2)
     / B and B = exp(-h) - 1.

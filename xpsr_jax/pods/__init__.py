@@ -1,1 +1,1 @@
-"""Compiling for a TPU pod without one: what a program would need and take there (docs/train/pod.md)."""
+"""Compiles programs for a TPU pod without having one, and estimates their memory and time (docs/train/pod.md)."""

@@ -1,4 +1,4 @@
-"""TPU chips: what one has, and meshes of them that exist for the compiler alone."""
+"""TPU chips: their capacities, and meshes of chips that exist only for the compiler."""
 
 import importlib.metadata
 import importlib.util
@@ -18,9 +18,9 @@ class Chip:
     """One TPU chip.
 
     Attributes:
-      hbm: bytes of memory that the compiler hands out, which is a little less than the chip has.
+      hbm: bytes of memory that the compiler can use, a little less than the chip's memory.
       flops: peak of bfloat16 products, per second.
-      bandwidth: bytes that go to memory or come from it, per second.
+      bandwidth: bytes per second to and from memory.
     """
 
     hbm: float
@@ -28,8 +28,8 @@ class Chip:
     bandwidth: float
 
 
-# Peaks: cloud.google.com/tpu/docs/v5e, /v5p and /v6e. Memory: what the compiler of libtpu 0.0.42 says is available when
-# a program does not fit; the same pages have 16, 95 and 32 GB.
+# Peaks: cloud.google.com/tpu/docs/v5e, /v5p and /v6e. Memory: the limit that libtpu 0.0.42's compiler reports when a
+# program does not fit. The same pages say 16, 95 and 32 GB.
 CHIPS = {
     "v5e": Chip(hbm=15.75 * 2**30, flops=197e12, bandwidth=819e9),
     "v5p": Chip(hbm=95.74 * 2**30, flops=459e12, bandwidth=2765e9),
@@ -38,20 +38,20 @@ CHIPS = {
 
 
 def make_pod_mesh(topology: str, sizes: config.Mesh) -> jax.sharding.Mesh:
-    """The mesh of a run upon the chips of a topology such as "v5e:4x4" or "v5p:2x2x4"; nothing can run on them.
+    """The mesh of a run on the chips of a topology such as "v5e:4x4" or "v5p:2x2x4". It is only for compiling.
 
-    Raises UserError where Google's compiler is not installed, or there is no such topology or mesh.
+    Raises UserError if Google's compiler is not installed, or if the topology or the mesh is not possible.
     """
     chip(topology)
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
         raise UserError(
-            "compiling for a TPU takes Google's compiler, libtpu, and no TPU: "
+            "compiling for a TPU needs Google's compiler, libtpu (but no TPU): "
             f'pip install "jax[tpu]=={importlib.metadata.version("jax")}"'
         )
-    # Nothing is run: no metadata server is asked, no device is locked, and a lock that was left behind means nothing.
+    # Nothing is run. So libtpu need not ask a metadata server, and it must not lock a device or respect an old lock.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     os.environ |= {"TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost"}
-    # Warnings are for us too: what the partitioner complains of is counted.
+    # Warnings must be printed, because the partitioner's warnings are counted.
     os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "1")
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
@@ -61,10 +61,10 @@ def make_pod_mesh(topology: str, sizes: config.Mesh) -> jax.sharding.Mesh:
 
 
 def chip(topology: str) -> Chip:
-    """The chip that a topology is made of. Raises UserError for a name that is none."""
+    """The chip of a topology. Raises UserError for a name that is not a topology."""
     match = re.fullmatch(r"(\w+):\d+(x\d+){1,2}", topology)
     if match is None or match[1] not in CHIPS:
         raise UserError(
-            f"--topology {topology} is none of {', '.join(CHIPS)} with a slice's sizes: v5e:4x4, v5p:2x2x4, v6e:8x8"
+            f"--topology {topology} is not one of {', '.join(CHIPS)} with a slice's size, like v5e:4x4 or v5p:2x2x4"
         )
     return CHIPS[match[1]]

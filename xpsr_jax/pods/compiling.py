@@ -1,4 +1,4 @@
-"""Compiles a lowered program for a pod: shows that time passes, and counts what the partitioner complains of."""
+"""Compiles a lowered program for a pod. Shows the elapsed time and counts the partitioner's warnings."""
 
 import contextlib
 import hashlib
@@ -24,13 +24,13 @@ COMPLAINT = "Involuntary full rematerialization"
 
 
 def compile_for_pod(lowered: jax.stages.Lowered, effort: Effort, *, what: str) -> tuple[jax.stages.Compiled, int]:
-    """The compiled program, and how often the partitioner rematerialised a tensor against its will.
+    """The compiled program, and the number of the partitioner's involuntary rematerialisations.
 
-    Progress goes to standard error, and after it whatever the compiler had to say.
+    The progress is written to standard error, followed by the compiler's messages.
 
     Args:
-      effort: "quick" compiles in a fraction of the time. Programs are a little slower and larger then.
-      what: is compiled, for the progress.
+      effort: "quick" compiles in a fraction of the time; the program is then a little slower and larger.
+      what: a text for the progress.
     """
     with captured_stderr() as (said, terminal), _elapsed(what, terminal):
         compiled = lowered.compile(compiler_options=options(effort))
@@ -38,7 +38,7 @@ def compile_for_pod(lowered: jax.stages.Lowered, effort: Effort, *, what: str) -
 
 
 def options(effort: Effort, flags: Mapping[str, bool | int] = TPU_FLAGS) -> dict[str, Any]:
-    """What the compiler is told."""
+    """The compiler's options."""
     if effort == "default":
         return dict(flags)
     return {**flags, "exec_time_optimization_effort": -1.0, "memory_fitting_effort": -1.0}
@@ -46,9 +46,10 @@ def options(effort: Effort, flags: Mapping[str, bool | int] = TPU_FLAGS) -> dict
 
 @contextlib.contextmanager
 def captured_stderr() -> Iterator[tuple[list[str], TextIO]]:
-    """Catches what is written to file descriptor 2, by libraries too.
+    """Captures everything that is written to file descriptor 2, including the output of libraries.
 
-    Yields a list, which holds it at the end (when it is also passed on), and the real standard error.
+    Yields a list, which receives the captured text at the end, and the real standard error. At the end the text is also
+    written to the real standard error.
     """
     said: list[str] = []
     sys.stderr.flush()
@@ -68,7 +69,7 @@ def captured_stderr() -> Iterator[tuple[list[str], TextIO]]:
 
 @contextlib.contextmanager
 def _elapsed(what: str, terminal: TextIO, every: float = 1.0) -> Iterator[None]:
-    """Says what is done and for how long: in one line on a terminal, else in a line every half minute."""
+    """Shows the elapsed time of a task: in one line on a terminal, otherwise in a new line every half minute."""
     done, begin, live = threading.Event(), time.perf_counter(), terminal.isatty()
     start, end = ("\r", "") if live else ("", "\n")
 
@@ -92,9 +93,9 @@ def _elapsed(what: str, terminal: TextIO, every: float = 1.0) -> Iterator[None]:
 
 
 def cache_file(*facts: object) -> Path | None:
-    """Where the report of a program is kept; None without a cache (`machine.cache_folder`).
+    """The file for the report of a program; None without a cache (`machine.cache_folder`).
 
-    Its name is a hash of the facts, of this package's source and of the versions that compile.
+    Its name is a hash of the facts, of this package's source and of the versions of the libraries that compile.
     """
     folder = cache_folder()
     if folder is None:
@@ -107,14 +108,14 @@ def cache_file(*facts: object) -> Path | None:
 
 
 def read_cached(path: Path | None) -> dict[str, Any] | None:
-    """What was kept, None if there is nothing (or nothing that can be read)."""
+    """The stored report; None if it does not exist or cannot be read."""
     with contextlib.suppress(UserError):
         return read_json(path) if path else None
     return None
 
 
 def write_cached(path: Path | None, data: dict[str, Any]) -> None:
-    """Keeps a report for `read_cached`, as JSON; nothing without a path."""
+    """Stores a report as JSON for `read_cached`. Does nothing without a path."""
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Compiles a run's program for a TPU pod, without one, and says whether it fits and what it takes."""
+"""Compiles a run's program for a TPU pod without having one. Reports whether it fits, and its memory and time."""
 
 import dataclasses
 import time
@@ -15,7 +15,8 @@ from xpsr_jax.training.plan import example_shapes
 from xpsr_jax.training.structure import make_structure
 from xpsr_jax.weights.networks import FIRST_STAGE, read_config
 
-# Fields of a config that do not change what is compiled. Any other one makes another report, a new field too.
+# Fields of a config that do not change the compiled program. A change of any other field, also a new one, needs a new
+# report.
 _NOT_COMPILED = (
     *("name", "run", "images", "data", "validation", "note"),
     *("log_every", "checkpoint_every", "keep", "profile", "wandb"),
@@ -25,14 +26,14 @@ _NOT_COMPILED = (
 def preflight(
     config: Config, topology: str, *, sample: bool = False, effort: compiling.Effort = "quick", again: bool = False
 ) -> Report:
-    """Compiles the training step of a config, or its sampling step, for a topology; or reads what came of it before.
+    """Compiles the training step (or the sampling step) of a config for a topology, or reads a stored report.
 
     Args:
-      again: compile in any case.
+      again: compile even if a report is stored.
 
-    Raises UserError where that cannot be: no compiler, no such topology, a config that cannot be trained.
+    Raises UserError if the compiler is missing, the topology does not exist, or the config cannot be trained.
     """
-    jax.config.update("jax_platforms", "cpu")  # A TPU that jax[tpu] would look for is not there.
+    jax.config.update("jax_platforms", "cpu")  # Otherwise jax[tpu] would look for a TPU.
     kernel = config.precision.attention
     config = programs.without_files(config, attention=TPU_KERNEL if kernel == "auto" else kernel)
     chips.chip(topology)
@@ -45,9 +46,10 @@ def preflight(
 
 
 def compiled_settings(config: Config) -> dict[str, str]:
-    """All that decides what is compiled, as text: two configs with the same have the same programs.
+    """All settings that affect the compiled program, as text. Configs with equal text have the same programs.
 
-    Of the data it is what the step is given, of the networks their configurations as the base's folders have them now.
+    For the data these are the shapes of the step's inputs. For the networks they are the current configurations in the
+    base's folders.
     """
     settings = {
         field.name: repr(getattr(config, field.name))
@@ -65,10 +67,10 @@ def compiled_settings(config: Config) -> dict[str, str]:
 
 
 def lower_for_gpus(config: Config, gpus: int, *, sample: bool = False) -> str:
-    """Lowers the step for CUDA by `jax.export`, and says what came of it.
+    """Lowers the step for CUDA with `jax.export`, and returns a report as text.
 
-    Attention is plain: cuDNN's kernel can only be lowered where it is installed. Nothing is compiled, so memory and
-    time stay unknown. Raises UserError for a config that cannot be trained on so many.
+    Attention is "plain", because cuDNN's kernel can be lowered only where cuDNN is installed. Nothing is compiled, so
+    memory and time are unknown. Raises UserError for a config that cannot be trained on this number of GPUs.
     """
     jax.config.update("jax_platforms", "cpu")
     config = programs.without_files(config, attention="plain")

@@ -1,4 +1,4 @@
-"""The programs that a run jits, with the shapes of what it calls them with: no weights, and devices only in name."""
+"""The jitted programs of a run, with the shapes of their arguments. They need no weights and no real devices."""
 
 import contextlib
 import dataclasses
@@ -29,7 +29,7 @@ from xpsr_jax.weights.networks import FIRST_STAGE, NETWORKS, abstract, read_conf
 
 
 class Program(NamedTuple):
-    """A jitted function and the shapes, types and shardings of its arguments; the mesh within which it is traced."""
+    """A jitted function, the shapes, types and shardings of its arguments, and the mesh in which it is traced."""
 
     function: Any
     arguments: tuple[Any, ...]
@@ -43,7 +43,7 @@ class Program(NamedTuple):
             return lowered
 
     def export(self, platform: str) -> jax.export.Exported:
-        """Lowers it for a platform that need not be there."""
+        """Lowers it for a platform. The platform's devices need not exist."""
         with self._within():
             return jax.export.export(self.function, platforms=[platform])(*self.arguments, **self.options)
 
@@ -52,9 +52,9 @@ class Program(NamedTuple):
 
 
 def without_files(config: Config, *, attention: Kernel) -> Config:
-    """The config with networks that need no files, and this attention kernel ("auto" asks for the devices at hand).
+    """The config with networks that need no files, and with this attention kernel ("auto" depends on real devices).
 
-    Folders of `networks.base` that exist, or that the hub has, are read for their configurations; others are ignored.
+    Configurations are read from the folders of `networks.base` that exist or are on the hub; others are ignored.
     """
     base = tuple(folder for folder in config.networks.base if _is_there(folder))
     networks = dataclasses.replace(config.networks, base=base, from_scratch=tuple(NETWORKS))
@@ -70,7 +70,7 @@ def _is_there(folder: Path) -> bool:
 
 
 def train_step(config: Config, mesh: sharding.AnyMesh) -> Program:
-    """The step that `training.loop.train` runs, of the same plan: shardings, donation and accumulation included.
+    """The step of `training.loop.train`, from the same plan, with the same shardings, donation and accumulation.
 
     Raises UserError for a config that cannot be trained on this mesh.
     """
@@ -80,17 +80,17 @@ def train_step(config: Config, mesh: sharding.AnyMesh) -> Program:
 
 
 def sampling_step(config: Config, mesh: sharding.AnyMesh) -> Program:
-    """The program of `inference.restore.Restorer` that runs sampling steps, of config.batch_size images at once.
+    """The program of `inference.restore.Restorer` that runs sampling steps, for config.batch_size images at once.
 
-    Its number of steps is an input, so what the compiler counts is one step. Weights are in the compute dtype and, as
-    in `xpsr restore`, whole on every chip.
+    The number of steps is an input, so the compiler's counts are for one step. Weights are in the compute dtype. As in
+    `xpsr restore`, every chip has all of them.
 
-    Raises UserError for a batch that the chips do not divide.
+    Raises UserError if the batch cannot be divided among the chips.
     """
     if config.batch_size % mesh.size:
         raise UserError(f"batch_size={config.batch_size} must be a multiple of the {mesh.size} chips")
     if not config.sampling.steps:
-        raise UserError("sampling.steps=0 runs no step of the networks")
+        raise UserError("sampling.steps=0 has no sampling step to compile; set 1 or more")
     sampling, networks, dtype = config.sampling, make_structure(config).networks, jnp.dtype(config.precision.dtype)
     compute = Compute(dtype=dtype, param_dtype=dtype, attention=config.precision.attention)
     graph, weights = nnx.split(_networks(networks, compute))
@@ -123,7 +123,7 @@ def sampling_step(config: Config, mesh: sharding.AnyMesh) -> Program:
 
 
 def first_stage(config: Config, mesh: sharding.AnyMesh) -> Program | None:
-    """The program of `inference.first_stage.FirstStage`, of as many LR images as `sampling_step`; None without one."""
+    """The program of `inference.first_stage.FirstStage` for config.batch_size LR images; None without a first stage."""
     folder = find_first_stage(config)
     if folder is None:
         return None
@@ -135,13 +135,13 @@ def first_stage(config: Config, mesh: sharding.AnyMesh) -> Program | None:
 
 
 def _networks(networks: Networks, compute: Compute) -> tuple[Any, ...]:
-    """As `Restorer` has them, without arrays."""
+    """The networks of a `Restorer`, without arrays."""
     names = ("unet", "controlnet", "autoencoder", "text_encoder")
     return tuple(abstract(NETWORKS[name], getattr(networks, name), compute=compute) for name in names)
 
 
 def _placed(tree: Any, where: jax.sharding.NamedSharding) -> Any:
-    """Shapes of arrays or of shapes, placed; what has no axis to split is everywhere."""
+    """The shapes of a tree's leaves with a sharding. Scalars cannot be split, so they are replicated."""
     everywhere = jax.sharding.NamedSharding(where.mesh, PartitionSpec())
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(

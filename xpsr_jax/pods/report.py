@@ -1,4 +1,4 @@
-"""What the compiler says of a program for a pod: memory, work, communication."""
+"""The compiler's figures for a program on a pod: memory, work, communication."""
 
 import dataclasses
 import math
@@ -19,24 +19,26 @@ _TYPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 
 @dataclass(frozen=True)
 class Report:
-    """Of one program. Bytes, flops and seconds are of one chip and one step.
+    """The report of one program. Bytes, flops and seconds are for one chip and one step.
 
     Attributes:
-      topology, chips: of the mesh.
-      images: global batch.
-      arguments, temporaries: bytes that live during the step: state, frozen parameters and batch; what it computes.
-      peak: bytes of both and of what is returned in no argument's place; None if the compiler gave up before it knew.
+      topology, chips: the mesh's topology and number of chips.
+      images: size of the global batch.
+      arguments: bytes of the step's inputs: state, frozen parameters and batch.
+      temporaries: bytes of its intermediate results.
+      peak: bytes of both, and of outputs that do not reuse an argument's memory; None if the compiler failed earlier.
       flops, seconds: XLA's estimate, a roofline of each operation's products and bytes moved; 0 without a program.
-      moved: bytes between memory and compute, as the estimate counts them.
-      collectives: kind -> (number, bytes of the results on a chip), as they stand in the program: a loop's once.
-      custom_calls: kernels into which the compiler does not see. Of those that state their products and bytes the
-        estimate has the time that these take at the least; `silent_calls` of them do not, and are missing in it.
-      rounds: of the loop over microbatches; XLA counts its body once, this report all of them.
-      loops: in the program that are neither that one nor the sampler's; their bodies are counted once.
-      rematerializations: tensors that the partitioner could only reshard by copying them whole to every chip.
-      compile_seconds: on this machine.
-      shortage: the compiler's words, if the program does not fit.
-      before: of the program that runs before it, once a batch: the first stage's, in sampling; None: there is none.
+      moved: bytes between memory and compute units, as in the estimate.
+      collectives: kind -> (number, bytes of the results on one chip). Those in a loop are counted once.
+      custom_calls: kernels that the compiler cannot analyse. For kernels that state their products and bytes, the
+        estimate includes the shortest possible time; the `silent_calls` others are not included.
+      rounds: rounds of the loop over microbatches. XLA counts the loop's body once, this report counts all rounds.
+      loops: other loops in the program, except the sampler's; their bodies are counted once.
+      rematerializations: tensors that the partitioner could reshard only by copying them whole to every chip.
+      compile_seconds: seconds of compiling on this machine.
+      shortage: the compiler's message, if the program does not fit.
+      before: the report of the program that runs before it, once per batch: in sampling the first stage. None: no such
+        program.
     """
 
     topology: str
@@ -61,15 +63,15 @@ class Report:
 
     @property
     def fits(self) -> bool:
-        """Whether the compiler's peak is within a chip's memory, also that of the program before."""
+        """Whether the peak fits in a chip's memory, also for the program that runs before."""
         own = self.shortage is None and self.peak is not None and self.peak <= chip(self.topology).hbm
         return own and (self.before is None or self.before.fits)
 
 
 def measure(compiled: jax.stages.Compiled, on: Chip, *, rounds: int = 1, sampling: bool = False) -> dict[str, Any]:
-    """The fields of a report that a compiled program for such chips answers. `rounds`: as in `Report`."""
+    """The fields of a report that come from the compiled program for these chips. `rounds` is as in `Report`."""
     memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis() or {}, compiled.as_text() or ""
-    assert memory is not None  # TPUs and CPUs answer.
+    assert memory is not None  # Available on TPUs and CPUs.
     kernels = custom_calls(text)
     stated = [kernel for kernel in kernels if kernel]
     kernel_seconds = sum(max(flops / on.flops, moved / on.bandwidth) for flops, moved in stated)
@@ -90,12 +92,12 @@ def measure(compiled: jax.stages.Compiled, on: Chip, *, rounds: int = 1, samplin
 
 
 def _seconds(estimate: float) -> float:
-    """XLA's sum over operations, in which those that it has no figure for are -1 s each: without them."""
+    """XLA's sum of seconds, without the -1 s that it adds for each operation that it cannot estimate."""
     return estimate + math.ceil(max(0.0, -estimate))
 
 
 def custom_calls(text: str) -> list[tuple[float, float] | None]:
-    """(flops, bytes) of each custom kernel in a compiled program's HLO, as it states them itself, or None."""
+    """(flops, bytes) that each custom kernel in a compiled program's HLO states, or None if it states nothing."""
     found: list[tuple[float, float] | None] = []
     for line in text.splitlines():
         if 'custom_call_target="tpu_custom_call"' in line:
@@ -107,7 +109,8 @@ def custom_calls(text: str) -> list[tuple[float, float] | None]:
 def collectives(text: str) -> dict[str, tuple[int, int]]:
     """Kind -> (number, bytes) of the collectives in a compiled program's HLO.
 
-    Bytes are those of the results on one chip. An asynchronous pair (`-start`, `-done`) is one, of its done's bytes.
+    Bytes are those of the results on one chip. An asynchronous pair (`-start`, `-done`) counts once, with the bytes of
+    its `-done`.
     """
     found: dict[str, tuple[int, int]] = {}
     pattern = rf"^\s*(?:ROOT )?%?[\w.\-]+ = (.*?) ({'|'.join(COLLECTIVES)})(-start|-done)?\("
@@ -119,7 +122,7 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
 
 
 def bytes_of(types: str) -> int:
-    """Bytes of arrays written as HLO does: "(f32[8,128]{1,0}, bf16[4])"."""
+    """The bytes of array types in HLO notation: "(f32[8,128]{1,0}, bf16[4])"."""
     total = 0
     for kind, sizes in _TYPE.findall(types):
         count = 1
@@ -130,7 +133,7 @@ def bytes_of(types: str) -> int:
 
 
 def suggestions(report: Report, config: Config) -> list[str]:
-    """What would make a training that does not fit smaller, gentlest first."""
+    """Changes that reduce the memory of a program that does not fit, mildest first."""
     if report.program == "sampling":
         fewer = max(report.chips, report.images // 2)
         return [f"fewer images at once: --batch-size {fewer}", "chips with more memory"]
@@ -148,7 +151,7 @@ def suggestions(report: Report, config: Config) -> list[str]:
 
 
 def render(report: Report) -> str:
-    """The report for people, a line a fact; of the program before it first."""
+    """The report as text, with one fact per line. The report of the program that runs before comes first."""
     before = "" if report.before is None else render(report.before) + "\n\n"
     hbm = chip(report.topology).hbm
     lines = {
@@ -156,10 +159,10 @@ def render(report: Report) -> str:
         "compiled in": f"{report.compile_seconds:.0f} s",
     }
     if report.shortage is not None:
-        lines["memory a chip"] = f"does not fit: {report.shortage}"
+        lines["memory per chip"] = f"does not fit: {report.shortage}"
     else:
         assert report.peak is not None
-        lines["memory a chip"] = (
+        lines["memory per chip"] = (
             f"{_gib(report.arguments)} arguments, {_gib(report.temporaries)} temporaries; "
             f"at most {_gib(report.peak)} of {_gib(hbm)}, {'fits' if report.peak <= hbm else 'does not fit'}"
         )
@@ -171,21 +174,21 @@ def render(report: Report) -> str:
 
 def _work(report: Report) -> dict[str, str]:
     peak = chip(report.topology).flops
-    lines = {"work a chip": f"{report.flops / 1e12:.2f} TFLOP, {report.moved / 1e9:.1f} GB moved"}
+    lines = {"work per chip": f"{report.flops / 1e12:.2f} TFLOP, {report.moved / 1e9:.1f} GB moved"}
     if report.seconds > 0:
         lines["XLA's estimate"] = (
-            f"{report.seconds * 1e3:.1f} ms a step, {report.images / report.seconds:.1f} images a second"
+            f"{report.seconds * 1e3:.1f} ms per step, {report.images / report.seconds:.1f} images per second"
             f"{' and step' if report.program == 'sampling' else ''}, "
             f"{report.flops / report.seconds / peak:.0%} of the peak {peak / 1e12:.0f} TFLOP/s"
         )
     if report.rounds > 1:
-        lines["counted"] = f"the loop over microbatches {report.rounds} times; the communication has its body once"
+        lines["counted"] = f"the loop over microbatches {report.rounds} times, but its communication once"
     if report.loops:
-        lines["counted once"] = f"the bodies of {report.loops} further loops, however often they run"
+        lines["counted once"] = f"the bodies of {report.loops} other loops, which may run more often"
     if report.custom_calls:
         lines["custom kernels"] = (
-            f"{report.custom_calls}, into which the compiler does not see: {report.custom_calls - report.silent_calls} "
-            f"by the work that they state, {report.silent_calls} not counted"
+            f"{report.custom_calls} that the compiler cannot analyse: {report.custom_calls - report.silent_calls} "
+            f"counted by the work that they state, {report.silent_calls} not counted"
         )
     lines["communication"] = (
         ", ".join(
@@ -202,7 +205,7 @@ def _gib(count: float) -> str:
 
 
 def from_json(data: Mapping[str, Any]) -> Report:
-    """What `dataclasses.asdict` of a report made, after a way through JSON."""
+    """The report whose `dataclasses.asdict` was stored as JSON."""
     known = {each.name for each in dataclasses.fields(Report)}
     pairs = {kind: (number, total) for kind, (number, total) in data["collectives"].items()}
     before = None if data.get("before") is None else from_json(data["before"])

@@ -1,1 +1,1 @@
-"""Long work on data before training: stored photographs, ready-made pairs, text embeddings."""
+"""Preparation of data before training: stored photographs, ready-made pairs, text embeddings."""

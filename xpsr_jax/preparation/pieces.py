@@ -1,11 +1,11 @@
-"""Long work in pieces: spread over processes, kept when it is stopped, continued when it is started again.
+"""Runs long work in pieces, in several processes. Stopped work is kept and resumed by the next start.
 
-The result is written to `.NAME.partial` beside the output, and what is done of it to `.NAME.progress`. The output
-appears under its name when all is done. In a bucket, where nothing can be renamed, the result is written under its name
-and marked as incomplete until then (`buckets.uploads`).
+The result is written to `.NAME.partial` beside the output, and a record of finished pieces to `.NAME.progress`. When
+all pieces are finished, the result is renamed to the output. In a bucket nothing can be renamed. There the result is
+written under its final name and marked as incomplete until the end (`buckets.uploads`).
 
-Pieces are done again as a whole, so a piece that was stopped halfway is as one that never began; and as a piece depends
-on its number alone, the result is the same however often the work was stopped.
+An interrupted piece is repeated completely. A piece depends only on its number, so interruptions do not change the
+result.
 """
 
 import concurrent.futures
@@ -36,13 +36,13 @@ REPORT = "prepared.json"
 
 @dataclass
 class Outcome:
-    """What came of one piece, or of all.
+    """The outcome of one piece, or of all pieces.
 
     Attributes:
-      written: images, pairs or embeddings.
-      broken: images that cannot be read, and why.
-      small: images that are too small, and how small they are.
-      captions: further texts for the end of the work, by name.
+      written: number of written images, pairs or embeddings.
+      broken: images that cannot be read, with the reason.
+      small: images that are too small, with their size.
+      captions: captions by name, which are used at the end of the work.
     """
 
     written: int = 0
@@ -51,7 +51,7 @@ class Outcome:
     captions: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, other: "Outcome") -> None:
-        """Takes in what came of another piece."""
+        """Adds the outcome of another piece."""
         self.written += other.written
         self.broken |= other.broken
         self.small |= other.small
@@ -60,11 +60,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which images are good enough.
+    """The conditions for using an image.
 
     Attributes:
       minimum_pixels, minimum_bytes: smaller images and files are left out and reported.
-      on_error: "skip": one that cannot be read is left out and reported; "stop": it ends the work.
+      on_error: "skip": an image that cannot be read is left out and reported; "stop": it ends the work.
     """
 
     minimum_pixels: int = 384**2
@@ -72,7 +72,7 @@ class Choice:
     on_error: Literal["skip", "stop"] = "skip"
 
     def read(self, source: StoredSource, index: int, outcome: Outcome) -> tuple[StoredSample, Sample] | None:
-        """The image, not decoded and decoded; or None, and the reason in `outcome`."""
+        """The image, undecoded and decoded. None for an image to leave out; `outcome` then gets the reason."""
         try:
             record = source.record(index)
             sample = record.decode(source.root)
@@ -89,9 +89,9 @@ class Choice:
         return record, sample
 
 
-# Does the piece of that number: writes its part of the result, which is in these numbers, to the folder.
+# Does one piece. Arguments: the folder to write to, the piece's number, and the numbers of its items.
 Do = Callable[[Path, int, range], Outcome]
-# Completes a folder: writes to the first, given where the pieces are and what came of them.
+# Completes the result. Arguments: the folder to write to, the folder with the pieces, and their outcomes.
 Finish = Callable[[Path, Path, list[Outcome]], None]
 
 
@@ -106,19 +106,19 @@ def work(
     finish: Finish = lambda folder, written, outcomes: None,
     unit: str = "image",
 ) -> Outcome:
-    """Does all pieces, those that are done already excepted, and gives the output its name; nothing if it has it.
+    """Does all unfinished pieces, then makes the output. Does nothing if the same output exists already.
 
     Args:
       output: the folder to make.
-      do: picklable with `workers` above 1. Its result may depend on its arguments alone.
-      settings: all that decides the result, for JSON: unfinished work of other settings is not continued.
-      defaults: of settings. Work of a version that had not all of them was done with these.
-      workers: processes; 1: this one.
-      finish: completes the folder, given also where the pieces wrote to and their outcomes in their order.
+      do: picklable if `workers` is above 1. Its result must depend only on its arguments.
+      settings: all settings that affect the result, as JSON values. Unfinished work with other settings is not resumed.
+      defaults: defaults of settings, for work of an older version that did not record all of them.
+      workers: number of processes; 1: only this process.
+      finish: completes the folder after the last piece. It gets the outcomes in the order of the pieces.
 
     Raises:
-      UserError: the output exists and is something else, cannot be written, is being written by another process, is
-        unfinished work of other settings, or nothing is left of the images.
+      UserError: the output exists and is something else, cannot be written, is being written by another process, or is
+        unfinished work with other settings; or all images were left out.
     """
     settings, defaults = as_json(settings), as_json(defaults or {})
     progress = beside(output, "progress")
@@ -173,7 +173,8 @@ def _work(
         total.add(outcome)
     if not total.written:
         reasons = [*total.broken.values(), *total.small.values()]
-        raise UserError(f"nothing is left to write to {output}, for instance: {reasons[0] if reasons else 'no images'}")
+        why = reasons[0] if reasons else "there are no images"
+        raise UserError(f"no image can be used, so nothing is written to {output}, for instance: {why}")
     finish(partial, partial, in_order)
     report = {name: value for name, value in dataclasses.asdict(total).items() if name != "captions"}
     write_json({"settings": settings} | report, partial / REPORT)
@@ -181,13 +182,13 @@ def _work(
 
 
 def cut(count: int, size: int) -> list[range]:
-    """The numbers below `count` in pieces of that size, the last one perhaps smaller."""
+    """The numbers below `count` in pieces of this size. The last piece may be smaller."""
     return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
 
 @dataclass(frozen=True)
 class _Uploading:
-    """Does pieces here, and uploads what they wrote."""
+    """Does a piece in a local folder and uploads its files."""
 
     do: Do
 
@@ -201,7 +202,7 @@ class _Uploading:
 
 @dataclass(frozen=True)
 class _FinishingInBucket:
-    """The same for the end of the work."""
+    """Completes the result in a local folder and uploads the new files."""
 
     finish: Finish
 
@@ -229,7 +230,7 @@ def _begin_in_bucket(
 def _check_same(partial: Path, known: Path, settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     if changed := _changed(read_json(known), settings, defaults):
         raise UserError(
-            f"{partial} is unfinished work of other settings ({'; '.join(changed)}). Set them back to go on, or "
+            f"{partial} is unfinished work with other settings ({'; '.join(changed)}). Set them back to resume it, or "
             "delete it"
         )
 
@@ -257,7 +258,7 @@ def _done(progress: Path, number: int) -> Outcome | None:
 
 
 def _perform(do: Do, folder: Path, pieces: Sequence[tuple[int, range]], workers: int) -> Iterator[tuple[int, Outcome]]:
-    """The outcomes, as they come."""
+    """Yields the outcomes in the order in which pieces finish."""
     if workers <= 1 or len(pieces) <= 1:
         worker_process.tune()
         for number, piece in pieces:
@@ -276,10 +277,10 @@ def _perform(do: Do, folder: Path, pieces: Sequence[tuple[int, range]], workers:
             yield futures[future], future.result()
     except BrokenProcessPool as error:
         raise UserError(
-            "a worker process was killed, perhaps because memory ran out. The same command goes on; try fewer --workers"
+            "a worker process was killed, perhaps because memory ran out. Try fewer --workers; the command then resumes"
         ) from error
     except BaseException:
-        # What they are at will be done again, so it is not worth waiting for.
+        # Unfinished pieces will be repeated, so waiting for them is not worth it.
         for process in set(multiprocessing.active_children()) - others:
             process.kill()
         raise
@@ -287,7 +288,7 @@ def _perform(do: Do, folder: Path, pieces: Sequence[tuple[int, range]], workers:
         pool.shutdown(cancel_futures=True)
 
 
-# What a worker process does all its life; sent once, because a source may be large.
+# The job of a worker process. It is sent only once, because a source may be large.
 _job: tuple[Do, Path] | None = None
 
 

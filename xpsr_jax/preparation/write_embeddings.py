@@ -1,4 +1,4 @@
-"""Embeddings of captions on disk (`data.embeddings` reads them)."""
+"""Writes embeddings of captions to disk. `data.embeddings` reads them."""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -18,18 +18,18 @@ from xpsr_jax.json_files import write_json
 from xpsr_jax.models.text_encoder import TextEncoder
 from xpsr_jax.preparation.pieces import Outcome
 
-# Captions in a file: 236 MB in float32 at CLIP's size.
+# Captions per file: 236 MB in float32 at CLIP's size.
 ROWS = 1024
 _BATCH = 64
 
 
 @dataclass(frozen=True)
 class WriteEmbeddings:
-    """Writes the embeddings of some captions to one file.
+    """Writes the embeddings of one piece of the captions to a file.
 
     Attributes:
       ids: tokens of all captions, in the order of their keys.
-      encode: token ids to embeddings.
+      encode: a function from token ids to embeddings.
     """
 
     ids: Int[np.ndarray, "n 77"]
@@ -40,12 +40,12 @@ class WriteEmbeddings:
         """Writes one piece's embeddings, (captions, 77, d), to `shard_name(number)`.
 
         Args:
-          folder: an existing one.
-          number: of the piece, from 0.
-          numbers: rows of `ids` that are the piece's; at least one.
+          folder: an existing folder.
+          number: the number of the piece, from 0.
+          numbers: the rows of `ids` in this piece; at least one.
         """
         ids = self.ids[numbers.start : numbers.stop]
-        # All batches of one shape, so that one program serves them.
+        # All batches have the same shape, so that one compiled program is enough.
         padded = np.concatenate([ids, np.repeat(ids[-1:], -len(ids) % _BATCH, axis=0)])
         parts = [np.asarray(self.encode(jnp.asarray(part))) for part in np.split(padded, len(padded) // _BATCH)]
         np.save(folder / shard_name(number), np.concatenate(parts)[: len(ids)].astype(self.dtype))
@@ -55,7 +55,7 @@ class WriteEmbeddings:
 def distinct_captions(
     captions: Iterable[Caption], tokenizer: Tokenizer
 ) -> tuple[Int[np.ndarray, "n 77"], UInt64[np.ndarray, "n"]]:
-    """The tokens and keys of all distinct captions, by rising keys. Dropped captions are "", so that is one of them."""
+    """The tokens and keys of all distinct captions, sorted by key. Includes "", the text of a dropped caption."""
     texts = {""} | {text for caption in captions for text in (caption.high, caption.low)}
     ids = np.unique(np.array([tokenize_caption(text, tokenizer) for text in sorted(texts)]), axis=0)
     keys = keys_of(ids)
@@ -66,17 +66,17 @@ def distinct_captions(
 
 
 def write_description(folder: Path, *, keys: UInt64[np.ndarray, "n"], text_encoder: str) -> None:
-    """Completes the folder.
+    """Completes the folder: writes the keys and the description.
 
     Args:
-      text_encoder: its SHA-256, `training.fingerprints.fingerprint`.
+      text_encoder: SHA-256 of the text encoder (`training.fingerprints.fingerprint`).
     """
     np.save(folder / KEYS, keys)
     write_json({"text_encoder": text_encoder, "rows": ROWS}, folder / DESCRIPTION)
 
 
 def digest(ids: Int[np.ndarray, "n 77"]) -> str:
-    """Tells other captions from these."""
+    """A hash of the captions' tokens."""
     return hashlib.sha256(ids.tobytes()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Ready-made pairs: training sets in the released layout (method §6, §9), and sets to evaluate on."""
+"""Writes ready-made pairs: training sets in the released layout (method §6, §9), and sets for evaluation."""
 
 import functools
 import os
@@ -22,20 +22,20 @@ from xpsr_jax.errors import UserError
 from xpsr_jax.preparation.pieces import Choice, Outcome
 from xpsr_jax.serialisation import Range, check_fields
 
-# Bytes of a file's name.
+# Limit of a file name, in bytes.
 _LONGEST_NAME = 255
 
 
 @dataclass(frozen=True)
 class WritePairs:
-    """Writes pairs number n = round * images + image: in each round every image once, each time another crop of it.
+    """Writes pairs. Pair number n = round * images + image: each round has one crop of every image.
 
     A pair is a pure function of the seed and its number.
 
     Attributes:
-      images: so many of the source, the first.
-      first_stage: folder of a first stage whose pictures are written beside, as `first_stage/<name>.png`; None: none
-        are.
+      images: number of images to use, from the start of the source.
+      first_stage: folder of a first stage whose pictures are written too, as `first_stage/<name>.png`; None: no
+        pictures.
       evaluation: False: `dataset_<round>/HR/<name>.png`, LR at the same size, and a text file for each caption, which
         `OfflinePairs` reads. True: `HR/<name>_<round>.png`, LR at its own size, and both captions of the LR image for
         `write_evaluation_captions`.
@@ -53,14 +53,14 @@ class WritePairs:
         check_fields(self)
 
     def __call__(self, folder: Path, number: int, numbers: range) -> Outcome:
-        """Writes one piece's pairs. Images that `choice` leaves out are reported in the outcome.
+        """Writes one piece's pairs. The outcome reports images that `choice` leaves out.
 
         Args:
-          folder: of the whole result; subfolders are made.
-          number: of the piece; of no influence, as pairs are files of their own.
-          numbers: of the pairs, each round * images + image.
+          folder: the folder of the whole result; subfolders are created.
+          number: the number of the piece; not used, because each pair has its own files.
+          numbers: the numbers of the pairs, each round * images + image.
 
-        Raises UserError for a source that holds pairs already.
+        Raises UserError if the source already contains pairs.
         """
         outcome = Outcome()
         for n in numbers:
@@ -69,7 +69,7 @@ class WritePairs:
                 continue
             sample, rng = found[1], np.random.default_rng((self.seed, n))
             if sample.lr is not None:
-                raise UserError(f"{self.source.root} holds ready-made pairs already; name a source of photographs.")
+                raise UserError(f"{self.source.root} already contains pairs; name a source of photographs.")
             pair = make_pair(sample, self.data, rng)
             name = PurePosixPath(sample.path).with_suffix("")
             if self.evaluation:
@@ -108,8 +108,8 @@ class WritePairs:
 
 @functools.cache
 def _first_stage(folder: Path) -> Callable[[UInt8[np.ndarray, "h w 3"]], UInt8[np.ndarray, "H W 3"]]:
-    """The first stage in a folder, as a function of LR images. Raises UserError where its picture is not finite."""
-    # Imported here: it brings JAX, which pairs without a first stage do without.
+    """The first stage in a folder, as a function of LR images. Raises UserError if its picture is not finite."""
+    # Imported here, because only pairs with a first stage need JAX.
     from flax import nnx
 
     from xpsr_jax.inference.compilation import use_compilation_cache
@@ -122,14 +122,14 @@ def _first_stage(folder: Path) -> Callable[[UInt8[np.ndarray, "h w 3"]], UInt8[n
     def clean(small: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H W 3"]:
         pictures, finite = run_first_stage(graph, weights, small[None])
         if not bool(finite[0]):
-            raise UserError(f"{folder}: its picture is not finite; try other weights")
+            raise UserError(f"{folder}: the first stage's picture has NaN or infinite values; try other weights")
         return np.asarray(pictures[0])
 
     return clean
 
 
 def _write(file: Path, content: bytes) -> None:
-    """Not under a temporary name: the whole folder has one, and a piece that was stopped is written again."""
+    """Writes a file without a temporary name. The whole folder has one, and an interrupted piece is written again."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content)
 
@@ -139,17 +139,17 @@ def _png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
 
 
 def write_evaluation_captions(folder: Path, outcomes: Sequence[Outcome]) -> None:
-    """`LR/captions.jsonl`: what `xpsr restore` needs besides the LR images."""
+    """Writes `LR/captions.jsonl`, which `xpsr restore` needs in addition to the LR images."""
     captions = {name: Caption(*texts) for outcome in outcomes for name, texts in outcome.captions.items()}
-    (folder / "LR").mkdir(exist_ok=True)  # In a bucket, the pictures are there already.
+    (folder / "LR").mkdir(exist_ok=True)  # Missing if the pictures were already uploaded to a bucket.
     write_captions(folder / "LR" / "captions.jsonl", captions)
 
 
 def check_names(names: Sequence[str], *, rounds: int, evaluation: bool) -> None:
-    """Raises UserError for two images whose pairs would have one name (a.png and a.jpg), and for names too long.
+    """Raises UserError if two images' pairs would have the same name (a.png and a.jpg), or if a name is too long.
 
     Args:
-        rounds, evaluation: of `WritePairs`, which make them longer.
+        rounds, evaluation: as in `WritePairs`. The names of evaluation pairs also contain the round.
     """
     ending = f"_{rounds - 1}.png" if evaluation else ".png"
     seen: dict[PurePosixPath, str] = {}

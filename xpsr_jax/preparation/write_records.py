@@ -1,4 +1,4 @@
-"""Photographs and captions into ArrayRecord files, plain or as a TFDS dataset."""
+"""Writes photographs and captions to ArrayRecord files, plain or as a TFDS dataset."""
 
 import functools
 import io
@@ -16,17 +16,17 @@ from xpsr_jax.errors import UserError
 from xpsr_jax.preparation.pieces import Choice, Outcome
 
 RecordFormat = Literal["array_record", "tfds"]
-# TFDS' names for files of a dataset and a split.
+# Names of the dataset and the split in TFDS' file names.
 DATASET, SPLIT = "photographs", "train"
 
 
 @dataclass(frozen=True)
 class WriteRecords:
-    """Writes one file of records, of the images as they are stored: nothing is encoded again.
+    """Writes one file of records. Image files are copied unchanged and not encoded again.
 
     Attributes:
-      files: of all pieces together.
-      pairs: every image has its LR image.
+      files: number of files of all pieces together.
+      pairs: whether every image has an LR image.
     """
 
     source: StoredSource
@@ -36,19 +36,19 @@ class WriteRecords:
     pairs: bool
 
     def __call__(self, folder: Path, number: int, numbers: range) -> Outcome:
-        """Writes one piece's records. Images that `choice` leaves out are reported in the outcome.
+        """Writes one piece's records. The outcome reports images that `choice` leaves out.
 
         Args:
-          folder: an existing one.
-          number: of the piece and so of its file, from 0.
+          folder: an existing folder.
+          number: the number of the piece and of its file, from 0.
           numbers: indices of the images in the source.
 
-        Raises UserError where the file cannot be written.
+        Raises UserError if the file cannot be written.
         """
         encode: Callable[[StoredSample], bytes] = pack if self.format == "array_record" else _tfds_encoder(self.pairs)
         outcome = Outcome()
         file = folder / f"{DATASET}-{SPLIT}.array_record-{number:05d}-of-{self.files:05d}"
-        # Groups of one: each record can be read without its neighbours.
+        # With groups of one, each record can be read without its neighbours.
         writer = ArrayRecordWriter(str(file), "group_size:1")
         try:
             for index in numbers:
@@ -62,12 +62,12 @@ class WriteRecords:
 
 
 def write_tfds_metadata(folder: Path, written: Path, outcomes: Sequence[Outcome], *, pairs: bool) -> None:
-    """Makes a folder of such files a TFDS dataset: dataset_info.json, features.json.
+    """Writes dataset_info.json and features.json, which turn a folder of record files into a TFDS dataset.
 
     Args:
-      folder: gets these two.
-      written: has the files.
-      outcomes: of the pieces, a file each.
+      folder: the folder for these two files.
+      written: the folder with the record files.
+      outcomes: the outcomes of the pieces, one per file.
     """
     tfds = import_tfds()
     template = tfds.core.ShardedFileTemplate(
@@ -80,7 +80,7 @@ def write_tfds_metadata(folder: Path, written: Path, outcomes: Sequence[Outcome]
         num_bytes=sum(file.stat().st_size for file in files),
         filename_template=template,
     )
-    # TFDS looks at their names.
+    # TFDS needs files with these names in the folder.
     stand_ins = [folder / file.name for file in files] if folder != written else []
     for each in stand_ins:
         each.touch()
@@ -116,7 +116,7 @@ def _tfds_encoder(pairs: bool) -> Callable[[StoredSample], bytes]:
             for name, value in to_fields(record).items()
             if name in features
         }
-        # The order of a message's entries would be another in each process.
+        # By default, the order of a message's entries differs between processes.
         example = serializer.get_tf_example(features.encode_example(fields))
         message: bytes = example.SerializeToString(deterministic=True)
         return message
