@@ -17,7 +17,7 @@ from xpsr_jax.weights.networks import NETWORKS, save_network
 
 @pytest.fixture(scope="module", autouse=True)
 def quickly(compiled_quickly: None) -> None:
-    """These steps are long programs on small arrays."""
+    """Compiles quickly: these steps are large programs on small arrays."""
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +36,7 @@ def batches(images: Images) -> list[dict[str, np.ndarray]]:
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder with the tiny text encoder, its parameters as `tiny.Run` has them."""
+    """A model folder with the tiny text encoder and the same parameters as in `tiny.Run`."""
     folder = tmp_path_factory.mktemp("base")
     structure = make_structure(tiny.config())
     bundle = structure.merge({path: tiny.random_parameter(path, s.shape) for path, s in structure.shapes().items()})

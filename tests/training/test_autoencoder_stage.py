@@ -1,4 +1,4 @@
-"""The stages of a model without a pretrained autoencoder: they learn, and latents are exported with deviation 1."""
+"""The stages "autoencoder" and "decoder": they learn, and latents are exported with standard deviation 1."""
 
 import dataclasses
 
@@ -46,7 +46,7 @@ def test_the_loss_of_one_batch_falls(trained):
 
 
 @pytest.mark.soak
-def test_a_critic_learns_beside_it_and_is_no_part_of_the_result(batches):
+def test_a_critic_learns_too_and_is_not_part_of_the_result(batches):
     config = tiny.config("autoencoder")
     loss = dataclasses.replace(config.loss, adversarial=0.1)
     run = tiny.Run(dataclasses.replace(config, loss=loss, mesh=Mesh(data=1, fsdp=1)), 1)
@@ -61,7 +61,7 @@ def test_a_critic_learns_beside_it_and_is_no_part_of_the_result(batches):
 
 
 @pytest.mark.soak
-def test_latents_are_exported_with_deviation_one(trained, images, tmp_path):
+def test_exported_latents_have_standard_deviation_one(trained, images, tmp_path):
     run, _ = trained
     source = open_images(images)
     folder = export(
@@ -114,7 +114,7 @@ def test_a_frozen_encoder_keeps_its_scale(trained, images, tmp_path):
 
 
 @pytest.mark.soak
-def test_the_decoders_stage_learns_from_what_the_sampler_makes(batches):
+def test_the_decoder_stage_learns_from_sampled_latents(batches):
     run = tiny.Run(tiny.config("decoder"), 1)
     before = {path: np.asarray(array) for path, array in run.state.trained.items()}
     assert {path.split(".")[1] for path in before} == {"decoder"}

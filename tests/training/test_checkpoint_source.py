@@ -1,4 +1,4 @@
-"""A run's checkpoint converts into what the run itself exports, on its base alone."""
+"""A run's checkpoint converts to the same model that the run exports, and only with the run's own base."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ from xpsr_jax.weights.sources import is_training_checkpoint, open_source
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of no steps on a base with a text encoder, its checkpoint and what it exports."""
+    """A run without steps on a base with a text encoder, with its checkpoints and its exported model."""
     folder = tmp_path_factory.mktemp("run")
     small = dataclasses.replace(tiny.config(), mesh=Mesh(data=1, fsdp=1))
     base = folder / "base"
@@ -65,7 +65,7 @@ def iter_of_numbers():
     return iter(grain.MapDataset.range(10).to_iter_dataset())
 
 
-def test_what_the_run_exports(run, tmp_path):
+def test_a_checkpoint_converts_to_the_exported_model(run, tmp_path):
     folder, config, _ = run
     assert resume.config_of(resume.record(config, photographs=5)) == config
     assert is_training_checkpoint(folder) and not is_training_checkpoint(folder / "model")
@@ -105,7 +105,7 @@ def test_the_base_must_be_the_same(run, tmp_path):
         moved.rename(base)
 
 
-def test_what_trained_itself_instead_of_its_average(run, tmp_path):
+def test_the_trained_parameters_instead_of_their_average(run, tmp_path):
     folder, _, _ = run
     convert([open_checkpoint(folder, average=False)], tmp_path / "out")
     name = "controlnet/diffusion_pytorch_model.safetensors"
@@ -116,10 +116,10 @@ def test_what_trained_itself_instead_of_its_average(run, tmp_path):
     np.testing.assert_allclose(average[key], ours[key] + 1, rtol=1e-6)
 
 
-# TensorStore tells an event loop of what it came upon that Orbax has closed by then.
+# TensorStore reports the errors to an event loop that Orbax has already closed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", ["arrays", "settings", "description"])
-def test_a_damaged_newest_checkpoint_is_named_and_never_passed_over(damage, run, tmp_path):
+def test_a_damaged_newest_checkpoint_is_named_and_never_skipped(damage, run, tmp_path):
     folder, _, abstract = run
     shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints")
     newest = tmp_path / "checkpoints" / "20"

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, bit for bit, onto any mesh; and what may differ when a run is resumed."""
+"""Checkpoints: saved atomically, restored bit for bit on any mesh; and the settings that may change on resuming."""
 
 import dataclasses
 import os
@@ -24,12 +24,12 @@ from xpsr_jax.training.state import TrainState
 
 ROOT = Path(__file__).parents[2]
 
-# Names as parameters have them, which share their beginnings.
+# Names like those of parameters, with common prefixes.
 NAMES = ("unet.down_blocks.0.conv.kernel", "unet.down_blocks.0.conv.bias", "unet.down_blocks.01.conv.kernel", "unet")
 
 
 def make_state(value, mesh, *, average=True):
-    """A state like a run's, its parameters split over "fsdp"."""
+    """A state like that of a run, with parameters split over "fsdp"."""
     split, everywhere = NamedSharding(mesh, PartitionSpec("fsdp")), NamedSharding(mesh, PartitionSpec())
 
     def parameters(seed):
@@ -61,7 +61,7 @@ def mesh():
 
 
 @pytest.mark.parametrize("average", [True, False])
-def test_what_is_saved_comes_back(average, mesh, tmp_path):
+def test_a_saved_state_is_restored(average, mesh, tmp_path):
     state, data = make_state(3, mesh, average=average), numbers()
     seen = [next(data) for _ in range(3)]
     expected = jax.tree.map(np.asarray, state)
@@ -69,7 +69,7 @@ def test_what_is_saved_comes_back(average, mesh, tmp_path):
         assert checkpoints.latest is None
         checkpoints.save(3, state, data, {"name": "a run"}, {"steps": 2})
         checkpoints.save(3, state, data, {"name": "saved already"}, {})
-        # The next step takes the state over at once, while it is still being written.
+        # The next step donates the state immediately, while the checkpoint is still being written.
         jax.jit(lambda state: jax.tree.map(lambda x: x * 0, state), donate_argnums=0)(state)
         following = [next(data) for _ in range(3)]
     assert seen != following
@@ -94,7 +94,7 @@ def test_a_killed_save_leaves_the_older_checkpoint(mesh, tmp_path):
         for step in (1, 2, 3):
             checkpoints.save(step, make_state(step, mesh), data, {}, {})
     assert sorted(path.name for path in folder.iterdir()) == ["2", "3"]
-    # Orbax writes under a temporary name and renames at the end: this is what a process leaves that was killed before.
+    # Orbax writes under a temporary name and renames at the end. A process that was killed earlier leaves this.
     killed = folder / "4.orbax-checkpoint-tmp-12"
     shutil.copytree(folder / "3", killed)
     shutil.rmtree(killed / "data")
@@ -109,7 +109,7 @@ def test_a_killed_save_leaves_the_older_checkpoint(mesh, tmp_path):
         assert_equal(checkpoints.restore(4, abstract(make_state(0, mesh)), data).state, make_state(4, mesh))
 
 
-def test_what_may_change_is_listed():
+def test_allowed_changes_are_listed():
     before = tiny.config()
     now = dataclasses.replace(
         before,
@@ -144,7 +144,7 @@ def test_what_may_change_is_listed():
         ),
     ],
 )
-def test_what_may_not_change_is_refused_with_both_values(fields, message):
+def test_other_changes_are_refused_with_both_values(fields, message):
     before = resume.record(tiny.config(), photographs=5)
     now = resume.record(dataclasses.replace(tiny.config(), **fields), photographs=5)
     with pytest.raises(UserError, match=f"cannot resume with other settings.*{message}.*another --name"):
@@ -164,8 +164,8 @@ def test_other_photographs_are_refused():
         resume.changes(before, resume.record(tiny.config(), photographs=4))
 
 
-def test_every_field_is_decided_upon_and_the_docs_list_those_that_may_change():
-    """A pattern that matches no field would be a slip; what docs/train/training.md lists is what the code allows."""
+def test_every_pattern_matches_and_the_docs_list_the_fields_that_may_change():
+    """A pattern without a match would be a mistake. docs/train/training.md lists exactly the fields that may change."""
     fields = dict(resume._flat(resume.record(tiny.config(), photographs=5)))
     for pattern, _ in resume.MAY_CHANGE:
         assert any(re.fullmatch(pattern, name) for name in fields), pattern
@@ -187,10 +187,10 @@ def test_a_checkpoint_of_another_schema_is_refused(schema):
         resume.changes(before, resume.record(tiny.config(), photographs=5))
 
 
-# TensorStore tells an event loop of what it came upon that Orbax has closed by then.
+# TensorStore reports the errors to an event loop that Orbax has already closed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_the_newest_whole_checkpoint_is_gone_on_from(mesh, tmp_path):
-    """Damaged ones are named and put aside; with none left it is an error, and everything stays where it was."""
+def test_a_run_resumes_from_the_newest_intact_checkpoint(mesh, tmp_path):
+    """Damaged ones are named and moved away. If all are damaged, it is an error, and nothing is moved."""
     folder, data = tmp_path / "checkpoints", numbers()
     record = resume.record(tiny.config(), photographs=5)
     wanted = abstract(make_state(0, mesh))
@@ -211,7 +211,7 @@ def test_the_newest_whole_checkpoint_is_gone_on_from(mesh, tmp_path):
         skipped = [re.match(r"skipped: the checkpoint .*/(\d) cannot be restored", note) for note in resumed.notes[:3]]
         assert [found and found[1] for found in skipped] == ["4", "3", "2"]
         assert resumed.notes[3:] == ["changed since: steps: was 6, is 99"]
-        checkpoints.save(2, make_state(2, mesh), data, record, {})  # the place is free
+        checkpoints.save(2, make_state(2, mesh), data, record, {})  # the name is free again
     assert sorted(path.name for path in (tmp_path / "damaged").iterdir()) == ["2", "3", "4"]
     assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
 
@@ -222,7 +222,7 @@ def test_the_newest_whole_checkpoint_is_gone_on_from(mesh, tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
 
 
-def test_fields_that_came_later_are_passed_over():
+def test_fields_in_only_one_record_are_ignored():
     before = resume.record(tiny.config(), photographs=5)
     del before["photographs"], before["loss"]
     before["gone"] = 1
@@ -230,14 +230,14 @@ def test_fields_that_came_later_are_passed_over():
 
 
 @pytest.mark.parametrize("name", ["run", "run[1]", "run*?"])
-def test_what_is_saved_can_be_read_again(name, tmp_path):
-    """Orbax takes [1] in a path for a pattern: what it wrote there it did not find again."""
+def test_a_saved_checkpoint_can_be_read_again(name, tmp_path):
+    """Orbax treats [1] in a path as a pattern, and did not find its own files there."""
     with Checkpoints(tmp_path / name / "checkpoints", keep=2) as checkpoints:
         checkpoints.check_readable()
         assert list((tmp_path / name / "checkpoints").iterdir()) == []
 
 
-def test_a_folder_that_loses_what_is_saved_is_found_out_at_once(tmp_path, monkeypatch):
+def test_a_folder_that_loses_data_is_refused_before_training(tmp_path, monkeypatch):
     with Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
         monkeypatch.setattr(ocp.Checkpointer, "restore", lambda *_, **__: {"numbers": np.zeros(3)})
         with pytest.raises(UserError, match=r"a checkpoint in .* cannot be read again"):

@@ -1,4 +1,4 @@
-"""Text embeddings on disk: the loss is the same with them, and what does not fit is refused."""
+"""Text embeddings on disk: the loss is the same with them, and wrong embeddings are refused."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ from xpsr_jax.training.structure import make_structure
 
 @pytest.mark.soak
 def test_the_loss_is_the_same(images: Images, embeddings: Path):
-    """In float32, with dropped captions and clean inputs among the samples; without the text encoder in the program."""
+    """In float32, with dropped captions and clean inputs. With embeddings the program does not use the text encoder."""
     config = tiny.config()
     data = dataclasses.replace(config.data, low_caption_from="file", caption_dropout=0.3, clean_input_probability=0.3)
     structure, tokenizer = make_structure(config), tokenizer_of(config.networks)
@@ -55,7 +55,7 @@ def test_the_loss_is_the_same(images: Images, embeddings: Path):
 
 
 def unused_parameters(jaxpr: Any, parameters: dict[str, np.ndarray]) -> set[str]:
-    """Those that no operation of a program reads, which takes them first."""
+    """The parameters that no operation of a program reads. They are the program's first arguments."""
     read = {id(variable) for equation in jaxpr.eqns for variable in equation.invars}
     paths = sorted(parameters)
     return {path for path, variable in zip(paths, jaxpr.jaxpr.invars, strict=False) if id(variable) not in read}
@@ -71,7 +71,7 @@ def test_float16_embeddings_take_half_the_space(base: Path, images: Images, embe
     np.testing.assert_allclose(*found, rtol=1e-3, atol=1e-4)
 
 
-def test_captions_that_are_not_there(images: Images, embeddings: Path):
+def test_captions_without_an_embedding(images: Images, embeddings: Path):
     config = dataclasses.replace(tiny.config().data, embeddings=embeddings)
     tokenizer = tokenizer_of(tiny.NETWORKS)
     with pytest.raises(UserError, match=r"only the captions of files\. Set data\.low_caption_from to file"):
@@ -97,6 +97,6 @@ def test_embeddings_of_another_text_encoder(base: Path, embeddings: Path, tmp_pa
     with pytest.raises(UserError, match="were not made by this base's text encoder"):
         check_embeddings(config, structure, found | {"text_encoder": "another"})
     everything = dataclasses.replace(config, trained=((r"text_encoder\..*", True),))
-    with pytest.raises(UserError, match="of a text encoder that does not change"):
+    with pytest.raises(UserError, match="need a text encoder that does not change"):
         check_embeddings(everything, make_structure(everything), found)
     assert json.loads((embeddings / "embeddings.json").read_text())["text_encoder"] == found["text_encoder"]

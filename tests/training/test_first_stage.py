@@ -1,4 +1,4 @@
-"""A first stage in training: computed in the step or stored with pairs, what it changes, and what is exported of it."""
+"""A first stage in training: computed in the step or stored with pairs, its effect on batches, and its export."""
 
 import dataclasses
 import json
@@ -59,7 +59,7 @@ def batch(config, images):
     return next(iter(data))
 
 
-def test_the_step_computes_what_sampling_sees(config, folder, batch, plain):
+def test_the_step_computes_the_same_pictures_as_sampling(config, folder, batch, plain):
     structure = make_structure(config)
     assert structure.first_stage == structure.sources["first_stage"] == folder / "first_stage"
     assert not any(path.startswith("first_stage.") for path in structure.trained)
@@ -77,7 +77,7 @@ def test_the_step_computes_what_sampling_sees(config, folder, batch, plain):
     seen = with_first_stage(bundle, given)
     assert seen.keys() == given.keys() - {"small", "clean"} and 0 < batch["clean"].sum() < 8
     for i, clean in enumerate(batch["clean"]):
-        # Sixteen pixels of LR need no continuing, so the programs differ by rounding alone.
+        # Sixteen LR pixels need no padding, so the programs differ only by rounding.
         wanted = batch["lr"][i] if clean else expected[i] / np.float32(255)
         np.testing.assert_allclose(seen["lr"][i], wanted, atol=0 if clean else 1.01 / 255)
         assert clean or (seen["lr"][i] != batch["lr"][i]).mean() > 0.5
@@ -85,8 +85,8 @@ def test_the_step_computes_what_sampling_sees(config, folder, batch, plain):
     assert with_first_stage(bundle, without) is without
 
 
-def test_pairs_hold_its_pictures(config, folder, images, tmp_path, unchecked):
-    """What is stored is what would be computed, and is taken for the LR image where pairs are of this first stage."""
+def test_stored_pictures_replace_the_lr_images(config, folder, images, tmp_path, unchecked):
+    """Stored pictures are used as LR images if the pairs were made with the model's first stage."""
     command = ["pairs", str(images.folder), "--rounds", "1", "--crop-size", "80", "--minimum-pixels", "1"]
     assert prepare([*command, "--first-stage", str(folder), "--output", str(tmp_path / "pairs")]) == 0
     pairs = Images(folder=tmp_path / "pairs")
@@ -118,7 +118,7 @@ def test_pairs_hold_its_pictures(config, folder, images, tmp_path, unchecked):
         batch_of(dataclasses.replace(data, first_stage="computed"))
 
 
-def test_it_is_exported_as_it_is(config, folder, images, tmp_path):
+def test_it_is_exported_unchanged(config, folder, images, tmp_path):
     structure = make_structure(config)
     parameters = {path: tiny.random_parameter(path, shape.shape) for path, shape in structure.shapes().items()}
     model = export(
@@ -134,7 +134,7 @@ def test_it_is_exported_as_it_is(config, folder, images, tmp_path):
         assert (model / "first_stage" / file.name).read_bytes() == file.read_bytes()
 
 
-def test_which_one_it_is(config, folder, tmp_path):
+def test_the_choice_of_the_first_stage(config, folder, tmp_path):
     def first_stage(**networks):
         changed = dataclasses.replace(config.networks, **networks)
         return find_first_stage(dataclasses.replace(config, networks=changed))
@@ -148,8 +148,8 @@ def test_which_one_it_is(config, folder, tmp_path):
         read_first_stage(folder / "first_stage", 2)
 
 
-def test_a_run_that_knew_none_goes_on_without(config):
-    """Its base may have got one since."""
+def test_an_old_run_without_a_first_stage_resumes_without(config):
+    """Even if its base has got one since then."""
     record = resume.record(config, photographs=5, base={"unet": "a", "first_stage": "b"})
     old = {**record, "networks": {name: value for name, value in record["networks"].items() if name != "first_stage"}}
     assert resume.config_of(old).networks.first_stage == "none"

@@ -1,4 +1,4 @@
-"""The photographs that a config names, and which of their captions the networks get."""
+"""The photographs of a config, and the captions that the networks get."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ from xpsr_jax.training.images import open_images
 
 
 def test_mixtures(tmp_path):
-    """On the command line a flat list; each folder has its own captions and its share of the samples."""
+    """A mixture is a flat list on the command line. Each folder has its own captions and its share of the samples."""
     for folder, count in (("a", 3), ("b", 5)):
         tiny.make_photos(tmp_path / folder, count)
     line = ["--mixture", "1", str(tmp_path / "a"), "3", str(tmp_path / "b")]
@@ -27,7 +27,7 @@ def test_mixtures(tmp_path):
     assert source[3].caption.high == "picture 0.png"
     assert len(open_images(dataclasses.replace(images, exclude=("b/4.png", "b/3.png")))) == 12
     assert len(open_images(dataclasses.replace(images, exclude=("a/0.png", "b/4.png"), cache=True))) == 8
-    # An image's name is excluded wherever there is one.
+    # An image's name is excluded in every folder.
     assert len(open_images(dataclasses.replace(images, exclude=("0.png", "4.png")))) == 8
     for pattern in ("9.png", "c/0.png"):
         with pytest.raises(UserError, match=f"the exclusion '{pattern}' matches no image in any folder of the mixture"):
@@ -48,14 +48,14 @@ def test_mixtures(tmp_path):
     ids=["paper", "released"],
 )
 def test_captions_of_degraded_images_are_the_papers_choice(name, expected, images, tmp_path):
-    """The presets differ by `data.high_caption_from`, once `images.lr_captions` gives it a choice."""
+    """With `images.lr_captions`, `data.high_caption_from` has an effect, and the presets differ in it."""
     file = tmp_path / "lr.jsonl"
     write_captions(file, {"0.png": Caption("of the degraded one", "blurry")})
     source = open_images(dataclasses.replace(images, lr_captions=file))
     assert [sample.lr_caption for sample in source] == [Caption("of the degraded one", "blurry"), *[None] * 4]
     tokenizer = tokenizer_of(tiny.NETWORKS)
-    # The released code has the empty string in its place after all, which is another field.
+    # The released code then replaces the caption by the empty string, which is another field.
     data = dataclasses.replace(load_config(f"configs/{name}.py").data, crop_size=tiny.SIZE, high_dropout=0.0)
     chosen = [make_example(source[i], data, tokenizer=tokenizer, seed=0, index=i)["high_ids"] for i in (0, 1)]
     assert chosen[0].tolist() == tokenize_caption(expected, tokenizer).tolist()
-    assert chosen[1].tolist() == tokenize_caption("picture 1.png", tokenizer).tolist()  # for want of another
+    assert chosen[1].tolist() == tokenize_caption("picture 1.png", tokenizer).tolist()  # its only caption

@@ -1,4 +1,4 @@
-"""What a run says: to Weights & Biases when asked to, and as a plot."""
+"""The log of a run: in Weights & Biases, as a plot, and read again."""
 
 import sys
 import types
@@ -63,7 +63,7 @@ def test_losses_are_drawn(tmp_path):
 
 
 def test_the_learning_rate_and_scores_are_drawn_too(tmp_path):
-    """Of a log that was begun without them as well."""
+    """Even if the log has no such values at its beginning."""
     lines = [f'{{"step": {i}, "loss": {1 / i}, "gradient_norm": 1.0}}\n' for i in range(1, 10)]
     lines += [f'{{"step": {i}, "loss": {1 / i}, "learning_rate": 1e-5}}\n' for i in range(10, 20)]
     lines += ['{"step": 15, "validation_psnr": 21.5, "validation_lpips": 0.5}\n']
@@ -72,13 +72,13 @@ def test_the_learning_rate_and_scores_are_drawn_too(tmp_path):
     assert cv2.imread(str(tmp_path / "losses.png")).shape[1] == 4 * 4 * 120  # four panels
 
 
-def test_a_validation_that_an_ended_run_has_not_logged_is_known(tmp_path):
+def test_a_missing_validation_of_an_earlier_run_is_found(tmp_path):
     with Log(tmp_path, first=0, steps=4, batch_size=4) as log:
         log.validation(2, {}, {"validation_psnr": 20.0})
     for first, lacks in ((2, False), (4, True)):
         with Log(tmp_path, first=first, steps=4, batch_size=4) as log:
             assert log.lacks_validation(first) == lacks
-    with Log(tmp_path, first=1, steps=4, batch_size=4) as log:  # goes on from before it
+    with Log(tmp_path, first=1, steps=4, batch_size=4) as log:  # resumes from an earlier step
         assert log.lacks_validation(2)
 
 
@@ -100,7 +100,7 @@ def test_an_earlier_log_is_read_up_to_a_step(tmp_path):
         ("[" * 100_000, "line 2 is not valid JSON: it is nested too deeply"),
     ],
 )
-def test_a_log_that_was_edited_wrongly_is_named_with_its_line(line, problem, tmp_path):
+def test_a_wrong_line_of_a_log_is_named_with_its_number(line, problem, tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text(f'{{"step": 1, "loss": 2.0}}\n{line}\n')
     with pytest.raises(UserError, match=problem) as caught:

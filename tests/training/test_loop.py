@@ -1,4 +1,4 @@
-"""Whole runs: stopped and resumed bit for bit, exported, and ended with one clear line where something is wrong."""
+"""Whole runs: stopped and resumed bit for bit, exported, and ended with one clear line if something is wrong."""
 
 import dataclasses
 import json
@@ -43,7 +43,7 @@ def config(images, run, **fields):
 
 
 def metrics(run):
-    """The logged lines of steps, without how fast it was."""
+    """The logged lines of steps, without the speed."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if not is_validation(line)]
     return [{name: value for name, value in line.items() if name != "images_per_second"} for line in steps]
@@ -62,7 +62,7 @@ def weights(model):
 
 @pytest.fixture(scope="module")
 def whole(images, tmp_path_factory):
-    """The run folder of a training that nothing interrupts, and what was compiled in its course."""
+    """The run folder of an uninterrupted training, and the programs that it compiled."""
     run = tmp_path_factory.mktemp("runs") / "whole"
     validation = Validation(every=STEPS // 2, count=2, metrics=("psnr", "lpips"), sampling=tiny.config().sampling)
     with compilations() as compiled:
@@ -70,7 +70,7 @@ def whole(images, tmp_path_factory):
     return run, compiled
 
 
-def test_a_run_leaves_what_its_folder_says(whole):
+def test_a_run_leaves_the_documented_files(whole):
     run, _ = whole
     assert {path.name for path in run.iterdir()} == {
         "README.md",
@@ -92,7 +92,7 @@ def test_a_run_leaves_what_its_folder_says(whole):
     ]
     assert [path.name for path in pictures] == names
     assert cv2.imread(str(pictures[0])).shape == (tiny.SIZE, 3 * tiny.SIZE, 3)
-    # Two pixel heads, latent heads of one size, the mid block's.
+    # Two pixel heads, latent heads of one size, the mid block's head.
     assert cv2.imread(str(pictures[1])).shape == (tiny.SIZE, 4 * tiny.SIZE, 3)
     assert cv2.imread(str(run / "losses.png")).std() > 1
     assert list((run / "profile").rglob("*.xplane.pb"))
@@ -105,7 +105,7 @@ def test_a_run_leaves_what_its_folder_says(whole):
 
 
 def test_validations_are_measured(whole):
-    """On the very pictures that are kept: LR, restored, original side by side."""
+    """On the pictures that are saved: LR, restored, original side by side."""
     run, _ = whole
     lines = scores(run)
     assert [line["step"] for line in lines] == [STEPS // 2, STEPS]
@@ -118,7 +118,7 @@ def test_validations_are_measured(whole):
 
 
 def test_the_learning_rate_is_logged(whole):
-    """As the optimizer has it in that step, in its warmup too."""
+    """The value that the optimizer uses in each step, including the warmup."""
     run, _ = whole
     settings = tiny.config().optimizer
     rates = [line["learning_rate"] for line in metrics(run)]
@@ -140,7 +140,7 @@ def test_the_exported_model_restores(whole):
     assert restored.shape == (64, 64, 3) and restored.std() > 1
 
 
-def test_another_run_can_begin_from_the_exported_model(whole):
+def test_another_run_can_start_from_the_exported_model(whole):
     run, _ = whole
     networks = dataclasses.replace(tiny.NETWORKS, base=(run / "model",), from_scratch=())
     structure = make_structure(dataclasses.replace(tiny.config(), networks=networks))
@@ -153,7 +153,7 @@ def test_another_run_can_begin_from_the_exported_model(whole):
 
 
 @pytest.mark.soak
-def test_stopped_by_a_signal_and_resumed_it_ends_bit_for_bit_the_same(whole, images, tmp_path):
+def test_a_run_stopped_by_a_signal_and_resumed_ends_bit_for_bit_the_same(whole, images, tmp_path):
     run = tmp_path / "stopped"
     fields = {"--images.folder": images.folder, "--run": run, "--steps": STEPS, "--checkpoint-every": 5}
     command = [sys.executable, "train.py", "--config", "tests/training/tiny.py"]
@@ -180,7 +180,7 @@ def test_stopped_by_a_signal_and_resumed_it_ends_bit_for_bit_the_same(whole, ima
     jax.tree.map(np.testing.assert_array_equal, *final)
 
 
-def test_a_run_does_not_go_on_with_other_settings(whole, images):
+def test_a_run_does_not_resume_with_other_settings(whole, images):
     run, _ = whole
     with pytest.raises(UserError, match=r"cannot resume with other settings \(seed: was 0, is 1\)"):
         train(config(images, run, seed=1))
@@ -188,7 +188,7 @@ def test_a_run_does_not_go_on_with_other_settings(whole, images):
 
 
 def pretended(bad_step, term):
-    """In the place of `make_plan`: a step that does nothing, but gives a term that is NaN once."""
+    """Replaces `make_plan`: its step does nothing, and one of its terms is NaN once."""
 
     def step(state, frozen, constants, batch):
         number = int(state.step) + 1
@@ -215,13 +215,13 @@ def test_nan_ends_the_run_and_is_not_saved(term, images, tmp_path, monkeypatch):
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["2"]
     assert not (run / "model").exists()
 
-    # The bad step can be made again from what was saved, and the next one comes with it.
+    # The bad step can be repeated from the saved checkpoint, with the same batch.
     again = tmp_path / "again"
     shutil.copytree(run / "failed", again / "checkpoints")
     with pytest.raises(UserError, match=message):
         train(config(images, again, log_every=100, checkpoint_every=2))
     assert not (again / "checkpoints" / "2").exists()
-    # The run itself goes on from its last checkpoint, and a later failure takes the place of the first.
+    # The run itself resumes from its last checkpoint, and a later failure replaces the first one.
     monkeypatch.setattr(loop, "make_plan", pretended(7, term))
     with pytest.raises(UserError, match=r"at step 7 \(samples 48, 49, .*failed/6 is"):
         train(config(images, run, log_every=100, checkpoint_every=2))
@@ -229,7 +229,7 @@ def test_nan_ends_the_run_and_is_not_saved(term, images, tmp_path, monkeypatch):
 
 
 @pytest.mark.soak
-def test_what_was_logged_after_the_last_checkpoint_is_logged_once(images, tmp_path, monkeypatch):
+def test_steps_after_the_last_checkpoint_are_logged_once(images, tmp_path, monkeypatch):
     run = tmp_path / "run"
     monkeypatch.setattr(loop, "make_plan", pretended(8, "loss"))
     with pytest.raises(UserError, match="at step 8"):
@@ -238,7 +238,7 @@ def test_what_was_logged_after_the_last_checkpoint_is_logged_once(images, tmp_pa
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 8, "lo')  # a process that was killed
     monkeypatch.setattr(loop, "make_plan", pretended(None, ""))
-    for _ in range(2):  # the second time nothing is left to do but to export the model again
+    for _ in range(2):  # the second time only the model is exported again
         assert train(config(images, run)) == run / "model"
         assert [line["step"] for line in metrics(run)] == list(range(1, STEPS + 1))
 
@@ -261,14 +261,14 @@ SETTINGS = tiny.config()
         ),
     ],
 )
-def test_wrong_settings_are_said_before_anything_is_written(fields, message, images, tmp_path):
+def test_wrong_settings_are_reported_before_anything_is_written(fields, message, images, tmp_path):
     run = tmp_path / "run"
     with pytest.raises(UserError, match=message):
         train(dataclasses.replace(config(images, run), **fields))
     assert not run.exists()
 
 
-def test_wrong_folders_are_said_before_anything_is_written(images, tmp_path):
+def test_wrong_folders_are_reported_before_anything_is_written(images, tmp_path):
     run = tmp_path / "run"
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"/empty: no image in this folder"):
@@ -283,8 +283,8 @@ def test_wrong_folders_are_said_before_anything_is_written(images, tmp_path):
         train(config(images, tmp_path / "file" / "run"))
 
 
-def test_the_second_signal_acts_at_once():
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever pytest was started with
+def test_the_second_signal_acts_immediately():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest may have been started with another one
     try:
         with stop_signals() as stopped:
             assert not stopped(1)

@@ -1,4 +1,4 @@
-"""The losses by hand: resizes, terms, and what is drawn for a sample. Their values are the oracle's (its own test)."""
+"""The losses against simple computations: resizes, terms, random numbers. test_oracle_training.py has real values."""
 
 from types import SimpleNamespace
 
@@ -35,13 +35,13 @@ def noise(*shape):
 
 
 def reduced(x, factor):
-    """The mean of each cell's four middle pixels: two taps along an axis, whatever the factor."""
+    """The mean of each cell's four middle pixels: two taps along each axis, for any factor."""
     first, second = factor // 2 - 1, factor // 2
     rows = (x[:, first::factor] + x[:, second::factor]) / 2
     return (rows[:, :, first::factor] + rows[:, :, second::factor]) / 2
 
 
-def test_every_head_is_held_to_the_clean_image_at_its_size():
+def test_every_head_is_compared_with_the_clean_image_at_its_size():
     image, latents = noise(2, 16, 8, 3), noise(2, 4, 2, 4)
 
     rgbs = (noise(2, 8, 4, 3), noise(2, 4, 2, 3))
@@ -62,7 +62,7 @@ def test_every_head_is_held_to_the_clean_image_at_its_size():
     assert degradation_free_constraint(without, ImageFeatures(None, ()), image=image, latents=latents) == {}
 
 
-def test_what_is_drawn_depends_on_the_seed_and_the_samples_key_alone():
+def test_random_numbers_depend_only_on_the_seed_and_the_samples_key():
     def drawn(keys, seed):
         return np.stack([jax.random.key_data(kind) for kind in sample_keys(jnp.array(keys, jnp.uint32), seed)])
 
@@ -72,7 +72,7 @@ def test_what_is_drawn_depends_on_the_seed_and_the_samples_key_alone():
 
 
 class FakeBundle(Bundle):
-    """Networks that are given, any of which may be a stand-in."""
+    """A bundle of the given networks, which may be stand-ins."""
 
     def __init__(self, **networks):
         for name, network in networks.items():
@@ -80,7 +80,7 @@ class FakeBundle(Bundle):
 
 
 class FakeControlNet:
-    """Hands the image through."""
+    """Returns the image as its features and mid output."""
 
     def encode_image(self, image):
         return image
@@ -90,7 +90,7 @@ class FakeControlNet:
 
 
 class ConstantDistance(Dists):
-    """0.25, whatever the images are, with a gradient of 0."""
+    """0.25 for all images, with a gradient of 0."""
 
     def __init__(self):
         pass
@@ -100,7 +100,7 @@ class ConstantDistance(Dists):
 
 
 def test_autoencoder_loss():
-    """Where latents are the image, the L1 is the posterior's noise: a normal's mean distance is 0.798 deviations."""
+    """If latents equal the image, the L1 is the posterior's noise: the mean of |n| is 0.798 standard deviations."""
     image = 0.1 * noise(64, 32, 32, 3)
     autoencoder = SimpleNamespace(
         config=SimpleNamespace(scaling_factor=0.5),
@@ -117,8 +117,8 @@ def test_autoencoder_loss():
     assert float(value) == pytest.approx(float(2 * terms["l1"] + 3 * terms["perceptual"] + 0.5 * terms["kl"]), rel=1e-6)
 
 
-def test_dists_is_of_the_middle_beside_the_other_distance():
-    """Outside of the square nothing counts for it: there the images may differ as they will."""
+def test_dists_is_computed_on_the_central_square_only():
+    """Differences outside of the square have no effect on it."""
 
     class Difference(ConstantDistance):
         def __call__(self, a, b):
@@ -135,8 +135,8 @@ def test_dists_is_of_the_middle_beside_the_other_distance():
     assert "dists" not in terms and float(value) == pytest.approx(2 * float(terms["l1"]) + 0.75)
 
 
-def test_the_critic_and_what_it_judges_learn_from_opposite_terms():
-    """A linear critic: each side's gradient is known, and none passes to the other side."""
+def test_the_critic_and_the_image_learn_from_opposite_terms():
+    """With a linear critic both gradients are known, and neither term has a gradient in the other side."""
 
     class Linear(PatchDiscriminator):
         def __init__(self, weight):
@@ -162,8 +162,8 @@ def test_the_critic_and_what_it_judges_learn_from_opposite_terms():
     assert not of["critic"][1].any()
 
 
-def test_decoder_loss_is_of_what_the_sampler_makes_and_trains_the_decoder_alone():
-    """A diffusion that is sure of clean latents, half the LR image: these, decoded, meet the original."""
+def test_decoder_loss_uses_sampled_latents_and_trains_only_the_decoder():
+    """The fake UNet always predicts half the LR image as clean latents. The loss compares them, decoded, with HR."""
     lr, hr = jnp.abs(noise(2, 8, 8, 3)), noise(2, 8, 8, 3)
     schedule = Schedule()
 

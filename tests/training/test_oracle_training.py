@@ -1,6 +1,6 @@
 """One training step of the released code on one batch, against ours (tests/vectors/xpsr/train.*; method §6, §13).
 
-Through the code and the settings that train: configs/xpsr_released.py, its choice of what trains, the loss, its
+It uses the code and the settings of real training: configs/xpsr_released.py with its trained parameters, the loss, its
 gradients, the optimizer.
 """
 
@@ -27,7 +27,7 @@ from xpsr_jax.weights.rules import to_torch
 
 @pytest.fixture(scope="module")
 def theirs(vectors):
-    """The released run: tensors by name, channels last where they are images, and numbers."""
+    """The released run: tensors by name (images with channels last), and numbers."""
     return read(vectors / "xpsr" / "train.safetensors"), json.loads((vectors / "xpsr" / "train.json").read_text())
 
 
@@ -59,7 +59,7 @@ def ours(vectors, theirs, tmp_path_factory):
     frozen = initial_parameters(structure, [p for p in structure.frozen if p.startswith("unet.")], shardings, seed=0)
     trained = initial_parameters(structure, structure.trained, shardings, seed=0)
     state = initial_state(config, optimizer, trained, abstract_state(config, structure, optimizer, shardings))
-    # Latents and embeddings are given: the other two networks stay out of it.
+    # Latents and embeddings are given, so the other two networks are not used.
     unused = {path: np.zeros(shape.shape, np.float32) for path, shape in structure.shapes().items()}
     tensors, _ = theirs
     batch = {
@@ -87,7 +87,7 @@ def ours(vectors, theirs, tmp_path_factory):
 
 
 def named_by_them(arrays):
-    """Our arrays by path as theirs by key: "network.key", in PyTorch's layout, but channels last as `read` has them."""
+    """Our arrays under their keys, "network.key". The layout is PyTorch's, but with channels last, as from `read`."""
     result = {}
     for path, array in arrays.items():
         network, _, rest = path.partition(".")
@@ -118,7 +118,7 @@ def test_loss_and_every_term(ours, theirs):
     assert too_large({name: relative(terms[name], value) for name, value in heads.items()}, 3e-6) == {}  # 1.0e-6
 
 
-def test_what_trains_and_its_gradients(ours, theirs):
+def test_trained_parameters_and_their_gradients(ours, theirs):
     (_, _, gradients), _, _ = ours
     tensors, numbers = theirs
     gradients = named_by_them(gradients)

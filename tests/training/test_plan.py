@@ -1,4 +1,4 @@
-"""Training runs the program that preflight compiles: one plan makes both."""
+"""Training runs the same program that preflight compiles, because both use the same plan."""
 
 import dataclasses
 from pathlib import Path
@@ -17,14 +17,14 @@ from xpsr_jax.training.images import open_images
 from xpsr_jax.training.plan import example_shapes, make_plan
 from xpsr_jax.training.structure import make_structure
 
-# Split over four of eight devices, down to the smallest kernel.
+# All kernels, even the smallest, are split over four of eight devices.
 CONFIG = dataclasses.replace(
     tiny.config(), batch_size=16, accumulation=2, mesh=Mesh(data=2, fsdp=4, replicated_bytes=0)
 )
 
 
 class Lowered(Exception):
-    """Ends a training at its first step, with the text of the program that it would run."""
+    """Ends a training at its first step, with the text of the step's program."""
 
 
 def with_embeddings(config, base: Path, folder: Path):
@@ -37,7 +37,7 @@ def with_embeddings(config, base: Path, folder: Path):
 def test_the_loop_and_preflight_lower_the_same_program(
     embedded, images: Images, base: Path, embeddings: Path, tmp_path, monkeypatch
 ):
-    """Word for word: shardings of parameters, moments and batch, donation and accumulation among them."""
+    """The texts are equal, including shardings of parameters, moments and batch, donation and accumulation."""
     config = dataclasses.replace(CONFIG, images=images, run=tmp_path / "run")
     config = with_embeddings(config, base, embeddings) if embedded else config
     plan = make_plan(config, sharding.make_mesh(config.mesh))
@@ -75,8 +75,8 @@ def test_the_shapes_are_those_of_real_batches(kind, images: Images, base: Path, 
     }
 
 
-def test_a_report_is_kept_for_the_same_program_only(tmp_path):
-    """Where the embeddings are does not matter, that there are some does; so do the base's configurations."""
+def test_a_report_is_reused_only_for_the_same_program(tmp_path):
+    """The folder of the embeddings has no effect, but using embeddings has one."""
 
     def changed(**fields):
         return compiled_settings(dataclasses.replace(CONFIG, **fields))

@@ -1,4 +1,4 @@
-"""configs/sd21.py: what it trains at full size, and its small variant from the first step to a restored picture."""
+"""configs/sd21.py: its trained parameters at full size, and its small variant from training to a restored picture."""
 
 import dataclasses
 import json
@@ -19,12 +19,12 @@ from xpsr_jax.training.structure import make_structure
 CONFIG = "configs/sd21.py"
 
 
-def test_full_size_upon_the_published_folder(vectors):
-    """Everything in the ControlNet trains, and of the UNet its Conditional Attention."""
+def test_full_size_on_the_published_folder(vectors):
+    """The whole ControlNet is trained, and the UNet's Conditional Attention."""
     config = load_config(CONFIG)
     base = vectors / "sd21"
     structure = make_structure(dataclasses.replace(config, networks=dataclasses.replace(config.networks, base=(base,))))
-    # The folder's networks are those that the config has written out, and SD 2.1's velocity is what is learned.
+    # The folder's networks equal those in the config. SD 2.1 predicts the velocity.
     assert dataclasses.replace(structure.networks, base=config.networks.base) == config.networks
     assert structure.sources == {name: base / sub for name, sub in SOURCES.items()}
     shapes = structure.shapes()
@@ -42,7 +42,7 @@ SOURCES = {"unet": "unet", "autoencoder": "vae", "text_encoder": "text_encoder"}
 
 @pytest.mark.soak
 def test_the_small_variant_trains_and_restores(images, tmp_path):
-    """Two steps on photographs without captions, exported, loaded again, and one picture of two steps."""
+    """Two training steps on photographs without captions, export, loading, and one picture in two sampling steps."""
     photos = tmp_path / "photos"
     shutil.copytree(images.folder, photos, ignore=shutil.ignore_patterns("*.jsonl"))
     config = load_config(f"{CONFIG}:tiny")
@@ -50,7 +50,7 @@ def test_the_small_variant_trains_and_restores(images, tmp_path):
         config,
         run=tmp_path / "run",
         steps=2,
-        trained=tiny.TRAINED,  # a part of each kind: all of them take half as long again
+        trained=tiny.TRAINED,  # a part of each kind, because all parameters take 1.5 times as long
         images=dataclasses.replace(config.images, folder=photos),
         validation=Validation(every=0),
         log_every=1,

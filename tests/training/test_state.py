@@ -1,4 +1,4 @@
-"""What a state is made of: optimizer, learning rates, averages."""
+"""The training state: optimizer, learning rates, averages."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ def start(optimizer_settings, steps=10):
 
 
 def test_average_is_exact():
-    """Against float64, with the decay rising as documented."""
+    """Compared with float64, with the documented increase of the decay."""
     optimizer, state = start(Optimizer(learning_rate=0.1, ema=0.9))
     expected = {path: np.asarray(array, np.float64) for path, array in state.trained.items()}
     step = jax.jit(lambda state, gradients: apply_gradients(state, gradients, optimizer, ema=0.9))
@@ -39,7 +39,7 @@ def test_average_is_exact():
     assert dataclasses.replace(state, average=None).result is state.trained
 
 
-def test_decay_only_where_it_applies():
+def test_weight_decay_only_for_matching_parameters():
     optimizer, state = start(
         Optimizer(learning_rate=0.1, weight_decay=0.5, decayed=((r".*\.scale", False), (".*", True)))
     )
@@ -48,7 +48,7 @@ def test_decay_only_where_it_applies():
     np.testing.assert_array_equal(after["unet.norm.scale"], state.trained["unet.norm.scale"])
 
 
-def test_gradients_are_clipped_together():
+def test_gradients_are_clipped_by_their_global_norm():
     optimizer, state = start(Optimizer(clip=1.0))
     gradients = {PATHS[0]: jnp.array([3.0, 0, 0]), PATHS[1]: jnp.array([0, 4.0, 0])}
     moments = apply_gradients(state, gradients, optimizer, ema=None).optimizer
@@ -74,7 +74,7 @@ def test_learning_rates(settings, rates):
 
 
 def test_the_state_has_one_structure_for_all_schedules():
-    """So that the schedule may change when a run is resumed."""
+    """The schedule may therefore change when a run is resumed."""
     structures = {
         str(jax.tree.structure(start(Optimizer(schedule=schedule, warmup=warmup))[1]))
         for schedule in ("constant", "cosine")
@@ -83,7 +83,7 @@ def test_the_state_has_one_structure_for_all_schedules():
     assert len(structures) == 1
 
 
-def test_a_pattern_of_decay_that_matches_nothing_is_an_error():
+def test_a_decay_pattern_without_a_match_is_an_error():
     with pytest.raises(
         UserError, match=r"'unet\\\\.konv.*' matches no parameter; one of them is called 'unet.conv.kernel'"
     ):

@@ -1,4 +1,4 @@
-"""The jitted step: the same on any mesh and with accumulation, compiled once, donating its state."""
+"""The jitted step: independent of mesh and accumulation, compiled once, donates its state."""
 
 import dataclasses
 
@@ -26,12 +26,12 @@ def single(batches):
 
 
 def largest_difference(terms, expected):
-    """Of any term of any step, relative to that term."""
+    """The largest relative difference of any term in any step."""
     assert [step.keys() for step in terms] == [step.keys() for step in expected]
     return max(abs(a[name] - b[name]) / abs(b[name]) for a, b in zip(terms, expected, strict=True) for name in b)
 
 
-def test_one_step_trains_what_is_chosen_and_nothing_is_compiled_again(single):
+def test_the_step_is_compiled_once_and_donates_its_state(single):
     run, terms, before = single
     assert run.step._cache_size() == 1
     assert int(run.state.step) == 3
@@ -41,7 +41,7 @@ def test_one_step_trains_what_is_chosen_and_nothing_is_compiled_again(single):
     assert terms[0]["loss"] != terms[1]["loss"]
 
 
-def test_a_step_of_nan_changes_nothing_and_neither_does_the_next(batches):
+def test_a_step_with_nan_and_the_next_one_change_nothing(batches):
     made, _, _ = run(batches[:1], 1, (1, 1))
     before = jax.tree.map(np.asarray, made.state)
     bad = batches[1] | {"hr": np.full_like(batches[1]["hr"], np.nan)}
@@ -54,7 +54,7 @@ def test_a_step_of_nan_changes_nothing_and_neither_does_the_next(batches):
 
 @pytest.mark.soak
 def test_parameters_do_not_depend_on_mesh_and_accumulation(single, batches):
-    """Losses of more steps and on more meshes are in tests/soak/test_meshes.py."""
+    """tests/soak/test_meshes.py compares the losses of more steps and on more meshes."""
     one, expected, _ = single
     many, terms, _ = run(batches, 8, (2, 4), 2)
     assert largest_difference(terms, expected) < 2e-6  # measured 2.1e-7
@@ -74,8 +74,8 @@ def test_parameters_do_not_depend_on_mesh_and_accumulation(single, batches):
         assert shard.size == array.size // (4 if split else 1)
 
 
-def test_in_bfloat16_what_trains_and_every_term_stay_float32(batches):
-    """Recomputation and accumulation too; as shapes, for what bfloat16 changes is a matter of the networks' tests."""
+def test_in_bfloat16_trained_parameters_and_terms_are_float32(batches):
+    """Also with recomputation and accumulation. Only types are checked here; the networks' tests check values."""
     precision = Precision(dtype="bfloat16", frozen_dtype="bfloat16", remat=True)
     run = tiny.Run(dataclasses.replace(tiny.config(), batch_size=16, accumulation=2, precision=precision), 8)
     frozen = {path: jax.ShapeDtypeStruct(array.shape, jnp.bfloat16) for path, array in run.frozen.items()}

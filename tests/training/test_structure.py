@@ -1,4 +1,4 @@
-"""Which networks a config means, what trains, and where each parameter comes from as training begins (method §5)."""
+"""The networks of a config, the trained parameters, and the origin of each initial parameter (method §5)."""
 
 import dataclasses
 import json
@@ -33,12 +33,12 @@ CONFIG = dataclasses.replace(
 
 
 def replaced(**fields):
-    """The same with other fields of its networks."""
+    """CONFIG with other fields of its networks."""
     return dataclasses.replace(CONFIG, networks=dataclasses.replace(tiny.NETWORKS, **fields))
 
 
 def write_network(structure, name, config, base, *, without):
-    """Writes a network of random parameters, but those of such paths, as a PyTorch folder; returns them."""
+    """Writes a PyTorch folder of a network with random parameters, without those that match; returns the parameters."""
     shapes = {path: x.shape for path, x in structure.shapes().items() if path.startswith(f"{name}.")}
     arrays = {path: tiny.random_parameter(path, shape) for path, shape in shapes.items() if not without.match(path)}
     named = (to_torch(path.removeprefix(f"{name}."), array, NETWORKS[name].names) for path, array in arrays.items())
@@ -56,7 +56,7 @@ def structure():
 
 @pytest.fixture(scope="module")
 def stock(structure, tmp_path_factory):
-    """A folder like Stable Diffusion's (its UNet has no Conditional Attention) and its arrays."""
+    """A folder like Stable Diffusion's, whose UNet has no Conditional Attention, and its arrays."""
     base = tmp_path_factory.mktemp("stock")
     configs = {
         "unet": dataclasses.replace(tiny.UNET, conditional_attention=False),
@@ -70,7 +70,7 @@ def stock(structure, tmp_path_factory):
     return base, arrays
 
 
-def test_what_trains_is_what_the_patterns_say(structure):
+def test_patterns_choose_the_trained_parameters(structure):
     assert structure.trained | structure.frozen == structure.shapes().keys()
     for path in structure.shapes():
         chosen = path.startswith("controlnet.") or ".pixel_attentions." in path
@@ -82,7 +82,7 @@ def test_what_trains_is_what_the_patterns_say(structure):
 
 @pytest.mark.soak
 def test_from_stable_diffusion(stock):
-    """The base is loaded; the ControlNet is the UNet's exact copy, though the frozen UNet is kept in bfloat16."""
+    """The base is loaded. The ControlNet is an exact copy of the UNet, although the frozen UNet is bfloat16."""
     base, arrays = stock
     config = replaced(base=(base,), from_scratch=("controlnet", "text_encoder"))
     structure = make_structure(config)
@@ -121,10 +121,10 @@ def test_from_stable_diffusion(stock):
             bound = 1 / np.sqrt(np.prod(array.shape[:-1]))
             assert 0.5 * bound < jnp.abs(array).max() <= bound
             new += 1
-    assert copied > 50 and new > 20  # SFA's branches among the copied, Conditional Attention among the new
+    assert copied > 50 and new > 20  # copied: SFA's branches and more; new: Conditional Attention and more
 
 
-def test_constraint_heads_begin_anew_if_the_base_has_none_of_them(structure, tmp_path):
+def test_constraint_heads_are_initialised_if_the_base_has_none(structure, tmp_path):
     published = dataclasses.replace(tiny.NETWORKS.controlnet, return_rgbs=False, use_latent_pred=False)
     heads = re.compile(r"controlnet\.(controlnet_cond_embedding\.to_rgbs|conv_degradation)")
 
@@ -145,7 +145,7 @@ def test_constraint_heads_begin_anew_if_the_base_has_none_of_them(structure, tmp
         start("some", re.compile(r".*conv_degradation_mid"))
 
 
-def test_what_is_random_depends_on_the_seed_alone(stock, structure):
+def test_random_parameters_depend_only_on_the_seed(stock, structure):
     paths = [path for path in structure.trained if ".pixel_attentions.0.proj_in." in path]
 
     def values(config, mesh, seed):
@@ -159,7 +159,7 @@ def test_what_is_random_depends_on_the_seed_alone(stock, structure):
     assert (values(CONFIG, Mesh(data=8, fsdp=1), 1) != expected).all()
 
 
-def test_a_base_that_holds_something_else(stock, tmp_path):
+def test_a_base_with_other_tensors_is_refused(stock, tmp_path):
     base = tmp_path / "base"
     (base / "unet").mkdir(parents=True)
     for name in ("config.json", FILE):
@@ -183,7 +183,7 @@ def test_a_base_that_holds_something_else(stock, tmp_path):
         ),
         (
             {"from_scratch": ("controlnet", "clip")},
-            "there is no clip; there are unet, controlnet, autoencoder, text_encoder",
+            "there is no network clip; use some of unet, controlnet, autoencoder, text_encoder",
         ),
         (
             {"text_encoder": dataclasses.replace(tiny.NETWORKS.text_encoder, hidden_size=16)},
@@ -203,12 +203,12 @@ def test_a_base_that_holds_something_else(stock, tmp_path):
         ),
     ],
 )
-def test_networks_that_cannot_be(fields, message):
+def test_impossible_networks_are_refused(fields, message):
     with pytest.raises(UserError, match=message):
         make_structure(replaced(**fields))
 
 
-def test_a_base_that_lacks_something_names_the_folder_and_the_flag(stock, tmp_path):
+def test_the_error_for_an_incomplete_base_names_the_folder_and_the_flag(stock, tmp_path):
     base = stock[0]
     with pytest.raises(
         UserError,
@@ -230,12 +230,12 @@ def test_a_base_that_lacks_something_names_the_folder_and_the_flag(stock, tmp_pa
         ({"data": dataclasses.replace(tiny.config().data, crop_size=66)}, "data.crop_size=66 must be a multiple of 4"),
     ],
 )
-def test_settings_that_cannot_be(fields, message):
+def test_impossible_settings_are_refused(fields, message):
     with pytest.raises(UserError, match=message):
         make_structure(dataclasses.replace(CONFIG, **fields))
 
 
-def test_a_base_of_which_nothing_is_used_is_an_error(stock):
+def test_an_unused_base_is_an_error(stock):
     base, _ = stock
     with pytest.raises(UserError, match="no part of it is used, later ones have its unet/"):
         make_structure(replaced(base=(base, base)))

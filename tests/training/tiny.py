@@ -1,4 +1,4 @@
-"""A training that takes moments: every network as small as it can be, 64-pixel crops, photographs made on the spot.
+"""A very fast training: the smallest possible networks, 64-pixel crops, generated photographs.
 
 Also a config file: `python train.py --config tests/training/tiny.py`.
 """
@@ -34,7 +34,7 @@ from xpsr_jax.training.state import initial_state
 VARIANTS = ("default", "autoencoder", "decoder", "few_step", "adversarial")
 SIZE = 64
 
-# One level: attention in the mid block, Conditional Attention in the decoder. More would only take longer to compile.
+# One level: attention in the mid block, Conditional Attention in the decoder. More levels would only compile longer.
 UNET = UNetConfig(
     block_out_channels=(8,),
     down_block_types=("DownBlock2D",),
@@ -57,7 +57,7 @@ NETWORKS = Networks(
     ),
     text_encoder=TextEncoderConfig(hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2),
 )
-# A part of each kind, for a step over many parameters takes long to compile, and many take long to save.
+# Only a part of each kind, because many parameters make the step slow to compile and checkpoints slow to save.
 TRAINED = (
     (r"controlnet\.mid_block\.attentions_connect\.0\.transformer_blocks.*", True),
     (r"controlnet\.(conv_degradation_mid|controlnet_cond_embedding\.to_rgbs\.0|controlnet_down_blocks\.0)\..*", True),
@@ -130,7 +130,7 @@ def make_photos(folder: Path, count: int = 5) -> Images:
 
 
 def random_parameter(path: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The same for a path in every run and process."""
+    """A random parameter that depends only on its path, the same in every run and process."""
     values = np.random.default_rng(list(path.encode())).standard_normal(shape, np.float32)
     if path.endswith(".scale"):
         return 1 + 0.1 * values
@@ -138,9 +138,9 @@ def random_parameter(path: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 class Run:
-    """The parts of a training, as `training.loop.train` puts them together, to go through step by step.
+    """A training to execute step by step, with the same parts as `training.loop.train`.
 
-    Its parameters are all random, those that start at zero too, so that each of them counts.
+    All parameters are random, even those that normally start at zero, so that each one has an effect.
     """
 
     def __init__(self, config: Config, devices: int | None = None):
@@ -157,7 +157,7 @@ class Run:
         self.state = initial_state(config, self.optimizer, trained, self.abstract)
 
     def advance(self, batch: dict[str, np.ndarray], constants: Any = None) -> dict[str, float]:
-        """One step; its terms."""
+        """Runs one step and returns its terms."""
         batch = {name: array for name, array in batch.items() if name != "index"}
         batch = sharding.shard_batch(batch, self.mesh)
         self.state, terms = self.step(self.state, self.frozen, constants, batch)
