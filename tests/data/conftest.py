@@ -1,4 +1,4 @@
-"""Golden operators, one real photograph and a tokenizer that can be read back."""
+"""Golden results of the operators, one real photograph, and a tokenizer whose tokens can be read as words."""
 
 import cv2
 import numpy as np
@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 
 @pytest.fixture(scope="session")
 def operators(vectors) -> dict[str, np.ndarray]:
-    """Results of the released code's operators, images as b h w c."""
+    """Results of the released code's operators, with images as b h w c."""
     tensors = load_file(vectors / "degrade_ops.safetensors")
     return {name: np.ascontiguousarray(t.transpose(0, 2, 3, 1)) if t.ndim == 4 else t for name, t in tensors.items()}
 
@@ -20,7 +20,7 @@ def photo(vectors) -> np.ndarray:
 
 
 class WordTokenizer:
-    """A token a word, so that tests can read captions back."""
+    """One token per word, so that tests can turn tokens back into captions."""
 
     pad_token_id = 1
 

@@ -1,4 +1,4 @@
-"""Caption files: round trip, and errors that say where."""
+"""Caption files: round trip, and errors that name the line."""
 
 import json
 
@@ -50,7 +50,7 @@ def test_wrong_lines(tmp_path, line, message):
 
 
 def test_names_that_are_not_utf8(tmp_path):
-    """They come back as they are, and their lines are escaped; other lines stay readable."""
+    """They are read back unchanged. Only their lines are escaped."""
     path = tmp_path / "c.jsonl"
     captions = {"\udcff.png": Caption("a cat", "dark"), "ä.png": Caption("ein Tier", "dunkel")}
     write_captions(path, captions)
@@ -68,7 +68,7 @@ def test_unreadable_and_unwritable(tmp_path):
         write_captions(tmp_path / "no" / "folder.jsonl", {})
 
 
-def test_captions_are_found_however_letters_are_put_together(tmp_path):
+def test_captions_are_found_in_any_unicode_form_of_their_path(tmp_path):
     composed, decomposed = "caf\u00e9.png", "cafe\u0301.png"
     write_captions(tmp_path / "a.jsonl", {composed: Caption("one", "")})
     captions = read_captions(tmp_path / "a.jsonl")

@@ -1,4 +1,4 @@
-"""Choices follow method §9's probabilities; the steps come in its order; everything is pure in the generator."""
+"""The degradation has the probabilities and the order of steps of method §9, and depends only on the generator."""
 
 from dataclasses import fields, is_dataclass, replace
 
@@ -22,7 +22,7 @@ def draws() -> list[Drawn]:
 
 
 def check_frequency(hits, probability):
-    """Within 3.9 standard errors: a right sampler fails once in 10,000 seeds, and the seed is fixed."""
+    """Within 3.9 standard errors. A correct sampler fails for one of 10,000 seeds, and the seed is fixed."""
     hits = np.asarray(hits, float)
     assert abs(hits.mean() - probability) <= 3.9 * np.sqrt(probability * (1 - probability) / len(hits))
 
@@ -110,8 +110,8 @@ def test_last_sinc_filter(draws):
         check_frequency([s.size == size for s in sincs], 1 / 8)
 
 
-def test_drawn_is_plain_data(draws):
-    """Frozen, comparable, printable: without values of NumPy's types."""
+def test_drawn_choices_are_plain_data(draws):
+    """Frozen and comparable, without NumPy types."""
 
     def leaves(value):
         if is_dataclass(value):
@@ -137,7 +137,7 @@ DRAWN = Drawn(
 
 @pytest.mark.parametrize("jpeg_last", [False, True])
 def test_order_of_the_steps(photo, jpeg_last):
-    """Method §9, steps 1 to 9, written out."""
+    """Compared with steps 1 to 9 of method §9, written out."""
     image = sharpened = sharpen(photo[:, :192])
     image = filter_image(image, DRAWN.first.blur.kernel())
     image = jpeg(rescale(image, 0.43, "bilinear"), 40.5)
@@ -156,7 +156,7 @@ def test_order_of_the_steps(photo, jpeg_last):
 
 
 def test_noise_comes_after_each_resize(photo):
-    """Added at 0.6 of the LR size, then enlarged, noise is the same over neighbours; added at the LR size it is not."""
+    """Noise added at 0.6 of the LR size and then enlarged is correlated between neighbours; later noise is not."""
     first = Stage(None, 0.15, "bilinear", None, None)
     second = Stage(None, 1.0, "bilinear", None, None)
     quiet = replace(DRAWN, first=first, second=second, sinc=None)
@@ -171,7 +171,7 @@ def test_noise_comes_after_each_resize(photo):
     assert abs(neighbours(second=replace(second, noise=noise))) < 0.04  # measured 0.001, standard error 0.009
 
 
-def test_pure_in_the_generator(photo):
+def test_the_result_depends_only_on_the_generator(photo):
     hr = photo[:64, :64]
     once, again = (degrade(hr, XPSR, np.random.default_rng((7, 11))) for _ in range(2))
     np.testing.assert_array_equal(once.lr, again.lr)
@@ -180,7 +180,7 @@ def test_pure_in_the_generator(photo):
     assert other.drawn != once.drawn
 
 
-def test_the_input_is_left_alone(photo):
+def test_the_input_is_unchanged(photo):
     hr = photo[:64, :64].copy()
     hr.flags.writeable = False
     for seed in range(5):
@@ -190,7 +190,7 @@ def test_the_input_is_left_alone(photo):
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 96)])
 def test_any_size(photo, size):
-    """Every draw works on crops smaller than the kernels, too."""
+    """Every draw also works on crops that are smaller than the kernels."""
     hr = np.ascontiguousarray(photo[: size[0], : size[1]])
     for seed in range(40):
         lr, target, _ = degrade(hr, XPSR, np.random.default_rng(seed))

@@ -1,4 +1,4 @@
-"""Noise has the stated distribution. All bounds are 4 standard errors or more, on fixed seeds."""
+"""Noise has the documented distribution. All bounds are at least 4 standard errors, and seeds are fixed."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def test_gray_gaussian_noise_is_the_same_in_all_channels(rng):
 
 
 def _ramp():
-    """All 256 levels, so full intensity is 256 counts; the middle part holds 0.5 alone."""
+    """An image with all 256 levels, so that full intensity is 256 counts. Below the ramp all pixels are 127 / 255."""
     image = np.full((256, 256, 3), 127 / 255, np.float32)
     image[:4] = (np.arange(256, dtype=np.float32) / 255)[:, None]
     return image
@@ -47,7 +47,7 @@ def test_poisson_noise_of_256_levels(rng, gray):
 
 @pytest.mark.parametrize("counts", [1, 8, 256])
 def test_poisson_samples_are_poisson_distributed(rng, counts):
-    """Pearson's chi-squared for each of some levels, against the distribution itself."""
+    """Pearson's chi-squared test for several levels, against the exact distribution."""
     for level in (1, 3, 40, 128, 255):
         samples = _poisson(np.full(40_000, level, np.uint8), counts, rng)
         mean = level / 255 * counts
@@ -62,7 +62,7 @@ def test_poisson_samples_are_poisson_distributed(rng, counts):
 
 
 def test_poisson_noise_counts_distinct_levels(rng):
-    """Five levels: full intensity is 8 counts, and the noise comes in steps of scale / 8."""
+    """With five levels, full intensity is 8 counts, and the noise has steps of scale / 8."""
     levels = np.array([0.2, 0.4, 0.5, 0.6, 0.7], np.float32).round(2)
     image = np.repeat(rng.choice(levels, (64, 64, 1)), 3, axis=2)
     noise = (add_poisson_noise(image, 0.5, gray=False, rng=rng) - image)[(image == levels[2])]
@@ -87,7 +87,7 @@ def test_black_stays_black(rng):
 
 
 @pytest.mark.parametrize("add", [add_gaussian_noise, add_poisson_noise])
-def test_results_are_cut_off(rng, add, photo):
+def test_results_are_clipped(rng, add, photo):
     noisy = add(photo, 30.0, gray=False, rng=rng)
     assert (noisy.min(), noisy.max()) == (0, 1)
     assert noisy.dtype == np.float32

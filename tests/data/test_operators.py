@@ -1,4 +1,4 @@
-"""Kernels, filtering, sharpening, resizing and JPEG equal the released code's."""
+"""Kernels, filtering, sharpening, resizing and JPEG give the released code's results."""
 
 import cv2
 import numpy as np
@@ -48,8 +48,8 @@ def test_filter_image(operators):
         np.testing.assert_allclose(filter_image(image, kernel), expected, rtol=0, atol=5e-6)  # measured 1.6e-6
 
 
-def test_separable_kernels_give_the_same(operators):
-    """The fast path of isotropic Gaussians against the general one."""
+def test_separable_kernels_give_the_same_result(operators):
+    """The fast path for isotropic Gaussians, compared with the general one."""
     image = operators["image"][0]
     kernel = gaussian_kernel("iso", size=13, sigma_x=1.7, sigma_y=1.7)
     expected = cv2.filter2D(image, -1, kernel.astype(np.float32), borderType=cv2.BORDER_REFLECT_101)
@@ -68,8 +68,8 @@ def test_separable_kernels_give_the_same(operators):
     ids=["strips", "long tails", "small", "sinc in strips", "by Fourier"],
 )
 @pytest.mark.parametrize("size", [(64, 50), (9, 13)])
-def test_every_way_of_filtering_gives_the_same(operators, kernel, error, size):
-    """Against the sum itself, in float64. Images smaller than the kernel are reflected more than once."""
+def test_all_filtering_methods_give_the_same_result(operators, kernel, error, size):
+    """Compared with the plain sum in float64. Images smaller than the kernel are reflected more than once."""
     image = np.ascontiguousarray(operators["image"][0][: size[0], : size[1]])
     centre = len(kernel) // 2
     padded = cv2.copyMakeBorder(image.astype(np.float64), *[centre] * 4, cv2.BORDER_REFLECT_101)
@@ -80,7 +80,7 @@ def test_every_way_of_filtering_gives_the_same(operators, kernel, error, size):
 
 @pytest.mark.parametrize("size", [(64, 50), (20, 33), (8, 8)])
 def test_sharpening_of_any_size(operators, size):
-    """The banded products against OpenCV's own filter."""
+    """The banded products, compared with OpenCV's own filter."""
     image = np.ascontiguousarray(operators["image"][0][: size[0], : size[1]])
 
     def blur(x):
@@ -92,7 +92,7 @@ def test_sharpening_of_any_size(operators, size):
     np.testing.assert_allclose(sharpen(image), expected, rtol=0, atol=1e-6)  # measured 2.4e-7
 
 
-def test_filter_correlates_rather_than_convolves():
+def test_filtering_is_a_correlation_and_not_a_convolution():
     image = np.zeros((9, 9, 2), np.float32)
     image[4, 4] = 1
     kernel = np.arange(49.0).reshape(7, 7)
@@ -148,7 +148,7 @@ def test_jpeg(operators, qualities, index):
 
 @pytest.mark.parametrize("quality", [30, 45, 60])
 def test_jpeg_resembles_the_real_codec(photo, quality):
-    """What the simulation is for: it costs as much as OpenCV's JPEG does, and looks like it."""
+    """The simulation loses as much quality as OpenCV's JPEG, and its result is similar."""
     pixels = round_to_uint8(photo)
     _, encoded = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     real = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB).astype(np.float32) / 255
@@ -163,7 +163,7 @@ def test_jpeg_resembles_the_real_codec(photo, quality):
     assert simulated.var() == pytest.approx(real.var(), rel=5e-3)  # measured 2.9e-3
 
 
-def test_jpeg_cuts_off_its_input(photo):
+def test_jpeg_clips_its_input(photo):
     np.testing.assert_array_equal(jpeg(photo * 3 - 1, 50), jpeg(np.clip(photo * 3 - 1, 0, 1), 50))
 
 

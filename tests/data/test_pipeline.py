@@ -1,4 +1,4 @@
-"""Batches: what is in them, and that they depend on (seed, position) alone."""
+"""Batches: their contents, and that they depend only on the seed and the position."""
 
 import collections
 import contextlib
@@ -26,7 +26,7 @@ CONFIG = DataConfig(crop_size=32, clean_input_probability=0.0, threads=1)
 
 
 class Photos:
-    """Pieces of one photograph as a source; the first caption word tells which."""
+    """A source of parts of one photograph. The high-level caption contains the part's number."""
 
     def __init__(self, photo, count=7):
         pixels = round_to_uint8(photo)
@@ -87,13 +87,13 @@ def test_target_is_sharpened_and_lr_is_enlarged(source, tokenizer):
     np.testing.assert_allclose(example["lr"] * 255, round_to_uint8(enlarged), atol=2e-5)
 
 
-def test_pure_in_seed_and_index(source, tokenizer):
+def test_examples_depend_only_on_seed_and_index(source, tokenizer):
     first = batches(source, tokenizer=tokenizer, count=4)
     for a, b in zip(first, batches(source, replace(CONFIG, threads=3), tokenizer=tokenizer, count=4), strict=True):
         assert_equal(a, b)
     other = batches(source, tokenizer=tokenizer, count=4, seed=6)
     assert not np.array_equal(first[0]["hr"], other[0]["hr"]) and not np.array_equal(first[0]["key"], other[0]["key"])
-    # An element alone, without the pipeline:
+    # A single element, made without the pipeline:
     words = tokenizer.read(first[1]["high_ids"][2])
     index = int(words.split()[1])
     example = make_example(source[index], CONFIG, tokenizer=tokenizer, seed=5, index=6)
@@ -114,7 +114,7 @@ def test_without_shuffling(source, tokenizer):
 
 @pytest.mark.parametrize("epochs", [None, 5])
 def test_processes_share_the_same_stream(source, tokenizer, epochs):
-    """35 examples, batches of 4: each of 2 processes gets halves of the same 8 batches, and as many."""
+    """35 examples in batches of 4: each of 2 processes gets halves of the same 8 batches."""
     options = {"tokenizer": tokenizer, "epochs": epochs, "count": 8 if epochs is None else 99}
     whole = batches(source, **options)
     parts = [batches(source, process_index=i, process_count=2, **options) for i in range(2)]
@@ -218,7 +218,7 @@ def test_low_captions_from_a_file(source, tokenizer, clean, lr, expected):
     assert tokenizer.read(example["low_ids"]) == expected
 
 
-def test_crops_are_everywhere_and_flipped_half_the_time():
+def test_crops_cover_all_positions_and_half_of_them_are_flipped():
     image = np.zeros((40, 56, 3), np.uint8)
     image[..., 0], image[..., 1] = np.arange(40)[:, None], np.arange(56)
     rng = np.random.default_rng(0)
@@ -230,7 +230,7 @@ def test_crops_are_everywhere_and_flipped_half_the_time():
     assert all(c.shape == (32, 32, 3) and c.flags.c_contiguous for c in crops)
 
 
-def test_small_photographs_are_continued_by_reflection():
+def test_small_photographs_are_padded_by_reflection():
     image = np.random.default_rng(0).integers(256, size=(20, 24, 3), dtype=np.uint8)
     config = replace(CONFIG, flip_probability=0.0)
     expected = np.pad(image, ((0, 12), (0, 8), (0, 0)), mode="reflect")
@@ -242,11 +242,11 @@ def test_small_photographs_are_continued_by_reflection():
 def test_crop_scale_shows_more_of_the_photograph(photo):
     image, rng = round_to_uint8(photo), np.random.default_rng(0)
     config = replace(CONFIG, crop_scale=(0.05, 0.1), flip_probability=0.0)
-    # Not to less than the crop: the whole photograph, averaged.
+    # The photograph is never reduced to less than the crop. So the crop is the whole photograph, averaged.
     np.testing.assert_array_equal(
         random_crop(image, config, rng), cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA)
     )
-    # Between the pixels of a crop lies 1 / scale pixels of the photograph.
+    # Neighbouring pixels of a crop are 1 / scale pixels of the photograph apart.
     ramp = np.repeat(np.arange(250, dtype=np.uint8)[:, None, None], 250, axis=1).repeat(3, axis=2)
     config = replace(CONFIG, crop_scale=(0.25, 0.8))
     steps = [np.diff(random_crop(ramp, config, rng)[:, 0, 0].astype(float)).mean() for _ in range(300)]
@@ -254,8 +254,8 @@ def test_crop_scale_shows_more_of_the_photograph(photo):
     assert np.mean(1 / np.array(steps)) == pytest.approx(0.525, abs=0.03)  # standard error 0.009
 
 
-def test_tokens_are_clips():
-    """Padded and cut here as transformers does it, with the vocabulary that ships with the package."""
+def test_tokens_equal_those_of_transformers():
+    """Padding and cutting give the same ids as transformers, with the vocabulary in the package."""
     from transformers import CLIPTokenizer
 
     import xpsr_jax
@@ -290,7 +290,7 @@ def test_captions_need_a_tokenizer(source):
         batches(source, count=1)
 
 
-def test_errors_of_the_source_reach_the_reader(tokenizer):
+def test_errors_of_the_source_are_raised(tokenizer):
     class Broken(Photos):
         def __getitem__(self, index):
             raise UserError("Cannot read the image x.png")
@@ -299,8 +299,8 @@ def test_errors_of_the_source_reach_the_reader(tokenizer):
         batches(Broken(np.zeros((256, 256, 3), np.float32)), tokenizer=tokenizer, count=1)
 
 
-def test_a_photograph_that_is_removed_meanwhile_is_named_or_replaced(photo, tmp_path, capfd):
-    """In one line, although it is a thread that reads it."""
+def test_a_photograph_that_was_removed_is_named_or_replaced(photo, tmp_path, capfd):
+    """The error is one line, although a thread reads the photograph."""
     for i in range(3):
         cv2.imwrite(str(tmp_path / f"{i}.png"), round_to_uint8(photo)[:40, 20 * i : 20 * i + 56])
     source, config = ImageFolder(tmp_path), replace(CONFIG, degrade=False)

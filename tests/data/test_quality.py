@@ -1,4 +1,4 @@
-"""Low-level captions say what is true of the degraded image, in many words."""
+"""Low-level captions describe the degraded image correctly, in varied words."""
 
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ def without(drawn: Drawn, *steps: str) -> Drawn:
 
 
 def test_blur_and_noise_estimates_follow_measurement(photo):
-    """Against a real photograph, degraded as drawn, over 80 draws."""
+    """Compared with measurements on a real photograph with 80 drawn degradations."""
     photo = np.ascontiguousarray(photo[64:192, 64:192])
     reduced = cv2.resize(sharpen(photo), (32, 32), interpolation=cv2.INTER_AREA)
 
@@ -43,7 +43,7 @@ def test_blur_and_noise_estimates_follow_measurement(photo):
         drawn = draw(XPSR, np.random.default_rng(seed))
         quiet = apply(photo, without(drawn, "noise", "jpeg_quality"), np.random.default_rng(0)).lr
         noise = apply(photo, without(drawn, "jpeg_quality"), np.random.default_rng(0)).lr - quiet
-        noise -= cv2.GaussianBlur(noise, (0, 0), 3)  # what clipping adds to flat parts is no noise
+        noise -= cv2.GaussianBlur(noise, (0, 0), 3)  # removes the shift that clipping adds to flat parts
         measurements.append((np.interp(-detail(quiet), -np.array(softened), sigmas), noise.std() * 255))
         seen = appearance(drawn)
         estimates.append((seen.blur, seen.noise))
@@ -53,7 +53,7 @@ def test_blur_and_noise_estimates_follow_measurement(photo):
     assert np.median(noise / real_noise) == pytest.approx(1, abs=0.25)  # measured 1.15
 
 
-def test_plain_wording():
+def test_default_wording():
     noisy = Noise("gaussian", 20.0, gray=False)
     blurred = Blur("iso", 21, sigma_x=4.0, sigma_y=4.0)
     assert describe(None) == "The image is sharp and clear, with little noise and no compression artifacts."
@@ -100,7 +100,7 @@ def test_grades_grow_with_the_degradation():
         assert words in resolution(scale)
 
 
-def test_the_stronger_noise_names_the_kind():
+def test_the_stronger_noise_determines_the_kind():
     def kind(first: Noise, second: Noise):
         drawn = replace(CLEAN, first=replace(CLEAN.first, noise=first), second=replace(CLEAN.second, noise=second))
         return appearance(drawn).gray_noise
@@ -109,7 +109,7 @@ def test_the_stronger_noise_names_the_kind():
     assert not kind(weak, strong) and kind(strong, replace(weak, strength=20))
 
 
-def test_wordings_vary_and_are_pure_in_the_generator():
+def test_wordings_vary_and_depend_only_on_the_generator():
     drawn = [draw(XPSR, np.random.default_rng(seed)) for seed in range(200)]
     texts = [describe(d, np.random.default_rng((1, i))) for i, d in enumerate(drawn)]
     assert texts == [describe(d, np.random.default_rng((1, i))) for i, d in enumerate(drawn)]

@@ -1,4 +1,4 @@
-"""Image folders: what is found, in which order, with which captions; and what goes wrong, said plainly."""
+"""Image folders: the images found, their order and captions; and clear errors."""
 
 import cv2
 import numpy as np
@@ -70,7 +70,7 @@ def test_captions(folder):
         assert [sample.lr_caption for sample in source] == [None, None, Caption("lr", "bad"), None]
 
 
-def test_captions_of_degraded_images_that_name_none_of_them(folder):
+def test_captions_of_degraded_images_without_a_match(folder):
     with pytest.raises(UserError, match=r"of degraded images match none of the images in .*like 'a/img2\.png'"):
         ImageFolder(folder, lr_captions={"d.png": Caption("lr", "bad")})
 
@@ -80,7 +80,7 @@ def test_missing_captions(folder):
     with pytest.raises(UserError, match=r"No caption for 'a/img2\.png' \(and 2 more\)"):
         ImageFolder(folder, captions=captions)
     assert ImageFolder(folder, captions=captions, missing="empty")[0].caption == Caption()
-    ImageFolder(folder, captions=captions, exclude=["a", "c"])  # captions of excluded images are not missed
+    ImageFolder(folder, captions=captions, exclude=["a", "c"])  # excluded images need no captions
 
 
 def test_cache_reads_each_image_once(folder):
@@ -123,12 +123,12 @@ def test_modes_and_orientation(tmp_path):
     assert read_image(path)[0, 0].tolist() == [1, 2, 3]
     picture = Image.new("RGB", (5, 4))
     exif = picture.getexif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
+    exif[0x0112] = 6  # rotated by 90 degrees
     picture.save(tmp_path / "y.jpg", exif=exif)
     assert read_image(tmp_path / "y.jpg").shape == (5, 4, 3)
 
 
-def test_the_next_image_takes_the_place_of_one_that_cannot_be_read(folder, capsys):
+def test_the_next_image_replaces_one_that_cannot_be_read(folder, capsys):
     (folder / "a/img10.png").write_bytes(b"")
     (folder / "c/d/e.webp").write_bytes(b"")
     source = Skipping(ImageFolder(folder))
@@ -143,7 +143,7 @@ def test_the_next_image_takes_the_place_of_one_that_cannot_be_read(folder, capsy
         Skipping(ImageFolder(folder))[0]
 
 
-def test_names_with_accents_match_however_they_are_composed(tmp_path):
+def test_names_with_accents_match_in_any_unicode_form(tmp_path):
     decomposed = "cafe\u0301.png"
     Image.new("RGB", (4, 4)).save(tmp_path / decomposed)
     Image.new("RGB", (4, 4)).save(tmp_path / "b.png")

@@ -58,7 +58,7 @@ def assert_same(sample: Sample, expected: Sample) -> None:
     assert rest[0] == rest[1]
 
 
-def test_records_give_back_what_was_stored(files):
+def test_records_are_read_back_unchanged(files):
     source = open_sample_source(files)
     assert isinstance(source, StoredRecords) and len(source) == 3
     for given in (
@@ -77,7 +77,7 @@ def test_records_give_back_what_was_stored(files):
     ]  # fmt: skip
 
 
-def test_captions_of_a_file_take_the_place_of_stored_ones(files, tmp_path):
+def test_captions_from_a_file_override_stored_ones(files, tmp_path):
     write_captions(tmp_path / "new.jsonl", {"a/0.png": Caption("new", "words")})
     source = open_sample_source(files, captions=tmp_path / "new.jsonl", lr_captions={"2.png": Caption("lr", "")})
     assert source[0].caption == Caption("new", "words") and source[0].lr_caption is None
@@ -113,7 +113,7 @@ def test_broken_records(files, tmp_path):
 
 @pytest.fixture
 def released(tmp_path) -> Path:
-    """The layout of the released training set, two folders of it."""
+    """Two folders in the layout of the released training set."""
     root = tmp_path / "trainset"
     for dataset, name, seed in (("dataset_2", "s/5", 5), ("dataset_10", "s/6", 6), ("dataset_10", "s/7", 7)):
         texts = {
@@ -160,7 +160,7 @@ def test_released_pairs_that_are_incomplete(released):
 
 
 def test_examples_of_ready_made_pairs(released, tokenizer):
-    """The stored images as they are; the HR image and its caption in a tenth of the samples (method §6)."""
+    """Stored images are used unchanged. With the given probability the HR image and its caption are the input (§6)."""
     source = open_sample_source(released)
     config = DataConfig(crop_size=32, clean_input_probability=0.25, low_caption_from="drawn", high_caption_from="hr")
     sample, seen = source[0], collections.Counter()
@@ -216,7 +216,7 @@ class Numbers:
         ((7, 1, 3), (0.5, 0.25, 0.25), (7, 4, 4)),
     ],
 )
-def test_mixtures_hold_their_shares_and_every_sample(unchecked, counts, weights, expected):
+def test_mixtures_keep_their_shares_and_contain_every_sample(unchecked, counts, weights, expected):
     mixture = Mixture([Numbers(name, count) for name, count in zip("abc", counts, strict=False)], weights)
     drawn = collections.Counter(mixture[i] for i in range(len(mixture)))
     found = [[n for sample, n in drawn.items() if sample[0] == name] for name in "abc"[: len(counts)]]
@@ -234,7 +234,7 @@ def test_wrong_weights(weights):
         Mixture([Numbers("a", 1), Numbers("b", 1)], weights)
 
 
-def test_what_a_path_holds(files, released, tmp_path):
+def test_the_contents_of_a_path_decide_its_kind(files, released, tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
     (folder / "x.png").write_bytes(png(0))

@@ -1,4 +1,4 @@
-"""TFDS datasets, without tensorflow: of a builder of one's own, and as prepare_data writes them."""
+"""TFDS datasets without tensorflow: from a user's own builder, and from `xpsr prepare records`."""
 
 import pickle
 import sys
@@ -29,7 +29,7 @@ def photos(tmp_path) -> Path:
 
 
 class Birds(tfds.core.GeneratorBasedBuilder):
-    """A builder as anyone might write it."""
+    """A typical user's builder."""
 
     __module__ = "birds"  # In a package TFDS would need importlib_resources, which it does not install.
     VERSION = tfds.core.Version("1.0.0")
@@ -47,7 +47,7 @@ class Birds(tfds.core.GeneratorBasedBuilder):
             yield i, {"image": str(self.photos / f"{i}.png"), "high": f"bird {i}"}
 
 
-def test_a_builder_of_ones_own(photos, tmp_path, monkeypatch):
+def test_a_users_own_builder(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(Birds, "photos", photos, raising=False)
     builder = Birds(data_dir=str(tmp_path / "tfds"), file_format="array_record")
     builder.download_and_prepare()
@@ -62,8 +62,8 @@ def test_a_builder_of_ones_own(photos, tmp_path, monkeypatch):
         open_sample_source(Path(builder.data_dir))
 
 
-def test_what_prepare_data_writes(photos, tmp_path):
-    """TFDS itself reads it, too."""
+def test_prepared_records(photos, tmp_path):
+    """TFDS itself can read them too."""
     captions = {f"{i}.png": Caption(f"high {i}", "löw") for i in range(4)}
     source = ImageFolder(photos, captions=captions, lr_captions={"1.png": Caption("of LR", "")})
     folder = tmp_path / "out"

@@ -13,18 +13,18 @@ def test_both_forms():
     np.testing.assert_allclose(guide(POSITIVE, NEGATIVE, scale=4.5, form="released"), 1 + 4.5 * 2)
 
 
-def test_the_papers_scale_is_one_less_than_the_released_ones():
+def test_the_papers_scale_is_one_less_than_the_released_scale():
     paper = guide(POSITIVE, NEGATIVE, scale=5.5, form="paper")
     np.testing.assert_array_equal(paper, guide(POSITIVE, NEGATIVE, scale=6.5, form="released"))
 
 
 @pytest.mark.parametrize(("form", "off"), [("paper", 0.0), ("released", 1.0)])
-def test_guidance_is_off_where_it_changes_nothing(form, off):
+def test_guidance_is_off_if_it_changes_nothing(form, off):
     assert not is_guided(off, form) and is_guided(off + 0.1, form)
     np.testing.assert_array_equal(guide(POSITIVE, NEGATIVE, scale=off, form=form), POSITIVE)
 
 
-def test_rescaled_as_in_diffusers(vectors):
+def test_rescaling_equals_diffusers(vectors):
     stored = {
         name: jnp.moveaxis(array, 1, -1)
         for name, array in load_file(vectors / "samplers.safetensors").items()
@@ -33,7 +33,7 @@ def test_rescaled_as_in_diffusers(vectors):
     positive, guided = stored["start"], stored["rescale.guided"]
     result = guide(positive, 2 * positive - guided, scale=1.0, form="paper", rescale=0.7)
     np.testing.assert_allclose(result, stored["rescale.out"], atol=1e-6)  # measured 2.4e-7
-    # Each image by itself, and nothing at all at 0.
+    # Each image is rescaled separately.
     both = guide(
         *(jnp.concatenate(pair) for pair in ((positive, 3 * positive), (guided, guided))),
         scale=1.0,

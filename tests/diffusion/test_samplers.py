@@ -25,7 +25,7 @@ STEPS = 4
 
 @pytest.fixture(scope="module")
 def stored(vectors):
-    """The released pipeline's runs, channels last."""
+    """The runs of the released pipeline, with channels last."""
     tensors = load_file(vectors / "xpsr" / "sampling.safetensors")
     return {key: np.moveaxis(array, -3, -1) if array.ndim >= 4 else array for key, array in tensors.items()}
 
@@ -37,7 +37,7 @@ def schedule(vectors):
 
 @pytest.fixture(scope="module")
 def run(vectors, stored, schedule, tmp_path_factory):
-    """`run(case, index, latents)`: latents after that step, with the networks and inputs of a stored case."""
+    """`run(case, index, latents)` gives the latents after that step, with the networks and inputs of a stored case."""
     folder = tmp_path_factory.mktemp("released")
     for name in ("unet", "controlnet"):
         (folder / name).mkdir()
@@ -111,7 +111,7 @@ def test_lr_start_is_noised_once(stored, schedule):
 
 @pytest.mark.parametrize("sampler", [Ddpm, Ddim, Euler, DpmSolver, UniPc])
 def test_a_perfect_network_recovers_the_image_exactly(sampler):
-    """The last step ends without noise (DDPM's is 1e-10): with the true noise predicted, on the clean latents."""
+    """The last step adds no noise (1e-10 in DDPM). If the true noise is predicted, the result is the clean latents."""
     schedule = Schedule(set_alpha_to_one=True)
     x0 = jnp.asarray(np.random.default_rng(0).standard_normal((2, 4, 4, 4)), jnp.float32)
 
@@ -139,7 +139,7 @@ def test_clip_sample_clips_the_estimate(sampler):
     np.testing.assert_allclose(result, 0.5, atol=1e-6)
 
 
-def test_noise_of_an_image_does_not_depend_on_its_place():
+def test_an_images_noise_does_not_depend_on_its_place_in_the_batch():
     keys = jax.random.split(jax.random.key(3), 3)
     shape = (4, 6, 4)
     noise = jax.jit(lambda keys: step_noise(keys, shape)(jnp.int32(5)))

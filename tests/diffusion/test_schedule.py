@@ -18,7 +18,7 @@ from xpsr_jax.diffusion.process import (
 from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.errors import UserError
 
-# What Stable Diffusion 1.5's scheduler_config.json says.
+# The scheduler_config.json of Stable Diffusion 1.5.
 SD15 = {
     "_class_name": "PNDMScheduler",
     "_diffusers_version": "0.6.0",
@@ -70,7 +70,7 @@ def test_json_round_trip_and_defaults():
     assert schedule == Schedule()
     other = dataclasses.replace(schedule, prediction_type="v_prediction", timestep_spacing="trailing", steps_offset=0)
     assert Schedule.from_json(other.to_json()) == other
-    # A bare DDPM configuration has diffusers' defaults, which are not Stable Diffusion's.
+    # An empty DDPM configuration has diffusers' defaults, which differ from Stable Diffusion's values.
     bare = Schedule.from_json({"_class_name": "DDPMScheduler"})
     assert (bare.beta_start, bare.beta_end, bare.beta_schedule, bare.clip_sample) == (0.0001, 0.02, "linear", True)
 
@@ -95,7 +95,7 @@ def test_json_round_trip_and_defaults():
         ("clip_sample", "no"),
     ],
 )
-def test_what_is_not_supported_is_named(unchecked, field, value):
+def test_unsupported_values_are_named(unchecked, field, value):
     with pytest.raises(UserError, match=field):
         Schedule.from_json(SD15 | {field: value})
 
@@ -110,7 +110,7 @@ def test_what_is_not_supported_is_named(unchecked, field, value):
     ],
 )
 def test_other_classes_are_read(name):
-    """What they say of a sampler is passed over; they space timesteps evenly unless they say otherwise."""
+    """Their sampler settings are ignored. Without a timestep_spacing they use "linspace"."""
     config = SD15 | {"_class_name": name, "use_karras_sigmas": True, "solver_order": 3, "use_flow_sigmas": False}
     assert Schedule.from_json(config) == Schedule(timestep_spacing="linspace")
     assert Schedule.from_json(config | {"timestep_spacing": "leading"}) == Schedule()
@@ -123,11 +123,11 @@ def test_an_unknown_class_must_state_its_spacing():
     assert Schedule.from_json(other | {"timestep_spacing": "leading"}) == Schedule()
 
 
-def test_rescaled_to_no_signal_at_the_end(vectors):
+def test_rescaling_to_zero_terminal_snr(vectors):
     expected = load_file(vectors / "samplers.safetensors")["zero_snr.alphas_cumprod"]
     schedule = Schedule.from_json(SD15 | {"rescale_betas_zero_snr": True})
     assert alphas_cumprod(schedule)[-1] == 0
-    np.testing.assert_allclose(alphas_cumprod(schedule), expected, rtol=2e-5)  # measured 4e-6, where it is 4e-4
+    np.testing.assert_allclose(alphas_cumprod(schedule), expected, rtol=2e-5)  # measured 4e-6, at a value of 4e-4
     assert Schedule.from_json(schedule.to_json()) == schedule
 
 
@@ -151,7 +151,7 @@ def test_target_inverts(prediction_type):
     np.testing.assert_allclose(noise_estimate(schedule, target, noisy, *levels), noise, atol=2e-5)
 
 
-def test_velocity_is_the_derivative_of_the_noising_by_its_angle():
+def test_velocity_is_the_derivative_of_the_noisy_latents_by_the_angle():
     schedule = Schedule()
     x0, noise = jnp.asarray(np.random.default_rng(1).standard_normal((2, 1, 2, 2, 4)), jnp.float32)
     alpha = np.float64(alphas_cumprod(schedule)[500])

@@ -1,4 +1,4 @@
-"""Every sampler against diffusers' schedulers, over whole trajectories (tests/vectors/make_sampler_vectors.py)."""
+"""Every sampler equals diffusers' schedulers over whole trajectories (tests/vectors/make_sampler_vectors.py)."""
 
 import dataclasses
 import functools
@@ -35,7 +35,7 @@ SAMPLERS = {
     "euler_karras": lambda schedule: Euler(schedule, karras=True),
     "euler_ancestral": lambda schedule: Euler(schedule, ancestral=True),
 }
-# For models trained for few steps; diffusers' class takes its timesteps as they are given.
+# For models trained for few steps. diffusers' class gets its timesteps from the caller.
 FEW_STEPS = {"consistency": Consistency}
 
 
@@ -46,15 +46,15 @@ def stored(vectors):
 
 
 def network(latents, timestep):
-    """The formula that stands in place of a network in the stored runs."""
+    """The formula that replaces a network in the stored runs."""
     return 0.5 * latents + 0.5 * jnp.sin(2 * jnp.roll(latents, 1, axis=-1) + jnp.float32(timestep) / 100)
 
 
 @pytest.fixture(scope="module")
 def run(stored):
-    """`run(name, schedule, steps, first)`: timesteps, and the latents after every step that is run.
+    """`run(name, schedule, steps, first)` gives the timesteps, and the latents after every executed step.
 
-    Spacing, rescaling and the number of steps are in the table alone: one program serves for all of them.
+    Spacing, rescaling and the number of steps are only in the table, so one program is enough for all of them.
     """
 
     @functools.cache
@@ -94,7 +94,7 @@ def test_every_step_equals_diffusers(run, stored, name, prediction_type):
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_few_steps_equal_latent_consistency_models(run, stored, prediction_type, steps):
-    """At the timesteps 999; 999 and 499; 999, 749, 499 and 249. Measured: 1.1e-6 at most."""
+    """The timesteps are 999; 999 and 499; 999, 749, 499 and 249. Measured: 1.1e-6 at most."""
     schedule = Schedule(prediction_type=prediction_type, timestep_spacing="trailing")
     check(run, stored, f"consistency.{prediction_type}.trailing.{steps}", "consistency", schedule, steps)
 
@@ -107,19 +107,19 @@ def test_from_pure_noise_equals_diffusers(run, stored, name):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_from_partway_equals_diffusers(run, stored, name):
+def test_starting_partway_equals_diffusers(run, stored, name):
     check(run, stored, f"{name}.partway", name, Schedule(prediction_type="v_prediction"), 7, first=4)
 
 
-def test_ddim_as_random_as_ddpm_begins_from_pure_noise(run):
-    """diffusers gives NaN here."""
+def test_ddim_with_eta_1_can_start_from_pure_noise(run):
+    """diffusers returns NaN here."""
     schedule = Schedule(prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True)
     pair = [run(name, dataclasses.replace(schedule, set_alpha_to_one=True), 5)[1] for name in ("ddim_eta_1", "ddpm")]
     np.testing.assert_allclose(*pair, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "consistency"])
-def test_the_noise_of_pure_noise_says_nothing(name):
+def test_predicting_the_noise_of_pure_noise_is_refused(name):
     schedule = Schedule(timestep_spacing="trailing", rescale_betas_zero_snr=True)
     with pytest.raises(UserError, match="v_prediction"):
         (SAMPLERS | FEW_STEPS)[name](schedule).table(4)

@@ -1,4 +1,4 @@
-"""The released network on random weights (tests/vectors/xpsr), loaded and run once for all tests that look at it."""
+"""The released networks with random weights (tests/vectors/xpsr), loaded and run once for all tests that use them."""
 
 import shutil
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from xpsr_jax.models.unet import UNet
 
 @pytest.fixture(scope="session")
 def networks(vectors: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[UNet, ControlNet]:
-    """The UNet and the ControlNet with its heads, from a folder as the released code saves it."""
+    """The UNet and the ControlNet with its heads, from a folder in the released code's layout."""
     folder = tmp_path_factory.mktemp("xpsr")
     for name in ("unet", "controlnet"):
         (folder / name).mkdir()
@@ -29,7 +29,7 @@ def networks(vectors: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[U
 
 @pytest.fixture(scope="session")
 def forward(networks: tuple[UNet, ControlNet], vectors: Path) -> Callable[[str], tuple[dict[str, Any], dict[str, Any]]]:
-    """Runs a case of forward.safetensors: its outputs by the released names, and those of all submodules by path."""
+    """Runs a case of forward.safetensors. Gives its outputs by their released names, and all submodules' by path."""
     tensors = read(vectors / "xpsr" / "forward.safetensors")
     done: dict[str, Any] = {}
 

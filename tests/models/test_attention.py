@@ -1,4 +1,4 @@
-"""All attention kernels of a CPU compute the same, and so do their gradients."""
+"""All attention kernels for CPUs give the same results and gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -12,19 +12,19 @@ from xpsr_jax.models.attention import CHUNK, attention
 from xpsr_jax.models.flash import flash_attention
 from xpsr_jax.models.two_pass import two_pass_attention
 
-# Fewer queries than a chunk, some whole chunks, and a last chunk that is not full.
+# Fewer queries than a chunk, whole chunks only, and a last chunk that is not full.
 SIZES = {"short": (5, 7), "whole-chunks": (2 * CHUNK, 30), "ragged": (2 * CHUNK + 3, 2 * CHUNK + 3)}
 
 
 def inputs(queries, keys, dtype=jnp.float32):
     a, b, c = jax.random.split(jax.random.key(queries), 3)
     shapes = (2, queries, 3, 8), (2, keys, 3, 8), (2, keys, 3, 8)
-    # Sharp attention: scores of about ±10, which would show a softmax or a scale gone wrong.
+    # Sharp attention: with scores of about ±10, a wrong softmax or scale has a large effect.
     return [3 * jax.random.normal(key, shape).astype(dtype) for key, shape in zip((a, b, c), shapes, strict=True)]
 
 
 def attend(kernel, causal=False):
-    """A jitted kernel, by name; "two_pass" for few scores too."""
+    """A jitted kernel, by name. "two_pass" is used even for few scores."""
     if kernel == "two_pass":
         return jax.jit(lambda q, k, v: two_pass_attention(q, k, v, causal))
     return jax.jit(lambda q, k, v: attention(q, k, v, kernel=kernel, causal=causal))
@@ -67,7 +67,7 @@ def test_kernels_have_equal_gradients(causal):
 
 @pytest.mark.parametrize("keys", [77, 5000])
 def test_softmax_is_float32_in_bfloat16(keys):
-    """Sharp attention over many keys costs no more than the rounding of weights and result to bfloat16 (2⁻⁹ each)."""
+    """Even with sharp attention over many keys, only weights and result are rounded to bfloat16 (2⁻⁹ each)."""
     q, k, v = inputs(4, keys, jnp.bfloat16)
     for kernel in ("plain", "two_pass"):
         output = attend(kernel)(q, k, v)
@@ -79,10 +79,10 @@ def test_softmax_is_float32_in_bfloat16(keys):
     ("dtype", "tolerance"),
     [(jnp.bfloat16, 1.2e-2), (jnp.float16, 3e-3)],  # measured: 3.6e-3, 1.1e-3
 )
-def test_scores_are_float32_whatever_the_compute_dtype(dtype, tolerance):
-    """What `upcast_attention` asks for, always: scores of hundreds, as Stable Diffusion 2.1 has them, stay exact.
+def test_scores_are_float32_for_every_compute_dtype(dtype, tolerance):
+    """As with `upcast_attention`: scores of several hundred, as in Stable Diffusion 2.1, stay exact.
 
-    Against the exact result of the same rounded inputs, beside scores that are rounded to the compute dtype.
+    Kernels are compared with the exact result of the same inputs, and with scores rounded to the compute dtype.
     """
     q, k, v = inputs(CHUNK + 16, 77, dtype)
     q, k = 4 * q, 8 * k
@@ -97,7 +97,7 @@ def test_scores_are_float32_whatever_the_compute_dtype(dtype, tolerance):
 
 
 def test_scores_beyond_float16_do_not_overflow():
-    """The reason that Stable Diffusion 2.1 asks for them."""
+    """This is why Stable Diffusion 2.1 sets `upcast_attention`."""
     q, k, v = inputs(4, 77, jnp.float16)
     q, k = 100 * q, 100 * k
     assert not jnp.isfinite(jnp.einsum("bnhd,bmhd->bhnm", q, k)).all()
@@ -105,7 +105,7 @@ def test_scores_beyond_float16_do_not_overflow():
 
 
 def test_chunks_bound_the_memory():
-    """At 4096 tokens the chunked kernel needs a chunk's scores at a time, not all of them."""
+    """At 4096 tokens the chunked kernel holds the scores of one chunk at a time, and not all scores."""
     x = jax.ShapeDtypeStruct((1, 4096, 1, 8), jnp.float32)
 
     def temporary_bytes(kernel):
@@ -119,7 +119,7 @@ def test_chunks_bound_the_memory():
 
 @pytest.mark.parametrize("size", [(256, 128), (130, 77)], ids=["whole blocks", "filled up"])
 def test_flash_kernel_of_tpus_equals_the_definition(size):
-    """Interpreted: neither sizes nor heads are the kernel's own, and one mesh shares the batch out."""
+    """In interpreted mode, with sizes that need padding, on one device and with the batch split over a mesh."""
     q, k, v = inputs(*size)
     mesh = jax.make_mesh((2,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
     with pltpu.force_tpu_interpret_mode():

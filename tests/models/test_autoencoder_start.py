@@ -1,4 +1,4 @@
-"""The start from which a small autoencoder learns quickly: what it changes, by how much, and what its key decides."""
+"""The initialisation with which a small autoencoder learns quickly: its changes, and the effect of its key."""
 
 import math
 
@@ -23,13 +23,13 @@ TINY = AutoencoderConfig(
 )
 # The last layer of every residual branch: of ten resnets and two attentions.
 BRANCH_ENDS = ("conv2", "to_out")
-# What adds a bias to the main path: those ten resnets, two conv_in, two shortcuts, a downsampler and an upsampler.
+# Layers that add a bias to the main path: those ten resnets, two conv_in, two shortcuts, a downsampler, an upsampler.
 MAIN_PATH = ("conv_in", "conv_shortcut", "conv2", "downsamplers.0.conv", "upsamplers.0.conv")
 
 
 @pytest.fixture(scope="module")
 def autoencoder():
-    """An autoencoder with random parameters: to initialise one would compile for longer than all of this runs."""
+    """An autoencoder with random parameters. Initialising one would compile for longer than these tests run."""
     module = abstract(AUTOENCODER, TINY)
     rng = np.random.default_rng(0)
     filled = {path: rng.uniform(0.01, 1, leaf.shape).astype(np.float32) for path, leaf in parameters(module).items()}
@@ -43,7 +43,7 @@ def before(autoencoder):
 
 @pytest.fixture(scope="module")
 def start(autoencoder):
-    """`start(seed)`: every parameter after `initialise_near_linear` with that key."""
+    """`start(seed)` gives every parameter after `initialise_near_linear` with this key."""
 
     def make(seed):
         module = nnx.clone(autoencoder)
@@ -66,12 +66,12 @@ def ending(parameters, modules, leaf):
     return [path for path in parameters if path.endswith(tuple(f".{module}.{leaf}" for module in modules))]
 
 
-def test_residual_branches_begin_at_a_tenth_and_other_convolutions_at_their_inputs_scale(before, after):
+def test_residual_branches_start_at_a_tenth_and_other_convolutions_keep_their_inputs_scale(before, after):
     ends = ending(before, BRANCH_ENDS, "kernel")
     assert len(ends) == 12
     for path in ends:
         np.testing.assert_allclose(after[path], 0.1 * before[path], rtol=2e-7, err_msg=path)  # 1.2e-7
-    # Kernels are made with a variance of 1 / (3 fan_in), see test_initialisation; 1 / fan_in keeps the scale.
+    # New kernels have variance 1 / (3 fan_in) (test_initialisation.py). With 1 / fan_in they keep the scale.
     for path in {path for path in before if before[path].ndim == 4} - set(ends):
         np.testing.assert_allclose(after[path], math.sqrt(3) * before[path], rtol=2e-7, err_msg=path)  # 1.2e-7
 
@@ -85,14 +85,14 @@ def test_biases_of_the_main_path_are_spread_over_half_a_unit(before, after):
     np.testing.assert_allclose(np.quantile(drawn, (0.1, 0.5, 0.9)), (-0.4, 0, 0.4), atol=0.1)
 
 
-def test_everything_else_stays(before, after):
+def test_all_other_parameters_are_unchanged(before, after):
     assert after.keys() == before.keys()
     changed = {path for path in before if not np.array_equal(after[path], before[path])}
     kernels = {path for path in before if before[path].ndim == 4} | set(ending(before, BRANCH_ENDS, "kernel"))
     assert changed == kernels | set(ending(before, MAIN_PATH, "bias"))
 
 
-def test_the_key_decides_the_biases_and_nothing_else_does(before, after, start):
+def test_the_key_changes_only_the_biases(before, after, start):
     again, other = start(1), start(2)
     for path in before:
         np.testing.assert_array_equal(after[path], again[path], err_msg=path)

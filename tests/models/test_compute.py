@@ -1,4 +1,4 @@
-"""How a network computes changes only the rounding of what it computes."""
+"""The settings in `Compute` change a network's results only by rounding."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ def load(**compute):
 
 
 def test_bfloat16(io):
-    """Parameters and activations in bfloat16, the result in float32 and near."""
+    """Parameters and activations are bfloat16. The result is float32 and close to the expected one."""
     unet = load(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
     assert {leaf[...].dtype for leaf in parameters(unet).values()} == {jnp.dtype(jnp.bfloat16)}
     output = nnx.jit(lambda unet, *args: unet(*args))(unet, *(io[key] for key in INPUTS))
@@ -39,13 +39,13 @@ def test_bfloat16(io):
 
 @pytest.fixture(scope="module")
 def differentiated(io):
-    """The gradient, how much the backward pass keeps, and how many products there are: without remat and with it."""
+    """For a network without and with remat: the gradient, the stored numbers, and the number of convolutions."""
     inputs = [jnp.asarray(io[key]) for key in INPUTS]
 
     def of(remat):
         graph, state = nnx.split(load(remat=remat, attention="two_pass"))
         loss = lambda state: jnp.mean(nnx.merge(graph, state)(*inputs) ** 2)  # noqa: E731
-        # What the backward pass keeps is what a vjp closes over. (XLA's own figure for a CPU does not show remat.)
+        # The backward pass stores what the vjp closes over. (XLA's memory figure for a CPU does not show remat.)
         kept = jax.eval_shape(lambda state: jax.vjp(loss, state)[1], state)
         gradient = jax.jit(jax.grad(loss))
         products = gradient.lower(state).as_text().count("stablehlo.convolution")
@@ -61,4 +61,4 @@ def test_remat_changes_no_gradient_and_keeps_fewer_activations(differentiated):
         assert error(one, other) <= 1e-4  # measured: 1.1e-5
     parameter_count = sum(leaf.size for leaf in jax.tree.leaves(plain))
     assert remat_kept - parameter_count < 0.25 * (plain_kept - parameter_count)  # measured 0.242
-    assert products == remat_products  # none is computed again
+    assert products == remat_products  # no convolution is recomputed

@@ -1,4 +1,4 @@
-"""config.json in and out, and what is refused (the released files: test_full_size.py)."""
+"""Reading and writing config.json, and refused values. The released files are in test_full_size.py."""
 
 import json
 
@@ -50,7 +50,7 @@ def test_unsupported_values_are_all_named():
         (UNET, {"transformer_layers_per_block": [[1]] * 4}, r"transformer_layers_per_block must be a whole number"),
         (UNET, {"block_out_channels": [32] * 9}, "block_out_channels must have 1 to 8 entries, not 9"),
         (UNET, {"block_out_channels": 3}, "block_out_channels must be a list, not 3"),
-        (UNET, {"up_block_types": ["UpBlock2D"]}, "up_block_types must have one entry a level"),
+        (UNET, {"up_block_types": ["UpBlock2D"]}, "up_block_types must have one entry per level"),
         (CONTROLNET, {"attention_head_dim": [8, 8, 8, 0]}, r"attention_head_dim\[3\] must be from 1 to"),
         (CONTROLNET, {"norm_eps": float("nan")}, "norm_eps must be a number of ordinary size, not NaN"),
         (CONTROLNET, {"fusion": "sfb"}, 'fusion must be one of "sfa", "serial", "high", "low", not "sfb"'),
@@ -61,7 +61,7 @@ def test_unsupported_values_are_all_named():
         (TEXT_ENCODER, {"hidden_act": ["gelu"]}, 'hidden_act must be "quick_gelu" or "gelu"'),
     ],
 )
-def test_values_that_make_no_network_are_named(network, changed, problem):
+def test_impossible_values_are_named(network, changed, problem):
     with pytest.raises(UserError, match=problem) as caught:
         parse_config(network, network.config().to_json() | changed, "a/config.json")
     assert str(caught.value).startswith("a/config.json: ") and "\n" not in str(caught.value)
@@ -75,8 +75,8 @@ def test_a_list_of_equal_values_is_one_value():
     assert config.heads == UNetConfig().heads
 
 
-def test_stock_unet_is_said_by_one_key():
-    """A released config.json lacks it, and means Conditional Attention."""
+def test_one_key_marks_a_stock_unet():
+    """A released config.json does not have it, which means Conditional Attention."""
     stock = UNetConfig(conditional_attention=False)
     assert UNetConfig.from_json(stock.to_json()) == stock
     released = {key: value for key, value in UNetConfig().to_json().items() if key != "conditional_attention"}

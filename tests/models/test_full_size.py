@@ -13,7 +13,7 @@ from xpsr_jax.weights.networks import CONTROLNET, UNET, abstract
 
 @pytest.fixture(scope="module")
 def shapes(vectors):
-    """Of both networks: PyTorch's shape by PyTorch's key, made from our parameters' paths and shapes."""
+    """For both networks: PyTorch's shapes by PyTorch's keys, made from our parameters' paths and shapes."""
 
     def of(network, config, **options):
         text = json.loads((vectors / f"{network.subfolder}_config_full.json").read_text())
@@ -50,7 +50,7 @@ def test_configs_survive_a_round_trip(vectors):
         ours = config.from_json(released)
         written = ours.to_json()
         assert config.from_json(json.loads(json.dumps(written))) == ours
-        # What the released code reads is unchanged; "_diffusers_version" says which version wrote the file.
+        # All keys that the released code reads are unchanged. "_diffusers_version" only says who wrote the file.
         assert {key: written[key] for key in released if key != "_diffusers_version"} == {
             key: value for key, value in released.items() if key != "_diffusers_version"
         }

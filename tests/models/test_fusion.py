@@ -1,4 +1,4 @@
-"""The four ways to fuse two captions (paper, Table 3; method §3), on one site of the released network's ControlNet."""
+"""The four ways to fuse two captions (paper, Table 3; method §3), at one site of the released ControlNet."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ def inputs():
 
 @pytest.fixture(scope="module")
 def reference(networks, inputs):
-    """The three transformers of the mid block, called by hand."""
+    """The results of the mid block's three transformers, called directly."""
     mid = networks[1].mid_block
 
     @nnx.jit
@@ -39,7 +39,7 @@ def reference(networks, inputs):
 
 
 def with_fusion(networks, fusion):
-    """The same weights in a ControlNet of another fusion, which has fewer of them."""
+    """A ControlNet with another fusion and the same weights, of which it may have fewer."""
     config = dataclasses.replace(networks[1].config, fusion=fusion)
     return with_parameters(abstract(CONTROLNET, config), parameters(networks[1]))
 
@@ -61,7 +61,7 @@ def test_fusions_differ(reference):
 
 
 @pytest.mark.parametrize("fusion", ["sfa", "serial", "high"])
-def test_without_low_level_caption_the_high_level_result_stands(fusion, networks, inputs, reference):
+def test_without_low_level_caption_the_result_is_the_high_level_one(fusion, networks, inputs, reference):
     output = attend(with_fusion(networks, fusion), **inputs | {"low": None})
     assert error(output, reference["high"]) <= 1e-6
 
@@ -86,7 +86,7 @@ def test_each_fusion_has_only_the_transformers_it_uses(fusion, kinds, networks):
 
 
 def test_projected_text_is_looked_up_by_the_path_of_the_transformer(networks):
-    """Not by the order in which it was made, and it is there for each transformer and for none twice."""
+    """The order of the projections has no effect, and there is exactly one for each transformer."""
     unet, controlnet = networks
     embedding = jnp.zeros((1, 77, controlnet.config.cross_attention_dim))
     text = controlnet.project_text(embedding)
@@ -101,7 +101,7 @@ def test_projected_text_is_looked_up_by_the_path_of_the_transformer(networks):
 
 
 def test_projected_text_equals_the_embedding(networks, vectors):
-    """Keys and values computed once per caption give what the embeddings give, in both networks, at every site."""
+    """In both networks, keys and values computed once per caption give the same results as the embeddings."""
     tensors = read(vectors / "xpsr" / "forward.safetensors")
 
     @nnx.jit

@@ -1,4 +1,4 @@
-"""How parameters start: PyTorch's defaults, zeros, and the ControlNet's copies of the UNet (method §5)."""
+"""Initial parameters: PyTorch's defaults, zeros, and the ControlNet's copies of the UNet (method §5)."""
 
 import dataclasses
 import json
@@ -17,14 +17,14 @@ from xpsr_jax.weights.networks import CONTROLNET, UNET, Keys, abstract
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
-# As deep as the released networks, so that the keys are the same; no width equals the text's.
+# As deep as the released networks, so that the keys are the same. No width equals the width of the text embeddings.
 DEEP = UNetConfig(block_out_channels=(4, 8, 16, 16), cross_attention_dim=6, attention_head_dim=2, norm_num_groups=2)
 EMBEDDING = (2, 4, 4, 6)
 
 
 @pytest.fixture(scope="module")
 def rule(vectors):
-    """What the released code does with every key: "copy:<key of the UNet>", "zeros" or "default"."""
+    """The released code's initialisation of every key: "copy:<key of the UNet>", "zeros" or "default"."""
     return json.loads((vectors / "keys_full.json").read_text())["init_at_training_start"]
 
 
@@ -34,7 +34,7 @@ def rule(vectors):
     ids=["sd15", "sd21"],
 )
 def test_copies_of_the_unet(config, rule):
-    """Every parameter of both networks gets a value of its own; after the copy it is the twin's or what it was."""
+    """Every parameter of both networks gets a different value. The copy changes it to its twin's, or not at all."""
 
     def filled(network, config, sign, **options):
         module = abstract(network, config, **options)
@@ -60,7 +60,7 @@ def test_copies_of_the_unet(config, rule):
 
 @pytest.fixture(scope="module")
 def fresh():
-    """New parameters by path: of a ControlNet, and of a UNet those of Conditional Attention."""
+    """New parameters by path: all of a ControlNet, and those of a UNet's Conditional Attention."""
     unet = UNetConfig(
         block_out_channels=(16,),
         layers_per_block=1,
@@ -85,8 +85,8 @@ def fresh():
     return jax.device_get(make(jax.random.key(0, impl="unsafe_rbg")))
 
 
-def test_zeros_where_the_released_code_has_them(fresh, rule):
-    """All of these, and nothing else but the biases of norms."""
+def test_the_same_parameters_are_zero_as_in_the_released_code(fresh, rule):
+    """The biases of norms are not considered; they are always zero."""
     made = fresh["controlnet"]
     norms = {path for path in made if path.removesuffix("bias") + "scale" in made}
     zeros = {rules.torch_key(path) for path, value in made.items() if path not in norms and not value.any()}
@@ -95,7 +95,7 @@ def test_zeros_where_the_released_code_has_them(fresh, rule):
 
 @pytest.mark.parametrize("name", ["unet", "controlnet"])
 def test_pytorch_defaults(name, fresh):
-    """Kernels and biases fill ±1/√fan_in evenly; norms start as the identity. The kernel's fan-in is also its bias'."""
+    """Kernels and biases are uniform in ±1/√fan_in, with the kernel's fan-in. Norms start as the identity."""
     checked = 0
     for path, value in fresh[name].items():
         layer, _, leaf = path.rpartition(".")
@@ -108,7 +108,7 @@ def test_pytorch_defaults(name, fresh):
         bound = 1 / math.sqrt(math.prod(kernel.shape[:-1]))
         assert np.abs(value).max() <= bound, path
         if value.size >= 256:
-            # Of n draws the largest is all but surely above 0.95 of the bound, and their spread is bound/√3.
+            # The largest draw is almost certainly above 0.95 of the bound, and the standard deviation is bound/√3.
             assert np.abs(value).max() > 0.95 * bound, path
             assert abs(value.std() * math.sqrt(3) / bound - 1) < 0.15, path
             assert abs(value.mean()) < 0.15 * bound, path
@@ -119,7 +119,7 @@ def test_pytorch_defaults(name, fresh):
 
 
 def test_conditional_attention_does_not_start_at_zero(fresh):
-    """The released code perturbs the UNet from the first step on (method §5)."""
+    """So Conditional Attention changes the UNet's output from the first step, as in the released code (method §5)."""
     parts = [path for path in fresh["unet"] if ".pixel_attentions." in path and path.endswith("proj_out.kernel")]
     assert len(parts) == 2
     assert all(fresh["unet"][path].any() for path in parts)

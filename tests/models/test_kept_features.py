@@ -1,4 +1,4 @@
-"""Predicting upon an earlier step's features computes the outermost layers alone, and as the whole network does."""
+"""Predicting with features kept from an earlier step computes only the outermost layers, with the same result."""
 
 import dataclasses
 
@@ -27,7 +27,7 @@ CONFIG = UNetConfig(
     norm_num_groups=4,
 )
 LATENTS, OTHER = (jnp.asarray(RNG.standard_normal((2, 7, 8, 4), np.float32)) for _ in range(2))
-# Two halves of guidance; the low-level text is common to them.
+# Two high-level texts per sample, as in guidance, and one low-level text.
 HIGH, LOW = (jnp.asarray(RNG.standard_normal((n, 5, 8), np.float32)) for n in (4, 2))
 
 
@@ -53,7 +53,7 @@ def control():
 
 
 def predictions(unet, control, layers, *, text):
-    """At t = 600 by the whole network; upon its features at the same place, and for other latents at t = 550."""
+    """Predictions of the whole network at t = 600, and from its kept features, for the same input and for another."""
 
     @nnx.jit
     def run(unet, latents, other):
@@ -71,7 +71,7 @@ def predictions(unet, control, layers, *, text):
     ("layers", "text"),
     [pytest.param(1, "embedding", marks=pytest.mark.soak), pytest.param(3, "projected", marks=pytest.mark.more)],
 )
-def test_at_the_same_place_it_is_the_whole_network(unet, control, layers, text):
+def test_at_the_same_input_it_equals_the_whole_network(unet, control, layers, text):
     whole, again, later, called = predictions(unet, control, layers, text=text)
     assert whole.shape == (4, 7, 8, 4)
     assert error(again, whole) <= 1e-6
@@ -93,7 +93,7 @@ def test_only_layers_of_the_finest_level(unet, control, layers):
 
 
 def test_neither_the_deep_layers_nor_the_controlnet_are_computed(unet, control):
-    """The weights that take part: the first convolution, the time embedding, one layer of the decoder, the output."""
+    """Weights with a gradient: the first convolution, the time embedding, one layer of the decoder, the output."""
     graph, state = nnx.split(unet)
     high, t = HIGH, jnp.full(2, 600)
     residuals = control.residuals, control.mid

@@ -1,4 +1,4 @@
-"""Every output of the released networks, on their own weights (method §3, §4)."""
+"""Every output of the released networks, with the same weights (method §3, §4)."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Activations inside the released networks, module by module: an error here says where it arises."""
+"""Activations inside the released networks, module by module. An error here shows in which module it begins."""
 
 import jax.numpy as jnp
 import pytest
@@ -9,7 +9,7 @@ from xpsr_jax.models.layers import timestep_embedding
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 WHERE_OURS_DIFFER = {
-    # Our up blocks return before the resize, whose size the UNet knows.
+    # Our up blocks return before the resize, because only the UNet knows its size.
     "unet.up_blocks.0": "unet.up_blocks.0.upsamplers.0",
     "unet.up_blocks.1": "unet.up_blocks.1.upsamplers.0",
     "unet.up_blocks.2": "unet.up_blocks.2.upsamplers.0",

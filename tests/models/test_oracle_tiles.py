@@ -1,4 +1,4 @@
-"""The released code's tiled run (method §7)."""
+"""A tiled run of the released code (method §7)."""
 
 import json
 
@@ -30,7 +30,7 @@ def test_the_released_codes_tiled_run(networks, vectors):
 
     @jax.jit
     def predict(weights, parts, timestep):
-        """All tiles at once, the negative and the positive half one after the other."""
+        """Predicts all tiles together, first with the positive and then with the negative texts."""
         unet, controlnet = nnx.merge(graph, weights)
         features = controlnet.encode_image(crops)
 

@@ -1,4 +1,4 @@
-"""Single modules of the released networks on inputs of 1e-3, where the epsilons of the norms show (method §2)."""
+"""Single modules of the released networks on inputs of 1e-3, where the norms' epsilons have an effect (method §2)."""
 
 import jax
 import jax.numpy as jnp

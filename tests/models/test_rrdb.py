@@ -1,4 +1,4 @@
-"""The first stage's network against spandrel's (tests/vectors/README.md), and how far it reaches."""
+"""The first stage's network equals spandrel's (tests/vectors/README.md), and its receptive field."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_equals_spandrel(case, tmp_path):
-    """Sizes among them that no squares of pixels fill."""
+    """Some of the sizes are not multiples of `unshuffle`."""
     tensors = tensors_of(case)
     source = open_source(write(tensors, "first", tmp_path))
     network = load_network(FIRST_STAGE, source.networks["first_stage"]())
@@ -41,7 +41,7 @@ def test_equals_spandrel(case, tmp_path):
 @pytest.mark.parametrize(
     "config", [pytest.param(RRDBNetConfig(2, 1, 2, 4, 1), marks=pytest.mark.more), RRDBNetConfig(2, 2, 2, 2, 2)]
 )
-def test_nothing_beyond_its_reach_has_an_influence(config):
+def test_pixels_beyond_its_reach_have_no_effect(config):
     network = RRDBNet(config, rngs=Keys(jax.random.key(0)))
     side = 2 * config.reach + 4 * config.unshuffle
     image = jax.random.uniform(jax.random.key(1), (1, 2 * config.unshuffle, side, 3))
@@ -52,7 +52,7 @@ def test_nothing_beyond_its_reach_has_an_influence(config):
     assert config.reach - 2 * config.unshuffle <= last - side // 2 <= config.reach
 
 
-def test_sizes_that_cannot_be():
+def test_impossible_sizes_are_refused():
     with pytest.raises(UserError, match="more than three doublings"):
         RRDBNetConfig(scale=8, unshuffle=2)
     with pytest.raises(UserError, match="blocks"):

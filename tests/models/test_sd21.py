@@ -1,6 +1,7 @@
-"""Stable Diffusion 2.1 and XPSR on it: linear projections, and heads level by level (tests/vectors/README.md).
+"""Stable Diffusion 2.1 and XPSR on it: linear projections, and heads for each level (tests/vectors/README.md).
 
-At full size as shapes only, by its own config.json files; a small one of its kind against PyTorch.
+Full-size networks are checked as shapes only, from their own config.json files. A small network of the same kind is
+compared with PyTorch.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from xpsr_jax.weights.model_folder import load_schedule
 from xpsr_jax.weights.networks import AUTOENCODER, CONTROLNET, TEXT_ENCODER, UNET, abstract, read_config
 
 FOLDER = VECTORS / "sd21"
-# Tensors, parameters and digest of the same networks in PyTorch; tests/torch/test_live_sd21.py counts them again.
+# Tensors, parameters and digest of the same networks in PyTorch. tests/torch/test_live_sd21.py checks these values.
 STOCK = {
     "unet": (686, 865_910_724, "102cedebfb24e477a06ae61809735ebaa75f361e6549862d432f445ef996fd26"),
     "controlnet": (340, 364_228_240, "d6b4d1d4c08cf7d67debfc49ede7c5a7605f46c31444e59bf370bded3c589f91"),
@@ -38,7 +39,7 @@ def summary(shapes):
 
 
 def shapes(network, config, **options):
-    """PyTorch's shape by PyTorch's key, made from our parameters."""
+    """PyTorch's shapes by PyTorch's keys, made from our parameters."""
     leaves = parameters(abstract(network, config, **options))
     return {rules.torch_key(p, network.names): rules.torch_shape(p, leaf.shape) for p, leaf in leaves.items()}
 
@@ -59,8 +60,8 @@ def test_exactly_the_stock_keys_and_shapes(name, unet):
     assert summary(shapes(*configs[name]())) == STOCK[name]
 
 
-def test_the_config_that_ships_is_the_published_one(unet):
-    """Its networks are those of the component folders, and its ControlNet fits them."""
+def test_the_shipped_config_equals_the_published_one(unet):
+    """Its networks are those of the published folders."""
     networks = load_config("configs/sd21.py").networks
     assert networks.unet == unet
     assert networks.text_encoder == read_config(TEXT_ENCODER, FOLDER / "text_encoder")
@@ -75,8 +76,8 @@ def test_upcast_attention_may_be_null():
     assert config.upcast_attention is None and config.to_json()["upcast_attention"] is None
 
 
-def test_xpsr_has_its_released_keys_upon_it(unet, vectors):
-    """At full size: the released keys, but for projections that are linear and texts of 1024 channels."""
+def test_xpsr_on_it_has_the_released_keys(unet, vectors):
+    """At full size. Shapes differ only in linear projections and in texts with 1024 channels."""
     released = json.loads((vectors / "keys_full.json").read_text())
     configs = {"unet": (UNET, unet), "controlnet": (CONTROLNET, ControlNetConfig.like_unet(unet))}
     for name, (network, config) in configs.items():
@@ -94,7 +95,7 @@ def test_xpsr_has_its_released_keys_upon_it(unet, vectors):
 
 @pytest.mark.parametrize("name", ["unet", "controlnet"])
 def test_every_transformer_of_a_level_has_its_heads(name, unet):
-    """Heads of 64 channels everywhere: in SFA's three branches, and in Conditional Attention."""
+    """All heads have 64 channels, in SFA's three branches and in Conditional Attention."""
     network, config = {"unet": (UNET, unet), "controlnet": (CONTROLNET, ControlNetConfig.like_unet(unet))}[name]
     transformers = [
         (path, module)
@@ -120,7 +121,7 @@ def run_small(unet, controlnet, latents, timesteps, high, low, image, scale):
 
 
 @pytest.mark.soak
-def test_xpsr_upon_a_small_one_is_what_pytorch_makes_of_it():
+def test_xpsr_on_a_small_network_equals_pytorch():
     io = read(SMALL / "io.safetensors")
     unet, controlnet = xpsr_jax.load_networks(SMALL)
     assert unet.config.use_linear_projection and controlnet.config.heads == (1, 2, 4)

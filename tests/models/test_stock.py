@@ -1,7 +1,7 @@
-"""Stable Diffusion's own parts at other widths, depths, head counts and odd sizes, against diffusers and transformers.
+"""Stable Diffusion's own networks equal diffusers' and transformers', at several widths, depths, heads and odd sizes.
 
 The networks are small and random (tests/vectors/README.md). XPSR's UNet without Conditional Attention is the stock
-UNet, and its ControlNet with the high-level caption alone and without heads the stock ControlNet.
+UNet. Its ControlNet with only the high-level caption and without heads is the stock ControlNet.
 """
 
 import dataclasses
@@ -73,7 +73,7 @@ def test_text_encoder(name):
 
 
 def test_autoencoder_samples_its_posterior():
-    """Latents are mean + exp(logvar / 2) · noise, scaled, and an image's noise is that of its own key."""
+    """Latents are mean + exp(logvar / 2) · noise, scaled. An image's noise comes from its own key."""
     autoencoder, inputs, expected = load(AUTOENCODER, "autoencoder_three_levels")
     keys = jax.random.split(jax.random.key(0), 2)
     encode = nnx.jit(lambda autoencoder, image, keys: autoencoder.encode(image, keys))

@@ -5,7 +5,7 @@ from xpsr_jax.models.layers import timestep_embedding
 
 
 def test_between_two_timesteps():
-    """Euler's sampler asks for such: nothing rounds them."""
+    """Euler's sampler uses such timesteps, and they are not rounded."""
     frequencies = 10000.0 ** (-np.arange(4) / 4)
     angles = np.array([[500.0], [499.5]]) * frequencies
     embedded = timestep_embedding(jnp.array([500.0, 499.5]), 8)

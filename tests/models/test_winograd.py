@@ -1,4 +1,4 @@
-"""Convolutions by Winograd's algorithm equal the ordinary ones."""
+"""Convolutions by Winograd's algorithm equal normal convolutions."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def test_equals_the_convolution(size, tiles, monkeypatch):
     assert error(winograd_conv(jnp.asarray(x), transform_kernel(kernel)), expected) <= 1e-5  # measured: 3.4e-6
 
 
-def test_a_network_uses_it_where_it_gains(monkeypatch):
+def test_a_network_uses_it_where_it_is_faster(monkeypatch):
     monkeypatch.setattr(winograd, "FEATURES", 8)
     rngs, compute = nnx.Rngs(0), Compute()
     network = nnx.List(
@@ -40,7 +40,7 @@ def test_a_network_uses_it_where_it_gains(monkeypatch):
     assert fast[0].kernel.shape == (16, 8, 16)
     x = jax.random.normal(jax.random.key(0), (1, 6, 6, 8))
     assert error(fast[0](x), network[0](x)) <= 3e-6  # measured: 1.3e-6
-    # The network that was given is whole, and lends the other its parameters.
+    # The given network is unchanged and shares its parameters with the new one.
     assert all(type(module) is nnx.Conv for module in network)
     assert [module.kernel for module in network] == before
     assert all(new.kernel is kernel for new, kernel in zip(fast[1:], before[1:], strict=True))

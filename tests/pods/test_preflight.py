@@ -1,4 +1,4 @@
-"""python -m xpsr_jax.preflight: exit codes, errors, and reports that are kept. Nothing is compiled for a TPU here."""
+"""`xpsr preflight`: exit codes, errors, stored reports. Nothing is compiled for a TPU here."""
 
 import dataclasses
 import importlib.util
@@ -22,7 +22,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """The calls for a compilation, each of which is answered by `answer[0]`."""
+    """The calls of `_compile`, which is replaced and returns `answer[0]`."""
     calls, answer = [], [FITS]
 
     def compile(config, topology, **options):
@@ -33,7 +33,7 @@ def compiled(monkeypatch):
     return calls, answer
 
 
-def test_what_fits_exits_with_0_and_is_compiled_once(compiled, capsys):
+def test_a_program_that_fits_exits_with_0_and_is_compiled_once(compiled, capsys):
     calls, _ = compiled
     assert main([*ARGUMENTS, "--batch-size", "16"]) == 0
     first = capsys.readouterr().out
@@ -53,7 +53,7 @@ def test_another_program_is_compiled(change, compiled):
     assert len(calls) == 2
 
 
-def test_what_does_not_fit_exits_with_1_and_a_suggestion(compiled, capsys):
+def test_a_program_that_does_not_fit_exits_with_1_and_a_suggestion(compiled, capsys):
     compiled[1][0] = dataclasses.replace(FITS, peak=None, shortage="Ran out of memory on HBM")
     assert main([*ARGUMENTS, "--batch-size", "32"]) == 1
     out = capsys.readouterr().out
@@ -96,7 +96,7 @@ def test_gpus(capsys):
     assert load_config("tests/training/tiny.py").batch_size == 8
 
 
-def test_the_compilers_flags_yield_to_ones_own(monkeypatch):
+def test_the_users_compiler_flags_have_precedence(monkeypatch):
     monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_run_space_to_batch=true --mine=1")
     use_tpu_flags()
     said = os.environ["LIBTPU_INIT_ARGS"].split()

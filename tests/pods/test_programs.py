@@ -1,4 +1,4 @@
-"""The programs that preflight compiles are those that training and sampling run."""
+"""Preflight compiles the same programs that training and sampling run."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ CONFIG = dataclasses.replace(tiny.config(), batch_size=16, accumulation=2, mesh=
 GPUS = AbstractMesh((1, 8), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def test_the_sampling_step_is_the_one_that_samples(monkeypatch):
+def test_the_sampling_step_has_the_inputs_of_real_sampling(monkeypatch):
     config = dataclasses.replace(tiny.config(), batch_size=8)
     mesh = sharding.make_mesh(config.mesh)
     program = programs.sampling_step(config, mesh)
@@ -34,7 +34,7 @@ def test_the_sampling_step_is_the_one_that_samples(monkeypatch):
 
     def keep(*arguments, **options):
         calls.append((arguments, options))
-        return arguments[3]  # the state, as it was
+        return arguments[3]  # the state, unchanged
 
     monkeypatch.setattr(restore, "run_steps", keep)
     monkeypatch.setattr(restore, "finish", lambda graph, color, weights, latents, pixels: (pixels, np.ones(8, bool)))
@@ -48,7 +48,7 @@ def test_the_sampling_step_is_the_one_that_samples(monkeypatch):
 
 
 def of(leaf):
-    """Shape and type as jit sees them."""
+    """The shape and type that jit sees."""
     leaf = jax.typeof(leaf) if not isinstance(leaf, jax.ShapeDtypeStruct) else leaf
     return leaf.shape, leaf.dtype
 
@@ -67,14 +67,14 @@ def model(config):
 
 @pytest.mark.parametrize("make", [programs.train_step, programs.sampling_step])
 def test_both_lower_for_cuda(make):
-    """With plain attention, on a machine without one; what cuDNN does cannot be seen here."""
+    """With plain attention, on a machine without a GPU. cuDNN's kernel cannot be tested here."""
     config = programs.without_files(dataclasses.replace(CONFIG, mesh=Mesh()), attention="plain")
     exported = make(config, GPUS).export("cuda")
     assert exported.platforms == ("cuda",) and exported.nr_devices == 8
 
 
-def test_the_first_stage_is_the_one_that_runs(monkeypatch, tmp_path):
-    """With the LR images of the sampling step's crops, and as sampling calls it."""
+def test_the_first_stage_has_the_inputs_of_real_sampling(monkeypatch, tmp_path):
+    """The program gets LR images with the size of the sampling step's crops, as in sampling."""
     assert programs.first_stage(CONFIG, GPUS) is None
     network = RRDBNet(RRDBNetConfig(features=2, blocks=1, growth=2), rngs=Keys(jax.random.key(0)))
     save({"first_stage": network}, tmp_path / "model")
@@ -106,6 +106,6 @@ def test_full_size_needs_no_files():
 
 
 @pytest.mark.parametrize("make", [programs.train_step, programs.sampling_step])
-def test_a_batch_that_does_not_divide(make):
+def test_a_batch_that_the_devices_cannot_divide(make):
     with pytest.raises(UserError, match=r"batch_size=12 must be a multiple of"):
         make(dataclasses.replace(CONFIG, batch_size=12), GPUS)

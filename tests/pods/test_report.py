@@ -1,4 +1,4 @@
-"""What is read off a compiled program, and what a person is told of it."""
+"""The figures of a compiled program, and the report as text."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ FITS = Report("v5e:4x4", 16, "training", 32, 4 * 2**30, 8 * 2**30, 12.5 * 2**30,
 
 @pytest.fixture(scope="module")
 def compiled():
-    """y = x wᵀ w, rows of x and w split over 8 devices: w is gathered, its gradient is summed and split again."""
+    """A program over 8 devices with an all-gather, an all-reduce and a permutation. Rows of x and w are split."""
     mesh = sharding.make_mesh(Mesh(data=1, fsdp=8))
 
     @jax.shard_map(mesh=mesh, in_specs=(PartitionSpec("fsdp"), PartitionSpec("fsdp")), out_specs=PartitionSpec("fsdp"))
@@ -46,7 +46,7 @@ def test_collectives_by_kind_and_bytes(compiled):
 
 
 def test_asynchronous_collectives_count_once():
-    """As TPU programs have them: the pair's done has the result's type."""
+    """Such pairs are in TPU programs. The `-done` has the type of the result."""
     text = """
   %all-gather-start.1 = (bf16[8,128]{1,0}, bf16[32,128]{1,0:T(8,128)(2,1)S(1)}) all-gather-start(%p.1), channel_id=1
   %all-gather-done.1 = bf16[32,128]{1,0:T(8,128)(2,1)S(1)} all-gather-done(%all-gather-start.1)
@@ -68,7 +68,7 @@ def test_measures_of_one_device(compiled):
 
 
 def test_loops_are_found():
-    """Their bodies are counted once, so a program that has some is marked."""
+    """Their bodies are counted once, so the report says how many loops there are."""
     x = jax.ShapeDtypeStruct((64, 32, 32), jnp.float32)
     looped = jax.jit(lambda x: jax.lax.map(lambda y: y @ y, x)).lower(x).compile()
     found = report.measure(looped, CHIPS["v5e"])
@@ -77,7 +77,7 @@ def test_loops_are_found():
         assert report.measure(looped, CHIPS["v5e"], **options)["loops"] == 0
 
 
-def test_custom_kernels_count_by_what_they_state():
+def test_custom_kernels_are_counted_by_their_stated_cost():
     call = '%k = bf16[4] custom-call(%x), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{'
     cost = '"cost_estimate":{"flops":"276","transcendentals":"5","bytes_accessed":"268"}}}'
     assert report.custom_calls(f"{call}{cost}\n{call}}}}}\n%y = f32[2] add(%a, %b)") == [(276, 268), None]
@@ -89,7 +89,7 @@ def test_operations_without_an_estimate_are_left_out():
     assert report._seconds(0.25 - 2) == 0.25
 
 
-def test_what_fits_is_said_with_its_figures():
+def test_the_report_of_a_program_that_fits():
     text = report.render(dataclasses.replace(FITS, collectives={"all-gather": (20, 3 * 2**30)}))
     assert "4.00 GiB arguments, 8.00 GiB temporaries; at most 12.50 GiB of 15.75 GiB, fits" in text
     assert "250.0 ms per step, 128.0 images per second, 61% of the peak 197 TFLOP/s" in text
@@ -106,7 +106,7 @@ def test_what_fits_is_said_with_its_figures():
         assert words in text
 
 
-def test_what_does_not_fit_is_said_with_a_way_out():
+def test_suggestions_for_a_program_that_does_not_fit():
     config = dataclasses.replace(tiny.config(), batch_size=64, mesh=Mesh(data=4, fsdp=4))
     large = dataclasses.replace(FITS, peak=CHIPS["v5e"].hbm + 1)
     assert FITS.fits and not large.fits and not dataclasses.replace(FITS, peak=None, shortage="17G of 15.75G").fits
@@ -118,7 +118,7 @@ def test_what_does_not_fit_is_said_with_a_way_out():
     assert "--batch-size 16" in report.suggestions(dataclasses.replace(large, program="sampling"), config)[0]
 
 
-def test_what_runs_before_must_fit_as_well():
+def test_the_program_that_runs_before_must_fit_too():
     first = dataclasses.replace(FITS, program="first stage", peak=FITS.peak - 1)
     both = dataclasses.replace(FITS, program="sampling", before=first)
     assert both.fits and not dataclasses.replace(both, before=dataclasses.replace(first, peak=2 * FITS.peak)).fits
@@ -127,7 +127,7 @@ def test_what_runs_before_must_fit_as_well():
     assert report.from_json(json.loads(json.dumps(dataclasses.asdict(both)))) == both
 
 
-def test_the_compilers_words_are_caught_and_passed_on(capfd):
+def test_the_compilers_messages_are_captured_and_passed_on(capfd):
     with compiling.captured_stderr() as (said, terminal):
         os.write(2, f"[spmd] {compiling.COMPLAINT}. The compiler ...\n".encode())
         terminal.write("progress\n")

@@ -1,4 +1,4 @@
-"""python -m xpsr_jax.prepare_data: what it writes, what it leaves out, and that it goes on where it was stopped."""
+"""`xpsr prepare`: the files that it writes, the images that it leaves out, and that stopped work is resumed."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ WHOLE = ["a/1.png", "a/2.jpg", "b/10.webp"]
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    """Three photographs, a truncated one, a tiny one, and a file that is none."""
+    """Three photographs, a truncated one, a tiny one, and a text file with an image's name."""
     folder = tmp_path_factory.mktemp("prepare") / "photos"
     rng = np.random.default_rng(0)
     for name in NAMES:
@@ -53,7 +53,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_records_leave_out_what_is_broken_or_small(photos, tmp_path, capsys):
+def test_records_leave_out_broken_and_small_images(photos, tmp_path, capsys):
     output = tmp_path / "out"
     assert run("records", photos, "--output", output, "--images-per-file", 2) == 1
     said = capsys.readouterr()
@@ -67,8 +67,8 @@ def test_records_leave_out_what_is_broken_or_small(photos, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["[a-b]", "x[0:3]", "what?*"])
-def test_what_is_saved_under_a_name_like_a_pattern_is_read_again(photos, tmp_path, name):
-    """ArrayRecord takes [0:3] at the end of a path for a range of records."""
+def test_records_with_a_name_like_a_pattern_can_be_read_again(photos, tmp_path, name):
+    """ArrayRecord treats [0:3] at the end of a path as a range of records."""
     folder = tmp_path / name
     folder.mkdir()
     for i, each in enumerate(WHOLE):
@@ -97,7 +97,7 @@ def test_exit_codes(photos, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("command", ["records", "pairs"])
-def test_two_processes_write_what_one_does(photos, tmp_path, command, monkeypatch):
+def test_two_processes_write_the_same_as_one(photos, tmp_path, command, monkeypatch):
     monkeypatch.setattr("xpsr_jax.cli.prepare._PAIRS_IN_A_PIECE", 2)
     options = {"records": ("--images-per-file", 2), "pairs": ("--rounds", 2, "--crop-size", 32)}[command]
     for workers in (1, 2):
@@ -116,7 +116,7 @@ def test_pairs_in_the_released_layout(photos, tmp_path):
         assert sample.caption.low and sample.lr_caption.low and sample.caption.low != sample.lr_caption.low
     crops = [source[i].image for i in (0, 2)]
     assert not np.array_equal(*crops), "each round has other crops"
-    # Ready-made pairs are no photographs, but can be stored in files of records.
+    # Pairs cannot be made from ready-made pairs, but these can be stored in files of records.
     with pytest.raises(UserError, match="already contains pairs"):
         WritePairs(source, Choice(0), DataConfig(crop_size=32), 0, 4, False)(tmp_path, 0, range(1))
     assert run("records", tmp_path / "out", "--output", tmp_path / "stored") == 0
@@ -124,8 +124,8 @@ def test_pairs_in_the_released_layout(photos, tmp_path):
     assert [stored.record(i) for i in range(4)] == [source.record(i) for i in range(4)]
 
 
-def test_pairs_to_evaluate_on(photos, tmp_path):
-    """The DIV2K-Val protocol at a sixteenth of its size: LR is a quarter of HR, each photograph has several crops."""
+def test_pairs_for_evaluation(photos, tmp_path):
+    """The DIV2K-Val protocol at a sixteenth of its size. LR is a quarter of HR, and photographs have several crops."""
     assert run("validation", photos, "--output", tmp_path / "out", "--crops", 3, "--crop-size", 32) == 1
     names = [f"{name}_{k}.png" for name in ("a/1", "a/2", "b/10") for k in range(3)]
     for kind, size in (("HR", 32), ("LR", 8)):
@@ -138,7 +138,7 @@ def test_pairs_to_evaluate_on(photos, tmp_path):
     assert not np.array_equal(hr[0], hr[1])
 
 
-def test_two_images_of_one_name(tmp_path, capsys):
+def test_two_images_with_the_same_name(tmp_path, capsys):
     for name in ("x.png", "x.jpg"):
         cv2.imwrite(str(tmp_path / name), np.zeros((40, 40, 3), np.uint8))
     assert run("pairs", tmp_path, "--output", tmp_path / "out", "--missing-captions", "empty") == 1
@@ -147,7 +147,7 @@ def test_two_images_of_one_name(tmp_path, capsys):
 
 @dataclasses.dataclass
 class Stops:
-    """Writes a file a piece, and fails at one of them."""
+    """Writes one file per piece, and fails at one of the pieces."""
 
     at: int | None
 
@@ -159,7 +159,7 @@ class Stops:
         return Outcome(written=len(numbers), broken={f"x{number}": "why"})
 
 
-def test_stopped_work_goes_on(tmp_path):
+def test_stopped_work_is_resumed(tmp_path):
     output, pieces = tmp_path / "out", cut(7, 2)
     assert pieces == [range(0, 2), range(2, 4), range(4, 6), range(6, 7)]
     options = {"settings": {"seed": 1}, "workers": 1}
@@ -181,7 +181,7 @@ def test_stopped_work_goes_on(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
 
 
-def test_a_full_disk_is_said_in_a_line(tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error_of_one_line(tmp_path, monkeypatch):
     def full(folder, number, numbers):
         raise OSError(28, "No space left on device")
 
@@ -189,10 +189,10 @@ def test_a_full_disk_is_said_in_a_line(tmp_path, monkeypatch):
         work(tmp_path / "out", full, cut(2, 1), settings={}, workers=1)
 
 
-def test_a_killed_worker_is_said_in_a_line(tmp_path):
+def test_a_killed_worker_is_an_error_of_one_line(tmp_path):
     with pytest.raises(UserError, match="a worker process was killed"):
-        work(tmp_path / "out", kill_oneself, cut(2, 1), settings={}, workers=2)
+        work(tmp_path / "out", kill_this_process, cut(2, 1), settings={}, workers=2)
 
 
-def kill_oneself(folder, number, numbers):
+def kill_this_process(folder, number, numbers):
     os.kill(os.getpid(), signal.SIGKILL)
