@@ -1,13 +1,13 @@
 """Makes tests/vectors/first_stage.safetensors: small random RRDBNets of the package spandrel, with inputs and outputs.
 
-Run by hand in an environment with torch; the tests read what it wrote and need none. It ran with torch 2.13.0 (CPU),
-spandrel 0.4.2, safetensors 0.8.0:
+Run manually in an environment with torch. The tests only read the result and do not need torch. It was run with
+torch 2.13.0 (CPU), spandrel 0.4.2, safetensors 0.8.0:
 
     python -m tests.vectors.make_first_stage_vectors
 
-`body.*` are the blocks' tensors, which all cases have in common. A case has its other tensors under `CASE.model.*`,
-with the names that ESRGAN's first release gave them, `CASE.in` and `CASE.out` (NCHW, in [0, 1]). Weights and inputs
-are rounded to float16, outputs are computed in float64.
+`body.*` are the tensors of the blocks, which are the same in all cases. The other tensors of a case are `CASE.model.*`
+(with the names of ESRGAN's first release), `CASE.in` and `CASE.out` (NCHW, in [0, 1]). Weights and inputs are rounded
+to float16; outputs are computed in float64.
 """
 
 import importlib
@@ -24,7 +24,7 @@ CASES = {"x4": (4, 1, (5, 6)), "x2": (2, 2, (7, 6)), "x1": (1, 4, (9, 10)), "x2_
 
 
 def network(scale: int, unshuffle: int, *, features: int = 4, blocks: int = 1) -> torch.nn.Module:
-    """One of spandrel's, of these sizes."""
+    """A network of spandrel with these sizes."""
     import_spandrel()
     rrdb = importlib.import_module("spandrel.architectures.ESRGAN.__arch.RRDB")
     return rrdb.RRDBNet(

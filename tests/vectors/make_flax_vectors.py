@@ -1,12 +1,12 @@
-"""Makes tests/vectors/flax: small random Flax networks as the last Flax releases saved them, with what they computed.
+"""Makes tests/vectors/flax: small random Flax networks, saved by the last Flax releases, with inputs and outputs.
 
-Run by hand in an environment of its own; the tests read what it wrote. It ran with diffusers 0.39.0, transformers
+Run manually in a separate environment. The tests only read the result. It was run with diffusers 0.39.0, transformers
 4.57.6, flax 0.12.8, jax 0.10.2 (CPU):
 
     python tests/vectors/make_flax_vectors.py [NAME ...]
 
-Each network gets a folder NAME/ with config.json and *.msgpack, its parameters drawn and rounded to float16, and
-io.safetensors (`in.*`, `out.*`; float32; images channels first, as diffusers' Flax models take them).
+Each network has a folder NAME/ with config.json, *.msgpack (random parameters, rounded to float16) and io.safetensors
+(`in.*`, `out.*`; float32; images have channels first, as in diffusers' Flax models).
 """
 
 import functools
@@ -23,7 +23,7 @@ from transformers import CLIPTextConfig
 from transformers.models.clip.modeling_flax_clip import FlaxCLIPTextModel
 
 HERE = Path(__file__).parent / "flax"
-# Flax's norms have 32 groups, always: so 32 channels are the least.
+# Norms in diffusers' Flax models always have 32 groups, so 32 channels are the minimum.
 SHARED = dict(
     block_out_channels=(32,),
     down_block_types=("CrossAttnDownBlock2D",),
@@ -34,7 +34,7 @@ SHARED = dict(
 
 
 def draw(shapes, rng):
-    """Random parameters of these shapes, in float16."""
+    """Random parameters with these shapes, in float16."""
 
     def one(path, leaf):
         noise, name = rng.standard_normal(leaf.shape), path[-1].key
@@ -46,7 +46,7 @@ def draw(shapes, rng):
 
 
 def unet(rng):
-    # Only the mid block attends: the file is to be small.
+    # Only the mid block has attention, to keep the file small.
     blocks = dict(down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
     model = FlaxUNet2DConditionModel(sample_size=6, use_linear_projection=True, **SHARED | blocks)
     inputs = {

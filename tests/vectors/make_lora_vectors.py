@@ -1,12 +1,12 @@
-"""Makes tests/vectors/lora: LoRA files of each naming, and the weights that diffusers makes of two networks with them.
+"""Makes tests/vectors/lora: LoRA files in each naming scheme, and two networks' weights after diffusers merged them.
 
-Run by hand, only when a naming is to be added, in an environment with torch; the tests read what it wrote and need
-none. It ran with torch 2.13.0 (CPU), diffusers 0.42.1, peft 0.21.2, transformers 5.23.0, safetensors 0.8.0:
+Run manually, only to add a naming scheme, in an environment with torch. The tests only read the result and do not need
+torch. It was run with torch 2.13.0 (CPU), diffusers 0.42.1, peft 0.21.2, transformers 5.23.0, safetensors 0.8.0:
 
     python tests/vectors/make_lora_vectors.py
 
-The networks are `stock/unet_odd_size` and `stock/text_encoder_quick_gelu`. NAME.safetensors is a LoRA file;
-fused.safetensors holds what `fuse_lora(lora_scale=0.7)` made of each weight that it changes, under NAME/COMPONENT/KEY.
+The networks are `stock/unet_odd_size` and `stock/text_encoder_quick_gelu`. NAME.safetensors is a LoRA file.
+fused.safetensors has each weight that `fuse_lora(lora_scale=0.7)` changes, under NAME/COMPONENT/KEY.
 """
 
 import json
@@ -45,7 +45,7 @@ def pipeline() -> StableDiffusionPipeline:
 
 
 def weights(pipe: StableDiffusionPipeline) -> dict[str, Tensor]:
-    """By COMPONENT/KEY, the text encoder's with the prefix that Stable Diffusion's files have."""
+    """The weights by COMPONENT/KEY. The text encoder's keys have the prefix of Stable Diffusion's files."""
     networks = {"unet": pipe.unet, "text_encoder": pipe.text_encoder}
     found = {}
     for component, network in networks.items():
@@ -68,7 +68,7 @@ def fused(file: Path, strength: float) -> dict[str, Tensor]:
 
 
 def targets(network: nn.Module, *, convolutions: bool) -> Iterator[tuple[str, nn.Module]]:
-    """Some modules of every kind that has LoRA: of attention, of its surroundings, and convolutions."""
+    """Some modules of every kind that can have LoRA: attention, its projections and feed-forward, convolutions."""
     wanted = ("to_q", "to_out.0", "ff.net.0.proj", "proj_in", "q_proj", "out_proj", "fc1")
     if convolutions:
         wanted = ("conv1", "downsamplers.0.conv", "conv_shortcut", "proj_out", "to_v", "q_proj", "out_proj")
@@ -88,13 +88,13 @@ def pair(module: nn.Module, generator: torch.Generator) -> tuple[Tensor, Tensor]
 
 
 def lora(name: str, seed: int) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file."""
+    """The tensors and metadata of a LoRA file."""
     generator, pipe = torch.Generator().manual_seed(seed), pipeline()
     tensors: dict[str, Tensor] = {}
     settings: dict[str, object] = {}
     for component, network in (("unet", pipe.unet), ("text_encoder", pipe.text_encoder)):
         chosen = list(targets(network, convolutions=name == "locon"))
-        # What diffusers writes of PEFT's configuration.
+        # The part of PEFT's configuration that diffusers writes.
         peft = {"r": RANK, "lora_alpha": 5, "target_modules": [module for module, _ in chosen], "peft_type": "LORA"}
         settings |= {f"{component}.{key}": value for key, value in peft.items()}
         for module, layer in chosen:
@@ -110,7 +110,7 @@ def named(name: str, component: str, module: str, down: Tensor, up: Tensor) -> d
         return {
             f"{key}.lora_down.weight": down,
             f"{key}.lora_up.weight": up,
-            # One for all: of several, diffusers 0.42 ignores those of attention (it warns).
+            # The same value for all modules. With different ones, diffusers 0.42 ignores those of attention and warns.
             f"{key}.alpha": torch.tensor(ALPHAS[name]),
         }
     if name == "peft":

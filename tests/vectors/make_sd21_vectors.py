@@ -1,8 +1,8 @@
-"""Makes tests/vectors/sd21_small: XPSR on a small Stable Diffusion 2.1, of PyTorch diffusers' own modules.
+"""Makes tests/vectors/sd21_small: XPSR on a small Stable Diffusion 2.1, from PyTorch diffusers' own modules.
 
-The released code knows Stable Diffusion 1.5 alone. So XPSR is put together here from its description
-(docs/understand/method.md §3, §4): diffusers' stock ControlNet and UNet, with transformers of diffusers added where
-XPSR has some. Run by hand, with the versions that make_stock_vectors.py names:
+The released code supports only Stable Diffusion 1.5. So XPSR is built here from its description
+(docs/understand/method.md §3, §4): diffusers' stock ControlNet and UNet, with diffusers' transformers added where
+XPSR has some. Run manually, with the versions in make_stock_vectors.py:
 
     python tests/vectors/make_sd21_vectors.py
 """
@@ -28,7 +28,7 @@ def tokens(x: Tensor) -> Tensor:
 
 
 def transformer(config: Any, level: int, context: int) -> Transformer2DModel:
-    """One of the network's kind and with its level's heads, that attends to `context` channels."""
+    """A transformer with the settings of the network and the heads of its level; the context has `context` channels."""
     width, heads = config.block_out_channels[level], config.attention_head_dim[level]
     return Transformer2DModel(
         heads,
@@ -42,7 +42,7 @@ def transformer(config: Any, level: int, context: int) -> Transformer2DModel:
 
 
 class SemanticFusionAttention(nn.Module):
-    """In the place of a transformer (method §3). The text is that of both captions, one after the other."""
+    """Replaces a transformer (method §3). Its text is both captions' embeddings, concatenated."""
 
     def __init__(self, high: Transformer2DModel, low: Transformer2DModel, connect: Transformer2DModel):
         super().__init__()
@@ -55,7 +55,7 @@ class SemanticFusionAttention(nn.Module):
 
 
 class ThenAttend(nn.Module):
-    """In the place of a decoder layer's last module: that, and Conditional Attention to `residual` (method §4)."""
+    """Replaces the last module of a decoder layer: the module, then Conditional Attention to `residual` (method §4)."""
 
     def __init__(self, layer: nn.Module, attend: Transformer2DModel):
         super().__init__()
@@ -94,7 +94,7 @@ def xpsr_unet(config: dict[str, Any]) -> UNet2DConditionModel:
 
 
 def run(controlnet: ControlNetModel, unet: UNet2DConditionModel, generator: torch.Generator, size: tuple) -> Io:
-    """Inputs at random, and what both networks make of them."""
+    """Random inputs, and the outputs of both networks."""
     b, _, h, w = size
     x, t, scale = normal(generator, *size), torch.tensor([901, 33])[:b], 0.9
     high, low = (normal(generator, b, 9, unet.config.cross_attention_dim) for _ in range(2))
@@ -113,7 +113,7 @@ def run(controlnet: ControlNetModel, unet: UNet2DConditionModel, generator: torc
 
 
 def released_key(key: str) -> str:
-    """The key that the released code has for one of these modules' (method §5)."""
+    """The released code's key for a key of these modules (method §5)."""
     key = re.sub(r"attentions\.(\d+)\.high\.", r"attentions.\1.", key)
     key = re.sub(r"attentions\.(\d+)\.low\.", r"attentions_lowlevel.\1.", key)
     key = re.sub(r"attentions\.(\d+)\.connect\.", r"attentions_connect.\1.", key)
@@ -132,7 +132,7 @@ def make(size: tuple, seed: int, **changes: Any) -> tuple[ControlNetModel, UNet2
 
 
 def main() -> None:
-    # A seed of well conditioned networks; at the worst of 24 others PyTorch's own float32 is off by 2e-4.
+    # A seed with well-conditioned networks. At the worst of 24 other seeds, PyTorch's own float32 error is 2e-4.
     controlnet, unet, io = make((2, 4, 8, 12), seed=14)
     write_component(controlnet, HERE / "controlnet", released_key)
     write_component(unet, HERE / "unet", released_key)

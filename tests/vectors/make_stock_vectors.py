@@ -1,14 +1,14 @@
 """Makes tests/vectors/stock: small random networks of PyTorch diffusers and transformers, with inputs and outputs.
 
-Run by hand, only when a network is to be added, in an environment with torch; the tests read what it wrote and need
-none. It ran with torch 2.13.0 (CPU), diffusers 0.42.1, transformers 5.23.0, safetensors 0.8.0, numpy 2.4.6:
+Run manually, only to add a network, in an environment with torch. The tests only read the result and do not need
+torch. It was run with torch 2.13.0 (CPU), diffusers 0.42.1, transformers 5.23.0, safetensors 0.8.0, numpy 2.4.6:
 
     python tests/vectors/make_stock_vectors.py [NAME ...]
 
-Each network gets a folder NAME/ like a component of a Stable Diffusion folder (config.json and weights), with
-io.safetensors beside them (`in.*`, `out.*`; PyTorch's layout). Weights and inputs are drawn, then
-rounded to float16: so float16 stores them exactly, at half the size. Outputs are computed in float64, so that what a
-test measures is our rounding and not also PyTorch's.
+Each network has a folder NAME/ like a component of a Stable Diffusion folder (config.json and weights), and in it
+io.safetensors (`in.*`, `out.*`; PyTorch's layout). Random weights and inputs are rounded to float16, so float16 stores
+them exactly at half the size. Outputs are computed in float64, so that a test measures only our rounding and not
+PyTorch's.
 """
 
 import json
@@ -29,7 +29,7 @@ Io = dict[str, Tensor]
 
 
 def draw(module: nn.Module, generator: torch.Generator) -> None:
-    """Gives every parameter a random value, those that start at zero or one too: none can be forgotten unnoticed."""
+    """Gives every parameter a random value, even those that start at zero or one, so that each one has an effect."""
     for name, parameter in module.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         if "embedding.weight" in name:  # of tokens and positions
@@ -85,7 +85,7 @@ def autoencoder(config: dict[str, Any], image: tuple[int, ...], latents: tuple[i
         model = AutoencoderKL(**config)
         draw(model, generator)
         x = (2 * torch.rand(image, generator=generator) - 1).half().double()
-        z = normal(generator, *latents)  # as the decoder of PyTorch takes them: not scaled
+        z = normal(generator, *latents)  # not scaled, as PyTorch's decoder expects them
         posterior = model.encode(x).latent_dist
         io = {"in.image": x, "in.latents": z, "out.mean": posterior.mean, "out.logvar": posterior.logvar}
         return model, io | {"out.image": model.decode(z).sample}
@@ -104,7 +104,7 @@ def text_encoder(config: dict[str, Any], texts: list[list[int]]) -> Callable:
     return make
 
 
-# Stable Diffusion 2.1 in small: heads of one size, so twice as many at twice the width, and linear projections.
+# A small Stable Diffusion 2.1: heads of one size (twice as many at twice the width) and linear projections.
 SD21 = dict(
     block_out_channels=(8, 16, 16),
     down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
@@ -118,7 +118,7 @@ SD21 = dict(
 SD21_UP = dict(sample_size=12, up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"))
 
 NETWORKS: dict[str, Callable] = {
-    # Sides 9 and 13 are no multiple of 2, so every upsample must resize to the size of the next skip.
+    # The sides 9 and 13 are odd, so every upsample must resize to the size of the next skip.
     "unet_odd_size": unet(
         dict(
             sample_size=9,
@@ -132,7 +132,7 @@ NETWORKS: dict[str, Callable] = {
         timesteps=[937, 12],
         tokens=7,
     ),
-    # Another depth, plain block first, heads level by level, linear projections (SD 2), other channels in and out.
+    # Another depth, plain block first, different heads per level, linear projections (SD 2), other channels in and out.
     "unet_two_levels": unet(
         dict(
             sample_size=8,
@@ -166,7 +166,7 @@ NETWORKS: dict[str, Callable] = {
         factor=8,
         scale=0.6,
     ),
-    # A conditioning embedding of three widths: the image is only four times the latents.
+    # A conditioning embedding with three widths, so the image is only four times as large as the latents.
     "controlnet_two_levels": controlnet(
         dict(
             in_channels=5,
@@ -250,7 +250,7 @@ NETWORKS: dict[str, Callable] = {
         ),
         texts=[[9, 8, 7], [(11 * i) % 48 for i in range(40)]],
     ),
-    # The ids of SD 2.1's tokenizer, which pads with "!"; its config.json names others, which nothing here reads.
+    # The ids of SD 2.1's tokenizer, which pads with "!". Its config.json has other ids, which are not used here.
     "text_encoder_sd21": text_encoder(
         dict(
             vocab_size=64,
@@ -280,7 +280,7 @@ def storable(tensor: Tensor, *, exact: bool) -> Tensor:
 
 
 def write_component(model: nn.Module, folder: Path, torch_key: Callable[[str], str] = str) -> None:
-    """Writes config.json and weights; `torch_key` gives a tensor's key in the file."""
+    """Writes config.json and weights. `torch_key` returns a tensor's key in the file."""
     is_text = isinstance(model, CLIPTextModel)
     weights = {torch_key(key): storable(value, exact=True) for key, value in model.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -297,12 +297,12 @@ def write_io(io: Io, file: Path) -> None:
 
 def main() -> None:
     for name in sys.argv[1:] or NETWORKS:
-        # A seed of its own, so that adding a network leaves the others as they are.
+        # Each network has its own seed, so that adding a network does not change the others.
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         with torch.no_grad():
             model, io = NETWORKS[name](generator)
         folder = HERE / name
-        # transformers 5 dropped the prefix that the files of Stable Diffusion have.
+        # transformers 5 dropped the prefix of Stable Diffusion's files.
         prefix = "text_model." if isinstance(model, CLIPTextModel) else ""
         write_component(model, folder, lambda key, prefix=prefix: prefix + key)
         write_io(io, folder / "io.safetensors")
