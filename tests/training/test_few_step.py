@@ -81,7 +81,7 @@ def test_the_teacher_is_a_frozen_copy_of_the_trained_parameters():
 def test_adapters_start_without_effect_and_are_merged():
     structure = make_structure(tiny.config("few_step"))
     values = random_parameters(structure, structure.shapes(), seed=0)
-    names = {p for p in structure.beside if p.startswith("student.")}
+    names = {p for p in structure.extra if p.startswith("student.")}
     assert {p.rpartition(".")[2] for p in names} == {"down", "up"}
     before, begun = parameters(structure.abstract), parameters(structure.merge(values))
     assert before.keys() == begun.keys()

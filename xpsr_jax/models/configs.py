@@ -25,7 +25,7 @@ _Size = Annotated[int, Range(1, 2**20)]
 _Epsilon = Annotated[float, Range(0, 1, above=True)]
 _Widths = Annotated[tuple[_Width, ...], Length(1, 8)]
 _Names = Annotated[tuple[str, ...], Length(1, 8)]
-_MOST_LAYERS = 128
+_MAX_LAYERS = 128
 
 # Settings of diffusers' UNets and ControlNets that these networks do not support, with the accepted values.
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -166,8 +166,8 @@ class EncoderConfig:
         heads = getattr(self, name)
         if isinstance(heads, tuple) and len(heads) != levels:
             raise UserError(f"{name} must be one number or have {levels} entries, one per level of block_out_channels")
-        if levels * self.layers_per_block * self.transformer_layers_per_block > _MOST_LAYERS:
-            raise UserError(f"layers_per_block and transformer_layers_per_block give more than {_MOST_LAYERS} layers")
+        if levels * self.layers_per_block * self.transformer_layers_per_block > _MAX_LAYERS:
+            raise UserError(f"layers_per_block and transformer_layers_per_block give more than {_MAX_LAYERS} layers")
 
     @property
     def heads(self) -> tuple[int, ...]:

@@ -57,14 +57,14 @@ def make_few_step(
 
     places, split = shardings_of(abstract), sharding.batch_sharding(mesh)
     paths = {
-        whose: sorted(path for path in structure.trained if path.startswith(CRITIC) == (whose == "critic"))
-        for whose in ("student", "critic")
+        role: sorted(path for path in structure.trained if path.startswith(CRITIC) == (role == "critic"))
+        for role in ("student", "critic")
     }
 
     def turn(
-        whose: str, state: TrainState, frozen: Parameters, constants: FewStepConstants, batch: Mapping[str, Array]
+        role: str, state: TrainState, frozen: Parameters, constants: FewStepConstants, batch: Mapping[str, Array]
     ) -> tuple[TrainState, Terms]:
-        function = student_loss if whose == "student" else critic_loss
+        function = student_loss if role == "student" else critic_loss
 
         def loss(trained: Parameters, batch: Mapping[str, Array]) -> tuple[Array, Terms]:
             student, teacher, critic = assemble(frozen | state.trained | trained)
@@ -72,7 +72,7 @@ def make_few_step(
             return function(student, teacher, critic, batch, constants=constants, config=config, schedule=schedule)
 
         def one(batch: Mapping[str, Array]) -> tuple[Parameters, Terms]:
-            trained = {path: state.trained[path] for path in paths[whose]}
+            trained = {path: state.trained[path] for path in paths[role]}
             with sharding.gathering_kernels(mesh):
                 (value, terms), gradients = jax.value_and_grad(loss, has_aux=True)(trained, batch)
             gradients = jax.lax.with_sharding_constraint(gradients, {path: places.trained[path] for path in gradients})

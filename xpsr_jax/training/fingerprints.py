@@ -67,17 +67,17 @@ def fingerprint(network: Network, folder: Path) -> str:
 def fingerprints(structure: Structure) -> dict[str, str]:
     """The fingerprint of each network of the base model; "" for a network that it does not have."""
     found = {name: fingerprint(ALL_NETWORKS[name], folder) for name, folder in structure.sources.items()}
-    return dict.fromkeys(ALL_NETWORKS, "") | found | of_stored(structure)
+    return dict.fromkeys(ALL_NETWORKS, "") | found | stored_first_stage(structure)
 
 
-def of_stored(structure: Structure) -> dict[str, str]:
+def stored_first_stage(structure: Structure) -> dict[str, str]:
     """The fingerprint of a first stage whose pictures are stored. Training itself does not load it."""
     if structure.first_stage is None or "first_stage" in structure.sources:
         return {}
     return {"first_stage": fingerprint(FIRST_STAGE, structure.first_stage)}
 
 
-def of_first(found: Mapping[str, str]) -> dict[str, str]:
+def from_first_process(found: Mapping[str, str]) -> dict[str, str]:
     """The first process's fingerprints, in every process. The other processes may pass an empty mapping."""
     texts = "".join(found.get(name, "").ljust(64) for name in ALL_NETWORKS)
     texts = distributed.from_first(np.frombuffer(texts.encode(), np.uint8)).tobytes().decode()

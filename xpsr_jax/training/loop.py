@@ -94,8 +94,8 @@ def train(config: Config) -> Path | None:
             fingerprints=base if distributed.is_first() else None,
         )
         if distributed.is_first():
-            base |= fingerprints.of_stored(structure)
-        record["base"] = fingerprints.of_first(base)
+            base |= fingerprints.stored_first_stage(structure)
+        record["base"] = fingerprints.from_first_process(base)
         fingerprints.check_embeddings(config, structure, record["base"])
         check_stored_pictures(config, structure, record["base"])
         if resumed:
@@ -150,7 +150,7 @@ def train(config: Config) -> Path | None:
                         log.scalars(done, learning_rate=float(rate(done - 1)))
                     if done % config.checkpoint_every == 0 or last or stop:
                         log.settle()  # A state after NaN is never saved.
-                        _show(log, mirror)  # A run that resumes from this checkpoint needs the earlier lines.
+                        _push_log(log, mirror)  # A run that resumes from this checkpoint needs the earlier lines.
                         checkpoints.save(done, state, data, record, log.unlogged)
                     if stop and not last:
                         checkpoints.wait()
@@ -159,7 +159,7 @@ def train(config: Config) -> Path | None:
                     if _is_due(config.validation, done):
                         validate(done)
                     if mirror.is_due:
-                        _show(log, mirror)
+                        _push_log(log, mirror)
             except NotANumber as failure:
                 data.set_state(dict(positions)[failure.step])
                 folder = _save_failed(run, failure.step, state.before_failure, data, record)
@@ -193,7 +193,7 @@ def check_run(run: Path) -> None:
         )
 
 
-def _show(log: Log, mirror: Mirror) -> None:
+def _push_log(log: Log, mirror: Mirror) -> None:
     """Copies the log so far to the bucket. A failed copy is reported and does not end the training."""
     if mirror.follows:
         log.flush()
