@@ -19,7 +19,7 @@ SHARPENING_WINDOW = 51  # pixels; OpenCV gives this window a Gaussian of sigma 8
 # The smallest taps of a kernel are left out, up to this fraction of its total weight.
 _NEGLIGIBLE = 1e-7
 # OpenCV sums directly over kernels with up to _OPENCV_DIRECT taps and uses the Fourier domain for larger ones. Direct
-# summation is faster for less than _FOURIER_FROM non-zero taps (measured at 512 x 512).
+# summation is faster for fewer than _FOURIER_FROM non-zero taps (measured at 512 x 512).
 _OPENCV_DIRECT, _FOURIER_FROM = 129, 330
 
 

@@ -26,7 +26,8 @@ class Report:
       images: size of the global batch.
       arguments: bytes of the step's inputs: state, frozen parameters and batch.
       temporaries: bytes of its intermediate results.
-      peak: bytes of both, and of outputs that do not reuse an argument's memory; None if the compiler failed earlier.
+      peak: bytes of arguments, temporaries, and outputs that do not reuse an argument's memory; None if the compiler
+        failed before it knew.
       flops, seconds: XLA's estimate, a roofline of each operation's products and bytes moved; 0 without a program.
       moved: bytes between memory and compute units, as in the estimate.
       collectives: kind -> (number, bytes of the results on one chip). Those in a loop are counted once.

@@ -71,7 +71,7 @@ def open_checkpoint(path: Path, *, bases: Sequence[Path] = (), average: bool = T
             raise UserError(f"{step} lacks trained parameters, such as {min(absent)}; use another checkpoint")
         frozen = exported(structure.frozen)
         loaded = load_parameters(structure, frozen)
-        # Training may hold frozen parameters in fewer bits, so the export rounds these in the same way.
+        # Frozen parameters that are not in the base exist only in training's frozen type, so they are rounded to it.
         dtype = jnp.dtype(config.precision.frozen_dtype)
         rest = random_parameters(structure, frozen - loaded.keys(), config.seed)
         rounded = {name: array.astype(dtype).astype(np.float32) for name, array in rest.items()}
