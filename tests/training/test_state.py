@@ -85,6 +85,6 @@ def test_the_state_has_one_structure_for_all_schedules():
 
 def test_a_decay_pattern_without_a_match_is_an_error():
     with pytest.raises(
-        UserError, match=r"'unet\\\\.konv.*' matches no parameter; one of them is called 'unet.conv.kernel'"
+        UserError, match=r"'unet\\\\.konv.*' matches no parameter; parameters have names like 'unet.conv.kernel'"
     ):
         make_optimizer(Config(optimizer=Optimizer(decayed=((r"unet\.konv.*", True),))), PATHS)

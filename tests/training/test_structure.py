@@ -224,7 +224,7 @@ def test_the_error_for_an_incomplete_base_names_the_folder_and_the_flag(stock, t
     [
         (
             {"trained": ((r"unet\.konv_in\..*", True),)},
-            r"konv_in.*' matches no parameter; one of them is called 'autoencoder\.decoder",
+            r"konv_in.*' matches no parameter; parameters have names like 'autoencoder\.decoder",
         ),
         ({"trained": ((".*", False),)}, "nothing would be trained"),
         ({"data": dataclasses.replace(tiny.config().data, crop_size=66)}, "data.crop_size=66 must be a multiple of 4"),

@@ -64,7 +64,7 @@ def _checked(record: Any, where: str) -> CaptionRecord:
         if key != "image" and text != text.encode(errors="ignore").decode():
             raise UserError(f"{where}: {key!r} has an incomplete character (a lone surrogate); remove it.")
     if not record["image"]:
-        raise UserError(f"{where}: 'image' is empty.")
+        raise UserError(f"{where}: 'image' is empty; write the image's path.")
     return record | {"image": Path(record["image"]).as_posix()}
 
 

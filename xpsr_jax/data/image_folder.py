@@ -45,7 +45,7 @@ class ImageFolder:
         self.root = as_path(root)
         names = leave_out(list_images(self.root), tuple(exclude), self.root, missing_exclusions)
         if not names:
-            raise UserError(f"No image is left in {self.root} after exclusions.")
+            raise UserError(f"No image is left in {self.root} after exclusions; remove an exclusion.")
         self.names = tuple(names)
         self._captions = self._match(captions, missing)
         self._lr_captions = as_mapping(lr_captions)

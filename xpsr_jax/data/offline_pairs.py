@@ -55,7 +55,7 @@ class OfflinePairs:
         names = [name for dataset in datasets for name in self._check(dataset, missing)]
         self.names = tuple(leave_out(names, tuple(exclude), self.root, missing_exclusions))
         if not self.names:
-            raise UserError(f"No pair is left in {self.root} after exclusions.")
+            raise UserError(f"No pair is left in {self.root} after exclusions; remove an exclusion.")
 
     def _check(self, dataset: str, missing: str) -> list[str]:
         """The names of a dataset's pairs. Lists folders instead of testing each file: there are millions of files."""

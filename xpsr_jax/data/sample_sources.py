@@ -117,7 +117,7 @@ class Skipping:
             except UserError as error:
                 self._broken.add(number)
                 say(f"{error}; the next image replaces it ({len(self._broken)} so far)", to_stderr=True)
-        raise UserError("no image can be read")
+        raise UserError("no image can be read; check the image folder")
 
 
 class Cached:

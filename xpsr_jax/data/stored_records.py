@@ -104,7 +104,7 @@ def open_array_records(path: Path, **options: Any) -> StoredRecords:
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read as ArrayRecord files: {error}") from error
     if not count:
-        raise UserError(f"There is no record in {path}.")
+        raise UserError(f"There is no record in {path}. Make the files again with xpsr prepare records")
     return StoredRecords(path, records, unpack, **options)
 
 
@@ -146,7 +146,7 @@ def open_tfds(folder: Path, **options: Any) -> StoredRecords:
             'file_format="array_record"'
         ) from error
     if not count:
-        raise UserError(f"There is no record in {folder}.")
+        raise UserError(f"There is no record in {folder}. Build the dataset again")
     return StoredRecords(folder, records, _from_tfds, **options)
 
 

@@ -307,7 +307,7 @@ class AutoencoderConfig:
         if set(self.down_block_types) != {"DownEncoderBlock2D"} or set(self.up_block_types) != {"UpDecoderBlock2D"}:
             raise ValueError("supported blocks: DownEncoderBlock2D and UpDecoderBlock2D")
         if not len(self.down_block_types) == len(self.up_block_types) == len(self.block_out_channels):
-            raise ValueError("down_block_types, up_block_types and block_out_channels must have one entry a level")
+            raise ValueError("down_block_types, up_block_types and block_out_channels must have one entry per level")
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "AutoencoderConfig":

@@ -210,8 +210,7 @@ class Checkpoints:
         # Errors of the file system and of Orbax's threads can have any type.
         except Exception as error:
             raise UserError(
-                f"a checkpoint cannot be written to {self._folder} ({_first_line(error)}). "
-                f"{_last_complete(self._folder)}; the same command resumes from there"
+                f"a checkpoint cannot be written to {self._folder} ({_first_line(error)}). {_last_complete(self._folder)}"
             ) from error
 
 
@@ -233,8 +232,10 @@ def complete_steps(folder: Path) -> list[int]:
 
 
 def _last_complete(folder: Path) -> str:
-    steps = complete_steps(folder)
-    return f"The checkpoint of step {steps[-1]} is complete" if steps else "No earlier checkpoint exists"
+    """Says what the same command will do after a checkpoint could not be written."""
+    if steps := complete_steps(folder):
+        return f"The checkpoint of step {steps[-1]} is complete; the same command resumes from there"
+    return "There is no earlier checkpoint; the same command starts again"
 
 
 def _first_line(error: Exception) -> str:

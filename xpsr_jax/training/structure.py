@@ -168,7 +168,7 @@ def read_first_stage(folder: Path, upscale: int) -> RRDBNetConfig:
     if config.scale != upscale:
         raise UserError(
             f"{folder} enlarges {config.scale} times, but LR images are made {upscale} times smaller "
-            "(data.degradation.upscale)"
+            "(data.degradation.upscale); use the same factor"
         )
     return config
 
@@ -232,7 +232,7 @@ def select(paths: Iterable[str], rules: tuple[tuple[str, bool], ...]) -> list[st
     paths = list(paths)
     for pattern, _ in rules:
         if not any(re.fullmatch(pattern, path) for path in paths):
-            raise UserError(f"the pattern {pattern!r} matches no parameter; one of them is called {min(paths)!r}")
+            raise UserError(f"the pattern {pattern!r} matches no parameter; parameters have names like {min(paths)!r}")
     verdicts = {
         path: next((chosen for pattern, chosen in rules if re.fullmatch(pattern, path)), False) for path in paths
     }
