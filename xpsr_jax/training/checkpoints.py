@@ -210,7 +210,8 @@ class Checkpoints:
         # Errors of the file system and of Orbax's threads can have any type.
         except Exception as error:
             raise UserError(
-                f"a checkpoint cannot be written to {self._folder} ({_first_line(error)}). {_last_complete(self._folder)}"
+                f"a checkpoint cannot be written to {self._folder} ({_first_line(error)}). "
+                + _last_complete(self._folder)
             ) from error
 
 
