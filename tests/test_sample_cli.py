@@ -254,7 +254,7 @@ def test_an_output_that_exists_or_is_an_input(capsys, photos, tmp_path):
     (tmp_path / "out" / "a").mkdir(parents=True)
     (tmp_path / "out" / "a" / "c.png").write_text("mine")
     argv = [photos, "--output", tmp_path / "out", "--missing-captions", "empty"]
-    assert "exists already, and was not made of this input (restored.jsonl has no line for it)" in one_line(
+    assert "exists already, and was not made from this input (restored.jsonl has no line for it)" in one_line(
         capsys, argv
     )
     assert (tmp_path / "out" / "a" / "c.png").read_text() == "mine"
@@ -294,7 +294,8 @@ def test_stopped_work_goes_on(capsys, photos, tmp_path, monkeypatch, model_folde
     (photos / "b.png").write_bytes((photos / "b.png").read_bytes() + b"changed")
     error = one_line(capsys, argv)
     assert (
-        f"b.png exists already, and was not made of this input ({photos / 'b.png'} has changed since): choose" in error
+        f"b.png exists already, and was not made from this input ({photos / 'b.png'} has changed since): choose"
+        in error
     )
     assert sample.main([*argv, "--seed", "3", "--overwrite"]) == 0
     assert (output / "a" / "c.png").read_bytes() != first["a/c.png"]

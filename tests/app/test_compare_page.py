@@ -64,7 +64,7 @@ def test_the_slider(open_page, file, width):
     # The line has a width: measured within 0.005 at 600 pixels, 0.01 at 358.
     assert share_of_before(pair) == pytest.approx(0.7, abs=0.02)
 
-    slider = pair.get_by_role("slider", name="How much of wide.png is from before, in percent")
+    slider = pair.get_by_role("slider", name="Share of wide.png that is from before, in percent")
     slider.focus()
     slider.press("Home")
     assert share_of_before(pair) < 0.02

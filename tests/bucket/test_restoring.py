@@ -65,7 +65,7 @@ def test_from_bucket_to_bucket(bucket: BucketPath, model_folder, photos, tmp_pat
     assert len((bucket / "out" / NAME).read_bytes().splitlines()) == 4
     (bucket / "out" / "a" / "c.png").upload(tmp_path / "out" / "b.png")
     assert restore.main(command) == 1
-    assert f"it is not the file that {NAME} tells of" in capsys.readouterr().err
+    assert f"it is not the file that {NAME} records" in capsys.readouterr().err
     assert restore.main([*command, "--overwrite", "--compare", f"{bucket}/page.html"]) == 0
     assert (bucket / "page.html").stat().st_size > 1000
     words = ["--restored", f"{bucket}/out", "--reference", str(tmp_path / "out"), "--metrics", "psnr"]

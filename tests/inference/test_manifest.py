@@ -60,10 +60,10 @@ def test_why_an_output_is_not_of_an_input(tmp_path, made):
     unknown = tmp_path / "unknown.png"
     assert manifest.why_foreign(unknown, source) == "restored.jsonl has no line for it"
     unknown.write_text("another")
-    assert manifest.why_foreign(output, unknown) == f"it was made of {source}"
+    assert manifest.why_foreign(output, unknown) == f"it was made from {source}"
     source.write_text("changed")
     assert manifest.why_foreign(output, source) == f"{source} has changed since"
     source.unlink()
     assert "No such file" in manifest.why_foreign(output, source)
     output.write_text("changed")
-    assert manifest.why_foreign(output, source) == "it is not the file that restored.jsonl tells of"
+    assert manifest.why_foreign(output, source) == "it is not the file that restored.jsonl records"

@@ -44,7 +44,7 @@ def test_a_long_caption_is_cut_and_the_words_stay(tokenizer):
 
 
 def test_words_that_are_too_long(tokenizer):
-    with pytest.raises(UserError, match="positive words take 80 tokens of the 75"):
+    with pytest.raises(UserError, match="positive words have 80 tokens, but the text encoder reads at most 75"):
         prompt_tokens(tokenizer, [CAPTION], positive_words="sharp " * 80)
 
 

@@ -1,1 +1,1 @@
-"""From image files to restored image files: sizes, prompts, sampling, colours (method §7, §8)."""
+"""Restores image files: sizes, prompts, sampling, colours (method §7, §8)."""

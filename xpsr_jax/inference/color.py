@@ -15,14 +15,14 @@ from xpsr_jax.inference.tiling import plan_pieces
 ColorFix = Literal["adain", "wavelet", "none"]
 
 _WAVELET_RADII = (1, 2, 4, 8, 16)
-# Side of the pieces in which large pictures are fixed, in pixels.
+# Large pictures are processed in square pieces with this side, in pixels.
 _PIECE = 1024
 
 
 def fix_color(
     target: Float[Array, "b h w 3"], source: Float[Array, "b h2 w2 3"], method: ColorFix
 ) -> Float[Array, "b h w 3"]:
-    """Colours `target` like `source`. The result may leave [0, 1]; "wavelet" needs both at one size."""
+    """Gives `target` the colours of `source`. The result may leave [0, 1]. "wavelet" needs two images of equal size."""
     if method == "adain":
         return adain(target, source)
     if method == "wavelet":
@@ -33,35 +33,38 @@ def fix_color(
 
 
 def adain(target: Float[Array, "b h w 3"], source: Float[Array, "b h2 w2 3"]) -> Float[Array, "b h w 3"]:
-    """Gives `target`'s channels the mean and (unbiased) deviation of `source`'s. Not clipped; sizes may differ."""
+    """Gives each channel of `target` the mean and the (unbiased) standard deviation of that channel in `source`.
+
+    The result is not clipped. The sizes may differ.
+    """
     target_mean, target_std = _mean_and_std(target)
     source_mean, source_std = _mean_and_std(source)
     return (target - target_mean) / target_std * source_std + source_mean
 
 
 def wavelet(target: Float[Array, "b h w 3"], source: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
-    """`target`'s detail upon `source`'s low frequencies. Not clipped."""
+    """Combines the detail of `target` with the low frequencies of `source`. The result is not clipped."""
     return target - low_frequencies(target) + low_frequencies(source)
 
 
 def low_frequencies(image: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
-    """What five à-trous blurs [1 2 1] / 4 of radius 1, 2, 4, 8, 16 in cascade leave, edges replicated."""
+    """Applies five à-trous blurs [1 2 1] / 4 with radius 1, 2, 4, 8, 16, one after the other. Edges are replicated."""
     for radius in _WAVELET_RADII:
         image = _blur(_blur(image, radius, axis=1), radius, axis=2)
     return image
 
 
 def truncate_to_uint8(image: Float[Array, "b h w 3"]) -> UInt8[Array, "b h w 3"]:
-    """Clips to [0, 1] and truncates 255x, as torchvision's ToPILImage does after the released code's colour fix."""
+    """Clips x to [0, 1] and truncates 255x, as torchvision's ToPILImage does after the released code's colour fix."""
     return (jnp.clip(image, 0, 1) * 255).astype(jnp.uint8)
 
 
 def keep_grey(
     restored: UInt8[np.ndarray, "h2 w2 3"], image: UInt8[np.ndarray, "h w 3"]
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """A black-and-white photograph (R = G = B everywhere) comes back so: the luma of what was restored, three times.
+    """Makes the restored picture grey if `image` is grey (R = G = B everywhere): its luma goes into all channels.
 
-    Others come back as they are.
+    If `image` has colours, returns `restored` unchanged.
     """
     if not (np.array_equal(image[..., 0], image[..., 1]) and np.array_equal(image[..., 1], image[..., 2])):
         return restored
@@ -71,7 +74,10 @@ def keep_grey(
 def fix_large_color(
     target: UInt8[np.ndarray, "h w 3"], source: UInt8[np.ndarray, "h w 3"], method: ColorFix
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """`truncate_to_uint8(fix_color(target, source))` of pictures in 8 bits, without whole ones in float32."""
+    """Computes `truncate_to_uint8(fix_color(target, source))` for 8-bit pictures.
+
+    It never converts a whole picture to float32.
+    """
     if method == "none":
         return target
     result = np.empty_like(target)
@@ -97,7 +103,7 @@ def _fixed_piece(
 
 
 def _adain_table(target: UInt8[np.ndarray, "h w"], source: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "256"]:
-    """What `adain` makes of each value of a channel."""
+    """The value that `adain` gives to each of the 256 values of a channel."""
     levels = np.arange(256) / 255
 
     def mean_and_std(channel: np.ndarray) -> tuple[float, float]:
@@ -114,7 +120,7 @@ def _mean_and_std(image: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b 1 1 3
 
 
 def _blur(image: Float[Array, "b h w 3"], radius: int, axis: int) -> Float[Array, "b h w 3"]:
-    """[1 2 1] / 4 along one axis, taps `radius` apart."""
+    """Blurs with [1 2 1] / 4 along one axis, with taps `radius` apart."""
     size = image.shape[axis]
     padding = [(0, 0)] * 4
     padding[axis] = (radius, radius)

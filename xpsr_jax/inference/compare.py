@@ -1,4 +1,4 @@
-"""Pictures before and after: a web page in one file, each pair under a slider; and one picture, side by side."""
+"""Compares pictures before and after: on a web page with a slider for each pair, or side by side in one picture."""
 
 import base64
 import hashlib
@@ -16,9 +16,9 @@ from xpsr_jax.assets import ASSETS
 from xpsr_jax.files import check_writable, new_file
 from xpsr_jax.images.picture import Picture
 
-# Longest side on the page, in pixels: larger pictures are reduced.
+# Longest side of a picture on the page, in pixels. Larger pictures are reduced.
 LONGEST = 1600
-# Up to here pictures are embedded without loss: those from before are small, and the browser enlarges them.
+# Pictures up to this side are embedded without loss: the pictures "before" are small, and the browser enlarges them.
 _LOSSLESS = 512
 
 _PAGE = ASSETS / "compare.html"
@@ -35,7 +35,7 @@ _FIGURE = Template("""<figure>
 <img class="after" alt="after" src="$after">
 <img class="before" alt="before" src="$before">
 <span class="label left">before</span><span class="label right">after</span>
-<input type="range" min="0" max="100" step="any" value="50" aria-label="How much of $name is from before, in percent">
+<input type="range" min="0" max="100" step="any" value="50" aria-label="Share of $name that is from before, in percent">
 </div>
 </figure>
 """)
@@ -44,16 +44,16 @@ _FIGURE = Template("""<figure>
 def write_comparison(
     file: Path, pictures: Iterable[tuple[str, Picture, Picture]], *, title: str = "Before and after"
 ) -> None:
-    """Writes an HTML file that appears under its name only when complete, making its folder if need be.
+    """Writes an HTML file. It appears under its name only when it is complete. Its folder is made if it is missing.
 
-    The slider moves by mouse, finger and keyboard. Colour profiles and transparency are kept; EXIF is not.
+    The slider works with mouse, finger and keyboard. Colour profiles and transparency are kept, but not EXIF.
 
     Args:
-      file: to be written.
-      pictures: (name, before, after); of the sizes of `after`, to which `before` is stretched. Read one after the
-        other, so that they need not be in memory together.
+      file: the HTML file to write.
+      pictures: (name, before, after) for each pair. `before` is stretched to the size of `after`. The pairs are read
+        one after the other, so they do not have to fit into memory together.
 
-    Raises UserError where the system refuses to write.
+    Raises UserError if the system refuses to write.
     """
     script_hash = "sha256-" + base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
     page = Template(_PAGE.read_text(encoding="utf-8")).safe_substitute(
@@ -61,7 +61,7 @@ def write_comparison(
     )
     head, foot = page.split("$pictures")
     check_writable(file.parent)
-    # A name of a file need not be UTF-8.
+    # A file name may contain bytes that are not UTF-8.
     with new_file(file) as partial, partial.open("w", encoding="utf-8", errors="replace") as opened:
         opened.write(head)
         for name, before, after in pictures:
@@ -70,7 +70,7 @@ def write_comparison(
 
 
 def side_by_side(pictures: Mapping[str, UInt8[np.ndarray, "h w 3"]]) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """Pictures of one height in a row, each under its label."""
+    """Places pictures of equal height in a row, each below its label."""
     gap, header = 8, 32
     height = next(iter(pictures.values())).shape[0]
     width = sum(picture.shape[1] + gap for picture in pictures.values()) - gap
@@ -85,7 +85,7 @@ def side_by_side(pictures: Mapping[str, UInt8[np.ndarray, "h w 3"]]) -> UInt8[np
 
 
 def to_webp(picture: Picture, *, longest: int = LONGEST) -> bytes:
-    """A picture for the browser, reduced to at most `longest` pixels a side."""
+    """Encodes a picture for the browser, reduced to at most `longest` pixels per side."""
     pixels = picture.rgb if picture.alpha is None else np.dstack([picture.rgb, picture.alpha])
     image = Image.fromarray(pixels)
     image.thumbnail((longest, longest), Image.Resampling.LANCZOS)

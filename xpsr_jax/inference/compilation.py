@@ -1,4 +1,4 @@
-"""What makes inference fast on the devices at hand: compiled programs kept, flags, forms of computation."""
+"""Makes inference fast on the available devices: a cache of compiled programs, compiler flags, faster convolutions."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from xpsr_jax.weights.model_folder import Model
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs in `machine.cache_folder`, if there is one. JAX's own variable goes first."""
+    """Caches compiled programs in `machine.cache_folder`, if there is one. JAX's own variable takes precedence."""
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
     if folder := cache_folder():
@@ -24,11 +24,11 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-# What the TPU compiler is told (docs/understand/pods.md has what each saves). Convolutions over small batches are
-# otherwise cut up in space, and products with split weights into rounds of parts, both of which moves far more than it
-# saves.
+# Flags of the TPU compiler (docs/understand/pods.md says what each saves). Without them the compiler splits
+# convolutions over small batches in space, and splits products with sharded weights into several rounds. Both move far
+# more data than they save.
 TPU_FLAGS: dict[str, bool | int] = {
-    # Both, or neither has an effect.
+    # These two have an effect only together.
     "xla_tpu_run_space_to_batch": False,
     "xla_tpu_run_space_to_batch_on_new_platforms": False,
     "xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000,
@@ -36,16 +36,19 @@ TPU_FLAGS: dict[str, bool | int] = {
 
 
 def use_tpu_flags() -> None:
-    """Sets `TPU_FLAGS` for this process, before a TPU is first touched; what LIBTPU_INIT_ARGS says already, stands."""
+    """Sets `TPU_FLAGS` for this process. Call it before the first use of a TPU.
+
+    Flags that LIBTPU_INIT_ARGS sets already take precedence.
+    """
     said = os.environ.get("LIBTPU_INIT_ARGS", "")
     new = (f"--{name}={str(value).lower()}" for name, value in TPU_FLAGS.items() if f"--{name}=" not in said)
     os.environ["LIBTPU_INIT_ARGS"] = " ".join([said, *new]).strip()
 
 
 def with_fast_convolutions(model: Model) -> Model:
-    """The model for inference: on a CPU, in float32, its networks are those of `winograd.with_winograd`.
+    """Returns the model for inference. On a CPU, in float32, `winograd.with_winograd` makes its convolutions faster.
 
-    The given model stays as it is. It may have shapes in the place of arrays.
+    The given model is unchanged. It may hold shapes instead of arrays.
     """
     if jax.default_backend() != "cpu" or model.unet.conv_in.kernel.dtype != jnp.float32:
         return model

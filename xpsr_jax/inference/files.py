@@ -1,4 +1,4 @@
-"""From an image file to a restored one: what comes before and after the networks."""
+"""The steps before and after the networks, from an image file to a restored image file."""
 
 import dataclasses
 import errno
@@ -17,25 +17,26 @@ from xpsr_jax.images.writing import SUFFIX_OF, Format, write_picture
 from xpsr_jax.inference.restore import Restorer
 from xpsr_jax.inference.sizes import to_output_size
 
-# The most pixels along a side that a format can hold.
+# The longest side that a format can hold, in pixels.
 _LONGEST_SIDE: dict[Format, int] = {"jpeg": 65500, "webp": 16383}
-# Bytes of a file's name.
+# The longest file name, in bytes.
 _LONGEST_NAME = 255
-# Errors of the system that the next file would meet as well.
+# System errors that would occur again with the next file.
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
 
 def output_paths(inputs: Sequence[Input], folder: Path, format: Format) -> list[Path]:
-    """Where each input's result goes: under its name, with the format's ending.
+    """The path of each input's result: the input's name with the suffix of the format.
 
-    Raises UserError if two would go to one place, one would overwrite an input, or its name would be too long.
+    Raises UserError if two results would have the same path, if a result would overwrite an input, or if its name
+    would be too long.
     """
     outputs = [folder / each.name.with_suffix(SUFFIX_OF[format]) for each in inputs]
     taken: dict[Path, Path] = {}
     for each, output in zip(inputs, outputs, strict=True):
         if (length := len(os.fsencode(output.name))) > _LONGEST_NAME:
             raise UserError(
-                f"{each.path}: the name of its result would have {length} bytes, and file systems take at most "
+                f"{each.path}: the name of its result would have {length} bytes, but file systems allow at most "
                 f"{_LONGEST_NAME}: rename it, or choose another --format"
             )
         if output in taken:
@@ -43,7 +44,7 @@ def output_paths(inputs: Sequence[Input], folder: Path, format: Format) -> list[
                 f"{taken[output]} and {each.path} would both become {output}: restore them into different folders"
             )
         taken[output] = each.path
-    # Not `Path.resolve`, which raises for loops of links.
+    # Not `Path.resolve`, which raises if symbolic links form a loop.
     sources = {real(each.path) for each in inputs}
     for output in outputs:
         if real(output) in sources:
@@ -52,10 +53,10 @@ def output_paths(inputs: Sequence[Input], folder: Path, format: Format) -> list[
 
 
 def checked_size(restorer: Restorer, path: Path, max_pixels: int, format: Format) -> tuple[int, int]:
-    """(height, width) at which the networks see an image, from the file's header alone.
+    """The (height, width) at which the networks see an image. Only the file's header is read.
 
-    Raises UserError if the file is no image, or it or the result has more than `max_pixels`, or the result's format
-    cannot hold it.
+    Raises UserError if the file is not an image, if the image or its result has more than `max_pixels` pixels, or if
+    the result is too large for its format.
     """
     size = read_size(path, max_pixels=max_pixels)
     result = [side * restorer.sampling.upscale for side in size]
@@ -83,32 +84,36 @@ def write_restored(
     quality: int = 95,
     when_complete: Callable[[Path], None] = lambda complete: None,
 ) -> None:
-    """Writes what became of `picture`, with its transparency, colour profile and EXIF. See `write_picture`.
+    """Writes a restored picture with the transparency, colour profile and EXIF of `picture`. See `write_picture`.
 
     Args:
-        rgb: its restored colours, `upscale` times as large.
+        picture: the picture before it was restored.
+        rgb: the restored colours, `upscale` times as large.
     """
     alpha = picture.alpha
-    if alpha is not None:  # which no network restores
+    if alpha is not None:  # the networks restore colours only
         alpha = to_output_size(alpha, alpha.shape, upscale=upscale)
     restored = dataclasses.replace(picture, rgb=rgb, alpha=alpha)
     write_picture(path, restored, format=format, quality=quality, when_complete=when_complete)
 
 
 def not_written(source: Path, error: UserError, format: Format) -> str:
-    """What to say of an image whose result `write_restored` could not write.
+    """The message for an image whose result `write_restored` could not write.
 
-    Raises the error again if it is none of this image's: a full disk refuses the next one too.
+    Raises the error again if its cause is not this image: on a full disk the next image would fail too.
     """
     reason = error.__cause__.errno if isinstance(error.__cause__, OSError) else None
     if reason in _NO_ROOM:
         raise error
-    # What no error of the system stands behind, the format refused.
+    # If no system error caused it, the format refused the image.
     advice = "; --format png may hold it" if reason is None and format != "png" else ""
     return f"{source}: {error}{advice}"
 
 
 def last_change(paths: Sequence[Path]) -> float:
-    """When these files and folders, or anything in them, changed last. Their own dates may be older."""
+    """The time of the last change to these files and folders, and to everything inside them.
+
+    It is the system's time of change: the modification time can be older.
+    """
     files = (each for path in paths for each in (path, *path.rglob("*")))
     return max(file.stat().st_ctime for file in files if file.exists())

@@ -1,4 +1,4 @@
-"""The first stage: a clean and larger picture of an LR picture of any size, in memory that does not grow with it."""
+"""The first stage: makes a clean, larger picture from an LR picture of any size, with constant device memory."""
 
 import functools
 from collections.abc import Sequence
@@ -13,11 +13,12 @@ from xpsr_jax.inference.on_devices import OnDevices
 from xpsr_jax.inference.tiling import Piece, lay, plan_pieces
 from xpsr_jax.models.rrdb import RRDBNet
 
-# Pixels of the LR picture around a tile's inner part, and before and after where two inner parts meet, in which one
-# passes into the other. Less than 23 blocks can reach; docs/reference/sampling.md has the measured difference.
+# In pixels of the LR picture. BORDER surrounds the inner part of a tile. FADE is the distance to each side of the line
+# where two inner parts meet, over which one blends into the other. BORDER is less than the reach of 23 blocks;
+# docs/reference/sampling.md has the measured difference.
 BORDER, FADE = 76, 4
-# Sides of what the network sees are multiples of this, and so of any `unshuffle`: pictures of many sizes are compiled
-# for a few.
+# The sides of the network's input are multiples of this, and so of any `unshuffle`. So pictures of many sizes share a
+# few compiled programs.
 _MULTIPLE = 16
 
 
@@ -25,16 +26,17 @@ class FirstStage:
     """A model's first stage, ready for LR pictures.
 
     Attributes:
-        scale: how many times larger its pictures are.
+        scale: how many times larger its results are.
     """
 
     def __init__(self, networks: OnDevices, *, tile: int, border: int = BORDER, fade: int = FADE) -> None:
         """
         Args:
-            networks: of a model that has a first stage.
-            tile: side of a tile with its border, in pixels of the LR picture. Up to tile² pixels, or with 0, a picture
-                is one piece.
+            networks: the networks of a model that has a first stage.
+            tile: side of a tile with its border, in pixels of the LR picture. A picture of up to tile² pixels is one
+                piece. 0: every picture is one piece.
             border: pixels around a tile's inner part, more than `fade`.
+            fade: pixels to each side of the line where two inner parts meet, over which one blends into the other.
         """
         assert networks.first_stage is not None
         self._graph, self._weights, config = networks.first_stage
@@ -42,7 +44,7 @@ class FirstStage:
         self.scale = config.scale
 
     def __call__(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[UInt8[np.ndarray, "_ _ 3"] | None]:
-        """The pictures that it makes of LR pictures, `scale` times as large; None where one is not finite."""
+        """Makes a picture `scale` times as large from each LR picture. None for a result with NaN or infinity."""
         results: dict[int, UInt8[np.ndarray, "_ _ 3"] | None] = {}
         whole: dict[tuple[int, ...], list[int]] = {}
         for i, image in enumerate(images):
@@ -57,12 +59,12 @@ class FirstStage:
         return [results[i] for i in range(len(images))]
 
     def tiles(self, height: int, width: int) -> int:
-        """In how many tiles a picture of that size is seen."""
+        """The number of tiles for a picture of this size."""
         rows, columns = self._pieces(height, width)
         return len(rows) * len(columns)
 
     def seen(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) of what the network sees at a time of a picture of that size."""
+        """The (height, width) of the network's input for a picture of this size: one tile, or the whole picture."""
         shape = self._shape(height, width)
         return shape[0] + -shape[0] % _MULTIPLE, shape[1] + -shape[1] % _MULTIPLE
 
@@ -70,7 +72,7 @@ class FirstStage:
         return 0 < self._tile**2 < height * width
 
     def _shape(self, height: int, width: int) -> tuple[int, int]:
-        """Of a tile. A thin picture has tiles as thin, continued like a small picture."""
+        """The shape of a tile. The tiles of a thin picture are equally thin, and are padded like a small picture."""
         return (min(self._tile, height), min(self._tile, width)) if self._is_large(height, width) else (height, width)
 
     def _pieces(self, height: int, width: int) -> tuple[list[Piece], list[Piece]]:
@@ -89,7 +91,7 @@ class FirstStage:
         result: np.ndarray | None = None
         for y in rows:
             tiles = [image[y.start :, x.start :][: shape[0], : shape[1]] for x in columns]
-            # Its axes are (x, y, channel): tiles are laid along the first.
+            # The band's axes are (x, y, channel), because `lay` works along the first axis.
             band: np.ndarray | None = None
             for x, clean in zip(columns, self._run([self._continued(tile) for tile in tiles]), strict=True):
                 if clean is None:
@@ -102,7 +104,7 @@ class FirstStage:
         return result
 
     def _run(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> list[UInt8[np.ndarray, "_ _ 3"] | None]:
-        """Of pictures of one size, as many at once as a batch holds."""
+        """Runs the network on pictures of equal size, in batches of `capacity`."""
         results: list[UInt8[np.ndarray, "_ _ 3"] | None] = []
         capacity = self._networks.capacity
         for first in range(0, len(images), capacity):
@@ -118,7 +120,7 @@ class FirstStage:
 def run_first_stage(
     graph: nnx.GraphDef[RRDBNet], weights: nnx.State, pixels: UInt8[Array, "b h w 3"]
 ) -> tuple[UInt8[Array, "b H W 3"], Bool[Array, "b"]]:
-    """LR pictures through the network, in 8 bits, and for each whether it gave neither NaN nor infinity."""
+    """Runs LR pictures through the network. Returns 8-bit pictures, and for each whether all its values were finite."""
     clean: Float[Array, "b H W 3"] = nnx.merge(graph, weights)(pixels.astype(jnp.float32) / 255)
     rounded = jnp.round(jnp.clip(clean, 0, 1) * 255).astype(jnp.uint8)
     return rounded, jnp.isfinite(clean).all((1, 2, 3))

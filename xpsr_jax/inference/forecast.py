@@ -1,4 +1,4 @@
-"""What restoring pictures will take: evaluations of the networks, tiles, memory. Nothing is computed or compiled."""
+"""Forecasts the cost of restoring pictures: network evaluations, tiles, memory. Nothing is computed or compiled."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,28 +31,28 @@ Size = tuple[int, int]
 
 
 class Evaluations(NamedTuple):
-    """How often the networks predict the noise of one picture or tile. With guidance a step takes two of each.
+    """How often the networks predict the noise of one picture or tile. A step with guidance needs two predictions.
 
     Attributes:
-        whole: by the UNet and the ControlNet.
-        outer: by the UNet's outermost layers alone, upon features that were kept.
+        whole: predictions by the UNet and the ControlNet.
+        outer: predictions by the UNet's outermost layers alone, from features that were kept.
     """
 
     whole: int
     outer: int
 
     def __mul__(self, count: Any) -> "Evaluations":
-        """Of so many pictures or tiles."""
+        """The evaluations for `count` pictures or tiles."""
         return Evaluations(self.whole * count, self.outer * count)
 
 
 class TileCounts(NamedTuple):
-    """In how many tiles the networks see a picture; 1: they see the whole.
+    """The number of tiles in which the networks see a picture. 1: they see the whole picture at once.
 
     Attributes:
-        steps: of each step.
-        autoencoder: for encoding, and again for decoding.
-        first_stage: 0: there is none.
+        steps: tiles in each sampling step.
+        autoencoder: tiles for encoding, and the same number again for decoding.
+        first_stage: tiles of the first stage. 0: the model has no first stage.
     """
 
     steps: int
@@ -65,8 +65,8 @@ class Memory:
     """Bytes on each device.
 
     Attributes:
-        weights: of the networks.
-        working: what the largest program takes beside them: its inputs, and an estimate of what it computes
+        weights: bytes of the networks' weights.
+        working: bytes that the largest program needs in addition: its inputs, and an estimate for its results
             (`live_bytes.expected_bytes`).
     """
 
@@ -75,10 +75,10 @@ class Memory:
 
 
 class Forecast:
-    """What a `Restorer` would do, made of the same model, perhaps with shapes in the place of arrays.
+    """Forecasts the work of a `Restorer`. Its model may hold shapes instead of arrays.
 
     Attributes:
-        evaluations: of one picture that is seen whole, or of one tile.
+        evaluations: evaluations for one picture that is seen whole, or for one tile.
     """
 
     def __init__(self, restorer: Restorer) -> None:
@@ -91,7 +91,7 @@ class Forecast:
         self.evaluations = Evaluations(counts[False], counts[True])
 
     def tiles(self, size: Size) -> TileCounts:
-        """Of an LR picture of that (height, width)."""
+        """The tiles of an LR picture of this (height, width)."""
         restorer, network_size = self._restorer, self._restorer.network_size(*size)
         first_stage = restorer.first_stage.tiles(*size) if restorer.first_stage else 0
         if not restorer.steps:
@@ -103,9 +103,9 @@ class Forecast:
         )
 
     def of_batch(self, sizes: Sequence[Size]) -> Evaluations:
-        """Of a batch of LR pictures of these (height, width), as `Restorer.plan` makes them.
+        """The evaluations for a batch of LR pictures of these (height, width), as `Restorer.plan` makes batches.
 
-        What fills a batch up to its capacity is computed too, and counted.
+        A batch is padded to its capacity. The padding is computed too, so it counts.
         """
         if not self._restorer.steps:
             return Evaluations(0, 0)
@@ -117,7 +117,7 @@ class Forecast:
         return self.evaluations * computed
 
     def memory(self, size: Size) -> Memory:
-        """Of a batch of LR pictures of that (height, width)."""
+        """The memory for a batch of LR pictures of this (height, width)."""
         weights = self._networks.weights
         total = _bytes(weights)
         traced = _Traced()
@@ -183,7 +183,7 @@ class Forecast:
         traced(step, steps.sampler, state, steps.table, np.int32(0), latents, keys, weights=())
 
     def _predict_tiles(self, traced: "_Traced", network_size: Size, guided: bool, texts: Any) -> Any:
-        """Returns what is kept of a group of tiles, None if nothing is."""
+        """Returns the shapes of the features kept for a group of tiles, or None if none are kept."""
         keeps = any(run.features == "kept" for run in self._steps.runs)
         form = self._form(guided, self._restorer.cache_levels if keeps else 0)
         height, width = (side * self._networks.factor for side in self._restorer.tiles(network_size).shape)
@@ -192,7 +192,7 @@ class Forecast:
         return traced(predict_tiles, form, *given, weights=self._networks.weights)[1]
 
     def _keeps(self, network_size: Size) -> bool:
-        """Whether the host has room for the features of all tiles of a picture."""
+        """Whether the host can keep the features of all tiles of a picture."""
         traced = _Traced()
         texts = self._texts(traced)
         guided = self._steps.runs[0].guided
@@ -246,17 +246,17 @@ class Forecast:
 
 
 class _Traced:
-    """Traces programs and remembers what the largest takes.
+    """Traces programs and remembers the memory of the largest.
 
     Attributes:
-        most: bytes of its inputs but the weights, and what it is expected to compute.
+        most: bytes of its inputs without the weights, plus the expected bytes of its results.
     """
 
     def __init__(self) -> None:
         self.most = 0
 
     def __call__(self, program: Any, *given: Any, weights: Any) -> Any:
-        """The shapes that a program returns. `weights`: those among its inputs."""
+        """Returns the shapes of a program's results. `weights`: the weights among its inputs."""
         traced = program.trace(*given)
         inputs = sum(_bytes(aval) for aval in traced.jaxpr.in_avals) - _bytes(weights)
         self.most = max(self.most, inputs + expected_bytes(traced.jaxpr.jaxpr))

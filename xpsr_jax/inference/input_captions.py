@@ -1,4 +1,4 @@
-"""Which captions a file has for which input."""
+"""Finds the captions of each input in a captions file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,13 +9,14 @@ from xpsr_jax.images.listing import Input, real
 
 
 def find_captions(inputs: Sequence[Input], file: Path | None) -> list[Caption | None]:
-    """Each input's captions, None where the file has none for it.
+    """Returns each input's captions, or None if the file has none for it.
 
-    They are looked up by the input's path relative to the file, a link's own path first, or else by its path within
-    the folder where it was found.
+    They are looked up by the input's path relative to the folder of the captions file. The path of a symbolic link is
+    tried before its target. The last try is the input's path within the folder where it was found.
 
     Args:
-        file: JSON lines; None: there are no captions.
+        inputs: the inputs.
+        file: captions as JSON lines. None: there are no captions.
 
     Raises UserError if the file cannot be read.
     """

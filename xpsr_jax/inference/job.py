@@ -1,4 +1,4 @@
-"""Restores a list of image files as a policy says, and goes on where it was stopped."""
+"""Restores a list of image files with a policy. A stopped job can be resumed."""
 
 import dataclasses
 import functools
@@ -33,9 +33,9 @@ class Task:
 
     Attributes:
         source: the image.
-        output: where its result goes.
-        caption: its captions; None: a `Describe` function writes them from its pixels when it is restored.
-        name: what to call it on a page.
+        output: the path of its result.
+        caption: its captions. None: a `Describe` function writes them from its pixels when it is restored.
+        name: the name that a page shows for it.
     """
 
     source: Path
@@ -49,12 +49,12 @@ class Policy:
     """How files are restored and written.
 
     Attributes:
-        max_pixels: larger images are refused, and those that would be larger when restored.
-        seed: of the noise, in 64 bits.
-        format: of the results.
-        quality: of JPEG and WebP, 1 to 100.
-        skip_errors: go on after an image that cannot be read, restored or written. Otherwise it ends the work, after
-            the rest of its batch is written.
+        max_pixels: the most pixels of an image and of its result. Larger images are refused.
+        seed: seed of the noise, 64 bits.
+        format: format of the results.
+        quality: quality of JPEG and WebP, 1 to 100.
+        skip_errors: continue after an image that cannot be read, restored or written. Otherwise such an image ends the
+            work, after the rest of its batch was written.
     """
 
     max_pixels: int
@@ -68,14 +68,15 @@ class Policy:
 
 
 class Progress(NamedTuple):
-    """How far the work is.
+    """The progress of the work.
 
     Attributes:
-        done: sampling steps of all images so far; those of images that were passed over count as done.
+        done: sampling steps of all images so far. The steps of skipped images count as done.
         total: sampling steps of all images.
-        at: the first image of the batch at hand.
-        before: what `done` was when that batch began.
-        work: how much of all work is done, from 0 to 1: a step of a large image is more work than one of a small image.
+        at: the first image of the current batch.
+        before: the value of `done` when that batch began.
+        work: the finished share of all work, from 0 to 1. A step of a large image counts more than one of a small
+            image.
     """
 
     done: int
@@ -100,7 +101,7 @@ class Failed(NamedTuple):
     """An image could not be read, restored or written.
 
     Attributes:
-        message: one line, which names the image.
+        message: one line that names the image.
     """
 
     task: Task
@@ -116,19 +117,18 @@ def restore_files(
     on_progress: Callable[[Progress], None] = lambda progress: None,
     when_complete: Callable[[Task, Caption, float, Path], None] = lambda task, caption, seconds, complete: None,
 ) -> Iterator[Restored | Failed]:
-    """Restores files in batches of one size, and yields what became of each as soon as it is known.
+    """Restores files in batches of images of equal size, and yields the outcome of each as soon as it is known.
 
     All sizes are read before the first image is restored.
 
     Args:
         describe: writes the captions of tasks that have none.
-        on_progress: called before each batch and after some steps of it. What it raises ends the work.
+        on_progress: called before each batch and during it. An exception that it raises ends the work.
         when_complete: called with a task, its captions, its seconds and its complete file, before the file gets its
-            name.
+            final name.
 
     Raises:
-        UserError: unless `policy.skip_errors`, what is wrong with the first image that fails; in any case a full or
-            broken disk.
+        UserError: an image failed, unless `policy.skip_errors`; or the disk is full or broken.
     """
 
     def failed(task: Task, message: str) -> Failed:
@@ -207,16 +207,16 @@ def restore_files(
                 wrong[task] = not_written(task.source, error, policy.format)
             else:
                 yield Restored(task, seconds)
-        # Now that the rest of the batch is written.
+        # Only after the rest of the batch was written, because `failed` may raise.
         for task, message in wrong.items():
             yield failed(task, message)
 
 
 class FolderJob:
-    """Restores files into one folder, whose restored.jsonl says what is done already.
+    """Restores files into one folder. Its restored.jsonl records which results are done.
 
     Attributes:
-        done: tasks whose results are there already, as the same work would make them.
+        done: tasks whose results exist already, made from the same input with the same settings.
         todo: the other tasks.
         failed: tasks that failed in `run`.
     """
@@ -232,15 +232,15 @@ class FolderJob:
         overwrite: bool = False,
         changed: float = 0.0,
     ) -> None:
-        """Finds out what is done. The model is not needed for it.
+        """Finds the tasks that are done. This does not need the model.
 
         Args:
-            settings: all that decides the results besides the policy and the captions; for JSON.
+            settings: everything besides the policy and the captions that affects the results, as JSON values.
             describe: writes the captions of tasks that have none.
-            overwrite: make anew what is there for other reasons or of other settings.
-            changed: time of the model's last change; what is older is overwritten, if anything is.
+            overwrite: replace existing results that have another origin or other settings.
+            changed: time of the model's last change. With `overwrite`, older results are replaced too.
 
-        Raises UserError if something there was not made of its input or not with these settings, unless `overwrite`.
+        Raises UserError if an existing result was made from another input or with other settings, unless `overwrite`.
         """
         self._tasks, self._policy, self._describe = tasks, policy, describe
         self._manifest = Manifest(folder)
@@ -255,7 +255,7 @@ class FolderJob:
         elif different:
             task, found = next(iter(different.items()))
             raise UserError(
-                f"{task.output} exists already, made with other settings ({'; '.join(found)}): choose another "
+                f"{task.output} exists already and was made with other settings ({'; '.join(found)}): choose another "
                 "--output, or --overwrite"
             )
         self.todo = [task for task in tasks if task not in set(self.done)]
@@ -263,7 +263,7 @@ class FolderJob:
     def run(
         self, restorer: Restorer, *, on_progress: Callable[[Progress], None] = lambda progress: None
     ) -> Iterator[Restored | Failed]:
-        """Restores what is not done: see `restore_files`. Each result has a line in restored.jsonl."""
+        """Restores the tasks in `todo`: see `restore_files`. Each result gets a line in restored.jsonl."""
 
         def add(task: Task, caption: Caption, seconds: float, complete: Path) -> None:
             settings = self._settings_of(task, caption)
@@ -278,13 +278,16 @@ class FolderJob:
             yield event
 
     def tidy(self) -> None:
-        """`Manifest.tidy`, for a job that has the folder for itself."""
+        """Calls `Manifest.tidy`. Only for a job that is alone in its folder."""
         self._manifest.tidy()
 
     def compare(self, page: Path) -> int:
-        """Writes a web page that shows what did not fail before and after; returns how many images that are."""
+        """Writes a web page that shows each image before and after. Failed images are left out.
+
+        Returns the number of images shown.
+        """
         read = functools.partial(read_picture, max_pixels=self._policy.max_pixels)
-        # What failed may have a result from before.
+        # A failed task may still have a result of an earlier run.
         shown = [task for task in self._tasks if task not in self.failed and task.output.exists()]
         write_comparison(page, ((task.name, read(task.source), read(task.output)) for task in shown))
         return len(shown)
@@ -295,9 +298,9 @@ class FolderJob:
         foreign = [(task.output, reason) for task, reason in reasons.items() if reason]
         if foreign and not overwrite:
             output, reason = foreign[0]
-            others = f"; {len(foreign) - 1} others likewise" if len(foreign) > 1 else ""
+            others = f" (and {len(foreign) - 1} more like it)" if len(foreign) > 1 else ""
             raise UserError(
-                f"{output} exists already, and was not made of this input ({reason}){others}: choose another "
+                f"{output} exists already, and was not made from this input ({reason}){others}: choose another "
                 "--output, or --overwrite"
             )
         return [task for task in existing if not reasons[task]]
@@ -306,12 +309,12 @@ class FolderJob:
         before = self._manifest.settings(task.output)
         caption = task.caption
         if caption is None and before.get("captions") == "measured":
-            # Of the same picture the same would be written.
+            # Describing the same picture again would give the same captions.
             caption = Caption(before.get("high", ""), before.get("low", ""))
         elif caption is None:
             picture = read_picture(task.source, max_pixels=self._policy.max_pixels)
             caption = _caption(task, picture, self._describe)
-        # Who wrote a caption makes no difference.
+        # The author of a caption does not affect the result.
         now = self._settings_of(task, caption) | {"captions": before.get("captions")}
         return self._manifest.differences(task.output, now)
 

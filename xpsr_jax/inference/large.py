@@ -1,6 +1,6 @@
-"""Restores one picture of any size: the devices never hold more than its latents and some tiles.
+"""Restores one picture of any size. The devices never hold more than its latents and some tiles.
 
-docs/reference/sampling.md, Large pictures, has what this costs and gives.
+docs/reference/sampling.md, Large pictures, has measurements.
 """
 
 import functools
@@ -34,7 +34,7 @@ from xpsr_jax.inference.tiled_autoencoder import TiledAutoencoder
 from xpsr_jax.inference.tiling import Tiles
 from xpsr_jax.models.unet import KeptFeatures
 
-# What the host keeps of all tiles between steps, at most.
+# The most memory for the features of all tiles that the host keeps between steps.
 KEPT_BYTES = 4 * 2**30
 
 _log = logging.getLogger(__name__)
@@ -57,15 +57,15 @@ def restore_large(
 
     Args:
         cache_levels: as in `Sampling`.
-        pixels: the LR image, or what the first stage made of it, at the size that the networks see.
-        reference: whose colours are taken, at the same size.
-        tiles: of its latents.
-        texts: the picture's, for as many tiles as are computed at once.
-        digest: of the LR image.
+        pixels: the LR image, or the first stage's result for it, at the size that the networks see.
+        reference: the picture whose colours the result gets, at the same size.
+        tiles: tiles of the latents.
+        texts: the picture's texts, once for each tile of a batch.
+        digest: digest of the LR image.
         on_steps: called after each step, with 1.
 
     Returns:
-        the restored picture, and whether it is finite.
+        the restored picture, and whether all its values are finite.
     """
     autoencoder = TiledAutoencoder(
         networks.autoencoder_graph,
@@ -100,7 +100,7 @@ def restore_large(
 
 
 class TilePredictor:
-    """Predictions for all tiles of a picture, some at a time. What is kept of them between steps is on the host."""
+    """Predicts all tiles of a picture, in batches. Features that are kept between steps are stored on the host."""
 
     def __init__(
         self,
@@ -113,22 +113,22 @@ class TilePredictor:
         """
         Args:
             crops: the tiles of the LR image.
-            texts: the picture's, for as many tiles as are computed at once.
+            texts: the picture's texts, once for each tile of a batch.
         """
         self._networks, self._steps, self._cache_levels, self._crops = networks, steps, cache_levels, crops
         self._texts = {True: texts, False: positive_half(texts, networks.capacity) if steps.partly_guided else texts}
         self._groups = [slice(i, i + networks.capacity) for i in range(0, len(crops), networks.capacity)]
         self._keeping = any(run.features == "kept" for run in steps.runs)
-        self._kept: list[KeptFeatures] = []  # of each group of tiles
+        self._kept: list[KeptFeatures] = []  # one entry for each group of tiles
 
     def __call__(
         self, run: Run, latents: Sequence[Float[np.ndarray, "h w c"]], timestep: np.number
     ) -> list[Float[np.ndarray, "h w c"]]:
-        """The predictions of one step of a run, for the tiles of the latents."""
-        upon_kept = run.features == "used" and bool(self._kept)
-        if not upon_kept:
+        """Predicts all tiles of the latents in one step of a run."""
+        from_kept = run.features == "used" and bool(self._kept)
+        if not from_kept:
             self._kept = []
-        predict = self._predict_from_kept if upon_kept else self._predict_whole
+        predict = self._predict_from_kept if from_kept else self._predict_whole
         predictions: list[Float[np.ndarray, "h w c"]] = []
         for i, group in enumerate(self._groups):
             with self._networks.within():
@@ -169,11 +169,12 @@ class TilePredictor:
 
 
 def fits_on_host(kept: KeptFeatures, groups: int) -> bool:
-    """Whether what is kept of that many groups of tiles stays below `KEPT_BYTES`; if not, that is said."""
+    """Whether the kept features of that many groups of tiles fit into `KEPT_BYTES`. Logs a warning if they do not."""
     size: int = groups * sum(feature.nbytes for feature in jax.tree.leaves(kept))
     if size > KEPT_BYTES:
         _log.warning(
-            "Every step is whole: features of all tiles would take %.1f GiB of memory, more than %.1f GiB.",
+            "Every step computes all layers: keeping the features of all tiles would take %.1f GiB of memory, "
+            "more than %.1f GiB.",
             size / 2**30,
             KEPT_BYTES / 2**30,
         )
@@ -191,13 +192,13 @@ def begin(
     first_level: NoiseLevel,
     second_level: NoiseLevel,
 ) -> tuple[SamplerState, Array]:
-    """State before the first step, and the key (1,) of the steps' noise: as `programs.prepare_pictures`.
+    """Returns the state before the first step, and the key (1,) of the steps' noise, like `programs.prepare_pictures`.
 
-    Noise is drawn for the whole picture, so tiles have no influence on it.
+    Noise is drawn for the whole picture, so it does not depend on the tiles.
 
     Args:
-        moments: of the LR image, from `TiledAutoencoder.encode`.
-        scaling: of the latents.
+        moments: mean and log variance for the LR image, from `TiledAutoencoder.encode`.
+        scaling: scaling factor of the latents.
     """
     posterior_key, *noise_keys, step_key = jax.random.split(image_key(seed, digest), 4)
     mean, log_variance = moments
@@ -216,6 +217,6 @@ def step(
     prediction: Latents,
     step_keys: Array,
 ) -> SamplerState:
-    """The sampler's step of that index, by the prediction that the tiles were blended to."""
+    """Takes the sampler's step with that index. `prediction` was blended from the tiles' predictions."""
     noise = step_noise(step_keys, prediction.shape[1:])
     return advance(sampler, lambda *_: prediction, state, table, noise, index, index + 1)

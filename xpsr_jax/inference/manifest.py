@@ -1,4 +1,4 @@
-"""What was restored into a folder, of what and how: a line an image, so that work can go on where it was stopped."""
+"""Records which images were restored into a folder, one line per image, so that a stopped job can be resumed."""
 
 import contextlib
 import dataclasses
@@ -23,8 +23,8 @@ NAME = "restored.jsonl"
 class Manifest:
     """The file restored.jsonl of an output folder.
 
-    A line is written before its image appears, and holds the image's hash: a line whose image is not there, or is
-    another, says nothing. Several processes may write lines, if each has outputs of its own.
+    A line is written before its image appears, and holds the image's hash. A line is ignored if its image is missing or
+    has another hash. Several processes may write lines, if each has its own outputs.
     """
 
     def __init__(self, folder: Path):
@@ -38,29 +38,29 @@ class Manifest:
                 self._lines[entry["output"]] = entry
 
     def why_foreign(self, output: Path, source: Path) -> str | None:
-        """Why the output is not what was made of the input as it is now; None if it is, with whatever settings."""
+        """Why the output was not made from the present input. None if it was made from it, with any settings."""
         entry = self._lines.get(self._name(output))
         if entry is None:
             return f"{NAME} has no line for it"
         try:
             if entry.get("output_sha256") != sha256(output):
-                return f"it is not the file that {NAME} tells of"
+                return f"it is not the file that {NAME} records"
             if entry.get("input_sha256") != sha256(source):
                 before = entry.get("input")
-                return f"{source} has changed since" if before == str(source) else f"it was made of {before}"
+                return f"{source} has changed since" if before == str(source) else f"it was made from {before}"
         except (OSError, UserError) as error:
             return f"the two cannot be compared: {error}"
         return None
 
     def settings(self, output: Path) -> dict[str, Any]:
-        """The settings by which the output was made, as JSON. There must be a line for it: see `why_foreign`."""
+        """The settings with which the output was made, as JSON values. It must have a line: see `why_foreign`."""
         settings: dict[str, Any] = self._lines[self._name(output)].get("settings", {})
         return settings
 
     def differences(self, output: Path, settings: Mapping[str, Any]) -> list[str]:
-        """How the settings by which the output was made differ from these, a text for each.
+        """The differences between the settings of the output and these settings, one text for each.
 
-        A setting of the sampling that its line lacks did not exist yet, and was what is now its default.
+        A sampling setting that is missing in the output's line did not exist then. Its default counts.
         """
         recorded, now = self.settings(output), as_json(settings)
         before = as_json(dataclasses.asdict(Sampling())) | recorded
@@ -68,9 +68,9 @@ class Manifest:
         return [f"{name}: was {before.get(name)!r}, is {now.get(name)!r}" for name in names]
 
     def add(self, output: Path, complete: Path, *, source: Path, settings: Mapping[str, Any], seconds: float) -> None:
-        """Writes the line of an output that is complete under another name and about to get its own.
+        """Writes the line of an output. Its file is complete, but still has a temporary name.
 
-        Raises UserError if the system refuses.
+        Raises UserError if the system refuses to write.
         """
         name = self._name(output)
         entry: dict[str, Any] = {
@@ -82,17 +82,17 @@ class Manifest:
             "settings": as_json(settings),
         }
         self._lines[name] = entry
-        # In ASCII, which also holds names of files that are not UTF-8.
+        # JSON in ASCII can hold file names that are not UTF-8.
         line = json.dumps(entry).encode() + b"\n"
         if self._in_bucket is not None:
             self._in_bucket.append(line)
             return
         try:
             with (self._folder / NAME).open("a+b") as file:
-                # Until the file is closed. Without it, two processes' long lines might mix.
+                # The lock lasts until the file is closed. Without it, long lines of two processes could mix.
                 fcntl.flock(file, fcntl.LOCK_EX)
                 file.seek(0, os.SEEK_END)
-                # After a line that was cut off, another begins.
+                # If the last line was cut off, end it first.
                 if file.tell() and not _ends_with_newline(file):
                     file.write(b"\n")
                 file.write(line)
@@ -100,7 +100,7 @@ class Manifest:
             raise UserError(f"{self._folder / NAME}: cannot be written: {error.strerror or error}") from error
 
     def tidy(self) -> None:
-        """To be called at the end by who has the folder for itself: in a bucket, puts all lines into the one file."""
+        """In a bucket, joins all lines into one file. Call it at the end, when no other process uses the folder."""
         file = self._folder / NAME
         if isinstance(file, BucketPath) and parts_of(file):
             write_whole(file, all_lines(file))
@@ -110,18 +110,18 @@ class Manifest:
 
 
 def sha256(file: Path) -> str:
-    """Of a file's bytes. Raises UserError where it is no regular file or cannot be read."""
+    """The SHA-256 of a file's bytes. Raises UserError if it is not a regular file or cannot be read."""
     with open_regular(file) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _entries(file: Path) -> Iterator[dict[str, Any]]:
-    """The lines as they were written. Others are passed over, such as one whose process was killed in the middle."""
+    """The valid lines of a file. Broken lines are ignored, for example one whose process was killed while writing."""
     with open_regular(file) as lines:
-        # Bytes: a line that was cut off may end within a character, and texts may hold other ends of lines.
+        # Read as bytes: a cut-off line may end within a character, and texts may contain other line ends.
         while line := lines.readline(MAX_LINE_BYTES):
             with contextlib.suppress(UserError, UnicodeDecodeError):
-                # Earlier versions wrote names that are not UTF-8 as Python has them.
+                # Earlier versions wrote names that are not UTF-8 with Python's surrogate escapes.
                 text = line.decode(errors="surrogatepass")
                 entry = parse_json(text.encode(errors="backslashreplace"), file)
                 if isinstance(entry.get("output"), str) and isinstance(entry.get("settings", {}), dict):

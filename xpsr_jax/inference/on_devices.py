@@ -1,4 +1,4 @@
-"""A model's networks on their devices, and the way of batches there and back."""
+"""A model's networks on their devices, and how batches get to the devices and back."""
 
 import contextlib
 import functools
@@ -22,22 +22,22 @@ class OnDevices:
     """The networks of a model, split by nnx, with their weights on every device.
 
     Attributes:
-        graph, weights: of the UNet, the ControlNet, the autoencoder and the text encoder, together.
-        autoencoder_graph: of the autoencoder alone; its weights are `weights[2]`.
-        first_stage: graph, weights and configuration of the first stage; None: there is none.
-        devices: their number.
-        capacity: images, or tiles of one, that are computed at once.
-        factor: pixels of a latent cell.
-        scaling: of the latents.
-        latent_channels: their number.
-        within: makes the context in which the networks' programs are called.
+        graph, weights: graph and weights of the UNet, the ControlNet, the autoencoder and the text encoder together.
+        autoencoder_graph: graph of the autoencoder alone. Its weights are `weights[2]`.
+        first_stage: graph, weights and configuration of the first stage. None: the model has no first stage.
+        devices: number of devices.
+        capacity: number of images, or tiles of one image, that are computed at once.
+        factor: side of a latent cell, in pixels.
+        scaling: scaling factor of the latents.
+        latent_channels: number of latent channels.
+        within: returns the context manager in which the networks' programs must be called.
     """
 
     def __init__(self, model: Model, *, batch_size: int, mesh: Mesh | None) -> None:
         """
         Args:
             batch_size: images at once on each device.
-            mesh: the devices to spread batches over; None: the default device.
+            mesh: the devices over which batches are split. None: the default device.
         """
         self.graph, weights = nnx.split((model.unet, model.controlnet, model.autoencoder, model.text_encoder))
         self.autoencoder_graph = nnx.graphdef(model.autoencoder)
@@ -46,8 +46,8 @@ class OnDevices:
         self.factor = model.autoencoder.factor
         self.scaling = model.autoencoder.config.scaling_factor
         self.latent_channels = model.autoencoder.config.latent_channels
-        # The batch is split over all devices. Weights that are there already stay as they are (training may have split
-        # them), others are put on each; XLA shards everything between.
+        # The batch is split over all devices. Weights that are on the mesh already are not moved (training may have
+        # split them). Other weights are copied to each device. XLA shards everything in between.
         self._batch_sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names)) if mesh else None
         self.weights = sharding.on_every_device(weights, mesh) if mesh else weights
         self.first_stage: tuple[nnx.GraphDef[RRDBNet], nnx.State, RRDBNetConfig] | None = None
@@ -60,16 +60,16 @@ class OnDevices:
         )
 
     def fill(self, array: np.ndarray) -> np.ndarray | Array:
-        """Fills a batch up to `capacity` with its last image, and spreads it over the devices."""
+        """Pads a batch to `capacity` with copies of its last image, and splits it over the devices."""
         padding = [(0, self.capacity - len(array))] + [(0, 0)] * (array.ndim - 1)
         return self.spread(np.pad(array, padding, mode="edge"))
 
     def spread(self, array: np.ndarray) -> np.ndarray | Array:
-        """A batch, over the devices. Its size must be a multiple of their number."""
+        """Splits a batch over the devices. Its size must be a multiple of their number."""
         return array if self._batch_sharding is None else jax.device_put(array, self._batch_sharding)
 
     def fetch(self, tree: Any) -> Any:
-        """What was computed, on the host: all of it in each process."""
+        """Copies computed arrays to the host. Each process gets all of them."""
         if self._batch_sharding is not None and not self._batch_sharding.is_fully_addressable:
             tree = multihost_utils.process_allgather(tree, tiled=True)
         return jax.device_get(tree)

@@ -1,4 +1,4 @@
-"""What the settings make of the sampling: its table, its first step, which steps are done alike; and the batches."""
+"""Plans the sampling from its settings (table, first step, runs of similar steps), and plans the batches of images."""
 
 import dataclasses
 import itertools
@@ -19,18 +19,21 @@ from xpsr_jax.diffusion.samplers import Sampler, Table
 from xpsr_jax.diffusion.schedule import Schedule
 
 Size = TypeVar("Size", bound=Hashable)
-# Of Python or numpy on the host, of JAX within a program.
+# A Python or numpy number on the host, a JAX scalar within a program.
 Number = float | Float[Any, ""]
 
 
 class Run(NamedTuple):
-    """Consecutive steps that are done alike: `first` to `last` - 1.
+    """Consecutive steps that are computed in the same way: `first` to `last` - 1.
 
     Attributes:
-        guided: whether the negative half is run.
-        conditioned: whether the ControlNet's residuals count.
-        features: what is done about features of the networks: "unused" (every step is whole), "kept" (a single whole
-            step, which leaves them), "used" (of the step before, upon which the outermost layers alone are computed).
+        first: index of the first step.
+        last: index after the last step.
+        guided: whether the negative half is computed.
+        conditioned: whether the ControlNet's residuals are used.
+        features: how the networks' features are cached. "unused": every step computes all layers. "kept": a single step
+            that computes all layers and keeps their features. "used": the steps compute only the outermost layers, from
+            the kept features.
     """
 
     first: int
@@ -41,12 +44,12 @@ class Run(NamedTuple):
 
 
 class Scales(NamedTuple):
-    """Numbers of a step, which may change without another program.
+    """The scales of a step. They can change without a new compilation.
 
     Attributes:
-        guidance: s of the guidance.
-        rescale: of the guidance, from 0 to 1.
-        conditioning: of the ControlNet's residuals.
+        guidance: scale s of the guidance.
+        rescale: rescaling of the guidance, from 0 to 1.
+        conditioning: scale of the ControlNet's residuals.
     """
 
     guidance: Number
@@ -56,14 +59,14 @@ class Scales(NamedTuple):
 
 @dataclass(frozen=True)
 class Steps:
-    """All that the settings and a model's noise schedule say of the steps.
+    """The plan of all steps, from the settings and the model's noise schedule.
 
     Attributes:
-        sampler: which one.
-        table: its steps, filled up to one length for any number of them.
-        runs: the steps that are run, those done alike together.
+        sampler: the sampler.
+        table: the sampler's table of steps, padded to the same length for any number of steps.
+        runs: the steps that are run, grouped into runs.
         first_level: signal and sigma before the first step that is run.
-        second_level: signal and sigma of the second noising, of the start "lr_noised_twice".
+        second_level: signal and sigma of the second noising, for the start "lr_noised_twice".
         sampling: the settings.
     """
 
@@ -76,27 +79,27 @@ class Steps:
 
     @property
     def count(self) -> int:
-        """Steps that are run for an image."""
+        """The number of steps that are run for an image."""
         return sum(run.last - run.first for run in self.runs)
 
     @property
     def guided(self) -> bool:
-        """Whether any of them has a negative half."""
+        """Whether any step has a negative half."""
         return any(run.guided for run in self.runs)
 
     @property
     def partly_guided(self) -> bool:
-        """Whether some of them have a negative half and others do not."""
+        """Whether some steps have a negative half and others do not."""
         return len({run.guided for run in self.runs}) > 1
 
     def scales(self, run: Run) -> Scales:
-        """The numbers of a run's steps."""
+        """The scales of a run's steps."""
         conditioning = self.sampling.conditioning_scale if run.conditioned else 0
         return Scales(float(self.sampling.guidance_scale), float(self.sampling.guidance_rescale), float(conditioning))
 
 
 def plan_steps(sampling: Sampling, schedule: Schedule) -> Steps:
-    """What is known of the steps before sampling. Raises UserError for settings that the schedule does not allow."""
+    """Plans the steps of a sampling. Raises UserError for settings that the schedule does not allow."""
     spacing = sampling.spacing or schedule.timestep_spacing
     schedule = dataclasses.replace(schedule, timestep_spacing=spacing)
     sampler = make_sampler(sampling, schedule)
@@ -105,7 +108,7 @@ def plan_steps(sampling: Sampling, schedule: Schedule) -> Steps:
     return Steps(
         sampler,
         table,
-        # No more than a tenth of the steps between two looks at the progress.
+        # Progress is reported at least after every tenth of the steps.
         tuple(plan_runs(sampling, at_most=max(sampling.steps // 10, 1))),
         first_level=(table.signal[first], table.sigma[first]),
         second_level=levels_at(schedule, jnp.int32(sampling.added_noise_level)),
@@ -114,22 +117,23 @@ def plan_steps(sampling: Sampling, schedule: Schedule) -> Steps:
 
 
 def full_table(sampler: Sampler, steps: int, first: int) -> Table:
-    """A sampler's table, filled up to one length for any number of steps, so that one program serves them all."""
+    """A sampler's table, padded to the same length for any number of steps, so that one program serves them all."""
     padding = sampler.schedule.num_train_timesteps - steps
     table: Table = jax.tree.map(lambda column: np.pad(column, (0, padding)), sampler.table(steps, first))
     return table
 
 
 def first_step(sampling: Sampling) -> int:
-    """Index of the first step that is run: of 10 steps at strength 0.35, the last 3 are."""
+    """The index of the first step that is run. Example: of 10 steps at strength 0.35, only the last 3 are run."""
     return sampling.steps - max(int(sampling.steps * sampling.strength), 1)
 
 
 def plan_runs(sampling: Sampling, *, at_most: int) -> Iterator[Run]:
-    """The steps that are run, in runs of `at_most`.
+    """Groups the steps that are run into runs of `at_most` steps.
 
-    Step i of n lies in an interval if i / n and (i + 1) / n do, whatever the strength. With a `cache_interval` of K,
-    every K-th step of one form is whole, beginning with the first.
+    Step i of n is in an interval if i / n and (i + 1) / n are. The strength does not matter for this. With a
+    `cache_interval` of K, the first and then every K-th step computes all layers; the count starts again when guidance
+    or conditioning changes.
     """
 
     def within(interval: tuple[float, float], step: int) -> bool:
@@ -158,9 +162,9 @@ def plan_runs(sampling: Sampling, *, at_most: int) -> Iterator[Run]:
 def plan_batches(
     sizes: Sequence[Size], capacity: int, alone: Callable[[Size], bool] = lambda size: False
 ) -> list[list[int]]:
-    """Indices of images in batches of one size, at most `capacity` each, in the order of their first images.
+    """Groups images of equal size into batches of at most `capacity`. Batches are in the order of their first images.
 
-    Images of a size for which `alone` is true get a batch each.
+    An image of a size for which `alone` is true gets its own batch. Returns the indices of each batch.
     """
     groups: dict[Size, list[int]] = {}
     for i, size in enumerate(sizes):

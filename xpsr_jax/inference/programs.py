@@ -1,4 +1,4 @@
-"""The compiled programs of restoring (method §7). Each takes the networks as `OnDevices` has them: graph, weights."""
+"""The compiled programs that restore images (method §7). They take the networks as graph and weights of `OnDevices`."""
 
 import functools
 from typing import NamedTuple
@@ -31,7 +31,7 @@ from xpsr_jax.models.controlnet import ControlNet, ImageFeatures
 from xpsr_jax.models.text_encoder import TextEncoder
 from xpsr_jax.models.unet import KeptFeatures, UNet
 
-# What `OnDevices` has on the devices, and how nnx describes it.
+# The networks of `OnDevices`, and their nnx graph.
 Networks = tuple[UNet, ControlNet, Autoencoder, TextEncoder]
 Graph = nnx.GraphDef[Networks]
 NoiseLevel = tuple[Float[Array, ""], Float[Array, ""]]
@@ -40,12 +40,12 @@ NoiseLevel = tuple[Float[Array, ""], Float[Array, ""]]
 class Texts(NamedTuple):
     """Keys and values of every text cross-attention, which depend neither on the step nor on the picture.
 
-    An image's positive and negative half are neighbours; without guidance there is the positive half alone. The
-    ControlNet's low-level text is there once for an image if both halves have it in common.
+    The positive and the negative half of an image are next to each other. Without guidance there is only the positive
+    half. If both halves share the low-level text, the ControlNet's low-level text is there once per image.
 
     Attributes:
-        unet: what `UNet.project_text` returned.
-        controlnet: what `ControlNet.project_text` returned, for the high- and for the low-level text.
+        unet: the result of `UNet.project_text`.
+        controlnet: the result of `ControlNet.project_text`, for the high-level and the low-level text.
     """
 
     unet: Text
@@ -53,11 +53,11 @@ class Texts(NamedTuple):
 
 
 class Pictures(NamedTuple):
-    """What depends on the pictures and not on the step.
+    """Values that depend on the pictures, but not on the step.
 
     Attributes:
-        start: the latents that sampling starts from.
-        features: what the ControlNet makes of the LR images.
+        start: the latents from which sampling starts.
+        features: the ControlNet's features of the LR images.
         step_keys: (b,) random keys of the steps' noise.
     """
 
@@ -73,16 +73,16 @@ def prepare_texts(
     """Encodes captions and prompts.
 
     Args:
-        graph, weights: of the four networks, as `OnDevices` has them.
-        high: token ids of the high-level texts, n = 77 each; halves: positive and negative in this order, or the
-            positive one alone.
-        low: the same of the low-level texts; one half also where both have it in common.
+        graph, weights: the four networks, from `OnDevices`.
+        high: token ids of the high-level texts, n = 77 each. The halves are positive and negative in this order, or
+            positive alone.
+        low: token ids of the low-level texts, in the same form. There is one half if both halves share the text.
 
     Returns:
-        Keys and values of b · halves texts, an image's halves next to each other.
+        Keys and values of b · halves texts. The halves of an image are next to each other.
     """
     unet, controlnet, _, text_encoder = nnx.merge(graph, weights)
-    # An image's two halves are neighbours, so that they are on one device.
+    # The two halves of an image are next to each other, so they are on the same device.
     high_embedding = text_encoder(high.reshape(-1, high.shape[-1]))
     low_embedding = text_encoder(low.reshape(-1, low.shape[-1]))
     controlnet_text = Text(controlnet.project_text(high_embedding).high, controlnet.project_text(low_embedding).low)
@@ -91,7 +91,7 @@ def prepare_texts(
 
 @functools.partial(jax.jit, static_argnums=1)
 def positive_half(texts: Texts, images: int) -> Texts:
-    """The texts of so many images without their negative halves."""
+    """Removes the negative halves from the texts of that many images."""
     halves: Texts = jax.tree.map(lambda array: array[:: array.shape[0] // images], texts)
     return halves
 
@@ -110,13 +110,13 @@ def prepare_pictures(
     """Encodes LR images at the size that the networks see, and draws their noise.
 
     Args:
-        graph, weights: of the four networks, as `OnDevices` has them.
+        graph, weights: the four networks, from `OnDevices`.
         start: see `start_latents`.
-        pixels: the LR images, enlarged to H x W, multiples of the autoencoder's factor.
-        digests: hashes of the LR images' content (`content_digest`), from which their noise comes, with the seed.
-        seed: of `seed_words`.
+        pixels: the LR images, enlarged to H x W, which are multiples of the autoencoder's factor.
+        digests: hashes of the LR images' content (`content_digest`). The noise depends on them and on the seed.
+        seed: the result of `seed_words`.
         first_level: signal and sigma before the first step that is run.
-        second_level: signal and sigma of the second noising, of the start "lr_noised_twice".
+        second_level: signal and sigma of the second noising, for the start "lr_noised_twice".
     """
     _, controlnet, autoencoder, _ = nnx.merge(graph, weights)
     keys = jax.vmap(lambda digest: jax.random.split(image_key(seed, digest), 4), out_axes=1)(digests)
@@ -129,12 +129,12 @@ def prepare_pictures(
 
 
 class Form(NamedTuple):
-    """What a program of steps is compiled for, beside shapes. Static: another form is another program.
+    """The static arguments of a program of steps. Each form is compiled as its own program.
 
     Attributes:
-        graph: of the four networks, as `OnDevices` has it.
-        guidance: how the negative half is used; None: the texts have none.
-        cache_levels: as in `Sampling`; 0: no features are kept.
+        graph: graph of the four networks, from `OnDevices`.
+        guidance: how the negative half is used. None: the texts have no negative half.
+        cache_levels: as in `Sampling`. 0: no features are kept.
     """
 
     graph: Graph
@@ -143,14 +143,14 @@ class Form(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What all steps of a run read.
+    """The inputs that all steps of a run share.
 
     Attributes:
-        weights: of the four networks.
-        texts: of `prepare_texts`, or their `positive_half`.
-        pictures: of `prepare_pictures`, of as many images.
-        table: the sampler's, all steps of it.
-        scales: of all these steps.
+        weights: weights of the four networks.
+        texts: the result of `prepare_texts`, or its `positive_half`.
+        pictures: the result of `prepare_pictures`, for the same number of images.
+        table: the sampler's table with all its steps.
+        scales: the scales of all these steps.
     """
 
     weights: nnx.State
@@ -167,13 +167,14 @@ def run_steps(
     """Runs the steps `first` to `last` - 1 of the sampler.
 
     Args:
-        form: without `cache_levels`: they would only make another program.
-        sampler: which one; a program is compiled for each.
-        state: the sampler's, before the first of these steps.
-        first, last: indices of rows of the table; traced, so any part is run by one program.
+        form: its `cache_levels` must be 0, because other values would only compile the same program again.
+        sampler: the sampler. Each sampler is compiled as its own program.
+        inputs: the inputs of all these steps.
+        state: the sampler's state before step `first`.
+        first, last: row indices of the table. They are traced, so one program runs any part of the table.
 
     Returns:
-        The sampler's state after step `last` - 1; its latents are (b, h, w, c), scaled, float32.
+        The sampler's state after step `last` - 1. Its latents are (b, h, w, c), scaled, float32.
     """
     networks, (_, texts, pictures, table, scales) = nnx.merge(form.graph, inputs.weights), inputs
 
@@ -187,7 +188,7 @@ def run_steps(
 def run_whole_step(
     form: Form, sampler: Sampler, inputs: Inputs, state: SamplerState, index: Int[Array, ""]
 ) -> tuple[SamplerState, KeptFeatures]:
-    """Runs one step, row `index` of the table, as `run_steps`, and keeps what `run_outer_steps` needs."""
+    """Runs one step like `run_steps`, row `index` of the table. Also returns the features for `run_outer_steps`."""
     networks, (_, texts, pictures, table, scales) = nnx.merge(form.graph, inputs.weights), inputs
     timestep = jnp.asarray(table.timestep)[index]
     prediction, kept = _predict(networks, form, texts, pictures.features, state.latents, timestep, scales)
@@ -204,10 +205,10 @@ def run_outer_steps(
     first: Int[Array, ""],
     last: Int[Array, ""],
 ) -> SamplerState:
-    """Runs steps as `run_steps`, with the UNet's outermost layers alone, upon the features of a whole step.
+    """Runs steps like `run_steps`, but only the UNet's outermost layers, from the features of an earlier whole step.
 
     Args:
-        kept: by `run_whole_step`, of the same form.
+        kept: features from `run_whole_step` with the same form.
     """
     networks, (_, texts, pictures, table, scales) = nnx.merge(form.graph, inputs.weights), inputs
 
@@ -227,22 +228,23 @@ def predict_tiles(
     timestep: Timestep,
     scales: Scales,
 ) -> tuple[Latents, KeptFeatures | None]:
-    """The guided prediction for tiles of a large picture, of which each tile's networks see nothing else (method §7).
+    """The guided prediction for tiles of a large picture. For each tile the networks see only that tile (method §7).
 
-    The tiles' image features are computed anew for each step: that takes less than 1 % of its time, and kept for all
-    tiles they would grow with the picture.
+    The tiles' image features are computed again in each step. That takes less than 1 % of the step's time. Keeping them
+    for all tiles would need memory that grows with the picture.
 
     Args:
-        weights: of the four networks, as `OnDevices` has them.
-        texts: of `prepare_texts`, or their `positive_half`: the picture's, once for each of the b tiles.
+        form: the form of the program.
+        weights: weights of the four networks, from `OnDevices`.
+        texts: the picture's texts once for each of the b tiles, from `prepare_texts` or `positive_half`.
         pixels: the tiles of the LR image.
         latents: the same tiles of the latents, scaled, at the noise level of `timestep`.
-        timestep: of the step, the same for all tiles.
-        scales: of the step.
+        timestep: timestep of the step, the same for all tiles.
+        scales: scales of the step.
 
     Returns:
-        The prediction, float32, which means what the schedule's `prediction_type` says, and what
-        `predict_tiles_from_kept` needs, or None where nothing is kept.
+        The prediction, float32, of the kind that the schedule's `prediction_type` says. And the features for
+        `predict_tiles_from_kept`, or None if the form keeps none.
     """
     networks = nnx.merge(form.graph, weights)
     features = networks[1].encode_image(pixels.astype(jnp.float32) / 255)._replace(rgb_predictions=())
@@ -260,7 +262,7 @@ def predict_tiles_from_kept(
     timestep: Timestep,
     scales: Scales,
 ) -> Latents:
-    """The guided prediction for tiles upon what an earlier `predict_tiles` of the same form kept of them."""
+    """The guided prediction for tiles, from the features that an earlier `predict_tiles` of the same form returned."""
     return _predict_from_kept(nnx.merge(form.graph, weights), form, texts, kept, latents, timestep, scales)
 
 
@@ -314,16 +316,18 @@ def _guided(
 def finish(
     graph: Graph, color: ColorFix, weights: nnx.State, latents: Latents, pixels: UInt8[Array, "b H W 3"]
 ) -> tuple[UInt8[Array, "b H W 3"], Bool[Array, "b"]]:
-    """Latents to images with the LR's colours. 8-bit before the colour fix (method §7, §8).
+    """Decodes latents to images with the colours of the LR images (method §7, §8).
+
+    The decoded images are rounded to 8 bits before the colour fix.
 
     Args:
-        graph, weights: of the four networks, as `OnDevices` has them.
+        graph, weights: the four networks, from `OnDevices`.
         color: see `fix_color`.
-        latents: scaled, after the last step.
-        pixels: the images whose colours are taken, at the size of what `prepare_pictures` encoded.
+        latents: scaled latents after the last step.
+        pixels: the images whose colours the results get, at the size of the images that `prepare_pictures` encoded.
 
     Returns:
-        The images, and for each whether the autoencoder gave neither NaN nor infinity.
+        The images, and for each whether all values of the autoencoder's result were finite.
     """
     _, _, autoencoder, _ = nnx.merge(graph, weights)
     decoded = autoencoder.decode(latents)

@@ -1,4 +1,4 @@
-"""Captions and prompt words to CLIP's tokens (method §7, §12.4)."""
+"""Converts captions and prompt words to CLIP's tokens (method §7, §12.4)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
@@ -12,7 +12,7 @@ from xpsr_jax.errors import UserError
 
 @runtime_checkable
 class PromptTokenizer(Protocol):
-    """What is used of a transformers `CLIPTokenizer`."""
+    """The part of a transformers `CLIPTokenizer` that is used here."""
 
     model_max_length: int
     bos_token_id: int
@@ -20,12 +20,12 @@ class PromptTokenizer(Protocol):
     pad_token_id: int
 
     def __call__(self, text: str, *, add_special_tokens: bool, verbose: bool) -> Mapping[str, list[int]]:
-        """A mapping with the text's token ids under "input_ids".
+        """Returns a mapping with the text's token ids under "input_ids".
 
         Args:
             text: a caption or prompt words.
-            add_special_tokens: put the tokens of beginning and end around it.
-            verbose: log where the text is too long for CLIP.
+            add_special_tokens: put the start and end tokens around it.
+            verbose: log a warning if the text is too long for CLIP.
         """
         ...
 
@@ -35,21 +35,21 @@ def prompt_tokens(
 ) -> Int[np.ndarray, "b n"]:
     """Token ids of texts, each followed by `positive_words`, padded to the tokenizer's length (77 for CLIP), int32.
 
-    The positive words stand at the end, where the released code has them. A text that is too long is cut before them;
-    there, CLIP's truncation dropped the words instead.
+    The positive words come last, as in the released code. A text that is too long is cut before them. The released
+    code lets CLIP's truncation drop the words instead.
 
     Args:
         tokenizer: a transformers `CLIPTokenizer`.
         positive_words: "" for none.
 
     Raises:
-        UserError: a text is no string, or the positive words alone are too long.
+        UserError: a text is not a string, or the positive words alone are too long.
     """
     room = tokenizer.model_max_length - 2
     words = _ids(tokenizer, [positive_words])[0]
     if len(words) > room:
         raise UserError(
-            f"the positive words take {len(words)} tokens of the {room} that the text encoder reads: shorten them"
+            f"the positive words have {len(words)} tokens, but the text encoder reads at most {room}: shorten them"
         )
     rows = []
     for ids in _ids(tokenizer, texts):

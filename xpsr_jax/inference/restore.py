@@ -1,4 +1,4 @@
-"""The whole image path: LR photographs and their captions in, restored photographs out (method §7)."""
+"""The whole path of an image: from LR photographs and their captions to restored photographs (method §7)."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -47,21 +47,26 @@ def restore(
     mesh: Mesh | None = None,
     names: Sequence[str] | None = None,
 ) -> list[UInt8[np.ndarray, "_ _ 3"]]:
-    """Restores photographs of any sizes, each `sampling.upscale` times as large as it was.
+    """Restores photographs of any size. Each result is `sampling.upscale` times as large.
 
-    A model with a first stage begins with that: the other networks see its picture.
+    If the model has a first stage, that runs first, and the other networks see its result.
 
-    An image's result depends on its pixels, its captions, the seed and the settings: not on its place, nor (but for
-    rounding) on the batch or the number of devices. A grey image (R = G = B) comes back grey.
+    An image's result depends on its pixels, its captions, the seed and the settings. It does not depend on its
+    position, nor (except for rounding) on the batch or the number of devices. A grey image (R = G = B) gives a grey
+    result.
 
     Args:
-        sampling: None: the model's own.
-        batch_size: images of one size at once on each device.
-        mesh: devices to spread batches over; None: the default device.
-        names: what to call the images in errors.
+        model: the model.
+        images: the photographs.
+        captions: one caption for each photograph.
+        sampling: the settings. None: the model's own settings.
+        seed: seed of the noise, 64 bits.
+        batch_size: images of equal size at once on each device.
+        mesh: devices over which batches are split. None: the default device.
+        names: names of the images in error messages.
 
     Raises:
-        UserError: the networks computed NaN or Inf, or a caption or setting cannot be used.
+        UserError: the networks computed NaN or infinity, or a caption or setting cannot be used.
     """
     if len(images) != len(captions):
         raise ValueError(f"{len(images)} images but {len(captions)} captions")
@@ -78,23 +83,23 @@ def restore(
 
 
 def not_finite(name: str) -> str:
-    """What to say of an image that came out as NaN or infinite."""
+    """The message for an image whose result contains NaN or infinity."""
     return f"{name}: the networks computed NaN or infinity; try float32, lower scales, or other weights"
 
 
 class Restorer:
-    """A model made ready to restore batches. Programs are compiled once for each batch shape and sampler.
+    """A model that is ready to restore batches. Programs are compiled once for each batch shape and sampler.
 
-    If the mesh is of several processes, all have to ask for the same, and each is given all of it.
+    If the mesh spans several processes, all of them must make the same calls, and each gets all results.
 
     Attributes:
         sampling: the settings.
         capacity: images that one batch can hold: `batch_size` on each device.
-        steps: sampling steps that are run for an image.
-        networks: on their devices.
-        first_stage: None: the model has none.
-        planned: the steps.
-        cache_levels: of the settings, or as many as there can be.
+        steps: number of sampling steps that are run for an image.
+        networks: the networks on their devices.
+        first_stage: the first stage. None: the model has none.
+        planned: the planned steps.
+        cache_levels: the value in the settings, or the largest possible value if the settings have none.
     """
 
     def __init__(
@@ -103,9 +108,10 @@ class Restorer:
         """Makes the model ready.
 
         Args:
-            sampling: None: the model's own.
-            batch_size: images of one size, or tiles of a large one, at once on each device.
-            mesh: devices to spread batches over; None: the default device.
+            model: the model.
+            sampling: the settings. None: the model's own settings.
+            batch_size: images of equal size, or tiles of a large image, at once on each device.
+            mesh: devices over which batches are split. None: the default device.
 
         Raises UserError for settings that the model's noise schedule or its UNet do not allow.
         """
@@ -119,37 +125,40 @@ class Restorer:
         if model.first_stage is not None:
             self.first_stage = FirstStage(self.networks, tile=self.sampling.first_stage_tile)
         elif self.sampling.steps == 0:
-            raise UserError("0 steps give the first stage's picture, and this model has none; let steps be 1 or more")
-        # Without steps none of it is used.
+            raise UserError("0 steps need a model with a first stage, but this model has none: set steps to 1 or more")
+        # With 0 steps, the plan is not used.
         self.planned = plan_steps(dataclasses.replace(self.sampling, steps=self.sampling.steps or 1), model.schedule)
         self._tokenizer = model.tokenizer
         self.capacity, self.steps = self.networks.capacity, self.planned.count if self.sampling.steps else 0
 
     def network_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) at which the networks see an LR image: images of one batch have this in common."""
+        """The (height, width) at which the networks see an LR image. It is the same for all images of a batch."""
         return network_size(height, width, **self._size_rule, multiple=self.sampling.size_multiple)
 
     def enlarged_size(self, height: int, width: int) -> tuple[int, int]:
-        """The part of `network_size` that is the image, not what continues it to one of few sizes."""
+        """The (height, width) of the image itself within `network_size`, without the padding."""
         return enlarged_size(height, width, **self._size_rule)
 
     def is_large(self, network_size: tuple[int, int]) -> bool:
-        """Whether an image of this `network_size` is restored in tiles; then it is a batch by itself."""
+        """Whether an image of this `network_size` is restored in tiles. Such an image has a batch to itself."""
         cells = network_size[0] // self.networks.factor, network_size[1] // self.networks.factor
         vae_tile = self.sampling.vae_tile_size
         return len(self.tiles(network_size).starts) > 1 or 0 < vae_tile**2 < cells[0] * cells[1]
 
     def plan(self, network_sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
-        """Images of these `network_size`s in batches, by their indices, in the order of their first images."""
+        """Groups images of these `network_size`s into batches of indices, in the order of their first images."""
         return plan_batches(network_sizes, self.capacity, self.is_large)
 
     def cells(self, network_size: tuple[int, int]) -> int:
-        """Latent cells that a step computes of an image of this `network_size`; overlapping tiles count each."""
+        """The number of latent cells that a step computes for an image of this `network_size`.
+
+        Each tile counts in full, even where tiles overlap.
+        """
         tiles = self.tiles(network_size)
         return len(tiles.starts) * tiles.shape[0] * tiles.shape[1]
 
     def tiles(self, network_size: tuple[int, int]) -> Tiles:
-        """Of an image of this `network_size`, in latent cells; one, if it is seen whole in each step."""
+        """The tiles of an image of this `network_size`, in latent cells. One tile if each step sees the whole image."""
         height, width = (side // self.networks.factor for side in network_size)
         return plan_tiles(height, width, size=self.sampling.tile_size, overlap=self.sampling.tile_overlap)
 
@@ -166,13 +175,13 @@ class Restorer:
 
         Args:
             on_steps: called with the number of steps done since the last call, for progress bars.
-            clean: what the first stage made of the images, where that is known; None: it is computed.
+            clean: the first stage's results for the images, if they are known. None: they are computed.
 
         Returns:
-            the restored images, None for one whose result is not finite.
+            the restored images. None for an image whose result contains NaN or infinity.
         """
         if not 0 < len(images) == len(captions) <= self.capacity:
-            raise ValueError(f"{len(images)} images and {len(captions)} captions in a batch of {self.capacity}")
+            raise ValueError(f"{len(images)} images and {len(captions)} captions for a batch of {self.capacity}")
         for image in images:
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
                 raise ValueError(f"an image must be uint8 of shape (height, width, 3), not {image.dtype} {image.shape}")
@@ -202,7 +211,7 @@ class Restorer:
     def _seen(
         self, pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]], images: Sequence[UInt8[np.ndarray, "_ _ 3"]]
     ) -> UInt8[np.ndarray, "b H W 3"]:
-        """What the networks see of pictures, which are the LR images or what the first stage made of them."""
+        """The networks' inputs: the pictures at `network_size`. They are the LR images or the first stage's results."""
         rule = self._size_rule | {"multiple": self.sampling.size_multiple}
         pairs = zip(pictures, images, strict=True)
         return np.stack([to_network_size(picture, **rule, lr_shape=image.shape) for picture, image in pairs])
@@ -290,9 +299,9 @@ class Restorer:
     def _tokens(
         self, captions: Sequence[Caption]
     ) -> tuple[Int[np.ndarray, "b high_halves n"], Int[np.ndarray, "b low_halves n"]]:
-        """Token ids of the high- and low-level prompts; halves: positive and negative, or positive without guidance.
+        """Token ids of the high-level and low-level prompts, in halves: positive and negative, or positive alone.
 
-        Without a negative low-level prompt the two halves' low-level captions are one.
+        Without a negative low-level prompt the two halves share the low-level caption.
         """
         sampling = self.sampling
         high = [

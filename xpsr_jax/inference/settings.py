@@ -1,4 +1,4 @@
-"""Which settings hold when a person names only some of them."""
+"""Chooses the sampling settings if only some of them are given."""
 
 import dataclasses
 from typing import Any
@@ -7,22 +7,22 @@ from xpsr_jax.config import SAMPLING_PRESETS, Sampling
 
 
 def choose_sampling(defaults: Sampling, preset: str | None, **given: Any) -> Sampling:
-    """The preset, or else the model's own settings, with what is given otherwise.
+    """Returns the settings of the preset, or of the model if there is no preset, overridden by the given settings.
 
-    The size of the networks' images is the model's under any preset: it goes with the crops that it was trained on.
+    `process_size` is always the model's own, because it belongs to the crops that the model was trained on.
 
     Args:
-        defaults: the model's own.
-        preset: a name of `SAMPLING_PRESETS`; None: none.
-        given: fields of `Sampling`; None counts as not given.
+        defaults: the model's own settings.
+        preset: a name in `SAMPLING_PRESETS`. None: no preset.
+        given: fields of `Sampling`. None: not given.
 
     Raises:
-        UserError: the settings do not go together.
+        UserError: the settings contradict each other.
     """
     chosen = SAMPLING_PRESETS[preset] if preset else defaults
     chosen = dataclasses.replace(chosen, process_size=defaults.process_size)
     given = {field: value for field, value in given.items() if value is not None}
     if given.get("sampler", chosen.sampler) != chosen.sampler:
-        # What was chosen for another sampler is not meant for this one.
+        # Settings that were chosen for another sampler do not apply to this one.
         chosen = dataclasses.replace(chosen, sampler=given["sampler"], eta=0.0, karras=False)
     return dataclasses.replace(chosen, **given)

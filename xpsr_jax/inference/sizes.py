@@ -1,4 +1,4 @@
-"""The sizes an image passes through (method §7), with PIL's resizing, which the released code uses."""
+"""The sizes of an image on its way through the model (method §7). Resizing is PIL's, as in the released code."""
 
 import numpy as np
 from jaxtyping import UInt8
@@ -10,14 +10,14 @@ _Steps = list[tuple[tuple[int, int], Image.Resampling]]
 def network_size(
     height: int, width: int, *, upscale: float, process_size: int, factor: int, multiple: int = 1
 ) -> tuple[int, int]:
-    """(height, width) at which the networks see an LR image of `height` x `width`: see `to_network_size`."""
+    """The (height, width) at which the networks see an LR image of `height` x `width`: see `to_network_size`."""
     enlarged = enlarged_size(height, width, upscale=upscale, process_size=process_size, factor=factor)
     unit = factor * multiple
     return -(-enlarged[0] // unit) * unit, -(-enlarged[1] // unit) * unit
 
 
 def enlarged_size(height: int, width: int, *, upscale: float, process_size: int, factor: int) -> tuple[int, int]:
-    """The part of `network_size` that is the image and not its continuation."""
+    """The (height, width) of the image itself within `network_size`, without the padding."""
     return _steps(height, width, upscale=upscale, process_size=process_size, factor=factor)[-1][0]
 
 
@@ -32,12 +32,14 @@ def to_network_size(
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
     """Enlarges an LR image to the size at which the networks see it.
 
-    Bicubic by `upscale`; if the shorter side is then below `process_size`, bilinear until it is that (the longer one
-    rounded down); bicubic to whole multiples of `factor`, the autoencoder's pixels a latent cell. Then it is continued
-    by reflection, to the right and below, to multiples of `multiple` cells.
+    1. Bicubic, by `upscale`.
+    2. If the shorter side is then below `process_size`: bilinear, so that it equals `process_size`. The longer side is
+       rounded down.
+    3. Bicubic, down to multiples of `factor`, the side of a latent cell in pixels.
+    4. Padded by reflection, on the right and below, to multiples of `multiple` cells.
 
     Args:
-        lr_shape: (height, width, ...) of the LR image, where `image` is what a first stage made of it; None: `image` is
+        lr_shape: (height, width, ...) of the LR image, if `image` is the first stage's result for it. None: `image` is
             the LR image.
     """
     height, width, *_ = lr_shape or image.shape
@@ -52,7 +54,11 @@ def to_network_size(
 def to_output_size(
     image: UInt8[np.ndarray, "h w ..."], lr_shape: tuple[int, ...], *, upscale: float
 ) -> UInt8[np.ndarray, "h2 w2 ..."]:
-    """Resizes (bicubic) a restored image to `upscale` times the size of its LR image, of shape (height, width, ...)."""
+    """Resizes (bicubic) a restored image to `upscale` times the size of its LR image.
+
+    Args:
+        lr_shape: (height, width, ...) of the LR image.
+    """
     height, width = _scaled(lr_shape[0], upscale), _scaled(lr_shape[1], upscale)
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 

@@ -1,11 +1,14 @@
-"""The autoencoder on pictures of any size, in memory that does not grow with them.
+"""Runs the autoencoder on pictures of any size with constant device memory.
 
-A picture goes through it in tiles with a border, whose inner parts are faded into each other. What is not local is
-handled so:
+docs/reference/sampling.md, Large pictures, has measurements.
 
-- Group norms: all tiles are normalised by one set of statistics, those of the picture reduced to the size of a tile. So
-  no tile has a brightness or contrast of its own.
-- The attention in the middle: each tile attends to itself. That leaves most of the difference to the untiled result.
+A picture is processed in tiles with a border. The inner parts of the tiles are blended into each other. Two operations
+are not local:
+
+- Group norms: all tiles share one set of statistics, computed from the picture reduced to the size of a tile. So no
+  tile gets its own brightness or contrast.
+- The attention in the middle: each tile attends only to itself. This causes most of the difference from the untiled
+  result.
 """
 
 import functools
@@ -24,15 +27,15 @@ from xpsr_jax.models.autoencoder import Autoencoder
 
 Direction = Literal["encode", "decode"]
 
-# Latent cells around a tile's inner part: most of what convolutions can reach. With 20 the result is no closer to the
-# untiled one.
+# Latent cells around a tile's inner part: most of the reach of the convolutions. With 20 the result is not closer to
+# the untiled one.
 BORDER = 12
-# Latent cells before and after where two inner parts meet, in which one passes into the other.
+# Latent cells to each side of the line where two inner parts meet, over which one blends into the other.
 FADE = 6
 
 
 class Statistics(NamedTuple):
-    """Of each group of each group norm, in the order in which the norms are applied; of numpy on the host."""
+    """Statistics of each group of each group norm, in the order in which the norms run. On the host, numpy arrays."""
 
     mean: Float[Any, "norms groups"]
     variance: Float[Any, "norms groups"]
@@ -43,13 +46,13 @@ class TiledAutoencoder:
     """An `Autoencoder`, split by nnx.
 
     Attributes:
-        graph, weights: its parts.
-        factor: pixels a latent cell.
-        tile: side of a tile with its border, in latent cells. Up to tile² cells, or with 0, a picture is one piece,
-            and computed as the autoencoder itself does it.
-        together: tiles that are computed at once.
-        place: puts that many on the devices.
-        fetch: gets what was computed.
+        graph, weights: the two parts of the split.
+        factor: side of a latent cell, in pixels.
+        tile: side of a tile with its border, in latent cells. A picture of up to tile² cells is one piece, and is
+            computed exactly like in the autoencoder itself. 0: every picture is one piece.
+        together: number of tiles that are computed at once.
+        place: puts a batch of that many tiles on the devices.
+        fetch: copies the results to the host.
     """
 
     graph: nnx.GraphDef[Autoencoder]
@@ -63,17 +66,22 @@ class TiledAutoencoder:
     def encode(
         self, image: UInt8[np.ndarray, "H W 3"]
     ) -> tuple[Float[np.ndarray, "h w c"], Float[np.ndarray, "h w c"]]:
-        """Mean and log variance of the unscaled latents' posterior, as `Autoencoder.moments`."""
+        """The mean and the log variance of the posterior of the unscaled latents, like `Autoencoder.moments`."""
         moments, _ = self._through("encode", image, before=self.factor, after=1)
         mean, log_variance = np.split(moments, 2, axis=-1)
         return mean, log_variance
 
     def decode(self, latents: Float[np.ndarray, "h w c"]) -> tuple[UInt8[np.ndarray, "H W 3"], bool]:
-        """The image of scaled latents in 8 bits, and whether it was finite."""
+        """The 8-bit image of scaled latents, and whether all its values were finite."""
         return self._through("decode", latents, before=1, after=self.factor)
 
     def _through(self, direction: Direction, picture: np.ndarray, *, before: int, after: int) -> tuple[Any, bool]:
-        """`before` and `after`: points of the picture and of the result a latent cell."""
+        """Runs a picture through one half.
+
+        Args:
+            before: points of the picture per latent cell, along each axis.
+            after: points of the result per latent cell, along each axis.
+        """
         height, width = (side // before for side in picture.shape[:2])
         shape = self.shape(height, width)
         whole = shape == (height, width)
@@ -95,7 +103,7 @@ class TiledAutoencoder:
         result: np.ndarray | None = None
         all_finite = True
         for y in rows:
-            # Its axes are (x, y, channel): pieces are laid along the first.
+            # The band's axes are (x, y, channel), because `lay` works along the first axis.
             band: np.ndarray | None = None
             for first in range(0, len(columns), self.together):
                 group = columns[first : first + self.together]
@@ -110,13 +118,13 @@ class TiledAutoencoder:
         return result, all_finite
 
     def shape(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) of the tiles of a picture, all in latent cells; the picture's own if it is one piece."""
+        """The (height, width) of a picture's tiles, all in latent cells. The picture's own size if it is one piece."""
         if not self.tile or height * width <= self.tile * self.tile:
             return height, width
         return min(self.tile, height), min(self.tile, width)
 
     def tiles(self, height: int, width: int) -> int:
-        """Their number."""
+        """The number of tiles for a picture of this size in latent cells."""
         rows, columns = self._pieces(height, width)
         return len(rows) * len(columns)
 
@@ -128,7 +136,7 @@ class TiledAutoencoder:
         )
 
     def no_statistics(self, direction: Direction) -> Statistics:
-        """Statistics that stand in where none are known: one program serves for both."""
+        """Placeholder statistics for a call without known statistics, so that one program serves both cases."""
         autoencoder = nnx.merge(self.graph, self.weights)
         norms = [norm for *_, norm in _norms(_half(autoencoder, direction))]
         return Statistics(*2 * (np.zeros((len(norms), norms[0].num_groups), np.float32),))
@@ -143,7 +151,11 @@ def run_autoencoder(
     given: Statistics,
     known: Bool[Array, ""],
 ) -> tuple[Array, Bool[Array, " b"], Statistics]:
-    """Tiles by the statistics given, or each by its own; and what its own are."""
+    """Runs tiles through one half of the autoencoder.
+
+    Group norms use the given statistics if `known`, and otherwise each tile's own. Returns the results, whether each is
+    finite, and each tile's own statistics.
+    """
     autoencoder = nnx.merge(graph, weights)
     found: list[Statistics] = []
     for module, name, norm in _norms(_half(autoencoder, direction)):
@@ -165,7 +177,7 @@ def _normalise(
     found: list[Statistics],
     x: Float[Array, "b h w c"],
 ) -> Float[Array, "b h w c"]:
-    """The group norm, by the next of the given statistics or by x's own, which are added to `found`."""
+    """Applies the group norm with the next of the given statistics, or with x's own. Adds x's own to `found`."""
     grouped = x.astype(jnp.float32).reshape(*x.shape[:3], norm.num_groups, -1)
     mean = grouped.mean((1, 2, 4))
     variance = jnp.square(grouped - mean[:, None, None, :, None]).mean((1, 2, 4))
@@ -182,7 +194,7 @@ def _half(autoencoder: Autoencoder, direction: Direction) -> nnx.Module:
 
 
 def _norms(part: nnx.Module) -> list[tuple[nnx.Module, str, nnx.GroupNorm]]:
-    """The module and the name by which it has a group norm, and that."""
+    """All group norms: the module that holds the norm, the name of its attribute, and the norm."""
     return [
         (module, name, child)
         for _, module in nnx.iter_modules(part)
@@ -192,7 +204,7 @@ def _norms(part: nnx.Module) -> list[tuple[nnx.Module, str, nnx.GroupNorm]]:
 
 
 def _reduced(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Evenly spaced points: means of points would have less contrast than the picture."""
+    """Reduces a picture to evenly spaced points, because averages of points would have less contrast."""
     rows, columns = ((np.arange(new) * old) // new for new, old in zip((height, width), picture.shape, strict=False))
     reduced: np.ndarray = picture[rows[:, None], columns]
     return reduced

@@ -1,4 +1,4 @@
-"""Where the tiles of a large picture lie, and how what was predicted for each becomes one again (method §7)."""
+"""Divides a large picture into tiles, and joins the tiles' results into one picture again (method §7)."""
 
 import functools
 import itertools
@@ -20,7 +20,7 @@ class Tiles:
     Attributes:
         canvas: (height, width) of the picture.
         shape: (height, width) of a tile.
-        starts: (row, column) of each tile's upper left cell, row by row.
+        starts: (row, column) of the upper left cell of each tile, row by row.
     """
 
     canvas: tuple[int, int]
@@ -30,17 +30,17 @@ class Tiles:
     def cut(
         self, picture: UInt8[np.ndarray, "H W c"] | Float[np.ndarray, "H W c"], *, scale: int = 1
     ) -> list[UInt8[np.ndarray, "H2 W2 c"]] | list[Float[np.ndarray, "H2 W2 c"]]:
-        """Each tile's part of a picture that has `scale` pixels a cell along each axis, of the picture's type."""
+        """Cuts a picture with `scale` pixels per cell along each axis into tiles. Its type does not change."""
         height, width = (scale * side for side in self.shape)
         return [picture[scale * y : scale * y + height, scale * x : scale * x + width] for y, x in self.starts]
 
     def blend(
         self, parts: Sequence[Float[np.ndarray, "h2 w2 c"]], weights: TileWeights = "centred"
     ) -> Float[np.ndarray, "h w c"]:
-        """The weighted mean of all tiles that cover a cell.
+        """Joins tiles into one picture: each cell is the weighted mean of all tiles that cover it.
 
-        It is taken of their differences from one of them. So where all agree, that comes out bit for bit, and so does
-        what one tile alone covers.
+        The mean is computed from the tiles' differences from one of them. So a cell is exact, bit for bit, where all
+        tiles agree and where only one tile covers it.
         """
         height, width = self.shape
         placed = [(slice(y, y + height), slice(x, x + width)) for y, x in self.starts]
@@ -56,11 +56,11 @@ class Tiles:
 
 
 def plan_tiles(height: int, width: int, *, size: int, overlap: int) -> Tiles:
-    """Square tiles for a picture of more than `size`² cells, otherwise one tile that is the picture.
+    """Plans square tiles for a picture of more than `size`² cells. A smaller picture is one tile.
 
-    A tile's side is `size`, or the picture's shorter side if that is less. Along each axis a tile begins `overlap`
-    cells before the last one's end, or half its side if that is less: a thin picture would have a tile for each cell.
-    The last tile is moved back so that it ends where the picture does. `size` 0: always one tile.
+    A tile's side is `size`, or the picture's shorter side if that is less. Along each axis neighbouring tiles overlap
+    by `overlap` cells, or by half a tile's side if that is less. Otherwise a thin picture would have a tile for each
+    cell. The last tile is moved back so that it ends at the picture's edge. `size` 0: always one tile.
     """
     if not size or height * width <= size * size:
         return Tiles((height, width), (height, width), ((0, 0),))
@@ -71,9 +71,9 @@ def plan_tiles(height: int, width: int, *, size: int, overlap: int) -> Tiles:
 
 @functools.cache
 def gaussian(height: int, width: int, kind: TileWeights) -> Float[np.ndarray, "h w"]:
-    """Weights of a tile's cells: a Gaussian with a deviation of a tenth of each side around the tile's middle.
+    """Weights of a tile's cells: a Gaussian around the tile's centre. Its deviation is a tenth of each side.
 
-    The released code's is half a cell off in y.
+    In the released code the centre is wrong by half a cell in y.
     """
 
     def axis(length: int, middle: float) -> np.ndarray:
@@ -84,11 +84,11 @@ def gaussian(height: int, width: int, kind: TileWeights) -> Float[np.ndarray, "h
 
 
 class Piece(NamedTuple):
-    """One axis of a tile with a border that is computed for its inner part's sake alone.
+    """The extent of a tile along one axis. Of the tile's result, only the inner part without the border is used.
 
     Attributes:
         start: where the tile begins.
-        begin, end: of its inner part. Inner parts meet without overlap.
+        begin, end: where its inner part begins and ends. Inner parts meet without overlap.
     """
 
     start: int
@@ -97,9 +97,9 @@ class Piece(NamedTuple):
 
 
 def plan_pieces(length: int, *, size: int, border: int) -> list[Piece]:
-    """Pieces of `size` along an axis, whose inner parts are at least `border` from their ends, or end with the axis.
+    """Divides an axis into pieces of `size`. A piece has a border of at least `border`, except at the ends of the axis.
 
-    One of the axis' own length if that is not longer.
+    If the axis is not longer than `size`, it is one piece.
     """
     if length <= size:
         return [Piece(0, 0, length)]
@@ -117,12 +117,14 @@ def lay(
     scale: int,
     fade: int,
 ) -> Shaped[np.ndarray, "_ ..."]:
-    """Puts one piece where it belongs along the first axis, faded into what is there of the piece before it.
+    """Writes one piece into `target` along the first axis, blended into the piece before it.
 
     Args:
-        target: what is there; None: nothing, and a new array of that length is made.
-        piece, length: in cells, which have `scale` points each.
-        fade: cells before and after where two inner parts meet, in which one passes into the other.
+        target: the result so far. None: a new array of that length is made.
+        part: the computed values of the piece.
+        piece, length: position of the piece and length of the whole axis, in cells.
+        scale: points per cell.
+        fade: cells to each side of the line where two inner parts meet, over which one blends into the other.
     """
     if target is None:
         target = np.empty((scale * length, *part.shape[1:]), part.dtype)
