@@ -118,7 +118,7 @@ def file(path: object, **more: object) -> dict:
 def test_nobody_reads_a_picture_of_the_server(server, page, secret):
     """An upload's event takes uploads, no other event takes a path, and all that is refused gets the same answer."""
     visitor = Visitor(server)
-    one, many = page.event("Photograph", "upload"), page.event("Photographs, perhaps a captions.jsonl", "upload")
+    one, many = page.event("Photograph", "upload"), page.event("Photographs, and optionally a captions.jsonl", "upload")
     [uploaded] = visitor.upload(("photo.png", DEMO.read_bytes()))
     preview = visitor.result(one, file(uploaded))["data"][0]
     assert Path(preview["path"]).name == "preview.webp"

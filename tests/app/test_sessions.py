@@ -84,7 +84,7 @@ def test_sessions_have_a_limit_and_the_idlest_goes_first(tmp_path, monkeypatch):
     visitors = Sessions(tmp_path, Limits(sessions=2))
     first, second = visitors.of("a"), visitors.of("b")
     folder = first.new_folder()
-    with pytest.raises(Full, match="2 visitors are here already"):
+    with pytest.raises(Full, match="it has 2 visitors already"):
         visitors.of("c")
     monkeypatch.setattr(sessions, "MIN_IDLE", 0)
     with first.connected(), second.working(), pytest.raises(Full):

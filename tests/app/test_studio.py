@@ -89,8 +89,8 @@ def umask() -> int:
         (["--port", "70000"], "cannot listen on 127.0.0.1, port 70000"),
         (["--max-sessions", "0"], "--max-sessions must be above 0, not 0"),
         (["--auth", "nowhere"], "nowhere cannot be read: No such file or directory"),
-        (["--root-path", "xpsr"], "--root-path: xpsr is neither a path such as /xpsr nor an address"),
-        (["--allowed-hosts", "https://a.b"], "--allowed-hosts: https://a.b is no name of a machine"),
+        (["--root-path", "xpsr"], "--root-path: xpsr is neither a path such as /xpsr nor a URL"),
+        (["--allowed-hosts", "https://a.b"], "--allowed-hosts: https://a.b is not a host name"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(capsys, argv, message):

@@ -1,4 +1,4 @@
-"""python -m xpsr_jax.app: `xpsr_jax/cli/app.py`, which says how it is used."""
+"""python -m xpsr_jax.app: runs the command in `xpsr_jax/cli/app.py`, which documents its use."""
 
 import sys
 

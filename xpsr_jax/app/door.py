@@ -1,8 +1,8 @@
-"""What stands between the network and Gradio: only requests that the page itself makes come through.
+"""A filter between the network and Gradio: only requests that the page itself makes can pass.
 
-Gradio has some fifty routes: it fetches addresses, passes requests on, shows its functions as an API. The page needs a
-dozen of them. Of an event the door makes anew what Gradio sees, from the values that an event of the page can have.
-Everything else is refused with the same answer, so nothing about the server can be learnt from it.
+Gradio has about fifty routes: it fetches URLs, forwards requests, offers its functions as an API. The page needs about
+ten of them. For an event, the door builds a new body for Gradio, from only those values that an event of the page can
+have. Every other request gets the same refusal, so it reveals nothing about the server.
 """
 
 import json
@@ -35,10 +35,10 @@ class Door:
     """ASGI middleware around the whole application.
 
     Args:
-        app: what answers the requests that come through.
-        page: whose events are known.
-        sessions: of the visitors.
-        is_signed_in: says by its cookies whether a visitor has given a password; None: nobody needs one.
+        app: the application that answers accepted requests.
+        page: the page whose events are accepted.
+        sessions: the visitors' sessions.
+        is_signed_in: tells from the cookies whether a visitor has signed in. None: no password is needed.
     """
 
     def __init__(
@@ -57,13 +57,13 @@ class Door:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on to the application, or refuses it.
 
-        A refused request is answered with one line of JSON: status 400, or 503 where the page is full. Web sockets,
-        which the page does not use, get no answer.
+        A refused request is answered with one line of JSON and status 400, or 503 if the page is full. Web sockets get
+        no answer, because the page does not use them.
 
         Args:
-            scope: what ASGI says of the connection, the path and the headers among it.
-            receive: gives the parts of the request's body.
-            send: takes the parts of the answer.
+            scope: ASGI's description of the connection, with the path and the headers.
+            receive: returns the parts of the request's body.
+            send: sends the parts of the answer.
         """
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
@@ -79,7 +79,7 @@ class Door:
             await send(message)
 
         async def refuse(status: int, text: str) -> None:
-            # What is on its way stays unread, so the connection cannot be used again.
+            # The rest of the request stays unread, so the connection cannot be used again.
             response = JSONResponse({"detail": text}, status, headers={"Connection": "close"})
             await response(scope, receive, send)
 
@@ -92,8 +92,8 @@ class Door:
         except Full as error:
             await refuse(503, str(error))
         except Exception as error:
-            # Of events Gradio itself reports what went wrong in our functions. What comes here is a request that is
-            # wrong in a way that nobody thought of, or a visitor who has left.
+            # Gradio itself reports errors in our event functions. This exception comes from a malformed request that no
+            # check expects, or from a visitor who has left.
             print(f"error: {scope['method']} {scope['path'][:80]!r} failed: {type(error).__name__}", flush=True)
             if begun:
                 await send({"type": "http.response.body", "body": b""})
@@ -101,10 +101,10 @@ class Door:
                 await refuse(400, REFUSED)
 
     async def _let_in(self, scope: Scope, receive: Receive, stack: ExitStack) -> Receive:
-        """What Gradio may receive of a request. Raises Refused and Full.
+        """Checks a request, and returns the `receive` for Gradio. Raises Refused and Full.
 
         Args:
-            stack: for what is to be undone when the request has been answered.
+            stack: gets the contexts to close after the request was answered.
         """
         method, path, headers = scope["method"], scope["path"], Headers(scope=scope)
         if method in ("GET", "HEAD") and _SHOWN_TO_ALL.fullmatch(path):
@@ -120,7 +120,7 @@ class Door:
             return receive
         if method == "POST" and path in _EVENTS:
             event = self._event(await _body(receive, MAX_EVENT_BYTES))
-            self._sessions.of(event["session_hash"])  # Raises Full where Gradio would make room without an end.
+            self._sessions.of(event["session_hash"])  # Raises Full. Gradio has no such limit.
             body = json.dumps(event).encode()
             replaced = {b"content-type": b"application/json", b"content-length": str(len(body)).encode()}
             scope["headers"] = [pair for pair in scope["headers"] if pair[0] not in replaced] + list(replaced.items())
@@ -142,7 +142,7 @@ class Door:
         return bool(heartbeat)
 
     def _is_shown(self, path: str) -> bool:
-        """Whether it is a file that a visitor may have been told of. The names of its folders cannot be guessed."""
+        """Whether the path is a file that the page shows. Names of the sessions' folders cannot be guessed."""
         try:
             file = Path(path).resolve(strict=True)
         except (OSError, ValueError, RuntimeError):
@@ -150,7 +150,7 @@ class Door:
         return file.is_file() and file.is_relative_to(self._sessions.folder) and file.parent != self._sessions.folder
 
     def _event(self, body: bytes) -> dict[str, Any]:
-        """An event of the page, made anew of what was sent. Raises Refused."""
+        """Builds a new event of the page from the body that was sent. Raises Refused."""
         try:
             sent = json.loads(body)
         except (ValueError, RecursionError) as error:
@@ -171,12 +171,12 @@ class Door:
             "session_hash": session,
             "data": [self._files(value) if is_upload else _value(value) for value in data],
             "trigger_id": trigger if type(trigger) is int else None,
-            # Of what was clicked only the number is used.
+            # Only the number of the clicked item is used.
             "event_data": {"index": chosen if type(chosen) is int else None, "value": None},
         }
 
     def _files(self, value: object) -> object:
-        """One upload or several, as Gradio names them. Raises Refused."""
+        """Builds Gradio's description of one upload or several. Raises Refused."""
         if isinstance(value, list):
             return [self._files(each) for each in value]
         if not isinstance(value, dict):
@@ -185,7 +185,7 @@ class Door:
 
 
 def _value(value: object) -> object:
-    """What a field of the page can hold: text, a number, yes or no, nothing. Raises Refused."""
+    """Returns a value that a field of the page can hold: text, number, bool or None. Raises Refused for others."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int | float) and abs(value) < 2**64 and math.isfinite(value):
@@ -196,7 +196,7 @@ def _value(value: object) -> object:
 
 
 def _is_foreign(headers: Headers) -> bool:
-    """Whether a page of another site asks, which a visitor has open in the same browser."""
+    """Whether the request comes from a page of another site that is open in the visitor's browser."""
     if "origin" not in headers:
         return False
     ours = [headers.get(name, "").partition(",")[0].strip().lower() for name in ("host", "x-forwarded-host")]
@@ -212,7 +212,7 @@ def _cookies(headers: Headers) -> dict[str, str]:
 
 
 def _length(headers: Headers) -> int:
-    """The size of what is coming, in bytes. Raises Refused if it is not said; the server holds the sender to it."""
+    """The size of the request's body, in bytes. Raises Refused if the headers do not say it. The server enforces it."""
     length = headers.get("content-length", "")
     if not re.fullmatch("[0-9]{1,15}", length) or "transfer-encoding" in headers:
         raise Refused
@@ -220,13 +220,13 @@ def _length(headers: Headers) -> int:
 
 
 def _only(scope: Scope, name: str) -> str:
-    """The one value of this name in the address; empty if there is none, or are several."""
+    """The only value of this name in the query string. Empty if there is no value or more than one."""
     values = parse_qs(scope["query_string"].decode("latin-1")).get(name, [])
     return values[0] if len(values) == 1 else ""
 
 
 async def _body(receive: Receive, max_bytes: int) -> bytes:
-    """The whole body of a request. Raises Refused if it is larger."""
+    """The whole body of a request. Raises Refused if it is larger than `max_bytes`."""
     body = b""
     more = True
     while more:
@@ -241,7 +241,7 @@ async def _body(receive: Receive, max_bytes: int) -> bytes:
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    """Receives a body that has been read already, then what follows it."""
+    """Returns a `receive` that gives a body that was read already, and after it the messages of `receive`."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive_again() -> Message:

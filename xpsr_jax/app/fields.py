@@ -1,4 +1,4 @@
-"""The fields for settings, and what they say."""
+"""The page's fields for settings, and reading their values."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,26 +13,26 @@ from xpsr_jax.images.writing import SUFFIX_OF
 from xpsr_jax.inference.settings import choose_sampling
 
 _HINTS = get_type_hints(Sampling)
-# Of events: none is part of a public interface, and some do not wait in the queue.
+# Options of events. No event is part of a public API, and some do not wait in the queue.
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 AT_ONCE: dict[str, Any] = PRIVATE | {"queue": False}
-# Of events that restore: one at a time, of whichever tab and visitor.
+# Options of events that restore: one runs at a time, over all tabs and visitors.
 WORK: dict[str, Any] = PRIVATE | {"concurrency_id": "model", "concurrency_limit": 1}
-# Among a function's defaults, gradio takes it for the wish to show progress.
+# If a function has this as a default, Gradio shows its progress.
 PROGRESS = gr.Progress()
 
 
-# The settings of `Sampling` that the page has, and the most that its sliders go to.
+# The settings of `Sampling` that the page shows, and the maximum of its sliders.
 SHOWN = ("sampler", "strength", "steps", "upscale")
 _MOST = {"steps": 100, "upscale": 8, "strength": 1}
 
 
 def settings_fields(defaults: Sampling, *, least_steps: int = 1) -> list[gr.components.Component]:
-    """The fields whose values `read_settings` takes, in its order.
+    """Makes the fields whose values `read_settings` takes, in its order.
 
     Args:
         defaults: the model's own settings.
-        least_steps: 0 of a model with a first stage, whose picture that is.
+        least_steps: the minimum of `steps`. 0 for a model with a first stage: then 0 steps return that stage's result.
     """
     least = {"steps": least_steps}
 
@@ -53,20 +53,20 @@ def settings_fields(defaults: Sampling, *, least_steps: int = 1) -> list[gr.comp
 
 
 def read_settings(defaults: Sampling, values: Sequence[Any]) -> Settings:
-    """What the fields say. Raises UserError if it does not go together."""
+    """Reads the values of the fields. Raises UserError if values are missing or contradict each other."""
     preset, *shown, seed, format = values
     given = dict(zip(SHOWN, shown, strict=True))
     if None in (*shown, seed):
         raise UserError(f"{', '.join(SHOWN)} and the seed must have values")
     if format is None:
         raise UserError("choose a file format")
-    # A browser has one kind of number.
+    # A browser has only one type of number.
     typed = {name: _HINTS[name](value) if _HINTS[name] in (int, float) else value for name, value in given.items()}
     return Settings(choose_sampling(defaults, preset or None, **typed), int(seed), format)
 
 
 def _field(name: str, default: Any, least: int | None = None) -> gr.components.Component:
-    """A field for one setting, by its type: one of some words, or a number."""
+    """Makes the field for one setting by its type: a list for a choice of words, a slider for a number."""
     label, hint = name.replace("_", " ").capitalize(), _HINTS[name]
     if get_origin(hint) is Literal:
         return gr.Dropdown(list(get_args(hint)), value=default, label=label, min_width=130)
@@ -75,12 +75,12 @@ def _field(name: str, default: Any, least: int | None = None) -> gr.components.C
 
 
 def buttons(*, at_work: bool) -> tuple[gr.Button, gr.Button]:
-    """What becomes of the buttons that begin the work and cancel it."""
+    """The states of the buttons that start and cancel the work."""
     return gr.Button(interactive=not at_work), gr.Button(interactive=at_work)
 
 
 def said(error: UserError, *uploads: Path) -> str:
-    """The error's text, where an uploaded file has the name that its owner knows."""
+    """The error's text, with the uploaded files' own names in place of their paths on the server."""
     text = str(error)
     for upload in uploads:
         text = text.replace(str(upload), upload.name)

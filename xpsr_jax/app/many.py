@@ -19,7 +19,7 @@ from xpsr_jax.errors import UserError
 from xpsr_jax.images.formats import endings
 from xpsr_jax.inference.job import Failed, Progress, Task
 
-# What the table says of a photograph that has not been restored yet.
+# The table's text for a photograph that is not restored yet.
 WAITS = "waits"
 
 
@@ -28,9 +28,9 @@ class Many:
     """The tab's events.
 
     Attributes:
-        studio: restores.
-        sessions: of the visitors.
-        max_files: how many a visitor may have here.
+        studio: restores the files.
+        sessions: the visitors' sessions.
+        max_files: the most files that a visitor may upload here.
     """
 
     studio: Studio
@@ -38,7 +38,7 @@ class Many:
     max_files: int
 
     def upload(self, files: list[dict[str, Any]], request: gr.Request) -> tuple[None, list[list[str]]]:
-        """Takes uploads, and shows all that are there in the table."""
+        """Takes uploads, and shows all uploads of the session in the table."""
         session = self.sessions.of(request.session_hash)
         try:
             for file in files:
@@ -47,7 +47,7 @@ class Many:
                 if sum(is_captions(photo) == is_captions(upload) for photo in session.photos) > self.max_files:
                     session.photos.remove(upload)
                     session.remove(upload)
-                    raise UserError(f"At most {self.max_files} photographs at one go: {upload.name} is left out.")
+                    raise UserError(f"At most {self.max_files} photographs at a time: {upload.name} was left out.")
         except UserError as error:
             gr.Warning(html.escape(str(error)))
         return None, waiting(session.photos)
@@ -56,20 +56,20 @@ class Many:
         """Forgets all uploads."""
         session = self.sessions.of(request.session_hash)
         if session.at_work:
-            raise UserError("They are being restored: cancel that first.")
+            raise UserError("The photographs are being restored: cancel that first.")
         photos, session.photos = session.photos, []
         for photo in photos:
             session.remove(photo)
         return []
 
     def begin(self, request: gr.Request) -> tuple[gr.Button, gr.Button, None, gr.DownloadButton]:
-        """Forgets that the work before was cancelled."""
+        """Clears the cancellation of earlier work, and sets the buttons."""
         self.sessions.of(request.session_hash).many.clear()
         archive = gr.DownloadButton(value=None, interactive=False)
         return *buttons(at_work=True), None, archive
 
     def restore(self, request: gr.Request, progress: gr.Progress = PROGRESS, *values: Any) -> Iterator[tuple]:
-        """Yields, after each file, the table, the restored files, and at the end their archive."""
+        """Yields the table and the restored files after each file, and at the end also their archive."""
         session = self.sessions.of(request.session_hash)
         with session.working():
             yield from self._restore(session, progress, values)
@@ -105,7 +105,7 @@ class Many:
                 self.sessions.check_room()
             progress((now.done, now.total), desc=f"{tasks.index(now.at) + 1} of {len(tasks)}: {now.at.name}")
 
-        def rest_is(text: str) -> None:
+        def set_waiting(text: str) -> None:
             results.update({task: text for task, result in results.items() if result == WAITS})
 
         try:
@@ -117,9 +117,9 @@ class Many:
                     outputs.append(str(event.task.output))
                 yield table(results), outputs, gr.skip()
         except UserError as error:
-            rest_is(said(error, *uploads))
+            set_waiting(said(error, *uploads))
         except Cancelled:
-            rest_is("cancelled")
+            set_waiting("cancelled")
         archive = (
             gr.DownloadButton(value=packed([Path(output) for output in outputs]), interactive=True)
             if outputs
@@ -133,7 +133,7 @@ class Many:
 
 
 def is_captions(upload: Path) -> bool:
-    """Whether it is a file of captions, by its name."""
+    """Whether an upload is a captions file, by its name."""
     return upload.suffix.lower() == ".jsonl"
 
 
@@ -143,7 +143,7 @@ def waiting(photos: Iterable[Path]) -> list[list[str]]:
 
 
 def captions_by_name(files: Iterable[Path]) -> ByPath[Caption]:
-    """Captions by the images' names, without their folders, which an upload does not have. Raises UserError."""
+    """Captions by image name, without folders, because uploads have no folders. Raises UserError."""
     return ByPath({Path(image).name: caption for file in files for image, caption in read_captions(file).items()})
 
 
@@ -153,7 +153,10 @@ def table(results: Mapping[Task, str]) -> list[list[str]]:
 
 
 def unused(path: Path, taken: set[Path]) -> Path:
-    """The path, or one with a number if it is taken: a.png and a.jpg may be restored together. It is taken then."""
+    """Returns the path, or the path with a number if it is in `taken`, and adds it to `taken`.
+
+    Example: a.png and a.jpg may be restored together.
+    """
     others = (path.with_stem(f"{path.stem}_{number}") for number in itertools.count(2))
     free = next(each for each in itertools.chain([path], others) if each not in taken)
     taken.add(free)
@@ -161,7 +164,7 @@ def unused(path: Path, taken: set[Path]) -> Path:
 
 
 def packed(files: Sequence[Path]) -> Path:
-    """A zip of files of one folder, there. They are not compressed: pictures are already."""
+    """Writes files of one folder into a zip in that folder. Nothing is compressed, because pictures already are."""
     archive = files[0].with_name("restored.zip")
     with zipfile.ZipFile(archive, "w") as opened:
         for file in files:
@@ -170,12 +173,12 @@ def packed(files: Sequence[Path]) -> Path:
 
 
 def build_many(studio: Studio, sessions: Sessions, *, max_files: int) -> None:
-    """Lays out the tab."""
+    """Builds the tab."""
     many = Many(studio, sessions, max_files)
     with gr.Row(elem_classes="halves"):
         with gr.Column(scale=2, min_width=300, elem_classes="half"):
             uploads = gr.File(
-                label="Photographs, perhaps a captions.jsonl",
+                label="Photographs, and optionally a captions.jsonl",
                 file_count="multiple",
                 file_types=[*endings(), ".jsonl"],
                 height=280,
@@ -190,12 +193,12 @@ def build_many(studio: Studio, sessions: Sessions, *, max_files: int) -> None:
             archive = gr.DownloadButton("Download all (zip)", interactive=False)
             restored = gr.File(label="Restored", file_count="multiple", interactive=False)
 
-    # The files as they were uploaded, which gradio would otherwise read.
+    # `preprocess=False` passes the uploads unread. Otherwise Gradio would read them.
     uploads.upload(many.upload, uploads, [uploads, table], preprocess=False, **PRIVATE)
     clear.click(many.clear, None, table, **PRIVATE)
     begun = start.click(many.begin, None, [start, cancel, restored, archive], **AT_ONCE)
     outputs = [table, restored, archive]
     done = begun.then(many.restore, settings, outputs, show_progress_on=table, **WORK)
-    for after in (done.then, done.failure):  # The former is not called after an error.
+    for after in (done.then, done.failure):  # `then` is not called after an error.
         after(lambda: buttons(at_work=False), None, [start, cancel], **AT_ONCE)
     cancel.click(many.cancel, **AT_ONCE)

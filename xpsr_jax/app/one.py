@@ -30,9 +30,9 @@ class One:
     """The tab's events.
 
     Attributes:
-        studio: restores.
-        sessions: of the visitors.
-        captions: the examples and their captions.
+        studio: restores the files.
+        sessions: the visitors' sessions.
+        captions: the example photographs and their captions.
     """
 
     studio: Studio
@@ -42,7 +42,7 @@ class One:
     def upload(self, file: dict[str, Any], request: gr.Request) -> tuple:
         """Takes the upload, and shows a preview of it."""
         session = self.sessions.of(request.session_hash)
-        # The captions are of the photograph that was there before. Without one, somebody is just writing them.
+        # Existing captions belong to the previous photograph. If there was none, the visitor is writing them now.
         high = low = gr.skip() if session.photo is None else ""
         self._take_away(session)
         source = None
@@ -62,7 +62,7 @@ class One:
         return "", ""
 
     def choose(self, index: Any, request: gr.Request) -> tuple:
-        """Takes an example, by its number."""
+        """Selects an example by its number."""
         session = self.sessions.of(request.session_hash)
         if type(index) is not int or not 0 <= index < len(self.captions):
             raise Refused
@@ -85,14 +85,14 @@ class One:
             raise UserError(said(error, source)) from error
 
     def begin(self, request: gr.Request) -> tuple[gr.Button, gr.Button]:
-        """Remembers what is to be restored, before it waits."""
+        """Remembers the photograph to restore before the event waits in the queue."""
         session = self.sessions.of(request.session_hash)
         session.chosen = session.photo
         session.one.clear()
         return buttons(at_work=True)
 
     def restore(self, request: gr.Request, progress: gr.Progress = PROGRESS, *fields: Any) -> tuple:
-        """Restores the photograph; returns what the slider, the button and the gallery show."""
+        """Restores the photograph. Returns the new contents of the slider, the button and the gallery."""
         session = self.sessions.of(request.session_hash)
         source = session.chosen
         high, low, *values = fields
@@ -102,7 +102,8 @@ class One:
         def on_steps(done: int, steps: int) -> None:
             if session.one.is_set():
                 raise Cancelled
-            progress((done, steps), desc="Sampling" if done else "Preparing; the first picture of a size takes longer")
+            preparing = "Preparing; the first picture of each size takes longer"
+            progress((done, steps), desc="Sampling" if done else preparing)
 
         try:
             with session.working():
@@ -153,13 +154,13 @@ class One:
 
 
 def presented(result: Result) -> tuple[tuple[Path, Path], gr.DownloadButton]:
-    """What the slider and the button show of it."""
+    """The contents of the slider and the button for a result."""
     label = f"Download {result.file.name} ({result.note})"
     return (result.before, result.after), gr.DownloadButton(label, value=result.file, interactive=True)
 
 
 def write_preview(folder: Path, picture: Picture, *, like: Path | None = None) -> Path:
-    """Writes a file that a browser can show, of the size of `like` if it is given; returns its path."""
+    """Writes a preview file for the browser and returns its path. If `like` is given, the preview gets its size."""
     if like is not None:
         with Image.open(like) as other:
             picture = resized(picture, other.size)
@@ -170,7 +171,7 @@ def write_preview(folder: Path, picture: Picture, *, like: Path | None = None) -
 
 
 def resized(picture: Picture, size: tuple[int, int]) -> Picture:
-    """The picture, bicubic, of (width, height)."""
+    """Resizes a picture (bicubic) to (width, height)."""
 
     def resize(channels: np.ndarray) -> np.ndarray:
         return np.asarray(Image.fromarray(channels).resize(size, Image.Resampling.BICUBIC))
@@ -180,8 +181,8 @@ def resized(picture: Picture, size: tuple[int, int]) -> Picture:
 
 
 def build_one(studio: Studio, sessions: Sessions) -> None:
-    """Lays out the tab."""
-    # Among the visitors' files, since Gradio shows no others.
+    """Builds the tab."""
+    # The examples are copied to the visitors' files, because Gradio shows no other files.
     examples = Path(shutil.copytree(DEMO, sessions.folder / "examples"))
     captions = {examples / name: caption for name, caption in read_captions(examples / "captions.jsonl").items()}
     one = One(studio, sessions, captions)
@@ -214,7 +215,7 @@ def build_one(studio: Studio, sessions: Sessions) -> None:
                 visible=False,
             )
 
-    # The photograph as it was uploaded, which gradio would otherwise open.
+    # `preprocess=False` passes the upload unopened. Otherwise Gradio would open it.
     photo.upload(one.upload, photo, [photo, high, low], preprocess=False, **PRIVATE)
     photo.clear(one.clear, None, [high, low], **AT_ONCE)
     shelf.click(one.choose, shelf, [photo, high, low], **AT_ONCE)
@@ -222,7 +223,7 @@ def build_one(studio: Studio, sessions: Sessions) -> None:
     begun = start.click(one.begin, None, [start, cancel], **AT_ONCE)
     outputs = [slider, download, gallery]
     done = begun.then(one.restore, [high, low, *settings], outputs, show_progress_on=slider, **WORK)
-    for after in (done.then, done.failure):  # The former is not called after an error.
+    for after in (done.then, done.failure):  # `then` is not called after an error.
         after(lambda: buttons(at_work=False), None, [start, cancel], **AT_ONCE)
     cancel.click(one.cancel, **AT_ONCE)
     gallery.select(one.show, None, [slider, download], **AT_ONCE)

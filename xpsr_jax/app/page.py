@@ -1,4 +1,4 @@
-"""The page as a whole."""
+"""The whole web page."""
 
 import html
 from typing import Any
@@ -13,20 +13,20 @@ from xpsr_jax.errors import UserError
 
 
 class Page(gr.Blocks):
-    """Blocks that tell a visitor what was wrong, and leave no traceback of it in the log."""
+    """Gradio Blocks that show visitors their errors, and write no traceback of them into the log."""
 
     async def preprocess_data(self, *args: Any, **kwargs: Any) -> list[Any]:
-        """What a function is given of what the browser sent. Raises gr.Error if that is not what the page sends."""
+        """Converts the values that the browser sent to a function's inputs. Raises gr.Error if they are not valid."""
         try:
             inputs: list[Any] = await super().preprocess_data(*args, **kwargs)
             return inputs
-        except gr.Error as error:  # A component's own words, about a number that is too large.
+        except gr.Error as error:  # A component's own message, for example about a number that is too large.
             raise gr.Error(html.escape(error.message), print_exception=False) from error
         except Exception as error:
             raise gr.Error(REFUSED, print_exception=False) from error
 
     async def call_function(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Calls a function of the page. Raises gr.Error for what a visitor can put right."""
+        """Calls a function of the page. Raises gr.Error for errors that a visitor can correct."""
         try:
             result: dict[str, Any] = await super().call_function(*args, **kwargs)
             return result
@@ -35,13 +35,13 @@ class Page(gr.Blocks):
 
 
 def build_page(studio: Studio, sessions: Sessions, *, max_files: int, max_queue: int) -> Page:
-    """The page of a model.
+    """Builds the page of a model.
 
     Args:
-        studio: restores.
-        sessions: of the visitors.
-        max_files: that may be restored at one go.
-        max_queue: how many may wait.
+        studio: restores the files.
+        sessions: the visitors' sessions.
+        max_files: the most files that a visitor may restore at a time.
+        max_queue: the most events that may wait in the queue.
     """
 
     def leave(request: gr.Request) -> None:

@@ -1,6 +1,7 @@
-"""Who may open the page: `python -m xpsr_jax.app.passwords NAME >> users.txt` asks for a password and prints a line.
+"""The users of the page and their passwords.
 
-A line is `NAME:scrypt:N:R:P:SALT:HASH`, the last two in base64. The password itself is kept nowhere.
+`python -m xpsr_jax.app.passwords NAME >> users.txt` asks for a password and prints a line of the users file. A line is
+`NAME:scrypt:N:R:P:SALT:HASH`, with SALT and HASH in base64. The password itself is never stored.
 """
 
 import asyncio
@@ -29,8 +30,9 @@ class Password:
     """A salted hash of a password (RFC 7914).
 
     Attributes:
-        n, r, p: scrypt's cost, block size and parallelism: 128 n r bytes of memory.
-        salt, key: what was mixed in, and what came out.
+        n, r, p: scrypt's cost, block size and parallelism. Hashing needs 128 n r bytes of memory.
+        salt: the random salt.
+        key: the hash.
     """
 
     n: int
@@ -56,7 +58,7 @@ class Password:
         )
         if not password.salt or len(password.key) != 32:
             raise ValueError("salt and hash")
-        password.fits("")  # hashlib refuses numbers that do not go together.
+        password.fits("")  # hashlib raises for invalid combinations of n, r and p.
         return password
 
     def fits(self, password: str) -> bool:
@@ -74,7 +76,7 @@ def _scrypt(password: str, salt: bytes, n: int, r: int, p: int) -> bytes:
 
 
 def read_passwords(file: Path) -> dict[str, Password]:
-    """Passwords by users' names. Raises UserError if the file cannot be read, has a wrong line, or has none."""
+    """Passwords by user name. Raises UserError if the file cannot be read, has an invalid line, or has no users."""
     text = read_regular(file, max_bytes=MAX_FILE_BYTES)
     passwords: dict[str, Password] = {}
     for number, line in enumerate(text.decode(errors="replace").splitlines(), 1):
@@ -86,15 +88,18 @@ def read_passwords(file: Path) -> dict[str, Password]:
                 raise ValueError(name)
             passwords[name] = Password.read(rest)
         except (ValueError, binascii.Error, OverflowError) as error:
-            hint = "make lines with python -m xpsr_jax.app.passwords NAME, one for each name"
+            hint = "make each line with python -m xpsr_jax.app.passwords NAME, one line per name"
             raise UserError(f"{file}, line {number}: not NAME:scrypt:N:R:P:SALT:HASH; {hint}") from error
     if not passwords:
-        raise UserError(f"{file}: nobody is in it; make lines with python -m xpsr_jax.app.passwords NAME")
+        raise UserError(f"{file}: has no users; make lines with python -m xpsr_jax.app.passwords NAME")
     return passwords
 
 
 def checker(passwords: dict[str, Password]) -> Callable[[str, str], Awaitable[bool]]:
-    """The function that Gradio asks: one password at a time, and as long for an unknown name as for a known one."""
+    """Returns the function with which Gradio checks passwords.
+
+    It checks one password at a time. An unknown name takes as long as a known one.
+    """
     turn = asyncio.Lock()
     nobody = Password.of(secrets.token_hex())
 
@@ -119,7 +124,7 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     if not MIN_PASSWORD <= len(password) <= MAX_PASSWORD:
-        print(f"A password has {MIN_PASSWORD} to {MAX_PASSWORD} characters.", file=sys.stderr)
+        print(f"A password must have {MIN_PASSWORD} to {MAX_PASSWORD} characters.", file=sys.stderr)
         return 1
     print(f"{argv[0].strip()}:{Password.of(password)}")
     return 0

@@ -22,28 +22,30 @@ from xpsr_jax.errors import UserError
 
 _CSS = """
 .gradio-container { max-width: 1200px !important; margin: 0 auto; }
-/* It has links that lead out. */
+/* The footer has links to other sites. */
 footer { display: none !important; }
-/* On a phone the result is right below the button, and the settings are below the result. */
+/* On a phone, the result is directly below the button, and the settings are below the result. */
 @media (max-width: 700px) {
   .halves { display: grid !important; grid-template-columns: minmax(0, 1fr); }
   .half { display: contents !important; }
   .last-on-phones { order: 1; }
 }
 """
-# A browser opens six at most, of all its tabs together.
+# A browser opens at most six connections to a host, over all its tabs.
 _CONNECTIONS_OF_A_SESSION = 8
 
 
 def application(
     page: Page, sessions: Sessions, *, hosts: Sequence[str], root_path: str, passwords: dict[str, Password] | None
 ) -> ASGIApp:
-    """The page behind its door.
+    """Returns the page behind its door.
 
     Args:
-        hosts: names under which it may be opened; `*.name` is any below it, `*` any at all.
-        root_path: where a proxy shows it, such as /xpsr; empty: at the top.
-        passwords: by the names of those who may open the page; None: everybody may.
+        page: the page.
+        sessions: the visitors' sessions.
+        hosts: host names under which the page may be opened. `*.name` allows all names below it, `*` allows all names.
+        root_path: the path at which a proxy shows the page, for example /xpsr. Empty: at the root.
+        passwords: passwords by user name. None: everybody may open the page.
     """
     page.state_session_capacity = sessions.limits.sessions
     outer = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -57,16 +59,16 @@ def application(
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         css=_CSS,
         footer_links=[],
-        # An error in the program is nobody's business. Those for visitors are gr.Error, which are shown in any case.
+        # Internal errors are not shown to visitors. Errors for visitors are gr.Error, which Gradio always shows.
         show_error=False,
-        # Whatever the environment may ask of gradio: no node, no MCP server, no log of runs.
+        # These override Gradio's environment variables: no node, no MCP server, no log of runs.
         ssr_mode=False,
         mcp_server=False,
         run_history=False,
         pwa=False,
         enable_monitoring=False,
     )
-    # Gradio checks paths of pages only that it has launched itself.
+    # Gradio checks the paths of a page only if it launched the page itself.
     page.has_launched = True
     [gradio] = [route.app for route in outer.routes if isinstance(route, Mount) and isinstance(route.app, App)]
 
@@ -79,10 +81,12 @@ def application(
 
 
 def serve(app: ASGIApp, listener: socket.socket, *, sessions: int) -> None:
-    """Answers requests until SIGINT or SIGTERM, which it raises again when it has ended.
+    """Answers requests until SIGINT or SIGTERM. It raises the signal again after it has shut down.
 
     Args:
-        sessions: how many there may be; decides how many connections are answered.
+        app: the application.
+        listener: the socket to listen on.
+        sessions: the most sessions. The limit of connections depends on it.
     """
     config = uvicorn.Config(
         app,
@@ -97,7 +101,7 @@ def serve(app: ASGIApp, listener: socket.socket, *, sessions: int) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket at this address. Raises UserError, in one line, before anything that takes time has been done."""
+    """Opens a socket at this address. Raises UserError if that fails. Call it before work that takes time."""
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -110,20 +114,20 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def allowed_hosts(host: str, names: Sequence[str], root_path: str) -> list[str]:
-    """The names under which the page may be opened. Raises UserError if one cannot be.
+    """The host names under which the page may be opened. Raises UserError if one is not a host name.
 
-    A web site that a visitor has open could otherwise point its own name at this machine (DNS rebinding) and use the
-    page as the visitor does.
+    Without this check, a web site in the visitor's browser could point its own name to this machine (DNS rebinding),
+    and use the page with the visitor's rights.
 
     Args:
-        host: where the page listens.
-        names: what else is allowed.
-        root_path: may be a whole address, which is then allowed too.
+        host: the address on which the page listens.
+        names: other allowed names.
+        root_path: a path or a whole URL. The host of a URL is allowed too.
     """
     for name in names:
         if not re.fullmatch(r"\*|(\*\.)?[A-Za-z0-9._-]+|\[?[0-9A-Fa-f:.]+\]?", name):
             raise UserError(
-                f"--allowed-hosts: {name} is no name of a machine; give names only, without https:// and port"
+                f"--allowed-hosts: {name} is not a host name; give only the name, without https:// and port"
             )
     listens_everywhere = _is_unspecified(host)
     own = [socket.gethostname()] if listens_everywhere else [host]
@@ -133,11 +137,9 @@ def allowed_hosts(host: str, names: Sequence[str], root_path: str) -> list[str]:
 
 
 def checked_root_path(root_path: str) -> str:
-    """The path without a slash at its end. Raises UserError if it is neither a path nor an address."""
+    """The path without a slash at its end. Raises UserError if it is neither a path nor a URL."""
     if root_path and not re.fullmatch(r"(https?://[^/\s]+)?(/[\w./~-]*)?", root_path):
-        raise UserError(
-            f"--root-path: {root_path} is neither a path such as /xpsr nor an address such as https://a.b/xpsr"
-        )
+        raise UserError(f"--root-path: {root_path} is neither a path such as /xpsr nor a URL such as https://a.b/xpsr")
     return root_path.rstrip("/")
 
 

@@ -1,7 +1,7 @@
-"""What the page keeps of each visitor, and how much of it.
+"""The visitors' sessions: their files and the limits for them.
 
-A visitor's paths are kept here, on the server: an event is told by the browser whose session it belongs to, and nothing
-about files. The one exception, an upload, is checked and copied by `Sessions.take`.
+Paths of files are stored here, on the server. In an event the browser sends only the name of its session, and no paths.
+The one exception is an upload. `Sessions.take` checks and copies it.
 """
 
 import re
@@ -18,32 +18,32 @@ from pathlib import Path
 from xpsr_jax.errors import UserError
 from xpsr_jax.files import open_regular
 
-# The files of a session that nobody has used for a day are deleted.
+# A session that was idle for this time, in seconds, is deleted with its files.
 MAX_AGE = 24 * 3600.0
-# An upload is copied to its session at once. What is still in the upload folder after this time, nobody will ask for.
+# An upload is copied to its session at once. Files that are still in the upload folder after this time are deleted.
 MAX_UPLOAD_AGE = 120.0
-# When there is no room, sessions without an open page end, if they have been idle for this time.
+# When a limit is reached, sessions without an open page are deleted if they were idle for this time.
 MIN_IDLE = 60.0
 
 NAME = re.compile("[A-Za-z0-9_-]{1,64}")
-# The folder of an upload is a hash, with a salt of this process.
+# The name of an upload's folder is a hash that is salted by this process.
 UPLOAD = re.compile("[0-9a-f]{64}")
 REFUSED = "This was refused. Reload the page and drop the photograph again."
 
 
 class Cancelled(Exception):
-    """The visitor has ended the work."""
+    """The visitor has cancelled the work."""
 
 
 class Refused(UserError):
-    """What the browser sent does not come from the page as it is."""
+    """The browser sent something that the present page does not send."""
 
     def __init__(self) -> None:
         super().__init__(REFUSED)
 
 
 class Full(UserError):
-    """A limit for all visitors together is reached."""
+    """A limit for all visitors together was reached."""
 
     def __init__(self, limit: str) -> None:
         super().__init__(f"The page is busy: {limit}. Try again later.")
@@ -51,13 +51,13 @@ class Full(UserError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What all visitors together may use.
+    """The limits for all visitors together.
 
     Attributes:
-        sessions: browser tabs.
+        sessions: number of browser tabs.
         upload_bytes: size of one uploaded file.
-        all_uploads_bytes: uploads that are on the disk or on their way.
-        disk_bytes: uploads, previews and results.
+        all_uploads_bytes: size of all uploads that are on the disk or are arriving.
+        disk_bytes: size of all uploads, previews and results.
     """
 
     sessions: int = 32
@@ -71,9 +71,9 @@ class Result:
     """A restored photograph.
 
     Attributes:
-        file: the whole result.
+        file: the result in full size.
         before, after: two previews of the same size, for the browser.
-        note: the size, and how long it took.
+        note: the size of the result, and how long it took.
     """
 
     file: Path
@@ -87,15 +87,15 @@ class Session:
     """One visitor's browser tab.
 
     Attributes:
-        folder: for its files; made when it is needed.
-        photo: the photograph of the first tab; None: there is none.
-        chosen: what is being restored; another photograph may be uploaded meanwhile.
-        results: the oldest first.
+        folder: the folder for its files. It is made when it is needed.
+        photo: the photograph of the first tab. None: there is none.
+        chosen: the photograph that is being restored. Another one may be uploaded meanwhile.
+        results: results of the first tab, the oldest first.
         photos: the files of the second tab.
-        one, many: set when the work of the first or second tab is to end.
-        connections: open pages.
-        at_work: restorations that are going on.
-        used: when, on the monotonic clock.
+        one, many: set to cancel the work of the first or second tab.
+        connections: number of open pages.
+        at_work: number of restorations that are running.
+        used: time of the last use, on the monotonic clock.
     """
 
     folder: Path
@@ -110,7 +110,7 @@ class Session:
     used: float = field(default_factory=time.monotonic)
 
     def new_folder(self) -> Path:
-        """A new folder of the session, whose name cannot be guessed."""
+        """Makes a new folder of the session. Its name cannot be guessed."""
         folder = self.folder / secrets.token_urlsafe(16)
         folder.mkdir(parents=True)
         return folder
@@ -122,7 +122,7 @@ class Session:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """The session stays while this is open."""
+        """The session is not deleted while this context is open."""
         self.at_work += 1
         try:
             yield
@@ -131,7 +131,7 @@ class Session:
 
     @contextmanager
     def connected(self) -> Iterator[None]:
-        """The page is open while this is."""
+        """Counts an open page while this context is open."""
         self.connections += 1
         try:
             yield
@@ -139,18 +139,18 @@ class Session:
             self.connections -= 1
 
     def leave(self) -> None:
-        """Ends the work: the visitor is gone."""
+        """Cancels the work, because the visitor has left."""
         self.one.set()
         self.many.set()
 
 
 class Sessions:
-    """Sessions by the name that the browser made up for each.
+    """All sessions, by the name that the browser chose for each.
 
     Args:
-        folder: Gradio's upload folder: an upload is `folder/HASH/NAME`. Sessions have their own folders in it, because
-            what is there Gradio shows to the browser without another copy.
-        limits: for all sessions together.
+        folder: Gradio's upload folder. An upload is `folder/HASH/NAME`. The sessions' folders are inside it too,
+            because Gradio shows files in it to the browser without another copy.
+        limits: limits for all sessions together.
     """
 
     def __init__(self, folder: Path, limits: Limits) -> None:
@@ -164,7 +164,7 @@ class Sessions:
         return name in self._sessions
 
     def of(self, name: str | None) -> Session:
-        """The session of this name, a new one if there is none. Raises Refused and Full."""
+        """The session with this name, or a new one if there is none. Raises Refused and Full."""
         if name is None or not NAME.fullmatch(name):
             raise Refused
         with self._lock:
@@ -172,13 +172,13 @@ class Sessions:
             if name not in self._sessions:
                 while len(self._sessions) >= self.limits.sessions:
                     if not self._end_the_idlest():
-                        raise Full(f"{self.limits.sessions} visitors are here already")
+                        raise Full(f"it has {self.limits.sessions} visitors already")
                 self._sessions[name] = Session(self.folder / "sessions" / secrets.token_urlsafe(16))
             self._sessions[name].used = time.monotonic()
             return self._sessions[name]
 
     def uploaded(self, path: object) -> Path:
-        """The upload that the browser names, links resolved. Raises Refused if it is not one."""
+        """The path of the upload that the browser names, with links resolved. Raises Refused if it is not an upload."""
         try:
             if isinstance(path, str):
                 file = Path(path).resolve(strict=True)
@@ -200,7 +200,7 @@ class Sessions:
 
     @contextmanager
     def arriving(self, size: int) -> Iterator[None]:
-        """Keeps room for an upload of so many bytes while it arrives. Raises Full."""
+        """Reserves that many bytes for an upload while it arrives. Raises Full."""
         with self._lock:
             self.check_room(size)
             self._arriving += size
@@ -211,7 +211,7 @@ class Sessions:
                 self._arriving -= size
 
     def check_room(self, size: int = 0) -> None:
-        """Raises Full if so many bytes more, of an upload, are too many. Ends sessions without a page before that."""
+        """Raises Full if an upload of that many bytes would exceed a limit. First tries to delete idle sessions."""
         with self._lock:
             self._remove_old_uploads()
             while True:
@@ -226,14 +226,14 @@ class Sessions:
                     raise Full(limit)
 
     def _bytes(self) -> tuple[int, int]:
-        """What is on the disk: of uploads, and in all."""
+        """The bytes of uploads, and of all files, on the disk."""
         sources = {file for session in self._sessions.values() for file in (session.photo, session.chosen) if file}
         sources |= {file for session in self._sessions.values() for file in session.photos}
         uploads = others = 0
         for path in self.folder.rglob("*"):
             try:
                 status = path.stat()
-            except OSError:  # It has just been deleted.
+            except OSError:  # The file was deleted just now.
                 continue
             if stat.S_ISREG(status.st_mode):
                 top = path.relative_to(self.folder).parts[0]
@@ -244,7 +244,7 @@ class Sessions:
         return uploads, uploads + others
 
     def _remove_old_uploads(self) -> None:
-        """Also what is left of uploads that broke off."""
+        """Deletes old uploads, including the remains of interrupted ones."""
         hashes = [path for path in self.folder.iterdir() if UPLOAD.fullmatch(path.name)]
         for path in [*self.folder.glob("tmp*"), *(file for folder in hashes for file in folder.iterdir())]:
             try:
@@ -260,7 +260,7 @@ class Sessions:
             shutil.rmtree(self._sessions.pop(name).folder, ignore_errors=True)
 
     def _end_the_idlest(self) -> bool:
-        """Ends the session that has been idle for the longest, of those without a page; False: there is none."""
+        """Deletes the session without an open page that was idle for the longest time. False: there is none."""
         now = time.monotonic()
         idle = [
             session

@@ -1,4 +1,4 @@
-"""A model that is kept ready, and restores one file after the other."""
+"""A model that stays in memory, and restores one file after the other."""
 
 import contextlib
 import functools
@@ -22,34 +22,35 @@ from xpsr_jax.inference.job import Failed, Policy, Progress, Restored, Task, res
 from xpsr_jax.inference.restore import Restorer
 from xpsr_jax.weights.model_folder import Model
 
-# Bytes of a file's name; `unused` may add a number.
+# The longest file name, in bytes. `unused` may add a number to it.
 _LONGEST_NAME = 250
-# Pictures of another size need programs of their own. JAX would keep them for ever.
+# The most sizes of pictures for which compiled programs are kept. JAX would keep all of them for ever.
 MAX_SIZES = 16
 
 
 class Settings(NamedTuple):
-    """How to restore."""
+    """The settings of a restoration."""
 
     sampling: Sampling
     seed: int
     format: Format
 
     def name_of(self, source: Path) -> str:
-        """What the result is called; the name of a photograph whose name is very long is cut."""
+        """The file name of the result. A very long name is cut."""
         ending = f"_restored{SUFFIX_OF[self.format]}"
         return os.fsencode(source.stem)[: _LONGEST_NAME - len(ending)].decode(errors="ignore") + ending
 
 
 class Studio:
-    """Restores files as `xpsr restore` does, one at a time, whoever asks.
+    """Restores files like `xpsr restore`, one at a time over all visitors.
 
-    Programs are kept from one file to the next: seed, strength, steps and scales need no new ones.
+    Compiled programs are kept between files. A new seed, strength, number of steps or scale needs no compilation.
 
     Attributes:
         defaults: the model's own settings.
-        least_steps: 0 where the model has a first stage, whose picture is the result then; otherwise 1.
-        note: the model's.
+        least_steps: the smallest number of steps. 0 for a model with a first stage (0 steps return that stage's
+            result), otherwise 1.
+        note: the model's note.
     """
 
     def __init__(self, model: Model, *, max_pixels: int) -> None:
@@ -62,18 +63,20 @@ class Studio:
         self._at_work = threading.Lock()
 
     def read(self, source: Path) -> Picture:
-        """Raises UserError if it is no image or too large."""
+        """Reads an image. Raises UserError if the file is not an image or is too large."""
         return read_picture(source, max_pixels=self._max_pixels)
 
     def restore_files(
         self, tasks: Sequence[Task], settings: Settings, *, on_progress: Callable[[Progress], None]
     ) -> Iterator[Restored | Failed]:
-        """What `inference.job.restore_files` yields; a file that fails does not end the work.
+        """Restores files with `inference.job.restore_files`. A file that fails does not end the work.
 
         Args:
-            on_progress: what it raises ends the work.
+            tasks: the files.
+            settings: the settings for all of them.
+            on_progress: an exception that it raises ends the work.
 
-        Raises UserError if a setting cannot be used, or for a full disk.
+        Raises UserError if a setting cannot be used, or if the disk is full.
         """
         policy = Policy(self._max_pixels, settings.seed, settings.format, skip_errors=True)
         yield from restore_files(self._restorer(settings.sampling), tasks, policy, on_progress=on_progress)
@@ -87,13 +90,14 @@ class Studio:
         *,
         on_steps: Callable[[int, int], None],
     ) -> None:
-        """Writes to `output` what `xpsr restore` would.
+        """Restores one file. Writes the same result as `xpsr restore` to `output`.
 
         Args:
-            on_steps: called with the number of steps done and of all, at first with 0. What it raises ends the work.
+            on_steps: called with the number of finished steps (first with 0) and of all steps. An exception that it
+                raises ends the work.
 
         Raises:
-            UserError: the file is no image, it or the result is too large, or a setting cannot be used.
+            UserError: the file is not an image, it or the result is too large, or a setting cannot be used.
         """
         task = Task(source, output, caption, source.name)
         events = self.restore_files([task], settings, on_progress=lambda now: on_steps(now.done, now.total))
@@ -103,7 +107,7 @@ class Studio:
 
     @contextlib.contextmanager
     def at_work(self, size: tuple[int, int]) -> Iterator[None]:
-        """While a picture of this network size is restored. Others wait."""
+        """Holds the lock while a picture of this network size is restored. Other restorations wait."""
         with self._at_work:
             self._sizes.add(size)
             if len(self._sizes) > MAX_SIZES:
@@ -113,7 +117,7 @@ class Studio:
 
 
 class _OneAtATime(Restorer):
-    """A Restorer that waits for the others of its studio."""
+    """A Restorer that shares a lock with the other restorers of its studio, so that only one works at a time."""
 
     def __init__(self, studio: Studio, model: Model, sampling: Sampling) -> None:
         super().__init__(model, sampling)
