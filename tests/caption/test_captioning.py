@@ -203,8 +203,8 @@ def test_the_report(folder, tmp_path):
     html = page.read_text()
     assert html.count("data:image/jpeg;base64,") == 4 and "cannot be read" in html
     assert "<low>" not in html and "a &lt;low&gt; one" in html and "&lt;b&gt;.png" in html
-    assert "of the same content as another</td><td>2<" in html
-    assert "4 (1 different)" in html and "4 kept to their first sentences, 0 still too long" in html
+    assert "with the same content as another</td><td>2<" in html
+    assert "4 (1 different)" in html and "4 shortened to their first sentences, 0 still too long" in html
     assert '<span class="missing">none</span>' in html and "http" not in html
     write_caption_page(output, folder, page, count=2)
     assert page.read_text().count("<figure>") == 2
@@ -292,7 +292,7 @@ def test_into_ready_made_pairs(tmp_path, capsys, dataset):
     for wrong in ("a/b.png", "LR", f"{dataset}LR/c.png", f"{dataset}XR/a/b.png", outside):
         write_captions(captions, {wrong: Caption("x", "y")})
         assert main(["pairs", str(captions), "--pairs", str(tmp_path / "pairs")]) == 1
-        assert f"{wrong} is no image of the pairs" in capsys.readouterr().err
+        assert f"{wrong} is not an image of the pairs" in capsys.readouterr().err
 
 
 def test_two_captionings_into_one_file(folder, tmp_path, capsys):

@@ -173,7 +173,7 @@ def test_what_one_image_cannot_have(api):
     [(_, busy)] = caption(api, [image()])
     assert "status 500" in str(busy) and len(api.asked) == 5
     for answer, message in (
-        ({"choices": [{"message": {"content": " \n"}}]}, "the model answered nothing"),
+        ({"choices": [{"message": {"content": " \n"}}]}, "the model's answer is empty"),
         ({"choices": []}, "answered without a text"),
         (["?"], "answered without a text"),
         ({"choices": [{"message": {"content": [{"type": "image", "text": "A cat."}]}}]}, "answered without a text"),
@@ -190,15 +190,15 @@ def test_what_one_image_cannot_have(api):
         ("<think>It has\n\nears.</think>A cat.", "stop", "A cat."),
         ("A <think>\n</think>cat.<think>Yes</think>", "stop", "A cat."),
         ("It has ears.</think>\n\nA cat.", "stop", "A cat."),  # the opening mark was in the prompt
-        ("<think>It has ears. It", "length", "had not finished thinking"),
-        ("<think>" * 100_000, "stop", "had not finished thinking"),
+        ("<think>It has ears. It", "length", "had not finished its reasoning"),
+        ("<think>" * 100_000, "stop", "had not finished its reasoning"),
         ("A cat that", "length", "cut off within its first sentence"),
         ("A cat of 3.5 kg that", "length", "cut off within its first sentence"),
         ("A cat that", "stop", "A cat that"),
         ("A cat. It si", "length", "A cat. It si"),
         ([{"type": "text", "text": "A cat."}, {"type": "reasoning", "x": 1}, "It sits."], "stop", "A cat. It sits."),
-        ([], "stop", "answered nothing"),
-        (None, "stop", "answered nothing"),
+        ([], "stop", "the model's answer is empty"),
+        (None, "stop", "the model's answer is empty"),
         ("\x1b[31mA\0 cat\ud83d.\u2028It\x07 sits.", "stop", "[31mA cat\ufffd. It sits."),
     ],
 )
@@ -213,7 +213,7 @@ def test_an_odd_answer_ends_one_image(api):
         (b"{}" + b" " * 2**20, {}, "longer than 1,048,576 bytes"),
         (gzip.compress(b"[" + b" " * 2**24 + b"]"), {"Content_Encoding": "gzip"}, "1,048,576 bytes when unpacked"),
         (gzip.compress(gzip.compress(b" " * 2**24)), {"Content_Encoding": "gzip, gzip"}, "bytes when unpacked"),
-        (b"\x1b", {"Content_Encoding": "br"}, "packed as 'br', which was not asked for"),
+        (b"\x1b", {"Content_Encoding": "br"}, "compressed as 'br', which was not requested"),
         (b"[" * 500_000, {}, "nested too deeply"),
         (b"{}", {}, "answered without a text: {}"),
     )
@@ -268,7 +268,7 @@ def test_a_server_that_drips_is_not_waited_for(api, fault, monkeypatch):
     begin = time.monotonic()
     (_, late), (_, whole) = caption(api, [image(), image(1)], requests=1, timeout=0.3, retries=1)
     assert time.monotonic() - begin < 3  # measured 0.7
-    assert "not there in whole after 0.3 s" in str(late) and whole == Caption("A cat. It sits.")
+    assert "not complete after 0.3 s" in str(late) and whole == Caption("A cat. It sits.")
 
 
 @pytest.mark.parametrize("asked", ["86400", "Fri, 31 Dec 9999 23:59:59 GMT", "9" * 5000, "soon", "-3"])
@@ -295,7 +295,7 @@ def test_pictures_go_to_no_other_host(api):
     assert all(body["messages"] for *_, body in api.asked)
     api.faults = [status(302, Location="/round")] * 9
     [(_, result)] = caption(api, [image()])
-    assert "redirects again and again" in str(result)
+    assert "redirects too many times" in str(result)
 
 
 def test_newer_models_are_asked_in_their_form(api):

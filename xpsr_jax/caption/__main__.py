@@ -1,4 +1,4 @@
-"""python -m xpsr_jax.caption: `xpsr_jax/cli/caption.py`, which says how it is used."""
+"""python -m xpsr_jax.caption: runs the command in `xpsr_jax/cli/caption.py`, which documents its use."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What a model answered, as a caption: one line of text, without its thoughts; or why it is none."""
+"""Makes a caption from a model's answer: one line of text without the model's reasoning."""
 
 import re
 from collections.abc import Mapping
@@ -8,23 +8,24 @@ from xpsr_jax.errors import UserError
 
 _THINKS, _THOUGHT = "<think>", "</think>"
 _SENTENCE_ENDS = re.compile(r"[.!?…。！？][\"'”’»)\]*_]*(?:\s|$)")
-# Control characters, among them NUL and what begins escape sequences; and halves of characters.
+# Control characters, including NUL and the start of escape sequences.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+# Surrogates, which are halves of characters.
 _HALF = re.compile("[\ud800-\udfff]")
 
 
 def clean(answer: str) -> str:
-    """One line of text: a caption.
+    """Cleans an answer into a caption: one line of text.
 
-    What a reasoning model thought (`<think>...</think>`) is cut, halves of characters become U+FFFD, and control
-    characters blanks.
+    The reasoning of a model (`<think>...</think>`) is removed. Lone surrogates become U+FFFD, and control characters
+    become spaces.
 
     Raises:
-      UserError: nothing is left, or the model had not finished thinking.
+      UserError: nothing is left, or the model had not finished its reasoning.
     """
     caption = " ".join(_CONTROL.sub(" ", _HALF.sub("\ufffd", _without_thoughts(answer))).split())
     if not caption:
-        raise UserError("the model answered nothing")
+        raise UserError("the model's answer is empty")
     return caption
 
 
@@ -32,8 +33,8 @@ def caption_of(answer: Any) -> str:
     """The caption in the answer of an OpenAI-compatible server.
 
     Raises:
-      UserError: there is none, or it is cut off within its first sentence.
-      KeyError, IndexError, TypeError, AttributeError: the answer is of another form.
+      UserError: the caption is empty, or is cut off within its first sentence.
+      KeyError, IndexError, TypeError, AttributeError: the answer has another form.
     """
     choice = answer["choices"][0]
     caption = clean(_joined(choice["message"]["content"]))
@@ -43,7 +44,7 @@ def caption_of(answer: Any) -> str:
 
 
 def _joined(content: Any) -> str:
-    """The text of a message, whole or in parts; parts that are no text, such as a model's reasoning, are left out."""
+    """The text of a message that is a string or a list of parts. Parts without text, such as reasoning, are ignored."""
     if content is None:
         return ""
     if isinstance(content, str):
@@ -52,7 +53,7 @@ def _joined(content: Any) -> str:
         raise TypeError(f"content is {type(content).__name__}")
     texts = [_text_of_part(part) for part in content]
     if texts and not any(isinstance(text, str) for text in texts):
-        raise TypeError("content has no part with a text")
+        raise TypeError("content has no text part")
     return " ".join(text for text in texts if text is not None)
 
 
@@ -73,8 +74,8 @@ def _without_thoughts(text: str) -> str:
         kept.append(text[start:thought])
         end = text.find(_THOUGHT, thought)
         if end < 0:
-            raise UserError("the model had not finished thinking; allow more with --max-new-tokens")
+            raise UserError("the model had not finished its reasoning; allow more with --max-new-tokens")
         start = end + len(_THOUGHT)
     kept.append(text[start:])
-    # Some servers put the opening mark into the prompt.
+    # Some servers put the opening tag into the prompt, so only the closing tag is in the answer.
     return "".join(kept).rpartition(_THOUGHT)[2]

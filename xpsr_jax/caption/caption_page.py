@@ -1,4 +1,4 @@
-"""One HTML file with pictures and their captions, to be looked through."""
+"""Writes one HTML file with pictures and their captions, for reviewing them."""
 
 import base64
 import collections
@@ -21,7 +21,7 @@ from xpsr_jax.files import leads_out, write_text
 from xpsr_jax.images.reading import read_image
 
 _SIDE = 320  # longer side of a picture on the page, in pixels
-_COUNTED = 20_000  # captions whose tokens are counted: of a million it would take half an hour
+_COUNTED = 20_000  # the most captions whose tokens are counted: a million captions would take half an hour
 
 _Item = TypeVar("_Item")
 
@@ -54,11 +54,14 @@ small {{ color: #777; overflow-wrap: anywhere; }}
 
 
 def write_caption_page(captions: Path, images: Path, output: Path, *, count: int = 200) -> str:
-    """Writes a page with `count` images, spread evenly over the file.
+    """Writes a page with `count` images, spread evenly over the captions file.
 
     Args:
-      captions: their file.
-      images: folder that the paths in it are relative to. An image that cannot be read is named on the page.
+      captions: the captions file.
+      images: the folder to which the paths in the captions file are relative. An image that cannot be read is named on
+        the page.
+      output: the HTML file to write.
+      count: the most images to show.
 
     Returns: a line that says what was written.
 
@@ -67,7 +70,7 @@ def write_caption_page(captions: Path, images: Path, output: Path, *, count: int
     """
     records = list(read_caption_records(captions).values())
     if not records:
-        raise UserError(f"{captions} holds no captions")
+        raise UserError(f"{captions} has no captions")
     chosen = _spread(records, count)
     page = _PAGE.format(
         title=html.escape(captions.name),
@@ -82,21 +85,21 @@ def write_caption_page(captions: Path, images: Path, output: Path, *, count: int
 
 
 def summary(records: Sequence[CaptionRecord], *, shown: int) -> dict[str, str]:
-    """Facts about all captions together, by what they are about."""
+    """Facts about all captions together, as a text for each topic."""
     contents = [content for record in records if (content := content_of(record))]
     facts = {"images": f"{len(records)}, {shown} of them below"}
     if len(contents) > len(set(contents)):
-        facts["of the same content as another"] = str(len(contents) - len(set(contents)))
+        facts["with the same content as another"] = str(len(contents) - len(set(contents)))
     for level in ("high", "low"):
         texts = [record[level] for record in records if record[level].strip()]
         tokens = [count_tokens(text) for text in _spread(texts, _COUNTED)]
         over = sum(length > MAX_TOKENS for length in tokens)
         shortened = sum(f"{level}_whole" in record for record in records)
-        typical = f", {statistics.median(tokens):.0f} tokens in the median" if tokens else ""
-        counted = f" (of {len(tokens)} looked at)" if len(tokens) < len(texts) else ""
+        typical = f", median {statistics.median(tokens):.0f} tokens" if tokens else ""
+        counted = f" (of {len(tokens)} checked)" if len(tokens) < len(texts) else ""
         facts[f"{level}-level captions"] = (
             f"{len(texts)} ({len(set(texts))} different){typical}; longer than CLIP's {MAX_TOKENS} tokens: {shortened} "
-            f"kept to their first sentences, {over} still too long{counted}"
+            f"shortened to their first sentences, {over} still too long{counted}"
         )
     sources = collections.Counter(str(record.get("source", "not named")) for record in records)
     facts["written by"] = "; ".join(f"{source} ({number})" for source, number in sources.most_common())
@@ -104,7 +107,7 @@ def summary(records: Sequence[CaptionRecord], *, shown: int) -> dict[str, str]:
 
 
 def _spread(items: Sequence[_Item], count: int) -> list[_Item]:
-    """So many of them, evenly spread, from the first to the last."""
+    """At most `count` items, spread evenly from the first to the last."""
     return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).astype(int))]
 
 
@@ -118,8 +121,8 @@ def _figure(record: CaptionRecord, images: Path) -> str:
 
 def _picture(images: Path, name: str) -> str:
     try:
-        if leads_out(name):  # A page is given away: it shows nothing else of this machine.
-            raise UserError(f"{name} cannot be read: it is not below {images}")
+        if leads_out(name):  # The page may be published, so it must not show other files of this machine.
+            raise UserError(f"{name} cannot be read: it is not inside {images}")
         picture = Image.fromarray(read_image(images / name))
     except UserError as error:
         return f'<p class="missing">{html.escape(str(error))}</p>'

@@ -1,4 +1,4 @@
-"""Captions for many images: each content once, what is done already is kept, whatever goes wrong is counted."""
+"""Writes captions for many images. Equal images are captioned only once, and existing captions are kept."""
 
 import contextlib
 import hashlib
@@ -28,14 +28,14 @@ READERS = min(8, os.cpu_count() or 1)
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """An image file, read.
+    """An image file that was read.
 
     Attributes:
-      name: path in the captions file.
-      data: the file's bytes.
-      pixels: upright RGB.
-      sha256: of the bytes.
-      as_stored: `data` shows these pixels to everybody: nothing was turned, converted or filled.
+      name: its path in the captions file.
+      data: the bytes of the file.
+      pixels: RGB pixels, upright.
+      sha256: hash of the bytes.
+      as_stored: every decoder gets these pixels from `data`, because nothing was rotated, converted or filled.
     """
 
     name: str
@@ -45,22 +45,22 @@ class LoadedImage:
     as_stored: bool = False
 
 
-# Takes images as it wants them, and gives each back with its caption or what went wrong, in any order.
+# Takes images one by one as it needs them. Yields each image with its caption or its error, in any order.
 Captioner = Callable[[Iterable[LoadedImage]], Iterator[tuple[LoadedImage, Caption | UserError]]]
 
 
 @dataclass
 class Tally:
-    """What came of the images.
+    """The outcome for all images.
 
     Attributes:
-      captioned: have a new caption.
-      known: had one already.
-      duplicates: have the caption of another image of the same content; not asked for again.
-      changed: had a caption that was written for another content, and are captioned again.
-      shortened: new captions that were longer than CLIP's 77 tokens and are kept to their first sentences.
-      cut: new captions whose first sentence alone is longer than that: CLIP does not read its end.
-      failed: why an image has none, by name.
+      captioned: images with a new caption.
+      known: images that had a caption already.
+      duplicates: images that got the caption of another image with the same content, without a new request.
+      changed: images whose content changed after they were captioned. They are captioned again.
+      shortened: new captions that were longer than CLIP's 77 tokens and were shortened to their first sentences.
+      cut: new captions whose first sentence alone is longer than 77 tokens. CLIP does not read its end.
+      failed: the reason why an image has no caption, by the image's name.
     """
 
     captioned: int = 0
@@ -91,26 +91,26 @@ def caption_images(
 ) -> Tally:
     """Appends a line to `file` for each image that has none: `{"image", "high", "low", "source", "sha256"}`.
 
-    Of a caption that CLIP would cut the first sentences are kept; the whole is in `high_whole` or `low_whole`. Failed
-    images are named in `NAME.failed.txt` beside the file; when the same work is done again, they are tried again.
+    A caption that CLIP would cut is shortened to its first sentences. Then the whole caption is in `high_whole` or
+    `low_whole`. Failed images are listed in `NAME.failed.txt` beside the file. The next run tries them again.
 
     Args:
       inputs: the images.
       captioner: makes the captions.
-      file: open; it may have captions already.
+      file: the open captions file. It may have captions already.
       source: the captioner's name, for the captions' "source".
-      rest: captions from which empty ones are filled, found by content or else by path.
-      on_error: whether an image that cannot be read or captioned is counted, or ends the work.
+      rest: a captions file that fills empty captions. Its captions are looked up by content, then by path.
+      on_error: what to do with an image that cannot be read or captioned: "skip" counts it, "stop" ends the work.
 
     Raises:
-      UserError: two inputs have one name; the output is wrong or cannot be written; whatever ends the work.
+      UserError: two inputs have the same name, the output is invalid or cannot be written, or an error ends the work.
     """
     by_name = _by_name(inputs)
     tally = Tally()
     others = _Others(rest)
     with _failures_written(file.path, tally.failed):
         if file.repaired:
-            say(f"{file.path}: the last line was not whole and is removed", to_stderr=True)
+            say(f"{file.path}: the last line was incomplete and was removed", to_stderr=True)
         changed = _changed(by_name, file.records)
         if changed:
             file.remove(changed)
@@ -118,7 +118,7 @@ def caption_images(
         todo = [name for name in by_name if name not in file.records]
         tally.known = len(by_name) - len(todo)
         known = {record["sha256"]: record for record in file.records.values() if content_of(record)}
-        waiting: dict[str, list[str]] = {}  # names of images with the content of one that is being captioned
+        waiting: dict[str, list[str]] = {}  # by content that is being captioned: names of other images with it
 
         with tqdm(total=len(by_name), initial=tally.known, unit="image", desc="captions", disable=None) as bar:
 
@@ -170,9 +170,14 @@ def caption_images(
 
 
 def find_images(paths: Sequence[Path], *, shard: tuple[int, int] = (0, 1), limit: int | None = None) -> list[Input]:
-    """Image files, folders searched with their subfolders; of all shards, those of number `shard[0]`.
+    """Lists the image files of one shard. Folders are searched with their subfolders.
 
-    An image's shard depends on its name alone, so that further images leave the others where they were.
+    An image's shard depends only on its name. So new images do not move other images to another shard.
+
+    Args:
+      paths: image files and folders.
+      shard: (number, count): the number of the wanted shard, and how many shards there are.
+      limit: the most images to return.
     """
     number, count = shard
     found = list_inputs(paths)
@@ -182,7 +187,7 @@ def find_images(paths: Sequence[Path], *, shard: tuple[int, int] = (0, 1), limit
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """ "2/16" as (2, 16): from 0/16 to 15/16. Raises UserError."""
+    """Parses "2/16" to (2, 16). Valid are 0/16 to 15/16. Raises UserError for other texts."""
     number, slash, count = text.partition("/")
     if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
         raise UserError(f"--shard {text}: expected i/n with i from 0 to n - 1, such as 0/16")
@@ -190,18 +195,18 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def shard_file(output: Path, shard: tuple[int, int]) -> Path:
-    """The output of one shard: captions.00002-of-00016.jsonl."""
+    """The output file of one shard, for example captions.00002-of-00016.jsonl."""
     number, count = shard
     return output if count == 1 else output.with_name(f"{output.stem}.{number:05}-of-{count:05}{output.suffix}")
 
 
 def failures_file(output: Path) -> Path:
-    """Where images that failed are named: captions.failed.txt beside captions.jsonl."""
+    """The file that lists failed images: captions.failed.txt beside captions.jsonl."""
     return output.with_name(f"{output.stem}.failed.txt")
 
 
 class _Others:
-    """Captions from which empty ones are filled."""
+    """Other captions, which fill empty ones."""
 
     def __init__(self, file: Path | None):
         self._by_name = ByPath(read_caption_records(file) if file else {})
@@ -225,7 +230,7 @@ def _by_name(inputs: Sequence[Input]) -> dict[str, Path]:
 
 
 def _changed(by_name: dict[str, Path], records: dict[str, CaptionRecord]) -> list[str]:
-    """Names of images that are no longer what their captions were written for. Hand-written ones do not say."""
+    """Names of images whose content differs from the hash in their captions. Hand-written captions have no hash."""
     names = [name for name in by_name if content_of(records.get(name, {}))]
     changed = []
     with tqdm(total=len(names), unit="image", desc="checking", disable=None) as bar:
@@ -243,7 +248,7 @@ def _read(name: str, path: Path) -> LoadedImage:
 
 
 def _shortened(record: CaptionRecord) -> CaptionRecord:
-    """First sentences for CLIP; what is longer is kept beside them."""
+    """Shortens captions to their first sentences for CLIP. The record also keeps the whole caption."""
     for level in ("high", "low"):
         first = first_sentences(record[level])
         if first != record[level]:
@@ -253,14 +258,17 @@ def _shortened(record: CaptionRecord) -> CaptionRecord:
 
 @contextlib.contextmanager
 def _failures_written(output: Path, failed: dict[str, str]) -> Iterator[None]:
-    """Names what failed, also when the work ends early; what failed before stays named until it is tried again."""
+    """Writes the list of failed images, also if the work ends early.
+
+    The list of an earlier run stays if this run ends before an image fails.
+    """
     file = failures_file(output)
     finished = False
     try:
         file.lstat()
     except FileNotFoundError:
         pass
-    except OSError as error:  # its name is too long
+    except OSError as error:  # the file name is too long
         raise UserError(f"{file} cannot be written: {error.strerror}") from error
     try:
         yield

@@ -1,4 +1,4 @@
-"""The file that captions are appended to, one whole line at a time; and several files merged."""
+"""The file to which captions are appended, one whole line at a time. Also merges such files."""
 
 import contextlib
 import json
@@ -18,19 +18,19 @@ _EVERY = 10.0  # seconds
 
 
 class CaptionsFile:
-    """JSON lines of captions, open for appending; only one process at a time may have it open.
+    """A JSON-lines file of captions, open for appending. Only one process at a time can open it.
 
-    A line that was not written to its end (power failed, disk full) is removed when the file is opened. A new file
-    that gets no line is removed when it is closed. In a bucket, a line may be there 10 seconds after it was added.
+    An incomplete last line (power failure, full disk) is removed when the file is opened. A new file that gets no line
+    is removed when it is closed. In a bucket, a new line appears after at most 10 seconds.
 
     Attributes:
-      records: by image path, as `read_caption_records` has them.
-      repaired: whether such a line was there.
+      records: records by image path, as in `read_caption_records`.
+      repaired: whether an incomplete line was removed.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        # Of a file in a bucket, what is worked on is a local one with the same lines; new ones go there as parts.
+        # For a file in a bucket, a local copy is used. New lines are also written to the bucket, as part files.
         self._local, self._lines = path, Lines(path, every=_EVERY) if isinstance(path, BucketPath) else None
         with contextlib.ExitStack() as stack:
             stack.enter_context(locked_output(path))
@@ -54,7 +54,7 @@ class CaptionsFile:
         self._stack.close()
 
     def append(self, record: CaptionRecord) -> None:
-        """Adds a line: all of it or, if the disk is full, nothing and UserError."""
+        """Adds a whole line. Raises UserError, and adds nothing, if the disk is full."""
         line = line_of(record).encode()
         size = os.fstat(self._file).st_size
         try:
@@ -68,7 +68,7 @@ class CaptionsFile:
         self.records[record["image"]] = record
 
     def remove(self, images: Iterable[str]) -> None:
-        """Takes out lines: the file is written anew."""
+        """Removes the lines of these images. The file is rewritten for this."""
         for image in images:
             del self.records[image]
         write_caption_records(self._local, self.records.values())
@@ -87,7 +87,7 @@ class CaptionsFile:
         return file
 
     def _upload(self) -> None:
-        """In a bucket, puts all lines into the one file, if there are any."""
+        """In a bucket, joins all lines into one file, if there are any."""
         if isinstance(self.path, BucketPath):
             data = self._local.read_bytes()
             if data or self.path.is_file():
@@ -100,7 +100,10 @@ class CaptionsFile:
                 self.path.unlink()
 
     def _end_whole(self) -> bool:
-        """Removes what follows the last whole line. A last line that lacks only its end gets it."""
+        """Makes the last line whole. A line that lacks only its newline gets one. An incomplete line is removed.
+
+        Returns whether a line was removed.
+        """
         size = os.fstat(self._file).st_size
         data = os.pread(self._file, size, 0)
         rest = data[data.rfind(b"\n") + 1 :]
@@ -112,25 +115,25 @@ class CaptionsFile:
             os.ftruncate(self._file, size - len(rest))
             return True
         except RecursionError:
-            pass  # it is whole, and refused when it is read
+            pass  # the line is whole; reading it will raise the error
         os.write(self._file, b"\n")
         return False
 
 
 def content_of(record: CaptionRecord) -> str | None:
-    """The SHA-256 of what a caption was written for, if its line says so."""
+    """The SHA-256 of the image for which a caption was written, if the record has it."""
     sha256 = record.get("sha256")
     return sha256 if isinstance(sha256, str) else None
 
 
 def merge_captions(files: Sequence[Path], output: Path) -> tuple[int, int, int]:
-    """Merges files of captions into a new one. For an image that several have, the last file's line is kept.
+    """Merges captions files into a new file. If several files have the same image, the line of the last file is kept.
 
-    Returns: how many captions there are; how many lines were the same in several files; how many were replaced by a
-      later one.
+    Returns: the number of captions, of lines that were equal in several files, and of lines that were replaced by a
+      line of a later file.
 
     Raises:
-      UserError: a file cannot be read, or the output not be written.
+      UserError: a file cannot be read, or the output cannot be written.
     """
     with locked_output(output):
         return _merge(files, output)

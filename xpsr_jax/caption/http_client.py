@@ -1,8 +1,12 @@
-"""JSON over HTTP from a server that is not trusted: answers have a limit of bytes and of time, and come from it alone.
+"""JSON over HTTP from a server that is not trusted. Size, time and origin of its answers are limited.
 
-urllib3 has the connections. What is here bounds what it leaves open: the size of an answer before and after it is
-unpacked, the time of a whole answer (urllib3's time-outs are for silence: a server that sends a byte a second never
-ends), how long a server may ask to wait, and where a redirect may lead.
+urllib3 makes the connections. This module adds the limits that urllib3 does not have:
+
+- the size of an answer, compressed and decompressed;
+- the time for a whole answer. urllib3's timeouts limit only silence, so a server that sends a byte per second could
+  continue for ever;
+- the wait that a server may ask for;
+- the host to which a redirect may lead.
 """
 
 import contextlib
@@ -23,16 +27,16 @@ import urllib3.connection
 
 from xpsr_jax.errors import UserError
 
-# urllib3 would log every retry.
+# Otherwise urllib3 would log every retry.
 logging.getLogger("urllib3").setLevel(logging.ERROR)
 
-# Bytes of an answer, as received and as unpacked. Two captions have a thousand.
+# The most bytes of an answer, compressed and decompressed. Two captions have about a thousand bytes.
 MOST_ANSWER_BYTES = 2**20
-# Seconds of the second wait; the first retry comes at once. Each further wait is twice as long, up to LONGEST_WAIT,
-# which is also the longest wait that a server can ask for (Retry-After).
+# The first retry has no wait. The second waits this many seconds, and each further wait is twice as long, up to
+# LONGEST_WAIT. That is also the longest wait that a server can ask for (Retry-After).
 BACKOFF = 1.0
 LONGEST_WAIT = 60.0
-# Statuses of a server that is busy, starting or restarting.
+# HTTP statuses of a server that is busy, starting or restarting.
 BUSY = (408, 425, 429, 500, 502, 503, 504)
 _REDIRECTS = (301, 302, 307, 308)
 _MOST_REDIRECTS = 5
@@ -40,16 +44,16 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class ServerTrouble(UserError):
-    """There is no answer, or not one that can be used: the server's fault rather than the image's."""
+    """The server gave no usable answer. The cause is probably the server, not the image."""
 
 
 class RequestRefused(UserError):
-    """The server understood, and refused.
+    """The server refused the request.
 
     Attributes:
-      status: of HTTP.
-      reason: why, in a line: the server's message where OpenAI's is, else what there is of the answer.
-      text: the answer, as far as it is looked at.
+      status: the HTTP status.
+      reason: the reason in one line: the message in the form of OpenAI's API, or else the start of the answer.
+      text: the first 4000 bytes of the answer.
     """
 
     def __init__(self, address: str, answer: "Answer"):
@@ -60,7 +64,7 @@ class RequestRefused(UserError):
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back, read to its end and unpacked."""
+    """A complete answer, decompressed."""
 
     status: int
     reason: str
@@ -70,14 +74,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class HttpClient:
-    """Asks one server.
+    """Sends requests to one server.
 
     Attributes:
-      url: address of the API; the paths of requests are appended to it.
-      timeout: seconds until the whole answer must be there.
-      retries: of a request while the server is busy, silent or broken.
-      connections: how many there may be at once.
-      key: sent as a bearer token; "" for none.
+      url: URL of the API. The paths of requests are appended to it.
+      timeout: seconds until the whole answer must have arrived.
+      retries: the most retries of a request while the server is busy, silent or broken.
+      connections: the most connections at the same time.
+      key: sent as a bearer token. "" for none.
     """
 
     url: str
@@ -95,12 +99,12 @@ class HttpClient:
         object.__setattr__(self, "_pool", pool)
 
     def json(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """The JSON that the server answers with, asked for again while it is busy, silent or breaks off.
+        """Returns the server's JSON answer. Retries while the server is busy, silent or breaks the connection.
 
         Raises:
-          RequestRefused: a status that is neither success nor of a busy server.
-          ServerTrouble: no answer after all retries, or one that no retry would better: too large, redirected to
-            another host, packed in a way that was not offered, nested too deeply.
+          RequestRefused: the status means neither success nor a busy server.
+          ServerTrouble: no answer after all retries, or an answer for which a retry is useless: too large, redirected
+            to another host, compressed in a way that was not offered, nested too deeply.
         """
         address = self.url.rstrip("/") + path
         trouble = "no answer"
@@ -125,11 +129,11 @@ class HttpClient:
         raise ServerTrouble(f"{address}: {trouble}")
 
     def once(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Answer:
-        """One try, whatever the status; redirects are followed within the same host.
+        """Sends a request once and returns the answer with any status. Follows redirects within the same host.
 
         Raises:
-          ServerTrouble: the answer is too large, or comes from elsewhere.
-          urllib3.exceptions.HTTPError, OSError: there is none in time.
+          ServerTrouble: the answer is too large, or is redirected to another host.
+          urllib3.exceptions.HTTPError, OSError: there was no answer in time.
         """
         address = self.url.rstrip("/") + path
         for _ in range(_MOST_REDIRECTS):
@@ -138,9 +142,9 @@ class HttpClient:
                 return answer
             there = _joined(address, answer.headers["Location"])
             if not _same_server(address, there):
-                raise ServerTrouble(f"{address} redirects to another host, which is refused: {there[:200]}")
+                raise ServerTrouble(f"{address} redirects to another host, which is not allowed: {there[:200]}")
             address = there
-        raise ServerTrouble(f"{address} redirects again and again")
+        raise ServerTrouble(f"{address} redirects too many times")
 
     def _read(self, method: str, address: str, body: Mapping[str, Any] | None) -> Answer:
         with _deadline(self.timeout):
@@ -162,39 +166,39 @@ class HttpClient:
 
 
 def _pause(attempt: int, answer: Answer | None) -> float:
-    """Seconds to wait before the retry of this number: as the server asks for, within reason, or longer and longer."""
+    """Seconds to wait before a retry: what the server asks for, up to LONGEST_WAIT, or else exponential backoff."""
     asked = answer.headers.get("Retry-After") if answer else None
     if asked is not None:
         try:
             return min(urllib3.Retry().parse_retry_after(asked), LONGEST_WAIT)
         except (ValueError, OverflowError, urllib3.exceptions.InvalidHeader):
-            pass  # as if it had not asked
+            pass  # an invalid header is ignored
     if attempt == 1:
         return 0.0
     return min(BACKOFF * 2.0 ** min(attempt - 2, 60), LONGEST_WAIT) + random.uniform(0, BACKOFF / 2)
 
 
 def _unpacked(data: bytes, encodings: str, address: str) -> bytes:
-    """The content of an answer that may be packed, never more than MOST_ANSWER_BYTES of it."""
+    """Decompresses an answer, to at most MOST_ANSWER_BYTES."""
     for encoding in reversed([each.strip().lower() for each in encodings.split(",") if each.strip()]):
         if encoding == "identity":
             continue
         if encoding not in ("gzip", "x-gzip", "deflate"):
-            raise ServerTrouble(f"{address}: the answer is packed as {encoding[:40]!r}, which was not asked for")
+            raise ServerTrouble(f"{address}: the answer is compressed as {encoding[:40]!r}, which was not requested")
         try:
             unpacking = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS)  # gzip or zlib, by its header
             data = unpacking.decompress(data, MOST_ANSWER_BYTES + 1)
         except zlib.error as error:
-            raise urllib3.exceptions.DecodeError(f"the answer cannot be unpacked: {error}") from error
+            raise urllib3.exceptions.DecodeError(f"the answer cannot be decompressed: {error}") from error
         if len(data) > MOST_ANSWER_BYTES:
-            raise ServerTrouble(f"{address}: the answer is longer than {MOST_ANSWER_BYTES:,} bytes when unpacked")
+            raise ServerTrouble(f"{address}: the answer is longer than {MOST_ANSWER_BYTES:,} bytes when decompressed")
         if not unpacking.eof:
-            raise urllib3.exceptions.DecodeError("the answer breaks off")
+            raise urllib3.exceptions.DecodeError("the answer is incomplete")
     return data
 
 
 def _reason(answer: Answer) -> str:
-    """What the server says of its refusal, in a line."""
+    """The server's reason for a refusal, in one line."""
     try:
         said = json.loads(answer.data)["error"]
         said = said["message"] if isinstance(said, dict) else said
@@ -208,15 +212,15 @@ def _joined(address: str, location: str) -> str:
     try:
         return urllib.parse.urljoin(address, location)
     except ValueError as error:
-        raise ServerTrouble(f"{address} redirects to what is no address: {location[:200]}") from error
+        raise ServerTrouble(f"{address} redirects to an invalid URL: {location[:200]}") from error
 
 
 def _same_server(address: str, other: str) -> bool:
-    """Whether both are one host and port; from HTTP to HTTPS, but not back, the default port may change with it."""
+    """Whether both URLs have the same host and port. From HTTP to HTTPS, the default port may change; not back."""
     try:
         one, two = urllib.parse.urlsplit(address), urllib.parse.urlsplit(other)
         ports = [each.port or _DEFAULT_PORTS.get(each.scheme) for each in (one, two)]
-    except ValueError:  # a port that is none
+    except ValueError:  # an invalid port
         return False
     if one.hostname != two.hostname:
         return False
@@ -226,7 +230,7 @@ def _same_server(address: str, other: str) -> bool:
 
 
 class _Watch:
-    """Shuts a socket down when the time is over, which ends any reading or writing of it in another thread."""
+    """Shuts a socket down when the time is over. That ends reads and writes of it in other threads."""
 
     def __init__(self) -> None:
         self.over = False
@@ -253,7 +257,7 @@ _OF_THREAD = _OfThread()
 
 @contextlib.contextmanager
 def _deadline(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError if what this thread does with `_HttpPool` or `_HttpsPool` within takes longer."""
+    """Raises TimeoutError if this thread uses `_HttpPool` or `_HttpsPool` in this context for longer than `seconds`."""
     watch = _OF_THREAD.watch = _Watch()
     timer = threading.Timer(seconds, watch.end)
     timer.daemon = True
@@ -263,12 +267,12 @@ def _deadline(seconds: float) -> Iterator[None]:
     except (urllib3.exceptions.HTTPError, OSError) as error:
         if not watch.over:
             raise
-        raise TimeoutError(f"it is not there in whole after {seconds:g} s") from error
+        raise TimeoutError(f"it is not complete after {seconds:g} s") from error
     finally:
         timer.cancel()
         _OF_THREAD.watch = None
-    if watch.over:  # to the reader this may have looked like the end of the answer
-        raise TimeoutError(f"it is not there in whole after {seconds:g} s")
+    if watch.over:  # a closed socket may have looked like the end of the answer
+        raise TimeoutError(f"it is not complete after {seconds:g} s")
 
 
 class _Watched:
@@ -281,7 +285,7 @@ class _Watched:
         self._be_watched()
 
     def request(self, *args: Any, **options: Any) -> None:
-        self._be_watched()  # a connection that was kept
+        self._be_watched()  # the connection may be an older one that is reused
         super().request(*args, **options)  # type: ignore[misc]
 
     def _be_watched(self) -> None:

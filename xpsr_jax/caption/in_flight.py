@@ -1,4 +1,4 @@
-"""Many calls of a function at once, in threads."""
+"""Calls a function on many items in parallel, in threads."""
 
 import contextlib
 import queue
@@ -11,26 +11,28 @@ from xpsr_jax.errors import UserError
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
-# What a single item can cause: it is too large, nested too deeply, unreadable. Any other exception is a bug.
+# Exceptions that one item can cause, because it is too large, nested too deeply or unreadable. Others are bugs.
 _OF_ONE_ITEM = (OSError, ValueError, OverflowError, MemoryError, RecursionError)
 
 
 class Stop(UserError):
-    """An error that every further image would have too: the work ends."""
+    """An error that would occur for every further image too. It ends the work."""
 
 
 def in_flight(
     function: Callable[[_Item], _Result], items: Iterable[_Item], workers: int, *, ordered: bool = False
 ) -> Iterator[tuple[_Item, _Result | UserError]]:
-    """Calls `function` on each item, in threads: the items and what came of them, as soon as they are done.
+    """Calls `function` on each item, in threads. Yields each item with its result as soon as it is done.
 
-    Items are taken when they are wanted, by the caller's thread. What is wrong with one item is its result, as a
-    UserError; `Stop` and bugs are raised here. A caller that stops listening does not wait for calls that are under
-    way: the threads are daemons, unlike those of concurrent.futures, and a request may take minutes to time out.
+    Items are taken when they are needed, in the caller's thread. If an item causes an error, its result is a UserError.
+    `Stop` and bugs are raised here. A caller that closes the iterator does not wait for running calls, because the
+    threads are daemons, unlike those of concurrent.futures. A request may take minutes until its timeout.
 
     Args:
-      workers: how many threads.
-      ordered: results are in the order of the items.
+      function: called on each item.
+      items: the items.
+      workers: number of threads.
+      ordered: yield the results in the order of the items.
     """
     todo: queue.SimpleQueue = queue.SimpleQueue()
     done: queue.SimpleQueue = queue.SimpleQueue()
@@ -68,7 +70,7 @@ def in_flight(
             yield result(answered)
             answered += 1
     finally:
-        with contextlib.suppress(queue.Empty):  # what nobody waits for is not begun
+        with contextlib.suppress(queue.Empty):  # drop the calls that have not begun
             while True:
                 todo.get_nowait()
         for _ in range(workers):

@@ -1,4 +1,4 @@
-"""What a captioner is asked (method §10)."""
+"""The instructions for a captioner (method §10)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,26 +10,26 @@ Preset = Literal["paper", "released"]
 
 @dataclass(frozen=True)
 class Instructions:
-    """The two questions; an empty one is not asked."""
+    """The two instructions. An empty one is not sent."""
 
     high: str = HIGH
     low: str = ""
 
 
 PRESETS: dict[Preset, Instructions] = {
-    # The paper's words for LLaVA.
+    # The paper's instruction for LLaVA.
     "paper": Instructions(
         low=(
             "Please describe the quality of this image and evaluate it based on factors such as clarity, color, "
             "noise, and lighting."
         )
     ),
-    # What the released code asks of Q-Instruct.
+    # The released code's instruction for Q-Instruct.
     "released": Instructions(low="Describe and evaluate the quality of the image."),
 }
 
 
 def instructions(preset: Preset, ask: Which) -> Instructions:
-    """The preset's, without the one that is not asked for."""
+    """The instructions of a preset, without the one that `ask` leaves out."""
     both = PRESETS[preset]
     return Instructions("" if ask == "low" else both.high, "" if ask == "high" else both.low)

@@ -1,4 +1,7 @@
-"""Captions by LLaVA, run here with PyTorch (`pip install "xpsr-jax[torch]"`): any LlavaForConditionalGeneration."""
+"""Captions by a LLaVA model that runs here with PyTorch (`pip install "xpsr-jax[torch]"`).
+
+Any LlavaForConditionalGeneration model works.
+"""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -15,18 +18,18 @@ from xpsr_jax.data.captions import Caption
 from xpsr_jax.errors import UserError
 from xpsr_jax.weights import hub
 
-# The released code's, to the blank (method §10).
+# Exactly the released code's template, with its spaces (method §10).
 RELEASED_TEMPLATE = "<image>\nUSER: {instruction} \nASSISTANT:"
 
 
 @dataclass(frozen=True)
 class Llava:
-    """A model and its processor, loaded.
+    """A loaded model and its processor.
 
     Attributes:
       model: transformers' LlavaForConditionalGeneration.
       processor: its LlavaProcessor.
-      template: "released": LLaVA 1.5's form as the released code writes it; "model": the processor's chat template.
+      template: "released": LLaVA 1.5's prompt as the released code writes it. "model": the processor's chat template.
       max_new_tokens: the most tokens of an answer.
     """
 
@@ -36,7 +39,7 @@ class Llava:
     max_new_tokens: int = 200
 
     def prompt(self, instruction: str) -> str:
-        """What the model continues, with one image token. Raises Stop if the processor has no chat template."""
+        """The prompt for the model, with one image token. Raises Stop if the processor has no chat template to use."""
         if self.template == "released":
             return RELEASED_TEMPLATE.format(instruction=instruction)
         if not self.processor.chat_template:
@@ -47,7 +50,7 @@ class Llava:
         return prompt
 
     def answer(self, images: list[LoadedImage], instruction: str) -> list[str]:
-        """Greedy answers, as the model gives them. Raises Stop if there is not enough memory."""
+        """The model's greedy answers, unchanged. Raises Stop if there is not enough memory."""
         import torch
 
         inputs = self.processor(
@@ -60,7 +63,7 @@ class Llava:
             with torch.inference_mode():
                 tokens = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
         except torch.OutOfMemoryError as error:
-            raise Stop(f"{len(images)} images at once need more memory than there is: lower --batch-size") from error
+            raise Stop(f"there is not enough memory for {len(images)} images at once: lower --batch-size") from error
         answers: list[str] = self.processor.batch_decode(
             tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
         )
@@ -75,15 +78,15 @@ def load_llava(
     template: LlavaTemplate = "released",
     max_new_tokens: int = 200,
 ) -> Llava:
-    """Loads a local folder, or a model of the Hugging Face hub by its name.
+    """Loads a model from a local folder or from the Hugging Face hub.
 
     Args:
-      name: of the hub: owner/name, and after it @revision and :subfolder where needed.
-      dtype: "auto": bfloat16 on an accelerator that computes with it, float16 on another, float32 on a CPU.
-      device: as PyTorch calls it; "auto": a GPU if there is one.
+      name: a folder, or a name of the hub: owner/name, optionally with @revision and :subfolder.
+      dtype: "auto": bfloat16 on an accelerator that supports it, float16 on other accelerators, float32 on a CPU.
+      device: PyTorch's name of the device. "auto": a GPU if there is one.
 
     Raises:
-      UserError: PyTorch is not installed; the model is not there, is broken, or is not a LLaVA.
+      UserError: PyTorch is not installed, or the model is missing, broken, or not a LLaVA model.
     """
     try:
         import torch
@@ -108,19 +111,19 @@ def load_llava(
         processor = LlavaProcessor.from_pretrained(folder)
         model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, dtype))
         model.eval().to(torch.device(device))
-    # Of the hub and the files, of configurations, of weights that do not fit, of the device.
+    # Errors of the hub and the files, of configurations, of weights with wrong shapes, of the device.
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         first_line = str(error).strip().split("\n")[0]
         raise UserError(
             f"LLaVA cannot be loaded from {name}: {first_line} Name a local folder with --model, or a model of the "
-            "hub when it can be reached"
+            "hub if it can be reached"
         ) from error
-    processor.tokenizer.padding_side = "left"  # the answer follows the last token
+    processor.tokenizer.padding_side = "left"  # the answer must follow the last token of the prompt
     return Llava(model, processor, template, max_new_tokens)
 
 
 def _fetched(name: str) -> Path:
-    """The folder, or that of a model of the hub in its cache, as yet without weights."""
+    """The local folder, or the folder of the hub's model in the cache, at first without weights."""
     try:
         return hub.local(name)
     except UserError as error:
@@ -134,7 +137,7 @@ def _best_dtype(torch: Any, device: str) -> LlavaDtype:
 
 
 def llava_captioner(llava: Llava, instructions: Instructions, *, batch_size: int) -> Captioner:
-    """Asks about `batch_size` images at once, one instruction after the other."""
+    """Returns a captioner that asks about `batch_size` images at once, one instruction after the other."""
 
     def captions(images: Iterable[LoadedImage]) -> Iterator[tuple[LoadedImage, Caption | UserError]]:
         images = iter(images)

@@ -1,4 +1,4 @@
-"""What is chosen of LLaVA on a command line. Nothing here imports PyTorch or JAX."""
+"""Choices for LLaVA on the command line. Nothing here imports PyTorch or JAX."""
 
 from typing import Literal
 
@@ -8,4 +8,4 @@ LlavaDtype = Literal["auto", "bfloat16", "float16", "float32"]
 """Number format; auto: bfloat16 or float16 on a GPU, float32 on a CPU."""
 
 LlavaTemplate = Literal["released", "model"]
-"""How an instruction becomes a prompt: as the released code does, or by the model's chat template."""
+"""How an instruction becomes a prompt: as in the released code, or by the model's chat template."""

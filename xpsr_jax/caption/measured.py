@@ -1,8 +1,8 @@
-"""Low-level captions from the image itself, without a model: how blurred, noisy, compressed, bright, colourful it is.
+"""Low-level captions from measurements of the image, without a model: blur, noise, compression, lighting, colours.
 
-`measure_quality` measures, `describe_quality` says it in the words of the low-level instruction: clarity, colour,
-noise, lighting. Clarity, noise and compression are measured in the units of `xpsr_jax.data.quality`, and put into the
-same words as in training. docs/understand/captions.md has how well they tell degradations apart.
+`measure_quality` measures. `describe_quality` describes the result with the terms of the low-level instruction:
+clarity, colour, noise, lighting. Clarity, noise and compression have the units of `xpsr_jax.data.quality`, and the same
+words as in training. docs/understand/captions.md shows how well the captions distinguish degradations.
 """
 
 from dataclasses import dataclass
@@ -14,34 +14,35 @@ from jaxtyping import Float, UInt8
 from xpsr_jax.data.jpeg import quantisation_scale
 from xpsr_jax.data.quality import Appearance, describe_appearance
 
-# A large photograph is measured on at most 16 squares of this side, at full size. A multiple of 8 keeps JPEG's blocks.
+# A large photograph is measured on at most 16 squares with this side, at full resolution. The side is a multiple of 8,
+# so JPEG's blocks stay whole.
 _PATCH = 256
 _PATCHES_A_SIDE = 4
 
-# How steep edges are in well reduced photographs that a Gaussian of this deviation (pixels) has blurred; medians over
-# five crops of each of configs/tiny.py's training photographs: benchmarks/captions.py --calibrate.
+# Steepness of edges in sharp photographs that were blurred by a Gaussian with this deviation (pixels). Medians over
+# five crops of each training photograph of configs/tiny.py: benchmarks/captions.py --calibrate.
 _BLURS = (0.0, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 3.0)
 _STEEPNESS = (0.579, 0.551, 0.503, 0.462, 0.432, 0.407, 0.387, 0.370, 0.345, 0.318, 0.298, 0.281)
 
-# What the high-pass filter leaves of white noise.
+# The share of white noise that passes the high-pass filter.
 _WHITE_NOISE = 0.778
-# JPEG and blur take the finest part of noise away: this share of the drawn noise was found, in the median.
+# JPEG and blur remove the finest part of noise. The median share of the added noise that was measured is this.
 _NOISE_FOUND = 0.44
 _COLORED_NOISE = 0.35
 _FLAT = 1e-4
 
-# JPEG qualities to try; steps of less make the dips too shallow to find.
+# JPEG qualities to try. With smaller steps the dips would be too shallow to find.
 _QUALITIES = range(20, 101, 8)
 _DIP, _DIP_OF_BLOCKS = 0.08, 0.05
 
 
 @dataclass(frozen=True)
 class Quality:
-    """What was measured.
+    """The measurements of an image.
 
     Attributes:
-      appearance: blur, noise and compression, in the units of low-level captions in training. A loss of resolution is
-        not told from blur.
+      appearance: blur, noise and compression, in the units of low-level captions in training. A loss of resolution
+        counts as blur.
       brightness, contrast: mean and standard deviation of CIE lightness, 0 (black) to 100 (white).
       saturation: mean CIE chroma: 0 for grey pictures, 25 on average, above 40 for very colourful ones.
     """
@@ -53,12 +54,12 @@ class Quality:
 
 
 def describe_quality(image: UInt8[np.ndarray, "h w 3"]) -> str:
-    """A low-level caption of two sentences, the same for the same pixels. Raises as `measure_quality`."""
+    """A low-level caption of two sentences. Equal pixels give equal captions. Raises like `measure_quality`."""
     return quality_in_words(measure_quality(image))
 
 
 def quality_in_words(quality: Quality) -> str:
-    """First clarity, noise and compression as `xpsr_jax.data.quality` words them, then colours and lighting."""
+    """Describes clarity, noise and compression with the words of `xpsr_jax.data.quality`, then colours and lighting."""
     colors = _word(quality.saturation, (2, 12, 40), ("no colors", "muted colors", "natural colors", "vivid colors"))
     light = _word(quality.brightness, (25, 40, 72), ("dark", "dim", "good", "bright"))
     contrast = _word(quality.contrast, (10, 26), ("low", "normal", "high"))
@@ -66,7 +67,7 @@ def quality_in_words(quality: Quality) -> str:
 
 
 def measure_quality(image: UInt8[np.ndarray, "h w 3"]) -> Quality:
-    """Measures an RGB image of any size, at the size it has.
+    """Measures an RGB image of any size, without resizing it.
 
     Raises:
       ValueError: it is not an 8-bit RGB image.
@@ -90,7 +91,7 @@ def measure_quality(image: UInt8[np.ndarray, "h w 3"]) -> Quality:
 
 
 def _patches(image: UInt8[np.ndarray, "h w 3"]) -> list[UInt8[np.ndarray, "p q 3"]]:
-    """The image, or squares spread evenly over a large one. Of at least 16 pixels a side: continued by reflection."""
+    """The image, or squares spread evenly over a large image. Sides below 16 pixels are padded by reflection."""
     height, width = image.shape[:2]
     image = cv2.copyMakeBorder(image, 0, max(0, 16 - height), 0, max(0, 16 - width), cv2.BORDER_REFLECT)
     tops, lefts = (_starts(side) for side in image.shape[:2])
@@ -103,10 +104,10 @@ def _starts(side: int) -> list[int]:
 
 
 def _steepness(patches: list[np.ndarray]) -> float:
-    """How much of a strong edge, a step over four pixels, happens between two; 0.25 is a slope, 1 a jump.
+    """The steepness of strong edges: how much of a step over four pixels occurs between two neighbouring pixels.
 
-    The strongest hundredth counts, so that noise matters little. (Measures of blur that average over the whole image,
-    such as scikit-image's blur_effect, take noise for sharpness.)
+    0.25 is an even slope, 1 is a jump. Only the strongest 1 % of edges counts, so noise has little effect. (Measures of
+    blur that average over the whole image, such as scikit-image's blur_effect, mistake noise for sharpness.)
     """
     span = 4
     steps, ratios = [], []
@@ -116,19 +117,21 @@ def _steepness(patches: list[np.ndarray]) -> float:
             between = np.abs(np.diff(lines, axis=1))
             steepest = np.lib.stride_tricks.sliding_window_view(between, span, axis=1).max(-1)
             step = np.abs(lines[:, span:] - lines[:, :-span])
-            strong = step >= max(1.0, np.quantile(step, 0.9))  # a tenth of each is enough to find the hundredth of all
+            strong = step >= max(
+                1.0, np.quantile(step, 0.9)
+            )  # the strongest 10 % per patch contain the strongest 1 % of all
             steps.append(step[strong])
             ratios.append(steepest[strong] / step[strong])
     step, ratio = np.concatenate(steps), np.concatenate(ratios)
     if not len(step):
-        return 1.0  # nothing is there that could be blurred
+        return 1.0  # there are no edges, so nothing looks blurred
     count = sum(2 * patch.shape[0] * patch.shape[1] for patch in patches)
     strongest = np.argsort(step)[-max(1, count // 100) :]
     return float(np.median(ratio[strongest]))
 
 
 def _noise(patches: list[np.ndarray]) -> tuple[float, bool]:
-    """Standard deviation of the noise in 255ths, from where the image is flattest, and whether it is colored."""
+    """The standard deviation of the noise in 255ths, measured in the flattest areas, and whether it is coloured."""
     fine, coarse = [], []
     for patch in patches:
         values = patch.astype(np.float32)
@@ -142,18 +145,21 @@ def _noise(patches: list[np.ndarray]) -> tuple[float, bool]:
 
 
 def _local_variance(values: Float[np.ndarray, "h w 3"], sigma: float) -> Float[np.ndarray, "h w 3"]:
-    """Of what a Gaussian of that deviation takes away, around each pixel; 0 where the image is flat."""
+    """Variance of the high frequencies, which a Gaussian of deviation `sigma` removes, around each pixel.
+
+    0 where the image is flat.
+    """
     variance = cv2.blur(np.square(values - cv2.GaussianBlur(values, (0, 0), sigma)), (7, 7))
-    # Rounding leaves at most 1e-8 of a flat image, also below 0. One pixel that differs by 1 makes 0.01.
+    # In a flat image, rounding gives at most 1e-8 in absolute value. A single pixel that differs by 1 gives 0.01.
     return np.where(variance < _FLAT, 0, variance)
 
 
 def _compression(patches: list[np.ndarray]) -> float:
-    """Scale of the JPEG tables that the image was last compressed with, 0 if there is no trace of any.
+    """The scale of the JPEG tables of the image's last compression. 0 if there is no trace of compression.
 
-    An image changes least when it is compressed again as it was before: the error has a dip at that quality (Farid,
-    Exposing digital forgeries from JPEG ghosts, 2009). It has nothing to do with blocks
-    if it is there as well when they begin elsewhere. Blocks are looked for where a file's are: at multiples of 8.
+    An image changes least if it is compressed again at the same quality. So the error has a dip at that quality (Farid,
+    Exposing digital forgeries from JPEG ghosts, 2009). A dip that is equally deep for shifted blocks does not come from
+    JPEG. Blocks are expected at multiples of 8, as in a file.
     """
     grays = [cv2.cvtColor(patch, cv2.COLOR_RGB2GRAY) for patch in patches]
     dips = _dips(grays)
@@ -165,14 +171,14 @@ def _compression(patches: list[np.ndarray]) -> float:
 
 
 def _dips(grays: list[np.ndarray]) -> Float[np.ndarray, "inner_qualities"]:
-    """By how much the logarithm of the error of compression is less at a quality than at those beside it."""
+    """The depth of the dip at each inner quality: the mean of its neighbours' log errors minus its own log error."""
     errors = np.zeros(len(_QUALITIES))
     for gray in grays:
         for i, quality in enumerate(_QUALITIES):
             _, data = cv2.imencode(".jpg", gray, [cv2.IMWRITE_JPEG_QUALITY, quality])
             again = np.asarray(cv2.imdecode(data, cv2.IMREAD_GRAYSCALE))
             errors[i] += np.square(cv2.absdiff(gray, again), dtype=np.float32).mean() / len(grays)
-    logs = np.log(errors + 0.05)  # less than rounding to 8 bits does
+    logs = np.log(errors + 0.05)  # 0.05 is less than the error of rounding to 8 bits
     return (logs[:-2] + logs[2:]) / 2 - logs[1:-1]
 
 

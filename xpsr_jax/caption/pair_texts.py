@@ -1,4 +1,4 @@
-"""Captions into ready-made pairs in the released layout, which has a text file for each (method §6)."""
+"""Writes captions into prepared pairs in the released layout, which has one text file per caption (method §6)."""
 
 from pathlib import Path, PurePosixPath
 
@@ -13,26 +13,27 @@ _FOLDERS = {"HR": (HIGH_HR, LOW_HR), "LR": (HIGH_LR, LOW_LR)}
 
 
 def write_into_pairs(captions: Path, root: Path) -> int:
-    """Writes captions to the text files that training reads, replacing those that are there; empty ones are left out.
+    """Writes captions to the text files that training reads. Existing files are replaced. Empty captions are ignored.
 
-    Those of `dataset_0/LR/a.png` go to `dataset_0/highlevel_prompt/a.txt` and `dataset_0/lowlevel_prompt_q/a.txt`,
-    those of HR images to the folders whose names end in `_GT`.
+    Captions of `dataset_0/LR/a.png` go to `dataset_0/highlevel_prompt/a.txt` and `dataset_0/lowlevel_prompt_q/a.txt`.
+    Captions of HR images go to the folders whose names end in `_GT`.
 
-    Returns: how many texts were written.
+    Returns: the number of texts written.
 
     Raises:
-      UserError: `root` holds no pairs, or an image is not one of them (then nothing is written); a text cannot be.
+      UserError: `root` has no pairs, or an image is not one of them (in both cases nothing is written), or a text
+        cannot be written.
     """
     datasets = find_datasets(root)
     if not datasets:
-        raise UserError(f"{root} holds no pairs (looked for dataset_*/HR and dataset_*/LR)")
+        raise UserError(f"{root} has no pairs (looked for dataset_*/HR and dataset_*/LR)")
     texts: dict[Path, str] = {}
     for image, caption in read_captions(captions).items():
         dataset, kind, inner = _split(image, datasets)
         if leads_out(image) or kind not in _FOLDERS or not (root / image).is_file():
             raise UserError(
-                f"{captions}: {image} is no image of the pairs in {root}; caption that very folder; paths begin "
-                f"with {'/'.join(filter(None, (datasets[0], 'LR')))}"
+                f"{captions}: {image} is not an image of the pairs in {root}; caption exactly that folder, so that "
+                f"paths begin with {'/'.join(filter(None, (datasets[0], 'LR')))}"
             )
         for folder, text in zip(_FOLDERS[kind], (caption.high, caption.low), strict=True):
             if text:
@@ -44,7 +45,7 @@ def write_into_pairs(captions: Path, root: Path) -> int:
 
 
 def _split(image: str, datasets: list[str]) -> tuple[str, str, PurePosixPath]:
-    """A path's dataset ("" if there is one alone), HR or LR or something else, and the path within."""
+    """Splits a path into its dataset ("" if the root itself is the dataset), its kind (HR, LR, others) and the rest."""
     path = PurePosixPath(image)
     dataset = "" if datasets == [""] else path.parts[0]
     kind, *inner = path.parts[1 if dataset else 0 :] or ("",)

@@ -1,4 +1,4 @@
-"""CLIP's text encoder reads 77 tokens: of a longer caption the first sentences are kept."""
+"""Shortens captions to their first sentences, because CLIP's text encoder reads only 77 tokens."""
 
 import functools
 import re
@@ -17,15 +17,15 @@ def _tokenizer() -> ClipTokenizer:
 
 @functools.lru_cache(maxsize=64)
 def count_tokens(text: str) -> int:
-    """How many tokens CLIP makes of a text, beginning and end included. It reads 77.
+    """The number of CLIP's tokens of a text, including the start and end tokens. CLIP reads at most 77.
 
-    Kept for the last few texts: what was shortened is soon counted again.
+    The results for the last texts are cached, because a shortened text is soon counted again.
     """
     return len(_tokenizer()(text, verbose=False)["input_ids"])
 
 
 def first_sentences(text: str) -> str:
-    """As many whole sentences, from the first on, as 77 tokens hold. One too long by itself is left as it is."""
+    """The first sentences of a text, as many as fit into 77 tokens. A first sentence that is too long is unchanged."""
     if count_tokens(text) <= MAX_TOKENS:
         return text
     sentences = _SENTENCE_END.split(text)

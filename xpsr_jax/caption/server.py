@@ -1,4 +1,4 @@
-"""Captions by a model behind an OpenAI-compatible server: vLLM, SGLang, Ollama, llama.cpp, a hosted one."""
+"""Captions by a model on an OpenAI-compatible server: vLLM, SGLang, Ollama, llama.cpp, or a hosted service."""
 
 import base64
 import io
@@ -21,33 +21,33 @@ from xpsr_jax.caption.instructions import Instructions
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.errors import UserError, say
 
-# Statuses of a server that is starting.
+# HTTP statuses of a server that is starting.
 _STARTING = (502, 503, 504)
-# Seconds between two looks at it.
+# Seconds between two checks whether the server is up.
 _POLL = 1.0
-# Of a wrong address, key or model.
+# HTTP statuses for a wrong URL, key or model.
 _HOPELESS = (401, 403, 404, 405)
-# The server must be down when as many images fail in a row.
+# If this many images fail in a row, the server must be down.
 _FAILURES_IN_A_ROW = 20
-# What is asked must be wrong when as many images, the first ones, are all refused for one reason.
+# If this many images, from the first one on, are all refused for the same reason, the request must be wrong.
 _FIRST_REFUSALS = 20
-# Sent as they are. Others, and those that have to be turned, are sent as PNG.
+# Formats that are sent unchanged. Images in other formats, or that must be rotated, are sent as PNG.
 _FORMATS = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg"}
 
 
 @dataclass(frozen=True)
 class Server:
-    """Where to ask, and how patiently.
+    """A server and how to send requests to it.
 
     Attributes:
-      url: of the API, such as http://localhost:8000/v1.
-      model: its name there.
-      requests: how many are in flight at once.
-      timeout: seconds until an answer must be there in whole.
-      retries: of a request that failed: at once, after 1, 2, 4 ... 32 and then every 60 seconds, or when the server
-        asks for it (Retry-After, after 60 seconds at most). Ten of them outlast a restart of four minutes.
+      url: URL of the API, for example http://localhost:8000/v1.
+      model: the model's name on the server.
+      requests: the most requests at the same time.
+      timeout: seconds until an answer must have arrived completely.
+      retries: the most retries of a failed request. They wait 0, 1, 2, 4 ... 32 and then 60 seconds each, or as long as
+        the server asks for (Retry-After, at most 60 seconds). Ten retries survive a server restart of four minutes.
       max_tokens: the most tokens of an answer.
-      key: of the API; "" for none.
+      key: key of the API. "" for none.
     """
 
     url: str
@@ -60,33 +60,33 @@ class Server:
 
     @property
     def client(self) -> HttpClient:
-        """A new client of it."""
+        """A new client of this server."""
         return HttpClient(self.url, self.timeout, self.retries, connections=self.requests, key=self.key)
 
 
 @dataclass(frozen=True)
 class _Form:
-    """How a request is worded: newer models refuse what all others understand.
+    """The form of a request. Newer models refuse fields that all other models accept.
 
     Attributes:
       limit: the name of the field that limits the length of the answer.
-      greedy: temperature 0 is asked for.
+      greedy: whether the request asks for temperature 0.
     """
 
     limit: str = "max_tokens"
     greedy: bool = True
 
     def newer(self, refusal: str) -> "_Form":
-        """The form to try after a refusal that names a field; the same one if it names none that is sent."""
+        """The form to try after a refusal that names a field. The same form if the refusal names no field of it."""
         limit = "max_completion_tokens" if re.search(r"\bmax_tokens\b", refusal) else self.limit
         return _Form(limit, self.greedy and "temperature" not in refusal)
 
 
 def server_captioner(server: Server, instructions: Instructions) -> Captioner:
-    """Sends each image with each instruction; greedy answers.
+    """Returns a captioner that sends each image with each instruction, and asks for greedy answers.
 
-    The captioner raises `Stop` when it is no use to go on: the server, key or model is wrong, the first 20 images were
-    refused for one reason, or 20 in a row got no answer.
+    The captioner raises `Stop` if it is useless to continue: the server, key or model is wrong, the first 20 images
+    were all refused for the same reason, or 20 images in a row got no answer.
     """
     ask = _asker(server)
 
@@ -96,11 +96,13 @@ def server_captioner(server: Server, instructions: Instructions) -> Captioner:
 
     def captions(images: Iterable[LoadedImage]) -> Iterator[tuple[LoadedImage, Caption | UserError]]:
         without_answer = 0
-        refusals: set[str] | None = set()  # None: not all were refused
+        refusals: set[str] | None = set()  # None: an image was not refused
         for number, (image, result) in enumerate(in_flight(caption, images, server.requests), 1):
             without_answer = without_answer + 1 if isinstance(result, ServerTrouble) else 0
             if without_answer == _FAILURES_IN_A_ROW:
-                raise Stop(f"{without_answer} images failed in a row; the last one: {result}. The same command goes on")
+                raise Stop(
+                    f"{without_answer} images failed in a row; the last one: {result}. Resume with the same command"
+                )
             if refusals is not None:
                 refusals = refusals | {_kind(result)} if isinstance(result, RequestRefused) else None
             if refusals is not None and len(refusals) == 1 and number == _FIRST_REFUSALS:
@@ -111,9 +113,9 @@ def server_captioner(server: Server, instructions: Instructions) -> Captioner:
 
 
 def wait_until_up(url: str, *, seconds: float, key: str = "") -> None:
-    """Waits while nothing answers there, or only that it is starting; a large model takes minutes to load.
+    """Waits while the server does not answer, or answers that it is starting. A large model takes minutes to load.
 
-    Returns when the server answers, whatever it says, or the time is over: the next request then says what is wrong.
+    Returns when the server gives any other answer, or when the time is over. The next request then reports the error.
     """
     client, until, told = HttpClient(url, 10.0, 0, key=key), time.monotonic() + seconds, False
     trouble: int | Exception
@@ -135,21 +137,19 @@ def wait_until_up(url: str, *, seconds: float, key: str = "") -> None:
 
 
 def served_model(url: str, *, key: str = "", timeout: float = 30.0) -> str:
-    """The model that the server has. Raises UserError if it cannot be asked, or has several."""
+    """The name of the server's only model. Raises UserError if the server does not answer, or has several models."""
     answer = HttpClient(url, timeout, 2, key=key).json("GET", "/models")
     try:
         names = [clean(str(each["id"])) for each in answer["data"]]
     except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{url}/models does not answer as an OpenAI-compatible server does; is the address right?"
-        ) from error
+        raise UserError(f"{url}/models does not answer like an OpenAI-compatible server; check the URL") from error
     if len(names) != 1:
         raise UserError(f"{url} has {len(names)} models; name one with --model: {', '.join(names[:20])}")
     return names[0]
 
 
 def data_url(image: LoadedImage) -> str:
-    """The image within the request, never compressed anew: that would be seen in the low-level caption."""
+    """The image as a data URL. It is never compressed again, because that would affect the low-level caption."""
     kind = next((kind for beginning, kind in _FORMATS.items() if image.data.startswith(beginning)), None)
     if kind is None or not image.as_stored:
         kind, buffer = "png", io.BytesIO()
@@ -161,12 +161,12 @@ def data_url(image: LoadedImage) -> str:
 
 
 def api_key() -> str:
-    """The key in the environment variable that OpenAI's own client reads; "" if there is none."""
+    """The API key in the environment variable that OpenAI's own client reads. "" if it is not set."""
     return os.environ.get("OPENAI_API_KEY", "")
 
 
 def _asker(server: Server) -> Callable[[str, str], str]:
-    """A function of an image's data URL and an instruction, which the threads of one captioner share."""
+    """Returns a function of an image's data URL and an instruction. The threads of one captioner share it."""
     client = server.client
     accepted = _Form()
 
@@ -185,7 +185,7 @@ def _asker(server: Server) -> Callable[[str, str], str]:
                     raise
                 form = newer
         if form != _Form():
-            accepted = form  # only what was answered is kept to: the image may have been at fault
+            accepted = form  # only now: without an answer, the cause of the refusal may have been the image
         try:
             return caption_of(answer)
         except (LookupError, TypeError, AttributeError) as error:
@@ -205,5 +205,5 @@ def _request(server: Server, form: _Form, url: str, instruction: str) -> dict[st
 
 
 def _kind(refusal: RequestRefused) -> str:
-    """What several refusals have in common: words with digits (pixels, tokens, a request's name) may differ."""
+    """The common part of similar refusals: words with digits (pixels, tokens, request ids) are replaced by #."""
     return f"{refusal.status} {re.sub(r'[^ ]*[0-9][^ ]*', '#', refusal.reason)}"
