@@ -260,7 +260,7 @@ def test_an_output_that_exists_or_is_an_input(capsys, photos, tmp_path):
     assert (tmp_path / "out" / "a" / "c.png").read_text() == "mine"
     line = one_line(capsys, [photos / "b.png", "--output", photos, "--missing-captions", "empty", "--overwrite"])
     assert "is an input and would be overwritten" in line
-    assert "results would lie among the inputs" in one_line(capsys, [photos, "--output", photos])
+    assert "results would be among the inputs" in one_line(capsys, [photos, "--output", photos])
 
 
 @pytest.mark.more

@@ -102,7 +102,7 @@ def test_patterns_and_single_files(gs: BucketPath, model_folder, photos):
     [
         (["{b}/none"], "{b}/none: no such file or folder in the bucket"),
         (["{b}/none/*.png"], "{b}/none/*.png: no such file or folder in the bucket"),
-        (["{b}/a.png", "--output", "{b}"], "its results would lie among the inputs|is an input and would be"),
+        (["{b}/a.png", "--output", "{b}"], "its results would be among the inputs|is an input and would be"),
         (["{b}/a.png", "--model", "{b}/none"], "{b}/none does not exist; expected a model folder"),
         (["{b}/a.png", "--captions", "{b}/none.jsonl"], "{b}/none.jsonl cannot be read: there is no such file"),
         (["{b}/a.png", "--output", "gs://no-such-bucket/out"], "cannot be written: there is no such bucket"),

@@ -112,7 +112,7 @@ def feed_pictures(command: str, names: list[str], worker: Worker, model: Path, f
         if extra.suffix in (".json", ".txt") and extra.is_file() and "photos" not in extra.parts:
             report += extra.read_text(encoding="utf-8", errors="replace")
     if "a-cameras-dng.dng" in names:  # a folder is not searched for it; named outright, it is refused
-        assert "1 file passed over: .dng (1)" in report
+        assert "1 file ignored: .dng (1)" in report
         report += "a-cameras-dng.dng"
     unnamed = {name for name in set(names) - read if not any(each in report for each in written_forms(name))}
     assert not unnamed, ended.err[-3000:]

@@ -62,7 +62,7 @@ def test_other_formats_are_not_opened(format):
     """ICO decodes what it holds as it is opened, EPS runs another program."""
     buffer = io.BytesIO()
     Image.new("RGB", (32, 32)).save(buffer, format)
-    with pytest.raises(UserError, match="it: not an image, or of a format that is not opened"):
+    with pytest.raises(UserError, match="it: not an image, or an unsupported format"):
         decode_picture(buffer.getvalue(), "it")
 
 

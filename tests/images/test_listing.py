@@ -83,7 +83,7 @@ def test_patterns_pass_over_the_output(tmp_path, monkeypatch):
 def test_the_output_must_not_be_where_inputs_are_looked_for(tmp_path, path):
     """Else what was made of the first run's inputs would be inputs of the second."""
     write_png(tmp_path / "photos" / "a.jpg", RGB)
-    with pytest.raises(UserError, match=r"photos.*: its results would lie among the inputs.*such as .*photos/restored"):
+    with pytest.raises(UserError, match=r"photos.*: its results would be among the inputs.*such as .*photos/restored"):
         list_inputs([tmp_path / path], exclude=tmp_path / "photos")
     # Neither of these would find a.png.
     for fine in ("photos/*.jpg", "photos/a.jpg"):
@@ -106,7 +106,7 @@ def test_files_that_are_passed_over_are_counted(tmp_path, capsys):
         (tmp_path / name).touch()
     for search in (list_images, lambda folder: list_inputs([folder])):
         assert len(search(tmp_path)) == 6
-        assert capsys.readouterr().err == f"{tmp_path}: 4 files passed over: .dng (2), .txt (1), no ending (1)\n"
+        assert capsys.readouterr().err == f"{tmp_path}: 4 files ignored: .dng (2), .txt (1), no suffix (1)\n"
     for image in list_images(tmp_path):
         (tmp_path / image).unlink()
     with pytest.raises(UserError, match=r"no image in this folder \(.*, and found \.dng \(2\)"):
@@ -146,7 +146,7 @@ def test_names_that_are_no_text(tmp_path, capsys):
     (tmp_path / os.fsdecode(b"x.\xff")).touch()
     [found] = list_inputs([tmp_path])
     assert found.path == tmp_path / name
-    assert capsys.readouterr().err == f"{tmp_path}: 1 file passed over: .\\xff (1)\n"
+    assert capsys.readouterr().err == f"{tmp_path}: 1 file ignored: .\\xff (1)\n"
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(UserError, match=r"caf\\xe9\.png: not an image"):
         read_image(found.path)

@@ -117,9 +117,8 @@ def _steepness(patches: list[np.ndarray]) -> float:
             between = np.abs(np.diff(lines, axis=1))
             steepest = np.lib.stride_tricks.sliding_window_view(between, span, axis=1).max(-1)
             step = np.abs(lines[:, span:] - lines[:, :-span])
-            strong = step >= max(
-                1.0, np.quantile(step, 0.9)
-            )  # the strongest 10 % per patch contain the strongest 1 % of all
+            # The strongest 10 % of each patch contain the strongest 1 % of all.
+            strong = step >= max(1.0, np.quantile(step, 0.9))
             steps.append(step[strong])
             ratios.append(steepest[strong] / step[strong])
     step, ratio = np.concatenate(steps), np.concatenate(ratios)

@@ -1,4 +1,4 @@
-"""Pictures in files: finding them, reading them, writing them. Everything that opens or writes a picture does it here.
+"""Finds, reads and writes image files. All code that opens or writes an image file is here.
 
-`listing` finds files, `reading` makes pixels of them, `writing` makes files of pixels.
+`listing` finds files, `reading` reads files into pixels, `writing` writes pixels to files.
 """

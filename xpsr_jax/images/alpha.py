@@ -1,4 +1,4 @@
-"""What can be seen of a picture with transparency."""
+"""The visible colours of a picture with transparency."""
 
 import numpy as np
 from jaxtyping import UInt8
@@ -7,12 +7,12 @@ from xpsr_jax.images.picture import Picture
 
 
 def fill_invisible(rgb: UInt8[np.ndarray, "h w 3"], alpha: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture with its invisible pixels (alpha 0) in the colours of the nearest visible ones.
+    """Gives invisible pixels (alpha 0) the colour of the nearest visible pixel.
 
-    What a file holds there is arbitrary, and would get into the edge when the picture is enlarged or measured. Where
-    nothing at all can be seen, the colours stay.
+    A file's colours there are arbitrary. They would leak into the visible edge when the picture is enlarged or
+    measured. If no pixel is visible, the colours are unchanged.
     """
-    from scipy import ndimage  # 0.2 s, and few pictures need it
+    from scipy import ndimage  # imported here because it takes 0.2 s, and few pictures need it
 
     invisible = alpha == 0
     if not invisible.any() or invisible.all():
@@ -24,7 +24,7 @@ def fill_invisible(rgb: UInt8[np.ndarray, "h w 3"], alpha: UInt8[np.ndarray, "h 
 
 
 def on_white(picture: Picture) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture as it is seen on white paper."""
+    """The picture on a white background."""
     if picture.alpha is None:
         return picture.rgb
     alpha = picture.alpha[..., None].astype(np.uint16)

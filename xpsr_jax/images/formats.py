@@ -1,4 +1,4 @@
-"""The kinds of image files that are opened, and the endings that a folder is searched for."""
+"""The supported image formats, and the suffixes of image files in a folder."""
 
 import functools
 import importlib
@@ -17,7 +17,7 @@ Plugin = Callable[[ByteFile], ImageFile.ImageFile]
 
 
 def _avif() -> Plugin | None:
-    """Pillow has it from 11.3 on, where it was built with it."""
+    """Pillow's AVIF plugin. None if Pillow is older than 11.3 or was built without AVIF."""
     try:
         module = importlib.import_module("PIL.AvifImagePlugin")
     except ImportError:
@@ -26,7 +26,7 @@ def _avif() -> Plugin | None:
 
 
 def _open_avif(plugin: Plugin, file: ByteFile) -> ImageFile.ImageFile:
-    """Without its EXIF where that is damaged: libavif and Pillow then refuse the whole picture."""
+    """Opens an AVIF picture. If that fails, opens it without EXIF: damaged EXIF makes libavif and Pillow refuse it."""
     try:
         return plugin(file)
     except Exception:
@@ -49,22 +49,23 @@ _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 
 
 def endings() -> tuple[str, ...]:
-    """The endings of file names that a folder is searched for. A file named outright may have any name."""
+    """The suffixes of image files when a folder is searched. A file that is named directly may have any suffix."""
     return _ENDINGS + ((".heic", ".heif") if _heif() else ())
 
 
 def open_stored(file: ByteFile, name: object, check: Check) -> Stored:
-    """Reads the header of a picture in any of the formats that are opened, by its first bytes.
+    """Reads the header of a picture in any supported format. The first bytes determine the format.
 
-    `Image.open` is not used: it knows formats that start other programs (EPS) or decode while they open (ICO), and its
-    limit of pixels is one for the whole process.
+    `Image.open` is not used. It opens formats that start other programs (EPS) or that decode while opening (ICO), and
+    its limit of pixels applies to the whole process.
 
     Args:
-      name: the file's; its ending tells raw files that look like others.
-      check: raises UserError for a size (width, height) that is too large; called before anything is decoded.
+      file: the file.
+      name: the file's name. Some raw files can only be recognised by their suffix.
+      check: raises UserError for a (width, height) that is too large. It is called before anything is decoded.
 
     Raises:
-      UserError: not one of these formats, or a camera's raw file.
+      UserError: the format is not supported, or it is a camera's raw file.
     """
     beginning = file.read(32)
     file.seek(0)
@@ -95,12 +96,12 @@ def _plugin(beginning: bytes) -> Plugin:
             known = _heif() or (_AVIF if brand in (b"mif1", b"msf1") else None)
             if known is not None:
                 return known
-            raise UserError("HEIF, as phones take it, is read only where a plugin such as pillow-heif is registered")
-    raise UserError("not an image, or of a format that is not opened")
+            raise UserError("HEIF needs a registered Pillow plugin such as pillow-heif; or convert it to JPEG or PNG")
+    raise UserError("not an image, or an unsupported format")
 
 
 def _heif() -> Plugin | None:
-    """That of a plugin, such as pillow-heif, if the program has registered one with Pillow."""
+    """The HEIF plugin, such as pillow-heif, if the program has registered one with Pillow."""
     if "HEIF" not in Image.OPEN:
         return None
     factory, _ = Image.OPEN["HEIF"]
@@ -108,7 +109,7 @@ def _heif() -> Plugin | None:
 
 
 def _with_pillow(file: ByteFile, plugin: Plugin) -> Stored:
-    """A format of which Pillow reads no more than the header when it opens one."""
+    """Opens a picture with a Pillow plugin that reads only the header when it opens a file."""
     image = plugin(file)
 
     def decode() -> Image.Image:

@@ -1,6 +1,6 @@
-"""JPEG files, segment by segment: Pillow is given what the pixels need, and nothing that could cost them.
+"""Reads JPEG files segment by segment. Pillow gets only the segments that the pixels need, so others cannot break it.
 
-An MPO, a phone's JPEG with further pictures behind the first, is the JPEG of its first one.
+In an MPO file (a phone's JPEG with several pictures), the first picture is read.
 """
 
 import io
@@ -17,13 +17,13 @@ BEGINNING = b"\xff\xd8\xff"
 _APP0, _APP1, _APP2, _APP14, _APP15, _COMMENT = 0xE0, 0xE1, 0xE2, 0xEE, 0xEF, 0xFE
 _SCAN, _END = 0xDA, 0xD9
 _RESTARTS = range(0xD0, 0xD8)
-# Frames: all of 0xC0 to 0xCF but those of Huffman tables, extensions and arithmetic coding.
+# Frames: all of 0xC0 to 0xCF, except Huffman tables, extensions and arithmetic coding.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SEQUENTIAL = (0xC0, 0xC1)
 _EXIF, _XMP, _PROFILE = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
 _CENTIMETRES = 2.54  # in an inch
 _MOST_SEGMENTS = 2**16
-# The decoder looks at a few bytes beyond the last pixel's: 1 bits, which are not the code of any.
+# The decoder reads a few bytes beyond the last pixel. These are 1 bits, which are not a valid code.
 _READ_AHEAD = b"\xff\x00" * 8
 
 
@@ -36,13 +36,13 @@ def open_jpeg(file: ByteFile) -> Stored:
     """Reads everything before the pixels.
 
     Raises:
-      OSError: the file ends too early, or is none.
+      OSError: the file ends too early, or is not a JPEG.
     """
     segments = list(_segments(file))
     scans = file.tell()
     frame = next((segment for segment in segments if segment.kind in _FRAMES), None)
     if frame is None or len(frame.content) < 6:
-        raise OSError("it does not say its size")
+        raise OSError("its size is missing")
     height, width = struct.unpack(">HH", frame.content[1:5])
 
     def decode() -> Image.Image:
@@ -61,7 +61,7 @@ def open_jpeg(file: ByteFile) -> Stored:
 
 
 def _segments(file: ByteFile) -> Iterator[_Segment]:
-    """Those before the pixels, and the one that begins them."""
+    """The segments before the pixels, and the segment that begins the pixels."""
     file.seek(2)
     for _ in range(_MOST_SEGMENTS):
         while (byte := file.read(1)) not in (b"\xff", b""):  # Some writers leave bytes between segments.
@@ -86,25 +86,25 @@ def _segments(file: ByteFile) -> Iterator[_Segment]:
 
 
 def _essence(segments: list[_Segment]) -> bytes:
-    """The beginning of the file without what only describes the picture; Adobe's segment says what colours are."""
+    """The beginning of the file without segments of metadata. Adobe's segment stays, because it defines the colours."""
     needed = [s for s in segments if not (_APP0 < s.kind <= _APP15 or s.kind == _COMMENT) or s.kind == _APP14]
     parts = [struct.pack(">BBH", 0xFF, s.kind, len(s.content) + 2) + s.content for s in needed]
     return b"\xff\xd8" + b"".join(parts)
 
 
 def _is_one_scan(segments: list[_Segment], frame: _Segment) -> bool:
-    """Whether all pixels are in one piece, from top to bottom."""
+    """Whether all pixels are in one scan, from top to bottom."""
     scan = segments[-1].content
     return frame.kind in _SEQUENTIAL and scan[:1] == frame.content[5:6]
 
 
 def _end_of_pixels(pixels: bytes, *, several: bool) -> int:
-    """Where the picture's last scan ends.
+    """Finds the position at which the picture's last scan ends.
 
-    Of a picture in one scan the mark of its end is left out: where pixels are missing before it, the decoder then asks
-    for them, instead of inventing the rest. With several scans it is needed.
+    If the picture has one scan, the end marker is excluded. So if pixels are missing before it, the decoder raises an
+    error instead of inventing them. With several scans the decoder needs the marker.
 
-    Raises OSError if there is no such mark: the file ends too early.
+    Raises OSError if there is no end marker, because the file ends too early.
     """
     position = 0
     while (position := pixels.find(b"\xff", position)) >= 0:
@@ -121,7 +121,7 @@ def _end_of_pixels(pixels: bytes, *, several: bool) -> int:
 
 
 def _profile(segments: list[bytes]) -> bytes | None:
-    """The colour profile, which may be in several pieces that are numbered; None if one is missing."""
+    """The colour profile, which may be in several numbered pieces. None if there is none or a piece is missing."""
     pieces = sorted(content[len(_PROFILE) :] for content in segments if content.startswith(_PROFILE))
     if not pieces or any(len(piece) < 2 for piece in pieces) or pieces[0][1] != len(pieces):
         return None

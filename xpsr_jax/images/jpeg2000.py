@@ -1,4 +1,4 @@
-"""JPEG 2000 files. Of more than 8 bits for each of several channels Pillow makes white black: OpenCV decodes those."""
+"""Reads JPEG 2000 files. OpenCV decodes colour pictures with more than 8 bits per channel: Pillow makes white black."""
 
 import cv2
 import numpy as np
@@ -8,8 +8,8 @@ from xpsr_jax.files import ByteFile
 from xpsr_jax.images.stored import Stored
 
 BEGINNINGS = (b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n")
-# Where the pixels' header begins, and how far behind it the bits of the first channel are, less 1.
-# (128 is added where they are signed: that is refused as too many.)
+# The marker at which the header of the pixels begins, and the offset from it to the first channel's number of bits - 1.
+# (For signed values, 128 is added to that number. So they are refused as too many bits.)
 _HEADER, _BITS = b"\xff\x4f\xff\x51", 42
 
 
@@ -31,10 +31,10 @@ def open_jpeg2000(file: ByteFile) -> Stored:
 
 
 def _of_many_bits(data: bytes, bits: int) -> Image.Image:
-    """Raises OSError where they cannot be decoded."""
+    """Decodes colours with 9 to 16 bits per channel. Raises OSError if they cannot be decoded."""
     values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if bits <= 16 else None
     if values is None or values.dtype != np.uint16 or values.ndim != 3:
-        raise OSError(f"JPEG 2000 with {bits} bits a channel is not supported here")
+        raise OSError(f"JPEG 2000 with {bits} bits per channel is not supported")
     order = cv2.COLOR_BGRA2RGBA if values.shape[-1] == 4 else cv2.COLOR_BGR2RGB
     scaled = np.round(cv2.cvtColor(values, order).astype(np.float32) * np.float32(255 / (2**bits - 1)))
     return Image.fromarray(scaled.astype(np.uint8))

@@ -1,4 +1,4 @@
-"""Finding image files: in folders, by patterns, by name."""
+"""Finds image files: in folders, by patterns, or by name."""
 
 import glob
 import itertools
@@ -14,7 +14,7 @@ from xpsr_jax.buckets.paths import BucketPath, as_path
 from xpsr_jax.errors import UserError, listed, say
 from xpsr_jax.images.formats import endings
 
-# Captions and records of what was done lie beside pictures: no folder is short of a picture for them.
+# Captions and records of finished work are often beside pictures. They are not reported as ignored files.
 _OURS = (".jsonl",)
 
 
@@ -23,9 +23,10 @@ class Input:
     """An image file to be restored.
 
     Attributes:
-        path: where it is.
-        name: its path below the folder it was found in, for a pattern below the part without wildcards, or its file
-            name if it was named outright. Outputs are named after it.
+        path: the path of the file.
+        name: the name for outputs. For a file found in a folder: its path relative to that folder. For a file found by
+            a pattern: its path relative to the part of the pattern without wildcards. For a file that was named
+            directly: its file name.
     """
 
     path: Path
@@ -33,17 +34,18 @@ class Input:
 
 
 def list_inputs(paths: Sequence[Path], *, exclude: Path | None = None) -> list[Input]:
-    """The image files that `paths` name, folders searched with their subfolders, in natural order (2 before 10).
+    """Lists the image files in `paths`. Folders are searched with their subfolders, in natural order (2 before 10).
 
-    What is no file or folder may be a pattern: "photos/**/*.jpg". A file named twice is one input; a link to a file is
-    an input of its own.
+    A path that is not a file or folder may be a pattern, for example "photos/**/*.jpg". A file that is named twice is
+    one input. A symbolic link to a file is a separate input.
 
     Args:
-        exclude: a folder to pass over: the output folder, which may lie within an input folder.
+        paths: files, folders and patterns.
+        exclude: a folder to ignore: the output folder, which may be inside an input folder.
 
     Raises:
-        UserError: a path does not exist, a folder holds no image, there is no path at all, or what is put into
-            `exclude` would be found the next time.
+        UserError: a path does not exist, a folder has no image, `paths` is empty, or the next call would find files
+            that are put into `exclude`.
     """
     if not paths:
         raise UserError("no input: name at least one image or folder")
@@ -65,7 +67,7 @@ def list_inputs(paths: Sequence[Path], *, exclude: Path | None = None) -> list[I
 def list_images(folder: Path) -> list[str]:
     """Relative paths (forward slashes) of the images in a folder and its subfolders, in natural order.
 
-    Raises UserError if there is no such folder, or no image in it.
+    Raises UserError if the folder does not exist or has no image.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such image folder")
@@ -73,22 +75,22 @@ def list_images(folder: Path) -> list[str]:
 
 
 def list_files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
-    """Relative paths (forward slashes) of the files with these endings below a folder that may not exist."""
+    """Relative paths (forward slashes) of the files with these suffixes below a folder. The folder may be missing."""
     return [name for name in _files_below(folder, None) if name.lower().endswith(suffixes)]
 
 
 def absolute(path: Path) -> str:
-    """The path from the root, or of its bucket."""
+    """The absolute path, or the full path in a bucket."""
     return str(path) if isinstance(path, BucketPath) else os.path.abspath(path)
 
 
 def real(path: Path) -> str:
-    """The same without links."""
+    """The absolute path with symbolic links resolved, or the full path in a bucket."""
     return str(path) if isinstance(path, BucketPath) else os.path.realpath(path)
 
 
 def natural_order(name: str) -> list[tuple[int, int, str]]:
-    """Sort key under which img2 comes before img10."""
+    """A sort key for which img2 comes before img10."""
     return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
 
 
@@ -98,14 +100,14 @@ def _inputs_below(folder: Path, exclude: Path | None) -> list[Input]:
 
 
 def _images_below(folder: Path, exclude: Path | None = None) -> list[str]:
-    """Raises UserError if there is none. One line says which files are passed over."""
+    """Paths of the images below a folder. Raises UserError if there is none. Reports ignored files in one line."""
     found: list[str] = []
     others: Counter[str] = Counter()
     for name in _files_below(folder, exclude):
         if name.lower().endswith(endings()):
             found.append(name)
         elif (ending := PurePosixPath(name).suffix.lower()) not in _OURS:
-            others[ending or "no ending"] += 1
+            others[ending or "no suffix"] += 1
     kinds, total = (
         listed(f"{ending} ({count})" for ending, count in sorted(others.items(), key=_most_first)),
         others.total(),
@@ -114,7 +116,7 @@ def _images_below(folder: Path, exclude: Path | None = None) -> list[str]:
         instead = f", and found {kinds}" if others else ""
         raise UserError(f"{folder}: no image in this folder (looked for {', '.join(endings())}{instead})")
     if others:
-        say(f"{folder}: {total} {'file' if total == 1 else 'files'} passed over: {kinds}", to_stderr=True)
+        say(f"{folder}: {total} {'file' if total == 1 else 'files'} ignored: {kinds}", to_stderr=True)
     return sorted(found, key=natural_order)
 
 
@@ -126,8 +128,8 @@ def _most_first(counted: tuple[str, int]) -> tuple[int, str]:
 def _files_below(folder: Path, exclude: Path | None) -> Iterator[str]:
     """Relative paths (forward slashes) of all files in a folder and its subfolders, in any order.
 
-    Hidden ones are left out, and so is what `exclude` holds. Links to folders are followed, but not back to a folder
-    around them.
+    Hidden files and files in `exclude` are ignored. Links to folders are followed, except links to a folder that
+    contains them.
     """
     if isinstance(folder, BucketPath):
         yield from _files_in_bucket(folder, exclude)
@@ -144,7 +146,7 @@ def _files_below(folder: Path, exclude: Path | None) -> Iterator[str]:
         except FileNotFoundError:
             continue
         except OSError as error:
-            say(f"{folder / place}: passed over: {error.strerror}", to_stderr=True)
+            say(f"{folder / place}: ignored: {error.strerror}", to_stderr=True)
             continue
         for entry in entries:
             if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
@@ -161,7 +163,7 @@ def _files_in_bucket(folder: BucketPath, exclude: Path | None) -> Iterator[str]:
 
 
 def _inputs_in_bucket(path: BucketPath, exclude: Path | None) -> list[Input]:
-    """A file, the images of a folder, or what matches a pattern."""
+    """Inputs in a bucket: one file, the images of a folder, or the matches of a pattern."""
     if path.is_file():
         return [Input(path, Path(path.name))]
     if path.is_dir():
@@ -181,14 +183,15 @@ def _inputs_in_bucket(path: BucketPath, exclude: Path | None) -> list[Input]:
 
 
 def _inputs_matching(pattern: Path, exclude: Path | None) -> list[Input]:
-    """What a pattern finds, files and what is below folders, named by the path below the part without wildcards."""
+    """The matches of a pattern: files, and images below folders. Names are relative to the part without wildcards."""
     root = _literal_part(pattern)
     rest = pattern.relative_to(root)
-    # One that ends as in *.jpg finds no results of another ending, and those of the same would be inputs right now.
+    # Without a wildcard in the suffix (*.jpg) the check is not needed: results with another suffix do not match, and
+    # files with the same suffix would be inputs already.
     if glob.has_magic(pattern.suffix or "*"):
         _check_apart(pattern, root, exclude)
     found = [root / name for name in sorted(glob.glob(str(rest), root_dir=root, recursive=True), key=natural_order)]
-    # glob goes round in circles, 40 times, where a link leads back to a folder around it.
+    # If a link leads to a folder that contains it, glob follows it again and again, 40 times.
     matches = [match for match in found if not any(map(_leads_back, (match, *match.parents)))]
     if exclude is not None and _real(root) in (excluded := _real(exclude)).parents:
         matches = [match for match in matches if not (_real(match.parent) / match.name).is_relative_to(excluded)]
@@ -198,7 +201,7 @@ def _inputs_matching(pattern: Path, exclude: Path | None) -> list[Input]:
 
 
 def _literal_part(pattern: Path) -> Path:
-    """As much of the beginning as has no wildcards, or exists with them in its name."""
+    """The beginning of a pattern without wildcards. A folder that exists may have wildcard characters in its name."""
     root = Path()
     for part in pattern.parts:
         if glob.has_magic(part) and not os.path.isdir(root / part):
@@ -212,13 +215,13 @@ def _leads_back(path: Path) -> bool:
 
 
 def _real(path: Path) -> Path:
-    """Without links; unlike `Path.resolve`, also for those that go round in a loop."""
+    """The path without symbolic links. Unlike `Path.resolve`, it does not fail for loops of links."""
     return Path(real(path))
 
 
 def _check_apart(path: Path, folder: Path, exclude: Path | None) -> None:
     if exclude is not None and _real(folder) == _real(exclude):
         raise UserError(
-            f"{path}: its results would lie among the inputs and be taken for such the next time: choose another "
+            f"{path}: its results would be among the inputs, and the next run would restore them again: choose another "
             f"--output, such as {folder / 'restored'}"
         )

@@ -1,6 +1,6 @@
-"""What files say of a picture besides its pixels: EXIF, print resolution, how it has to be turned.
+"""Metadata of image files: EXIF, print resolution, orientation.
 
-Whatever is damaged here is left out; it never costs the picture.
+Damaged metadata is ignored. The picture is read in any case.
 """
 
 import math
@@ -15,27 +15,27 @@ Dpi = tuple[float, float]
 
 ORIENTATION = 0x0112
 _ON_ITS_SIDE = (5, 6, 7, 8)
-# TIFF's tags of sizes, strips, tiles, compression, samples, XMP and profile, which its EXIF has among the others.
+# TIFF's tags for sizes, strips, tiles, compression, samples, XMP and profile. The EXIF of a TIFF contains them too.
 _STORAGE = (
     *(254, 255, 256, 257, 258, 259, 262, 266, 273, ORIENTATION, 277, 278, 279, 284, 317, 320),
     *(322, 323, 324, 325, 330, 338, 339, 347, 530, 532, 700, 34675),
 )
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT, _INCH = 282, 283, 296, 2
 _WIDTH, _HEIGHT = 40962, 40963
-# A directory that only the one of details may hold: outside of it Pillow writes no TIFF.
+# A directory that is valid only inside the EXIF directory. If it is elsewhere, Pillow cannot write a TIFF.
 _INTEROPERABILITY = 40965
-# What 16 bits can hold: JPEG's are whole numbers.
+# JPEG stores the print resolution as 16-bit integers.
 _MOST_DPI = 65535
 
 
 def upright_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
-    """(height, width) of the picture when upright, of (width, height) as stored."""
+    """The (height, width) of the upright picture, from the (width, height) of the stored one."""
     width, height = size
     return (width, height) if orientation in _ON_ITS_SIDE else (height, width)
 
 
 def orientation_of(exif: bytes | None, xmp: bytes | None) -> int:
-    """By the EXIF standard, 1 to 8, and 1 is upright. Other numbers mean nothing, nor does EXIF that is damaged."""
+    """The orientation by the EXIF standard, 1 to 8. 1 is upright, and the result for invalid values or damaged EXIF."""
     found = _unless_damaged(lambda: _loaded(exif).get(ORIENTATION)) if exif else None
     if found is None and xmp and (match := re.search(rb'tiff:Orientation(?:="|>)([0-9])', xmp)):
         found = int(match[1])
@@ -43,12 +43,12 @@ def orientation_of(exif: bytes | None, xmp: bytes | None) -> int:
 
 
 def is_damaged(exif: bytes | None) -> bool:
-    """Whether any of it cannot be read."""
+    """Whether any part of the EXIF cannot be read."""
     return exif is not None and _unless_damaged(lambda: _loaded(exif).tobytes()) is None
 
 
 def exif_to_keep(exif: bytes | None) -> bytes | None:
-    """What EXIF says of how the picture was made, without how it is stored or has to be turned; None if damaged."""
+    """The EXIF without tags about storage and orientation. None if nothing is left or the EXIF is damaged."""
     if not exif:
         return None
 
@@ -62,15 +62,18 @@ def exif_to_keep(exif: bytes | None) -> bytes | None:
 
 
 def exif_of_tiff(image: Image.Image) -> bytes | None:
-    """A TIFF's own tags as EXIF."""
+    """The tags of a TIFF as EXIF. None if they are damaged."""
     return _unless_damaged(lambda: image.getexif().tobytes())
 
 
 def exif_to_write(exif: bytes | None, size: tuple[int, int], dpi: Dpi | None, *, add_dpi: bool) -> bytes | None:
-    """EXIF of a picture of (width, height) pixels: where it states its size or print resolution, they are these.
+    """The EXIF for a new file. Tags for the picture's size and print resolution are set to the new values.
 
     Args:
-      add_dpi: state the print resolution even where there was no EXIF: the format has no other place for it.
+      exif: the EXIF of the original picture. None: it had none.
+      size: (width, height) of the new picture.
+      dpi: print resolution of the new picture. None: not known.
+      add_dpi: add the print resolution if the EXIF does not have it, because the format has no other place for it.
     """
 
     def written() -> bytes | None:
@@ -91,7 +94,7 @@ def exif_to_write(exif: bytes | None, size: tuple[int, int], dpi: Dpi | None, *,
 
 
 def dpi_of(stated: object, exif: bytes | None) -> Dpi | None:
-    """Pixels an inch that the format states, or else EXIF; None if neither does, or it makes no sense."""
+    """The print resolution in pixels per inch, from the format or else from EXIF. None if it is missing or invalid."""
     found = _unless_damaged(lambda: _sensible(stated)) if stated else None
     return found or (_unless_damaged(lambda: _dpi_of_exif(_loaded(exif))) if exif else None)
 
@@ -113,7 +116,7 @@ def _loaded(exif: bytes) -> Image.Exif:
 
 
 def _unless_damaged(read: Callable[[], Value]) -> Value | None:
-    """None where Pillow fails on damaged metadata, with struct.error, KeyError, TypeError and others."""
+    """The result of `read`. None if Pillow fails on damaged metadata (struct.error, KeyError, TypeError and others)."""
     try:
         return read()
     except Exception:

@@ -1,4 +1,4 @@
-"""What a picture is once it is read."""
+"""A picture in memory."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,12 @@ class Picture:
     """One picture, upright.
 
     Attributes:
-      rgb: its colours, 8 bits. Where the picture cannot be seen (alpha 0), those of the nearest place that can.
-      alpha: its transparency; None: opaque everywhere.
-      icc_profile: what the colours mean; None: sRGB.
-      exif: as bytes, without an orientation; None: none.
-      dpi: pixels an inch, across and down, in print; None: not stated.
-      as_stored: the file holds these pixels as they are: nothing was turned, converted or filled.
+      rgb: its colours, 8 bits. Invisible pixels (alpha 0) have the colour of the nearest visible pixel.
+      alpha: its opacity. None: all pixels are opaque.
+      icc_profile: the colour profile. None: sRGB.
+      exif: EXIF bytes without the orientation. None: no EXIF.
+      dpi: print resolution in pixels per inch, horizontal and vertical. None: not known.
+      as_stored: these are exactly the file's pixels: nothing was rotated, converted or filled.
     """
 
     rgb: UInt8[np.ndarray, "h w 3"]

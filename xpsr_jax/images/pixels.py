@@ -1,4 +1,4 @@
-"""Pixels of every kind to upright 8-bit RGB."""
+"""Converts pixels of all kinds to upright 8-bit RGB."""
 
 import io
 
@@ -8,11 +8,11 @@ from PIL import Image, ImageCms
 
 from xpsr_jax.errors import UserError
 
-# Pillow's modes of grey with 16 bits.
+# Pillow's modes for 16-bit grey.
 _DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
-# Those whose colour profile is one of RGB values.
+# Pillow's modes in which a colour profile applies to RGB values.
 _RGB_MODES = ("RGB", "RGBA", "RGBX", "P", "PA")
-# How to turn a picture upright, by the EXIF standard's numbers.
+# The operation that makes a picture upright, by its orientation in the EXIF standard.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -26,7 +26,7 @@ _EIGHT_OF_SIXTEEN = ((np.arange(65536) + 128) // 257).astype(np.uint8)
 
 
 def to_8_bits(values: UInt16[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
-    """16-bit values over 257, rounded: 65535 becomes 255."""
+    """Divides 16-bit values by 257 and rounds. 65535 becomes 255."""
     rounded: np.ndarray = _EIGHT_OF_SIXTEEN[values]
     return rounded
 
@@ -34,18 +34,22 @@ def to_8_bits(values: UInt16[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
 def to_rgb(
     image: Image.Image, profile: bytes | None, orientation: int
 ) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"] | None, bytes | None]:
-    """Any decoded picture's colours and transparency (None: opaque), upright, and the profile that still holds.
+    """Converts any decoded picture to upright 8-bit RGB.
 
-    Grey, palette and 16-bit pictures become 8-bit RGB. So do CMYK ones, and grey ones with a colour profile, by way of
-    that profile, which then no longer holds.
+    Grey, palette and 16-bit pictures become 8-bit RGB. CMYK pictures, and grey pictures with a colour profile, are
+    converted to sRGB with their profile.
 
     Args:
-      orientation: by the EXIF standard.
+      image: the decoded picture.
+      profile: its colour profile.
+      orientation: its orientation by the EXIF standard.
+
+    Returns: the colours, the opacity (None: opaque), and the colour profile of the result (None: sRGB).
 
     Raises UserError for floating-point pixels.
     """
     if image.mode == "F":
-        raise UserError("floating-point pixels are not supported; save it with 8 or 16 bits")
+        raise UserError("floating-point pixels are not supported; save it with 8 or 16 bits per channel")
     if image.mode in _DEEP_GREY:
         image = _grey_of_16_bits(image)
     if orientation in _UPRIGHT:
@@ -61,7 +65,7 @@ def to_rgb(
 
 
 def _grey_of_16_bits(image: Image.Image) -> Image.Image:
-    """In 8 bits, with the transparency that a PNG gives to one of its values."""
+    """Converts 16-bit grey to 8 bits. A value that a PNG marks as transparent becomes transparent."""
     values = np.clip(np.asarray(image), 0, 65535).astype(np.uint16)
     grey = Image.fromarray(to_8_bits(values))
     if "transparency" in image.info:
@@ -70,7 +74,7 @@ def _grey_of_16_bits(image: Image.Image) -> Image.Image:
 
 
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """The picture in sRGB; as it is where the profile is broken or of another kind of picture."""
+    """Converts the picture to sRGB. It is unchanged if the profile is broken or is for another kind of picture."""
     plain = image.convert("L") if image.mode in ("LA", "La", "1") else image
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))

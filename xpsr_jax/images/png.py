@@ -1,7 +1,7 @@
-"""PNG files, chunk by chunk: Pillow is given what the pixels need, and nothing that could cost them.
+"""Reads PNG files chunk by chunk. Pillow gets only the chunks that the pixels need, so others cannot break it.
 
-Pillow itself decodes a picture when it is asked for EXIF that comes after the pixels, returns what there is of a
-damaged one when it is asked a second time, refuses one with much text in it, and looks at no check sum of pixels.
+Pillow alone has these faults: it decodes the pixels to read EXIF that comes after them. It returns a part of a damaged
+picture at the second attempt. It refuses pictures with much text. And it does not verify the checksums of pixels.
 """
 
 import contextlib
@@ -20,16 +20,16 @@ from xpsr_jax.images.pixels import to_8_bits
 from xpsr_jax.images.stored import Stored
 
 BEGINNING = b"\x89PNG\r\n\x1a\n"
-# Chunks that pixels are made of.
+# The chunks that the pixels need.
 _PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
-# OpenCV logs what it also raises or returns.
+# OpenCV would also log errors that it raises or returns.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
-# How many numbers make a pixel of each kind; and of interlaced pictures, where each pass begins and its steps (x, y).
+# The number of samples per pixel for each colour type. And the passes of an interlaced picture: start and step (x, y).
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _WHOLE = ((0, 0, 1, 1),)
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-# The most bytes that EXIF and XMP, and that a colour profile may have.
+# The most bytes of EXIF or XMP, and of a colour profile.
 _MOST_TEXT, _MOST_PROFILE = 2**20, 2**26
 _XMP, _RAW_EXIF = b"XML:com.adobe.xmp", b"Raw profile type exif"
 _MOST_CHUNKS = 2**20
@@ -43,18 +43,18 @@ class _Chunk(NamedTuple):
 
 
 def open_png(file: ByteFile) -> Stored:
-    """Reads all chunks but those of pixels.
+    """Reads all chunks except the pixels.
 
     Raises:
       OSError: the file ends too early.
     """
     chunks = list(_chunks(file))
     if not chunks or chunks[0].kind != b"IHDR" or chunks[0].length != 13:
-        raise OSError("it does not begin with its header")
+        raise OSError("it does not begin with a header")
     width, height, depth, kind, _, _, interlaced = struct.unpack(">IIBBBBB", _content(file, chunks[0]))
     found: dict[str, object] = {}
     for chunk in chunks:
-        with contextlib.suppress(OSError, ValueError, zlib.error, struct.error):  # Whatever is damaged is left out.
+        with contextlib.suppress(OSError, ValueError, zlib.error, struct.error):  # Damaged metadata is ignored.
             found |= _metadata(file, chunk)
 
     def decode() -> Image.Image:
@@ -69,7 +69,7 @@ def open_png(file: ByteFile) -> Stored:
 
 
 def _chunks(file: ByteFile) -> Iterator[_Chunk]:
-    """All chunks, up to the last; only their beginnings are read."""
+    """All chunks up to the last. Only their headers are read."""
     position, end = len(BEGINNING), file.seek(0, io.SEEK_END)
     for _ in range(_MOST_CHUNKS):
         file.seek(position)
@@ -87,16 +87,16 @@ def _chunks(file: ByteFile) -> Iterator[_Chunk]:
 
 
 def _content(file: ByteFile, chunk: _Chunk) -> bytes:
-    """Raises OSError where its check sum is another."""
+    """The content of a chunk. Raises OSError if its checksum is wrong."""
     file.seek(chunk.start)
     content, check = file.read(chunk.length), file.read(4)
     if struct.pack(">I", zlib.crc32(content, zlib.crc32(chunk.kind))) != check:
-        raise OSError(f"the check sum of {chunk.kind.decode('latin-1')} is wrong")
+        raise OSError(f"the checksum of {chunk.kind.decode('latin-1')} is wrong")
     return content
 
 
 def _metadata(file: ByteFile, chunk: _Chunk) -> dict[str, object]:
-    """What a chunk says of the picture, by the names of `Stored`."""
+    """The metadata in a chunk, as arguments of `Stored`."""
     if chunk.length > _MOST_PROFILE or (chunk.kind != b"iCCP" and chunk.length > _MOST_TEXT):
         return {}
     if chunk.kind == b"eXIf":
@@ -113,7 +113,7 @@ def _metadata(file: ByteFile, chunk: _Chunk) -> dict[str, object]:
 
 
 def _text(kind: bytes, content: bytes) -> dict[str, object]:
-    """XMP, and EXIF as ImageMagick wrote it before PNG had a place for it."""
+    """XMP or EXIF in a text chunk. ImageMagick wrote EXIF as text before PNG had a chunk for it."""
     keyword, _, text = content.partition(b"\0")
     if keyword not in (_XMP, _RAW_EXIF):
         return {}
@@ -126,7 +126,7 @@ def _text(kind: bytes, content: bytes) -> dict[str, object]:
 
 
 def _of_16_bits(data: bytes) -> Image.Image:
-    """A picture with 16 bits for each of several channels, of which Pillow would keep the upper eight: RGB or RGBA.
+    """Decodes an RGB or RGBA picture with 16 bits per channel, and rounds it to 8. Pillow would cut the lower 8 bits.
 
     Raises:
       OSError: it cannot be decoded.
@@ -139,7 +139,7 @@ def _of_16_bits(data: bytes) -> Image.Image:
 
 
 def _unpacked(packed: bytes, most: int) -> bytes:
-    """Raises ValueError for more bytes than `most`."""
+    """Decompresses bytes. Raises ValueError if the result has more than `most` bytes."""
     stream = zlib.decompressobj()
     unpacked = stream.decompress(packed, most)
     if stream.unconsumed_tail:
@@ -148,7 +148,7 @@ def _unpacked(packed: bytes, most: int) -> bytes:
 
 
 def _essence(file: ByteFile, chunks: list[_Chunk]) -> bytes:
-    """The file with those chunks alone that pixels are made of, each with the right check sum."""
+    """The file with only the chunks that the pixels need, each with the right checksum."""
     essence = io.BytesIO()
     essence.write(BEGINNING)
     for chunk in chunks:
@@ -160,7 +160,7 @@ def _essence(file: ByteFile, chunks: list[_Chunk]) -> bytes:
 
 
 def _raw_bytes(width: int, height: int, bits: int, interlaced: bool) -> int:
-    """How many bytes the unpacked rows of a picture have."""
+    """The number of bytes of a picture's decompressed rows."""
     total = 0
     for left, top, across, down in _PASSES if interlaced else _WHOLE:
         columns, rows = -(-(width - left) // across), -(-(height - top) // down)
@@ -170,7 +170,7 @@ def _raw_bytes(width: int, height: int, bits: int, interlaced: bool) -> int:
 
 
 def _check_pixels(file: ByteFile, chunks: list[_Chunk], expected: int) -> None:
-    """Raises OSError or zlib.error where rows are missing, though their packing is whole: Pillow would not say."""
+    """Raises OSError or zlib.error if rows are missing. Pillow does not notice that if the compressed data is whole."""
     stream, found = zlib.decompressobj(), 0
     for chunk in chunks:
         if chunk.kind == b"IDAT":

@@ -1,4 +1,4 @@
-"""Reading pictures: from a file, or its bytes, to upright 8-bit RGB. Whatever is wrong with one is a `UserError`."""
+"""Reads pictures from files or bytes to upright 8-bit RGB. All errors of a picture are raised as `UserError`."""
 
 import contextlib
 import functools
@@ -22,32 +22,34 @@ from xpsr_jax.images.metadata import exif_to_keep, is_damaged
 from xpsr_jax.images.picture import Picture
 from xpsr_jax.images.pixels import to_rgb
 
-# Larger files are refused. 16 bytes are more than a pixel takes in any format, uncompressed.
+# Files with more bytes per pixel of the limit are refused. An uncompressed pixel has fewer than 16 bytes in any format.
 _BYTES_A_PIXEL = 16
 
-# Of what is odd in a file but can be read, Pillow warns at length. `warnings.catch_warnings` is not for threads.
+# Pillow warns about unusual files that it can read. `warnings.catch_warnings` is not safe in threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def read_picture(path: Path, *, max_pixels: int | None = None) -> Picture:
-    """Reads an image file, of an animation the first picture.
+    """Reads an image file. Of an animation, the first picture is read.
 
     Args:
-      max_pixels: a larger picture is refused before it is decoded (what --max-megapixels says; None: MAX_PIXELS). A
-        file of more than 16 bytes for each of them is refused too.
+      path: the file.
+      max_pixels: a larger picture is refused before it is decoded (the value of --max-megapixels). None: MAX_PIXELS. A
+        file with more than 16 bytes for each of these pixels is refused too.
 
     Raises:
-      UserError: it cannot be read, is no regular file or no image, is damaged, too large, a camera's raw file or of
-        floating-point pixels, or there is not enough memory for it. One line that names it.
+      UserError: the file cannot be read, is not a regular file or not an image, is damaged or too large, is a camera's
+        raw file, has floating-point pixels, or there is not enough memory. The message is one line with the file's
+        name.
     """
     return decode_picture(read_bytes(path, max_pixels=max_pixels), path, max_pixels=max_pixels)
 
 
 def decode_picture(data: bytes, name: object, *, max_pixels: int | None = None) -> Picture:
-    """`read_picture` of a file's bytes; `name` is what to call it in errors.
+    """Decodes the bytes of an image file, like `read_picture`. `name` names the file in errors.
 
-    Grey, palette and 16-bit pictures become 8-bit RGB. So do CMYK ones, and grey ones with a colour profile, by way of
-    that profile, which then no longer holds. EXIF that is damaged is left out. Invisible pixels are filled: `alpha`.
+    Grey, palette and 16-bit pictures become 8-bit RGB. CMYK pictures, and grey pictures with a colour profile, are
+    converted to sRGB with their profile. Damaged EXIF is ignored. Invisible pixels are filled (`fill_invisible`).
     """
     with _explained(name):
         stored = open_stored(io.BytesIO(data), name, functools.partial(_check_size, max_pixels))
@@ -60,23 +62,23 @@ def decode_picture(data: bytes, name: object, *, max_pixels: int | None = None) 
             and alpha is None
             and profile == stored.icc_profile
             and stored.orientation == 1
-            and not is_damaged(stored.exif)  # Others may make something else of it.
+            and not is_damaged(stored.exif)  # Other programs may read damaged EXIF in another way.
         )
         return Picture(rgb, alpha, profile, exif, stored.print_resolution, as_stored)
 
 
 def read_image(path: Path, *, max_pixels: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
-    """The colours of `read_picture`. Raises as that does."""
+    """The colours of `read_picture`. Raises the same errors."""
     return read_picture(path, max_pixels=max_pixels).rgb
 
 
 def decode_image(data: bytes, name: object, *, max_pixels: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
-    """The colours of `decode_picture`. Raises as that does."""
+    """The colours of `decode_picture`. Raises the same errors."""
     return decode_picture(data, name, max_pixels=max_pixels).rgb
 
 
 def read_size(path: Path, *, max_pixels: int | None = None) -> tuple[int, int]:
-    """(height, width) of the picture when upright, from the file's header alone. Raises as `read_picture`."""
+    """The (height, width) of the upright picture. Reads only the file's header. Raises like `read_picture`."""
     with (
         open_regular(path, max_bytes=_most_bytes(max_pixels)) as file,
         _explained(path),
@@ -85,7 +87,7 @@ def read_size(path: Path, *, max_pixels: int | None = None) -> tuple[int, int]:
 
 
 def read_bytes(path: str | os.PathLike, *, max_pixels: int | None = None) -> bytes:
-    """A whole image file, for `decode_picture`. Raises UserError as `read_picture`, of what can be told so far."""
+    """The bytes of an image file, for `decode_picture`. Raises UserError if the file cannot be read or is too large."""
     with _explained(path):
         return read_regular(as_path(path), max_bytes=_most_bytes(max_pixels))
 
@@ -98,7 +100,7 @@ def _check_size(max_pixels: int | None, size: tuple[int, int]) -> None:
     limit = max_pixels or MAX_PIXELS
     width, height = size
     if min(size) < 1:
-        raise UserError(f"a picture of {width} x {height} pixels")
+        raise UserError(f"has no pixels: its size is {width} x {height}")
     if width * height > limit:
         advice = "--max-megapixels allows more" if max_pixels else "reduce it first"
         raise UserError(f"{width} x {height} pixels are more than {limit / 1e6:g} million; {advice}")
@@ -106,7 +108,7 @@ def _check_size(max_pixels: int | None, size: tuple[int, int]) -> None:
 
 @contextlib.contextmanager
 def _explained(name: object) -> Iterator[None]:
-    """Whatever is wrong with a file becomes one line that names it."""
+    """Converts any error of a file to a UserError of one line that names the file."""
     try:
         yield
     except UserError as error:
@@ -114,6 +116,7 @@ def _explained(name: object) -> Iterator[None]:
     except MemoryError as error:
         raise UserError(f"{name}: there is not enough memory to read it") from error
     except Exception as error:
-        # Decoders raise all sorts on damaged files: OSError, SyntaxError, ValueError, struct.error, RecursionError, ...
+        # Decoders raise many types for damaged files: OSError, SyntaxError, ValueError, struct.error, RecursionError,
+        # ...
         reason = type(error).__name__ if isinstance(error, KeyError) else str(error) or type(error).__name__
         raise UserError(f"{name}: damaged, or an unsupported kind of image: {reason}") from error

@@ -1,4 +1,4 @@
-"""A picture in a file of which only the header is read."""
+"""A picture in a file. Only its header was read."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ class Stored:
     """A picture that is not decoded yet.
 
     Attributes:
-      size: (width, height) as it is stored.
-      decode: reads and decodes the pixels, as they are stored. Raises whatever Pillow does where they are damaged.
-      exif, xmp, icc_profile: as the file has them.
-      dpi: pixels an inch, as the file has them outside EXIF.
+      size: (width, height) of the stored picture.
+      decode: reads and decodes the stored pixels. Raises Pillow's exceptions if they are damaged.
+      exif, xmp, icc_profile: bytes from the file.
+      dpi: the file's print resolution outside EXIF, in pixels per inch.
     """
 
     size: tuple[int, int]
@@ -28,15 +28,15 @@ class Stored:
 
     @property
     def orientation(self) -> int:
-        """How to turn it upright, by the EXIF standard."""
+        """The orientation by the EXIF standard."""
         return orientation_of(self.exif, self.xmp)
 
     @property
     def upright_size(self) -> tuple[int, int]:
-        """(height, width) when upright."""
+        """The (height, width) of the upright picture."""
         return upright_size(self.size, self.orientation)
 
     @property
     def print_resolution(self) -> Dpi | None:
-        """(x, y) in pixels an inch, from the file or else from EXIF; None if neither has one that makes sense."""
+        """The print resolution (x, y) in pixels per inch, from the file or else from EXIF. None if there is none."""
         return dpi_of(self.dpi, self.exif)

@@ -1,4 +1,4 @@
-"""TIFF files: their pictures at full size, and the raw files of cameras, which are often TIFFs too, told apart."""
+"""Reads TIFF files at full size. Recognises raw files of cameras, which are often TIFF files too."""
 
 import itertools
 import sys
@@ -16,7 +16,7 @@ from xpsr_jax.images.stored import Stored
 
 BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 RAW_FILE = "a camera's raw file; develop it first"
-# How raw files begin that are of no kind of image file: Canon, Fujifilm, Olympus, Panasonic, Sigma, Minolta.
+# The first bytes of raw files that are not TIFF files: Canon, Fujifilm, Olympus, Panasonic, Sigma, Minolta.
 _RAW = (b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FOVb", b"\0MRM", b"II\x1a\0\0\0HEAPCCDR")
 _RAW_ENDINGS = (
     *(".3fr", ".ari", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dcs", ".dng", ".erf", ".fff", ".gpr", ".iiq", ".k25"),
@@ -25,8 +25,8 @@ _RAW_ENDINGS = (
 )
 _WIDTH, _HEIGHT, _BITS, _PLANES, _X_RESOLUTION, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 258, 284, 282, 322, 323
 _SUBFILE_TYPE, _REDUCED, _PHOTOMETRIC = 254, 1, 262
-# Tags of DNG's version and of a sensor's colour filters; kinds of pixels that are a sensor's; and the tag of where
-# pictures lie that are not among the others.
+# The tags of DNG's version and of a sensor's colour filters, the pixel types of a sensor, and the tag with the
+# positions of pictures that are not in the main list.
 _DNG_VERSION, _FILTERS, _OF_A_SENSOR, _ELSEWHERE = 50706, 33422, (32803, 34892), 330
 _MOST_PICTURES = 1000
 
@@ -34,8 +34,10 @@ Tags = TiffImagePlugin.ImageFileDirectory_v2
 
 
 class _Tiff(TiffImagePlugin.TiffImageFile):
-    """Pillow's, without its limit of pixels for the whole process, and without what it does after decoding: it reads
-    EXIF, which may be damaged, and turns the picture.
+    """Pillow's TIFF plugin with two changes.
+
+    It does not use Pillow's limit of pixels, which applies to the whole process. And after decoding it does not read
+    EXIF, which may be damaged, and does not rotate the picture.
     """
 
     def load_prepare(self) -> None:
@@ -50,7 +52,7 @@ class _Tiff(TiffImagePlugin.TiffImageFile):
 def refuse_raw(beginning: bytes, name: object) -> None:
     """Raises UserError for a camera's raw file, by its first 16 bytes or its name.
 
-    Not all of them can be told from a TIFF by their tags; what Pillow would read in them is a small preview.
+    Some raw files cannot be distinguished from a TIFF by their tags. Pillow would read only a small preview from them.
     """
     canon = (beginning[:4], beginning[8:10]) == (b"II*\0", b"CR") or beginning[4:12] == b"ftypcrx "
     if canon or beginning.startswith(_RAW) or str(name).lower().endswith(_RAW_ENDINGS):
@@ -64,13 +66,14 @@ def open_tiff(file: ByteFile, check: Callable[[tuple[int, int]], None]) -> Store
       check: raises UserError for a size (width, height) that is too large.
 
     Raises:
-      UserError: a camera's raw file, or planes of 16 bits.
-      SyntaxError: pixels of a kind that Pillow does not know. OpenCV is not asked: what it cannot decode is black.
+      UserError: it is a camera's raw file, or has separate planes of 16 bits.
+      SyntaxError: Pillow does not know this type of pixels. (OpenCV is no alternative: it returns black if it cannot
+        decode a picture.)
     """
     number, tags = _full_size(file)
     size = int(tags[_WIDTH]), int(tags[_HEIGHT])
     check(size)
-    if _TILE_WIDTH in tags and _TILE_HEIGHT in tags:  # The decoder takes memory for a tile.
+    if _TILE_WIDTH in tags and _TILE_HEIGHT in tags:  # The decoder allocates memory for a tile.
         check((int(tags[_TILE_WIDTH]), int(tags[_TILE_HEIGHT])))
 
     def open_again() -> _Tiff:
@@ -81,7 +84,7 @@ def open_tiff(file: ByteFile, check: Callable[[tuple[int, int]], None]) -> Store
 
     deep = max(tags.get(_BITS, (8,))) == 16
     if deep and tags.get(_PLANES, 1) != 1:  # Pillow and OpenCV would take one plane for all
-        raise UserError("16 bits a channel are not supported plane by plane; save it pixel by pixel")
+        raise UserError("16-bit channels in separate planes are not supported; save it with interleaved channels")
     image = open_again()
 
     def decode() -> Image.Image:
@@ -96,7 +99,7 @@ def open_tiff(file: ByteFile, check: Callable[[tuple[int, int]], None]) -> Store
 
 
 def _of_16_bits(upper: Image.Image, image: _Tiff) -> Image.Image:
-    """Of pixels with 16 bits for each of several channels Pillow decodes the upper eight; this, the lower ones too."""
+    """Rounds a picture with 16 bits per channel to 8. `upper` has the upper 8 bits, and `image` decodes the lower 8."""
     other = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
 
     def swapped(pixels: str, *others: Any) -> tuple[Any, ...]:
@@ -109,7 +112,7 @@ def _of_16_bits(upper: Image.Image, image: _Tiff) -> Image.Image:
 
 
 def _full_size(file: ByteFile) -> tuple[int, Tags]:
-    """Number and tags of the first picture that is not a reduced one, of the first one where all are."""
+    """The number and tags of the first picture that is not reduced, or of the first picture if all are reduced."""
     first = None
     for number, tags in enumerate(itertools.islice(_pictures(file), _MOST_PICTURES)):
         if _DNG_VERSION in tags or _FILTERS in tags or tags.get(_PHOTOMETRIC) in _OF_A_SENSOR:
@@ -118,7 +121,7 @@ def _full_size(file: ByteFile) -> tuple[int, Tags]:
             return number, tags
         first = tags if first is None else first
     if first is None:
-        raise OSError("there is no picture in it")
+        raise OSError("it has no picture")
     if _ELSEWHERE in first:
         raise UserError(RAW_FILE)
     return 0, first

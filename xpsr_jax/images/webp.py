@@ -1,4 +1,4 @@
-"""WebP files: size and descriptions from the header. Pillow takes memory for the whole picture when it opens one."""
+"""Reads size and metadata of WebP files from the header. Pillow would allocate memory for the whole picture."""
 
 import struct
 
@@ -7,23 +7,23 @@ from PIL import Image, WebPImagePlugin
 from xpsr_jax.files import ByteFile
 from xpsr_jax.images.stored import Stored
 
-# Chunks that describe the picture, by the names of `Stored`, and the most bytes that one may have.
+# Chunks of metadata with their names in `Stored`, and the most bytes of one.
 _DESCRIPTIONS = {b"EXIF": "exif", b"XMP ": "xmp", b"ICCP": "icc_profile"}
 _MOST_DESCRIPTION = 2**26
 _MOST_CHUNKS = 2**16
 
 
 def is_webp(beginning: bytes) -> bool:
-    """By a file's first 12 bytes."""
+    """Whether a file is a WebP, by its first 12 bytes."""
     return beginning[:4] == b"RIFF" and beginning[8:12] == b"WEBP"
 
 
 def open_webp(file: ByteFile) -> Stored:
-    """Reads everything but the pixels.
+    """Reads everything except the pixels.
 
     Raises:
       OSError: the file ends too early.
-      struct.error: its header does.
+      struct.error: the file ends within its header.
     """
     header = file.read(30)
     end = 8 + struct.unpack("<I", header[4:8])[0]
@@ -54,7 +54,7 @@ def _descriptions(file: ByteFile, end: int) -> dict[str, bytes]:
 
 
 def _size(header: bytes) -> tuple[int, int]:
-    """(width, height), of a file's first 30 bytes."""
+    """The (width, height) from the first 30 bytes of a file."""
     kind, data = header[12:16], header[20:]
     if kind == b"VP8X":
         return int.from_bytes(data[4:7], "little") + 1, int.from_bytes(data[7:10], "little") + 1

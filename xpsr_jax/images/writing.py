@@ -1,4 +1,4 @@
-"""Writing pictures."""
+"""Writes pictures to files."""
 
 import struct
 from collections.abc import Callable
@@ -28,16 +28,18 @@ def write_picture(
     quality: int = 95,
     when_complete: Callable[[Path], None] = lambda complete: None,
 ) -> None:
-    """Writes a file that appears under its name only when complete, making its folder if need be.
+    """Writes a file. It appears under its name only when it is complete. Its folder is made if it is missing.
 
-    What EXIF says of the picture's size and print resolution is made true. EXIF too long for a JPEG is left out.
+    The EXIF gets the picture's real size and print resolution. EXIF that is too long for a JPEG is omitted.
 
     Args:
-      format: of the file. JPEG has no transparency and loses it.
-      quality: of JPEG and WebP, 1 to 100.
-      when_complete: is called with the complete file's other name before it gets its own.
+      path: the file to write.
+      picture: the picture.
+      format: format of the file. JPEG drops the transparency.
+      quality: quality of JPEG and WebP, 1 to 100.
+      when_complete: called with the temporary path of the complete file, before it gets its final name.
 
-    Raises UserError if the system or the format (a WebP is at most 16383 pixels wide) refuses.
+    Raises UserError if the system refuses, or the format (a WebP has at most 16383 pixels per side).
     """
     pixels = picture.rgb
     if picture.alpha is not None and format != "jpeg":
@@ -54,7 +56,7 @@ def write_picture(
     if format == "jpeg":
         options["subsampling"] = 0
     if format == "tiff":
-        # Of EXIF, Pillow writes what is in directories of its own, exposure and place, into uncompressed files only.
+        # Pillow writes the subdirectories of EXIF (exposure, location) only to uncompressed TIFF files.
         options["compression"] = "raw" if exif else "tiff_deflate"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +69,7 @@ def write_picture(
 
 
 def _save(file: Path, image: Image.Image, format: Format, options: dict[str, object]) -> None:
-    """Without EXIF where Pillow fails on it: of what it reads, it cannot write all."""
+    """Saves without EXIF if Pillow fails on it, because Pillow cannot write all EXIF that it can read."""
     try:
         with file.open("wb") as opened:
             image.save(opened, format=format.upper(), **options)
@@ -78,5 +80,5 @@ def _save(file: Path, image: Image.Image, format: Format, options: dict[str, obj
 
 
 def write_png(path: Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
-    """`write_picture` of nothing but colours."""
+    """Writes a PNG with colours only, like `write_picture`."""
     write_picture(path, Picture(image))
