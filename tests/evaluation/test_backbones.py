@@ -42,7 +42,7 @@ def test_a_file_that_is_another_network_is_refused(monkeypatch, tmp_path):
     path.write_bytes(pickle.dumps({"VGG16_0": {"Conv_0": {"kernel": np.zeros((3, 3, 3, 8), np.float32)}}}))
     monkeypatch.setattr(backbones, "weights_file", lambda name: path)
     with pytest.raises(
-        UserError, match=r"vgg16.ckpt: expected float32 \(3, 3, 3, 64\) for conv_0.kernel, found float32"
+        UserError, match=r"vgg16.ckpt: expected float32 \(3, 3, 3, 64\) for conv_0.kernel, but found float32"
     ):
         load_backbone("vgg16")
     for content in (pickle.dumps({"AlexNet_0": {}}), pickle.dumps([]), pickle.dumps(os.mkdir), b"text"):

@@ -124,11 +124,11 @@ def test_all_that_does_not_fit_is_one_error(folders, tmp_path, capsys):
     arguments = ["--restored", str(tmp_path / "out"), "--reference", str(tmp_path), "--json", str(report / "s.json")]
     assert evaluate.main(arguments) == 1
     said = capsys.readouterr().err
-    assert "7 images do not fit" in said
+    assert "7 images cannot be matched" in said
     for line in (
-        r"too small: \S+HR/tiny.png has 20 x 20 pixels, the metrics take 31",
-        r"twice the same name: \S+photo_2.jpg and \S+photo_2.png",
-        r"misnamed\? \S+photo_1_LR4.png: there is \S+photo_1.png",
+        r"too small: \S+HR/tiny.png has 20 x 20 pixels, the metrics need 31",
+        r"same name twice: \S+photo_2.jpg and \S+photo_2.png",
+        r"misnamed\? \S+photo_1_LR4.png is similar to \S+photo_1.png",
         r"missing: \S+other.png has no image in",
         r"extra: \S+scan.png has no original",
         r"size: \S+turned.png has 40 x 30 pixels, its original 40 x 40",
@@ -157,7 +157,7 @@ def test_scores_from_elsewhere_are_numbers_by_method(tmp_path):
     assert report_files.read_others(file) == {"SeeSR": {"psnr": 25.0, "ssim": 0.7}}
     for text, problem in (
         ('{"SeeSR": [25.5]}', "SeeSR must be an object"),
-        ('{"SeeSR": {"PSNR": 25.5, "ssim": 0.7}}', "SeeSR has no metric PSNR; known are psnr, ssim"),
+        ('{"SeeSR": {"PSNR": 25.5, "ssim": 0.7}}', "SeeSR has an unknown metric: PSNR; known metrics are psnr, ssim"),
         ('{"SeeSR": {"psnr": "25"}}', "SeeSR.psnr must be a finite number, not 25"),
         ('{"SeeSR": {"psnr": 1e999}}', "SeeSR.psnr must be a finite number, not inf"),
         ('{"SeeSR": {"psnr": NaN}}', "is not valid JSON: NaN"),
@@ -220,7 +220,7 @@ def test_images_that_cannot_be_read_are_left_out_when_asked(folders, tmp_path, c
     (tmp_path / "HR" / "3.png").write_bytes(damaged)
     words = ["--restored", str(tmp_path / "sr"), "--reference", str(tmp_path / "HR"), "--metrics", "psnr"]
     assert evaluate.main(words) == 1
-    assert "nothing was measured: 1 images do not fit" in capsys.readouterr().err
+    assert "nothing was measured: 1 images cannot be matched" in capsys.readouterr().err
     assert evaluate.main([*words, "--on-error", "skip", "--output", str(tmp_path / "report")]) == 1
     said = capsys.readouterr()
     assert "1.png: not an image" in said.err and "3.png: damaged" in said.err

@@ -53,7 +53,7 @@ def test_shapes_that_cannot_be_compared_are_named(unchecked):
     lpips = Lpips.load("alex")
     with pytest.raises(ValueError, match=r"\(1, 40, 40, 3\) and \(1, 40, 41, 3\)"):
         lpips(jnp.zeros((1, 40, 40, 3)), jnp.zeros((1, 40, 41, 3)))
-    with pytest.raises(ValueError, match="30 x 40 pixels is too small for this metric: 31"):
+    with pytest.raises(ValueError, match="30 x 40 pixels is too small: this metric needs at least 31"):
         lpips(jnp.zeros((1, 30, 40, 3)), jnp.zeros((1, 30, 40, 3)))
 
 

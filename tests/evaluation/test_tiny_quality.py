@@ -133,7 +133,7 @@ def test_every_other_photograph_is_of_the_half_to_report(tmp_path, photos):
     names = ("large.png", "gone.png", "small.png")
     assert held_out(names, tmp_path, photos) == ("large.png", "small.png")
     assert halves(("a", "b", "c")) == {"choose": ("a", "c"), "report": ("b",)}
-    with pytest.raises(UserError, match="none of the photographs that were held out"):
+    with pytest.raises(UserError, match="has none of the held-out photographs"):
         held_out(names, tmp_path)
     (tmp_path / "captions.jsonl").write_text("")
     assert [crop.name for crop in cut_crops((tmp_path, photos), ("small.png",), count=1, size=64)] == ["small.png"]

@@ -1,1 +1,1 @@
-"""How good a restored image is, against the image it should have been: PSNR, SSIM, LPIPS and DISTS."""
+"""Measures the quality of restored images against their originals: PSNR, SSIM, LPIPS and DISTS."""

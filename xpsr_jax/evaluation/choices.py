@@ -1,4 +1,4 @@
-"""Which metrics are measured, and what they ask of the images."""
+"""Chooses the metrics to measure, and the smallest images that they accept."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,14 @@ from xpsr_jax.evaluation.with_pyiqa import require_pyiqa
 
 
 def choose_metrics(asked: Sequence[str], protocol: Protocol) -> tuple[MetricName, ...]:
-    """In the protocol's order, others after. Raises UserError if pyiqa would be needed and is not there."""
+    """The metrics to measure: those of the protocol in its order, then others.
+
+    Args:
+        asked: names of metrics, or "all". Empty: the protocol's metrics that do not need PyTorch.
+        protocol: the protocol.
+
+    Raises UserError if a metric needs pyiqa and pyiqa is not installed.
+    """
     if not asked:
         return protocol.native_metrics
     wanted = set(asked) | (set(protocol.metrics) if "all" in asked else set())
@@ -20,7 +27,7 @@ def choose_metrics(asked: Sequence[str], protocol: Protocol) -> tuple[MetricName
 
 
 def least_side(metrics: Sequence[MetricName], protocol: Protocol) -> int:
-    """The shortest side of an image that all metrics can take."""
+    """The shortest side of an image that all metrics accept, in pixels."""
     least = {"ssim": 11 + 2 * protocol.border, "psnr": 1 + 2 * protocol.border}
     least |= {"lpips": SMALLEST_SIDE["alexnet"], "lpips_vgg": SMALLEST_SIDE["vgg16"], "niqe": 96}
     return max(least.get(name, 1) for name in metrics)

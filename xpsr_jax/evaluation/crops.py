@@ -1,4 +1,4 @@
-"""Fixed crops of photographs, degraded, and how close to them restored ones come: what the benchmarks measure on."""
+"""Fixed, degraded crops of photographs, and the quality of their restored versions. The benchmarks use them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from xpsr_jax.images.reading import read_image
 
 CROP_SEED = 2024
 METRICS = {"PSNR-Y": "higher", "SSIM-Y": "higher", "LPIPS (alex)": "lower", "DISTS": "lower"}
-# With the backbone that no small model is trained with.
+# One more metric, with a backbone with which no small model is trained.
 JUDGES = {**METRICS, "LPIPS (vgg)": "lower"}
 _LOADED: dict[str, Literal["lpips_alex", "lpips_vgg", "dists"]] = {
     "LPIPS (alex)": "lpips_alex",
@@ -43,9 +43,9 @@ class Crop:
     """One crop of a photograph.
 
     Attributes:
-        name: of the photograph.
+        name: file name of the photograph.
         original: the crop.
-        lr: its degraded version, four times smaller.
+        lr: its degraded version. Its sides are a quarter as long.
         caption: captions of `lr`.
     """
 
@@ -56,27 +56,30 @@ class Crop:
 
 
 def held_out(names: Sequence[str], *photos: Path) -> tuple[str, ...]:
-    """Those of the names that one of the folders has. Raises UserError if there are none."""
+    """The names of held-out photographs that are in one of the folders. Raises UserError if there are none."""
     if found := tuple(name for name in names if any((folder / name).is_file() for folder in photos)):
         return found
-    raise UserError(f"{', '.join(map(str, photos))}: none of the photographs that were held out is there")
+    raise UserError(f"{', '.join(map(str, photos))}: has none of the held-out photographs")
 
 
 def halves(names: Sequence[str]) -> dict[Half, tuple[str, ...]]:
-    """Held-out photographs: one half is there to choose settings on, the other to report what came of them."""
+    """Splits held-out photographs into two halves: one to choose settings with, one to report their results."""
     return {"choose": tuple(names[0::2]), "report": tuple(names[1::2])}
 
 
 def cut_crops(photos: Path | Sequence[Path], names: Sequence[str], *, count: int, size: int = 512) -> list[Crop]:
-    """`count` crops of each photograph, at fixed places and with fixed degradations.
+    """Cuts `count` crops of each photograph, at fixed positions and with fixed degradations.
 
-    A crop depends on its photograph's place in `names` and its own number, not on how many there are. A photograph
-    smaller than `size` is continued by reflection.
+    A crop depends on the photograph's index in `names` and on its own index, not on the number of crops. A photograph
+    smaller than `size` is padded by reflection.
 
     Args:
-        photos: the folder, or folders, of the photographs.
+        photos: the folder or folders of the photographs.
+        names: file names of the photographs.
+        count: crops of each photograph.
+        size: side of a crop, in pixels.
 
-    Raises UserError if one has no caption in its folder's captions.jsonl.
+    Raises UserError if a photograph has no caption in its folder's captions.jsonl.
     """
     folders = (photos,) if isinstance(photos, Path) else tuple(photos)
     captions_of = {folder: read_captions(folder / "captions.jsonl") for folder in folders}
@@ -100,17 +103,19 @@ def cut_crops(photos: Path | Sequence[Path], names: Sequence[str], *, count: int
 
 
 def enlarge(lr: RgbImage, shape: tuple[int, ...]) -> UInt8[np.ndarray, "H W 3"]:
-    """Bicubic enlargement to (height, width), the first two of `shape`: what restoring is compared with."""
+    """Enlarges an LR image (bicubic) to the (height, width) in `shape`. This is the baseline for restored images."""
     return cv2.resize(lr, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)
 
 
 def measure_crops(
     crops: Sequence[Crop], results: Mapping[str, Sequence[RgbImage]], *, metrics: Iterable[str] = METRICS
 ) -> CropScores:
-    """Every metric of every method on every crop; `results` has an image for each crop.
+    """Measures every metric of every method on every crop.
 
     Args:
-        metrics: of `JUDGES`.
+        crops: the crops.
+        results: for each method, one image for each crop.
+        metrics: names in `JUDGES`.
     """
     measures = {metric: _measure(metric) for metric in metrics}
     scores: CropScores = {method: {metric: [] for metric in measures} for method in results}
@@ -123,7 +128,7 @@ def measure_crops(
 
 
 def _measure(metric: str) -> Callable[[list[RgbImage], RgbImage], Iterable[float]]:
-    """A metric of several images against one reference."""
+    """Returns a function that measures several images against one reference."""
     if metric in ("PSNR-Y", "SSIM-Y"):
         fidelity = psnr_y if metric == "PSNR-Y" else ssim_y
         return lambda images, reference: [fidelity(image, reference) for image in images]
@@ -133,11 +138,11 @@ def _measure(metric: str) -> Callable[[list[RgbImage], RgbImage], Iterable[float
 
 
 def comparison(metric: Lpips | Dists) -> Callable[[list[RgbImage], RgbImage], np.ndarray]:
-    """The distance of several images to one reference, whose features are computed once."""
+    """Returns a function for the distances of several images to one reference. Its features are computed once."""
 
     @jax.jit
     def compare(metric: Lpips | Dists, images: Array, reference: Array) -> Array:
-        # One after the other: VGG16's features of one image take gigabytes as it is.
+        # One image after the other, because VGG16's features of one image already take gigabytes.
         distances: Array = jax.lax.map(lambda image: metric(image[None], reference[None])[0], images)
         return distances
 

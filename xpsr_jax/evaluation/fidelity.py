@@ -1,6 +1,7 @@
-"""PSNR and SSIM on luma, in float64: how close a restored image is, pixel by pixel, to the one it should have been.
+"""PSNR and SSIM of luma, in float64: how close a restored image is to its original, pixel by pixel.
 
-Both follow the custom of the field (BasicSR with `test_y_channel`): Y of BT.601 in its studio range, no border cut off.
+Both follow the convention of the field (BasicSR with `test_y_channel`): BT.601 luma in studio range, without cropping
+the border.
 """
 
 import numpy as np
@@ -15,19 +16,19 @@ def luma(image: Shaped[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w"]:
         ValueError: the image has another shape or type.
     """
     if image.ndim != 3 or image.shape[-1] != 3:
-        raise ValueError(f"An RGB image has the shape (h, w, 3), not {image.shape}.")
+        raise ValueError(f"An RGB image must have the shape (h, w, 3), not {image.shape}.")
     if image.dtype == np.uint8:
         rgb = image / 255.0
     elif np.issubdtype(image.dtype, np.floating):
         rgb = np.clip(image.astype(np.float64), 0.0, 1.0)
     else:
-        raise ValueError(f"An image is 8-bit or float in [0, 1], not {image.dtype}.")
+        raise ValueError(f"An image must be 8-bit, or float in [0, 1], not {image.dtype}.")
     weights = np.array([65.481, 128.553, 24.966])
     return np.asarray(16.0 + rgb @ weights)
 
 
 def psnr_y(a: Shaped[np.ndarray, "h w 3"], b: Shaped[np.ndarray, "h w 3"]) -> float:
-    """Peak signal-to-noise ratio of two RGB images' luma, in dB, for a peak of 255; infinite for equal images.
+    """Peak signal-to-noise ratio of the luma of two RGB images, in dB, for a peak of 255. Infinite for equal images.
 
     Raises:
         ValueError: the shapes differ, or an image is neither 8-bit nor float.
@@ -38,9 +39,9 @@ def psnr_y(a: Shaped[np.ndarray, "h w 3"], b: Shaped[np.ndarray, "h w 3"]) -> fl
 
 
 def ssim_y(a: Shaped[np.ndarray, "h w 3"], b: Shaped[np.ndarray, "h w 3"]) -> float:
-    """Structural similarity of two RGB images' luma (Wang et al., 2004); 1 for equal images.
+    """Structural similarity of the luma of two RGB images (Wang et al., 2004). 1 for equal images.
 
-    A Gaussian window of 11 x 11 pixels and sigma 1.5, averaged over the positions where it lies wholly inside.
+    The window is Gaussian, 11 x 11 pixels, sigma 1.5. The mean is over all positions at which it is inside the image.
 
     Raises:
         ValueError: the shapes differ, an image is neither 8-bit nor float, or a side is shorter than the window.
@@ -60,7 +61,7 @@ def ssim_y(a: Shaped[np.ndarray, "h w 3"], b: Shaped[np.ndarray, "h w 3"]) -> fl
 
 
 def _window_mean(x: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h-10 w-10"]:
-    """Mean within the Gaussian window, at the positions where it lies wholly inside."""
+    """The mean within the Gaussian window, at all positions at which it is inside the image."""
     window = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
     window /= window.sum()
     return np.asarray(correlate1d(correlate1d(x, window, axis=0), window, axis=1)[5:-5, 5:-5])
@@ -68,4 +69,4 @@ def _window_mean(x: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h-10 w-10"]:
 
 def _check_pair(a: np.ndarray, b: np.ndarray) -> None:
     if a.shape != b.shape:
-        raise ValueError(f"Two images of one size are compared; these are {a.shape} and {b.shape}.")
+        raise ValueError(f"The two images must have the same shape, not {a.shape} and {b.shape}.")

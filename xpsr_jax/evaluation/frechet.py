@@ -1,6 +1,7 @@
 """Fréchet distance between two sets of feature vectors (FID), from statistics that can be merged.
 
-Each of several processes, or runs, makes the statistics of its own images; merged, they are those of all of them.
+Several processes or runs can each compute the statistics of their own images. Merged, they are the statistics of all
+images.
 """
 
 from dataclasses import dataclass
@@ -11,12 +12,12 @@ from jaxtyping import Float
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """What the distance needs to know about a set of feature vectors, in float64.
+    """The statistics of a set of feature vectors that the distance needs, in float64.
 
     Attributes:
-        count: how many vectors.
-        mean: their mean.
-        scatter: sum of the outer products of their differences from the mean.
+        count: number of vectors.
+        mean: mean of the vectors.
+        scatter: sum of the outer products of the vectors' differences from the mean.
     """
 
     count: int
@@ -25,9 +26,9 @@ class FeatureStatistics:
 
     @classmethod
     def of(cls, features: Float[np.ndarray, "n d"]) -> "FeatureStatistics":
-        """The statistics of these vectors. Raises ValueError unless there is at least one, all of one length."""
+        """The statistics of these vectors. Raises ValueError unless they have the shape (n, d) with n > 0."""
         if features.ndim != 2 or len(features) == 0:
-            raise ValueError(f"Features have the shape (n, d) with n > 0, not {features.shape}.")
+            raise ValueError(f"Features must have the shape (n, d) with n > 0, not {features.shape}.")
         features = features.astype(np.float64)
         mean = features.mean(axis=0)
         return cls(len(features), mean, (features - mean).T @ (features - mean))
@@ -44,20 +45,20 @@ class FeatureStatistics:
     def covariance(self) -> Float[np.ndarray, "d d"]:
         """The unbiased covariance. Raises ValueError for fewer than two vectors."""
         if self.count < 2:
-            raise ValueError("A covariance takes at least two feature vectors.")
+            raise ValueError("A covariance needs at least two feature vectors.")
         return self.scatter / (self.count - 1)
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     """|mean a − mean b|² + tr(A + B − 2 (A B)^½) of the covariances A and B (Heusel et al., 2017).
 
-    The trace of the root is the sum of the roots of the eigenvalues of A^½ B A^½, which is symmetric: no complex
-    numbers arise, and none are thrown away, when there are fewer images than features and the covariances are singular.
+    The trace of the root is the sum of the square roots of the eigenvalues of A^½ B A^½. This matrix is symmetric. So
+    no complex numbers occur, even if there are fewer images than features and the covariances are singular.
 
-    Raises ValueError for features of two widths, or fewer than two vectors.
+    Raises ValueError for features of different widths, or for fewer than two vectors.
     """
     if a.mean.shape != b.mean.shape:
-        raise ValueError(f"Features of {a.mean.size} and of {b.mean.size} numbers cannot be compared.")
+        raise ValueError(f"Features of different widths cannot be compared: {a.mean.size} and {b.mean.size}.")
     covariance_a, covariance_b = a.covariance, b.covariance
     values, vectors = np.linalg.eigh(covariance_a)
     root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T

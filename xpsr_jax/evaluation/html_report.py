@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else: tables that sort, best and worst cases side by side."""
+"""The report as one self-contained HTML file: sortable tables, and the best and worst cases side by side."""
 
 import base64
 import html
@@ -16,18 +16,19 @@ from xpsr_jax.evaluation.tables import Evaluation, best, describe_protocol, digi
 from xpsr_jax.images.alpha import on_white
 from xpsr_jax.images.reading import read_picture
 
-_CASES = 4  # best and worst ones that are shown
+_CASES = 4  # the most cases shown as best, and as worst
 _SIDE = 512  # pixels of a picture's longer side
 _TEXT_COLUMNS = ("image", "method")
 _TEMPLATE = Path(__file__).with_name("report.html")
 
 
 def html_report(result: Evaluation, comparisons: Sequence[Comparison], manifest: Mapping) -> str:
-    """The page as text. The best and worst cases are chosen by DISTS if it was measured, else by the first metric.
+    """Makes the page's HTML. Best and worst cases are chosen by DISTS, or by the first metric if there is no DISTS.
 
     Args:
-        comparisons: what was measured, with the files that are shown.
-        manifest: how it was measured: JSON of any form.
+        result: the scores.
+        comparisons: the measured images, with the files that are shown.
+        manifest: how they were measured, as JSON of any form.
     """
     by_image = [name for name in result.metrics if name != "fid"]
     body = [f"<h1>{html.escape(heading(result))}</h1>", f"<p>{html.escape(describe_protocol(result.protocol))}</p>"]
@@ -88,7 +89,7 @@ def _figure(result: Evaluation, comparison: Comparison) -> str:
         label = html.escape(name)
         try:
             image = _data_uri(path, comparison.size)
-        except UserError:  # an input, which was not measured; or a file that has changed since
+        except UserError:  # an unreadable input (inputs are not measured), or a file that has changed since
             continue
         tiles.append(
             f'<figure><img src="{image}" alt="{label} of {html.escape(comparison.name)}">'
@@ -106,7 +107,7 @@ def _per_image(result: Evaluation, metrics: Sequence[MetricName]) -> str:
             cells = "".join(_cell(n, row[n]) for n in metrics)
             rows.append(f"<tr><th scope=row>{html.escape(image)}</th>{who}{cells}</tr>")
     header = ["image", *(["method"] if several else []), *map(title, metrics)]
-    return f"<h2>Every image <small>a column's head sorts</small></h2>{_table(header, rows, sortable=True)}"
+    return f"<h2>Every image <small>click a column header to sort</small></h2>{_table(header, rows, sortable=True)}"
 
 
 def _manifest(manifest: Mapping) -> str:
@@ -143,7 +144,7 @@ def _cell(name: MetricName, value: float | None, mark: str = "") -> str:
 
 
 def _data_uri(path: Path, size: tuple[int, int]) -> str:
-    """A JPEG no larger than is shown; an input is enlarged to its original's size, pixel by pixel."""
+    """A JPEG of the displayed size. An input is enlarged to the size of its original by nearest neighbour."""
     image = Image.fromarray(np.ascontiguousarray(on_white(read_picture(path))))
     height, width = size
     scale = min(1.0, _SIDE / max(height, width))

@@ -1,4 +1,4 @@
-"""Which restored image belongs to which original: by path below the folder, without suffix."""
+"""Matches restored images with their originals, by path relative to the folder, without suffix."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -10,24 +10,24 @@ from xpsr_jax.errors import UserError
 from xpsr_jax.images.listing import list_inputs
 from xpsr_jax.images.reading import read_size
 
-# Where the sets that people share keep originals and inputs: ours and XPSR's; StableSR's, which SeeSR uses; BasicSR's.
+# The folders of originals and inputs in common sets: ours, XPSR's, StableSR's (also used by SeeSR), BasicSR's.
 REFERENCE_FOLDERS = ("HR", "test_HR", "gt", "GT")
 LR_FOLDERS = ("LR", "test_LR", "lq", "LQ")
-# What the folders of the paper's three sets are called, in any case.
+# Parts of the folder names of the paper's three sets, in lower case.
 SETS = {"drealsr": "DRealSR", "realsr": "RealSR", "div2k": "DIV2K-Val"}
-# As many pairs of names as are compared in a second or two.
+# This many pairs of names are compared in one or two seconds.
 _GUESSES = 50_000
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One original with what was made of it.
+    """One original with its restored images.
 
     Attributes:
-        name: path of the original below its folder.
-        reference: the original's file.
-        restored: a file for each of the methods, in their order.
-        lr: the input's file, if inputs were named.
+        name: path of the original, relative to its folder.
+        reference: file of the original.
+        restored: one file for each method, in the order of the methods.
+        lr: file of the input. None: inputs were not named, or this one is missing.
         size: (height, width) of the original and the restored images.
     """
 
@@ -39,9 +39,10 @@ class Comparison:
 
 
 def set_folders(folder: Path) -> tuple[Path, Path | None]:
-    """The folders of originals and of inputs of a set in a layout that is known; else the folder itself is originals.
+    """Returns the folder of originals and the folder of inputs of a set.
 
-    Known are, within `folder`, HR and LR, test_HR and test_LR, gt and lq.
+    Known layouts inside `folder` are HR and LR, test_HR and test_LR, gt and lq. In any other layout, `folder` itself
+    has the originals, and the folder of inputs is None.
     """
     for reference, lr in zip(REFERENCE_FOLDERS, LR_FOLDERS, strict=True):
         if (folder / reference).is_dir():
@@ -50,7 +51,7 @@ def set_folders(folder: Path) -> tuple[Path, Path | None]:
 
 
 def name_of_set(folder: Path) -> str | None:
-    """Which of the paper's sets a path looks like: StableSR's DrealSRVal_crop128, XPSR's RealSR_CenterCrop, …"""
+    """The set of the paper to which a path seems to belong, for example by StableSR's name DrealSRVal_crop128."""
     for part in reversed(folder.resolve().parts):
         for key, name in SETS.items():
             if key in part.lower().replace("_", "").replace("-", ""):
@@ -66,19 +67,19 @@ def match_images(
     least_side: int = 1,
     unreadable: dict[str, str] | None = None,
 ) -> list[Comparison]:
-    """Every original with its restored images, in natural order.
+    """Matches every original with its restored images, in natural order.
 
     Args:
         restored: folder of each method.
         reference: folder of originals.
-        lr: folder of inputs; not all of them need be there.
-        least_side: the shortest side, in pixels, that the metrics take.
-        unreadable: takes, by the original's name, why an image cannot be read; the original is then left out. None:
-            that is one more problem.
+        lr: folder of inputs. Some inputs may be missing.
+        least_side: the shortest side that the metrics accept, in pixels.
+        unreadable: a dict that collects the reasons why images cannot be read, by the original's name. These originals
+            are skipped. None: an unreadable image is a problem.
 
     Raises:
-        UserError: names all at once: missing, extra and probably misnamed images, and those of another size, too
-            small or unreadable.
+        UserError: some images are missing, extra, probably misnamed, too small, unreadable, or have another size. The
+            message lists all of them.
     """
     originals, problems = _by_stem(reference)
     sizes: dict[str, tuple[int, int]] = {}
@@ -91,7 +92,7 @@ def match_images(
             continue
         if min(sizes[stem]) < least_side:
             height, width = sizes[stem]
-            problems.append(f"too small: {path} has {width} x {height} pixels, the metrics take {least_side} a side")
+            problems.append(f"too small: {path} has {width} x {height} pixels, the metrics need {least_side} per side")
     files: dict[str, dict[str, Path]] = {}
     for method, folder in restored.items():
         files[method], ambiguous = _by_stem(folder)
@@ -104,7 +105,7 @@ def match_images(
         if not problems and len(broken) == len(originals):
             problems += broken.values()
     if problems:
-        summary = f"nothing was measured: {len(problems)} images do not fit:"
+        summary = f"nothing was measured: {len(problems)} images cannot be matched:"
         raise UserError(summary, *(f"  {problem}" for problem in problems))
     inputs = _by_stem(lr)[0] if lr is not None else {}
     return [
@@ -128,7 +129,7 @@ def _by_stem(folder: Path) -> tuple[dict[str, Path], list[str]]:
     for each in list_inputs([folder]):
         stem = composed(each.name.with_suffix("").as_posix())
         if stem in found:
-            problems.append(f"twice the same name: {found[stem]} and {each.path}")
+            problems.append(f"same name twice: {found[stem]} and {each.path}")
         found.setdefault(stem, each.path)
     return found, problems
 
@@ -139,11 +140,11 @@ def _compare_names(
     missing = [stem for stem in originals if stem not in restored]
     extra = {stem: path for stem, path in restored.items() if stem not in originals}
     problems = []
-    # Guessing compares all pairs of names. If hundreds do not match, the cause is not a slip of the finger.
+    # Guessing compares all pairs of names. If hundreds of names do not match, the cause is not a typing error.
     guess = extra if len(missing) * len(extra) <= _GUESSES else {}
     for stem in missing:
         if near := difflib.get_close_matches(stem, guess, n=1, cutoff=0.6):
-            problems.append(f"misnamed? {extra.pop(near[0])}: there is {originals[stem]}")
+            problems.append(f"misnamed? {extra.pop(near[0])} is similar to {originals[stem]}")
         else:
             problems.append(f"missing: {originals[stem]} has no image in {folder}")
     return problems + [f"extra: {path} has no original in {reference}" for path in extra.values()]
@@ -152,7 +153,7 @@ def _compare_names(
 def _compare_sizes(
     restored: Mapping[str, Path], sizes: Mapping[str, tuple[int, int]], broken: dict[str, str]
 ) -> list[str]:
-    """What has another size than its original; what cannot be read is put into `broken`."""
+    """Lists images that do not have the size of their original. Adds unreadable images to `broken`."""
     problems = []
     for stem in (stem for stem in sizes if stem in restored):
         try:
@@ -162,14 +163,14 @@ def _compare_sizes(
             continue
         if (height, width) != sizes[stem]:
             original = f"{sizes[stem][1]} x {sizes[stem][0]}"
-            problems.append(f"size: {restored[stem]} has {width} x {height} pixels, its original {original}")
+            problems.append(f"size: {restored[stem]} has {width} x {height} pixels, but its original has {original}")
     return problems
 
 
 def name_methods(folders: Sequence[Path]) -> dict[str, Path]:
-    """A short name for each folder of results: as much of the end of its path as tells it from the others.
+    """Gives each folder of results a short name: the end of its path, as long as needed to be unique.
 
-    Raises UserError if one is named twice.
+    Raises UserError if a folder is named twice.
     """
     parts = [folder.resolve().parts for folder in folders]
     if len(set(parts)) < len(parts):

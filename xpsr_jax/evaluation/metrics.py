@@ -1,9 +1,9 @@
-"""The four measures of a pair of images as functions of batches: jitted, and shared out among all devices.
+"""Four metrics for batches of image pairs: jitted, and computed on all devices.
 
-    xpsr_jax.dists(a, b)    # xpsr_jax.lpips, .psnr and .ssim likewise; imported from here when first used
+    xpsr_jax.dists(a, b)    # also xpsr_jax.lpips, .psnr and .ssim; imported from here at first use
 
-Images are RGB, 8-bit or float in [0, 1], of shape (b, h, w, 3), or (h, w, 3) for one pair. Values are float32. Weights
-are read once. In a function of one's own that is jitted, pass `Dists.load()` or `Lpips.load()` as an argument instead
+Images are RGB, 8-bit or float in [0, 1], with shape (b, h, w, 3), or (h, w, 3) for one pair. Values are float32.
+Weights are read once. In your own jitted function, pass `Dists.load()` or `Lpips.load()` as an argument instead
 (`perceptual`).
 """
 
@@ -26,43 +26,43 @@ RgbBatch = Shaped[Array, "*b h w 3"] | Shaped[np.ndarray, "*b h w 3"]
 
 @runtime_checkable
 class Metric(Protocol):
-    """What all four have: features of an image, which may be kept, and a distance of two images' features."""
+    """The interface of all four metrics: features of an image, which can be reused, and a distance of features."""
 
     def features(self, images: Float[Array, "b h w 3"], /) -> Any:
-        """What is compared of images in [0, 1]: a tree of arrays, whose form is the metric's own."""
+        """The features of images in [0, 1]: a tree of arrays. Its form depends on the metric."""
 
     def distance(self, a: Any, b: Any, /) -> Float[Array, "b"]:
-        """The metric's value for each pair, from the features of both. For PSNR and SSIM more is better."""
+        """The metric's value for each pair, from the features of both images. For PSNR and SSIM, higher is better."""
 
 
 def dists(a: RgbBatch, b: RgbBatch) -> Float[Array, "*b"]:
-    """DISTS (Ding et al., 2020) of each pair; 0 for equal images, smaller is better. Symmetric.
+    """DISTS (Ding et al., 2020) of each pair. 0 for equal images, lower is better. Symmetric.
 
     Raises:
-        ValueError: the shapes differ or are not of RGB images.
+        ValueError: the shapes differ or are not shapes of RGB images.
         UserError: the weights are not installed (`pip install 'xpsr-jax[metrics]'`).
     """
     return _of_pairs(_loaded("dists"), a, b, smallest=1)
 
 
 def lpips(a: RgbBatch, b: RgbBatch, *, net: Literal["alex", "vgg"] = "alex") -> Float[Array, "*b"]:
-    """LPIPS 0.1 (Zhang et al., 2018) of each pair; 0 for equal images, smaller is better. Raises as `dists` does."""
+    """LPIPS 0.1 (Zhang et al., 2018) of each pair. 0 for equal images, lower is better. Raises like `dists`."""
     metric = _loaded(f"lpips_{net}")
     return _of_pairs(metric, a, b, smallest=SMALLEST_SIDE["alexnet" if net == "alex" else "vgg16"])
 
 
 def psnr(a: RgbBatch, b: RgbBatch, *, channels: Channels = "y") -> Float[Array, "*b"]:
-    """Peak signal-to-noise ratio of each pair in dB, at most 80. `pixels` has the conventions. Raises ValueError."""
+    """Peak signal-to-noise ratio of each pair in dB, at most 80. `pixels` explains `channels`. Raises ValueError."""
     return _of_pairs(Psnr(channels), a, b, smallest=1)
 
 
 def ssim(a: RgbBatch, b: RgbBatch, *, channels: Channels = "y") -> Float[Array, "*b"]:
-    """Structural similarity of each pair (Wang et al., 2004); 1 for equal images. Raises ValueError."""
+    """Structural similarity of each pair (Wang et al., 2004). 1 for equal images. Raises ValueError."""
     return _of_pairs(Ssim(channels), a, b, smallest=11)
 
 
 def load_metric(name: Literal["lpips_alex", "lpips_vgg", "dists"]) -> Lpips | Dists:
-    """A perceptual metric for measuring: on a CPU with kernels transformed for speed. Raises UserError as `dists`."""
+    """Loads a perceptual metric for measuring. On a CPU, its kernels are transformed for speed. Raises like `dists`."""
     metric: Lpips | Dists = Dists.load() if name == "dists" else Lpips.load("alex" if name == "lpips_alex" else "vgg")
     return metric.for_cpu() if jax.default_backend() == "cpu" else metric
 
@@ -70,9 +70,9 @@ def load_metric(name: Literal["lpips_alex", "lpips_vgg", "dists"]) -> Lpips | Di
 def compare(
     metrics: tuple[Metric, ...], restored: Shaped[Array, "k b h w 3"], reference: Shaped[Array, "b h w 3"]
 ) -> Float[Array, "m k b"]:
-    """Every metric of k results for each of b references, whose features are computed once.
+    """Measures every metric of k results for each of b references. Features of a reference are computed once.
 
-    The references are shared out among all local devices; b need not be a multiple of their number.
+    The references are split over all local devices. b does not have to be a multiple of their number.
     """
     mesh = _mesh()
     count = reference.shape[0]
@@ -86,7 +86,7 @@ def compare(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _compare(mesh: jax.sharding.Mesh, metrics: tuple[Metric, ...], restored: Array, reference: Array) -> Array:
-    # Each device works on its own images and none waits for another.
+    # Each device works on its own images and does not wait for others.
     per_device = jax.shard_map(
         _compare_on_one_device,
         mesh=mesh,
@@ -110,19 +110,19 @@ def _compare_on_one_device(metrics: tuple[Metric, ...], restored: Array, referen
         )
         return distances
 
-    # One image after the other: VGG16's features of one take gigabytes as it is, and no core is idle meanwhile.
+    # One image after the other, because VGG16's features of one image already take gigabytes and use all cores.
     of_all: Array = jax.lax.map(of_reference, (restored.swapaxes(0, 1), reference))
     return of_all.transpose(2, 1, 0)
 
 
 def as_float(images: Array) -> Array:
-    """8-bit images in [0, 1]; float ones as they are."""
+    """Converts 8-bit images to [0, 1]. Float images are unchanged."""
     return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
 
 
 @functools.cache
 def _loaded(name: Literal["lpips_alex", "lpips_vgg", "dists"]) -> Lpips | Dists:
-    with jax.ensure_compile_time_eval():  # they outlive a function that is being traced
+    with jax.ensure_compile_time_eval():  # the weights outlive a function that is being traced
         return load_metric(name)
 
 
@@ -133,13 +133,15 @@ def _mesh() -> jax.sharding.Mesh:
 
 def _of_pairs(metric: Metric, a: RgbBatch, b: RgbBatch, *, smallest: int) -> Array:
     if a.shape != b.shape or a.ndim not in (3, 4) or a.shape[-1] != 3:
-        raise ValueError(f"Two RGB images, or batches, of one shape (b, h, w, 3) are needed, not {a.shape}, {b.shape}.")
+        raise ValueError(
+            f"Both must be RGB images or batches of equal shape (b, h, w, 3), not {a.shape} and {b.shape}."
+        )
     for images in (a, b):
         if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
-            raise ValueError(f"An image is 8-bit or float in [0, 1], not {images.dtype}.")
+            raise ValueError(f"An image must be 8-bit, or float in [0, 1], not {images.dtype}.")
     height, width = a.shape[-3:-1]
     if min(height, width) < smallest:
-        raise ValueError(f"{height} x {width} pixels are too few for this metric: it takes {smallest} x {smallest}.")
+        raise ValueError(f"{height} x {width} pixels are too few: this metric needs {smallest} x {smallest}.")
     if a.ndim == 3:
         return _of_pairs(metric, a[None], b[None], smallest=smallest)[0]
     return compare((metric,), jnp.asarray(a)[None], jnp.asarray(b))[0, 0]

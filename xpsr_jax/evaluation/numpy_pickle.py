@@ -1,4 +1,4 @@
-"""Reads pickles of numpy arrays safely. A pickle can run any code, so this reader knows arrays and nothing else."""
+"""Reads pickles of numpy arrays safely. A pickle can run any code, so this reader accepts only arrays."""
 
 import pickle
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-# All that a pickled array needs. Numpy moved its reconstruction function between modules, so an array is asked for it.
+# All globals that a pickled array needs. Numpy has moved its reconstruction function, so it is taken from an array.
 _RECONSTRUCT = np.empty(0).__reduce__()[0]
 _NUMPY_GLOBALS = {
     ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
@@ -17,12 +17,12 @@ _NUMPY_GLOBALS = {
 
 
 class _NumpyUnpickler(pickle.Unpickler):
-    """Builds containers of numpy arrays; refuses, before anything runs, whatever else a pickle asks for."""
+    """Builds containers of numpy arrays. If a pickle needs anything else, it is refused before any code runs."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a pickle calls by this name. Raises UnpicklingError unless an array needs it."""
+        """Returns the global with this name. Raises UnpicklingError unless numpy arrays need it."""
         if (module, name) not in _NUMPY_GLOBALS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, and only numpy arrays are read from a pickle")
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, but only numpy arrays are read from a pickle")
         return _NUMPY_GLOBALS[module, name]
 
 
@@ -30,10 +30,11 @@ def read_numpy_pickle(path: Path) -> Any:
     """Reads a pickle made of dicts, lists, strings, numbers and numpy arrays.
 
     Raises:
-        pickle.UnpicklingError: the file asks for anything else (it is named), or is damaged. None of its code has run.
+        pickle.UnpicklingError: the file needs anything else (the message names it), or is damaged. None of its code
+            has run.
     """
     with path.open("rb") as file:
         try:
             return _NumpyUnpickler(file).load()
-        except Exception as error:  # a damaged pickle can raise nearly anything
-            raise pickle.UnpicklingError(f"{path} was refused: {error or 'the file is cut short'}") from error
+        except Exception as error:  # a damaged pickle can raise almost any exception
+            raise pickle.UnpicklingError(f"{path} was refused: {error or 'the file is incomplete'}") from error

@@ -1,8 +1,8 @@
-"""LPIPS and DISTS: distances in a classifier's features, which follow human judgement better than pixels do.
+"""LPIPS and DISTS: distances between features of a classifier. They agree with human judgement better than pixels do.
 
-Both are differentiable and can be jitted; both are 0 for equal images, and smaller is better. Sizes need not be
-multiples of anything. Pass a metric to a jitted function as an argument (it is a pytree): closed over, its weights
-become constants, and the compiler spends long folding them.
+Both are differentiable and can be jitted. Both are 0 for equal images, and lower is better. Images may have any size.
+Pass a metric to a jitted function as an argument (it is a pytree). If the function closes over it, its weights become
+constants, and the compiler takes long to fold them.
 """
 
 import dataclasses
@@ -40,8 +40,8 @@ class Lpips:
     """Learned Perceptual Image Patch Similarity, version 0.1 (Zhang et al., 2018).
 
     Attributes:
-        net: which backbone; "alex" is the one to report, "vgg" the one to train with.
-        backbone: its weights.
+        net: the backbone. Use "alex" for reports and "vgg" for training.
+        backbone: weights of the backbone.
         heads: `head_<i>`, one non-negative weight for each channel of each feature map.
     """
 
@@ -57,7 +57,7 @@ class Lpips:
         return cls(net, load_backbone(_BACKBONE_OF[net]), load_file(_WEIGHTS / f"lpips_{net}.safetensors"))
 
     def for_cpu(self) -> "Lpips":
-        """The same for measuring on a CPU (`backbones.transform_kernels`)."""
+        """The same metric for measuring on a CPU (`backbones.transform_kernels`)."""
         return dataclasses.replace(self, backbone=transform_kernels(self.backbone))
 
     def __call__(self, a: Float[Array, "b h w 3"], b: Float[Array, "b h w 3"]) -> Float[Array, "b"]:
@@ -67,7 +67,7 @@ class Lpips:
             ValueError: the shapes differ, or are too small for the backbone.
         """
         _check_pair(a, b, SMALLEST_SIDE[_BACKBONE_OF[self.net]])
-        # Two passes rather than one over both: a constant target's half of the gradient is then never computed.
+        # Two passes instead of one over both, so that the gradient of a constant target is never computed.
         return self.distance(self.features(a), self.features(b))
 
     def distance(self, a: Features, b: Features) -> Float[Array, "b"]:
@@ -79,15 +79,15 @@ class Lpips:
         return distance
 
     def features(self, images: Float[Array, "b h w 3"]) -> Features:
-        """What is compared: the backbone's five feature maps, finest first."""
-        # LPIPS' own "scaling layer": the ImageNet statistics, for images in [-1, 1], as it rounds them.
+        """The features that are compared: the backbone's five feature maps, finest first."""
+        # LPIPS' "scaling layer": its rounded ImageNet statistics, for images in [-1, 1].
         shift, scale = jnp.array([-0.030, -0.088, -0.188]), jnp.array([0.458, 0.448, 0.450])
         x = (2 * images.astype(jnp.float32) - 1 - shift) / scale
         return alexnet_features(self.backbone, x) if self.net == "alex" else vgg16_features(self.backbone, x)
 
 
 def _unit_length(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """Divides each pixel's feature vector by its length. A zero vector stays zero, and its gradient finite."""
+    """Divides each pixel's feature vector by its length. A zero vector stays zero, and its gradient is finite."""
     square = jnp.sum(x**2, axis=-1, keepdims=True)
     length = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
     return x / (length + 1e-10)
@@ -98,12 +98,13 @@ def _unit_length(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
 class Dists:
     """Deep Image Structure and Texture Similarity (Ding et al., 2020): means and covariances of whole feature maps.
 
-    The images are compared at the size they are given in.
+    Images are not resized.
 
     Attributes:
         backbone: VGG16's weights.
-        alpha: weight of the texture (mean) term of every channel of the six stages, the image itself being the first.
-        beta: weight of the structure (covariance) term.
+        alpha: weight of the texture (mean) term of every channel of the six stages. The first stage is the image
+            itself.
+        beta: weight of the structure (covariance) term of every channel.
     """
 
     backbone: BackboneWeights
@@ -116,7 +117,7 @@ class Dists:
         return cls(load_backbone("vgg16"), **load_file(_WEIGHTS / "dists.safetensors"))
 
     def for_cpu(self) -> "Dists":
-        """The same for measuring on a CPU (`backbones.transform_kernels`)."""
+        """The same metric for measuring on a CPU (`backbones.transform_kernels`)."""
         return dataclasses.replace(self, backbone=transform_kernels(self.backbone))
 
     def __call__(self, a: Float[Array, "b h w 3"], b: Float[Array, "b h w 3"]) -> Float[Array, "b"]:
@@ -142,21 +143,21 @@ class Dists:
         return 1 - similarity / (jnp.sum(self.alpha) + jnp.sum(self.beta))
 
     def features(self, images: Float[Array, "b h w 3"]) -> Features:
-        """What is compared: the images themselves and VGG16's five feature maps, finest first."""
+        """The features that are compared: the images themselves and VGG16's five feature maps, finest first."""
         images = images.astype(jnp.float32)
         normalised = (images - jnp.array([0.485, 0.456, 0.406])) / jnp.array([0.229, 0.224, 0.225])
         return images, *vgg16_features(self.backbone, normalised, pool=l2_pool)
 
 
 def load_distance(name: Literal["lpips_alex", "lpips_vgg", "dists"]) -> Lpips | Dists:
-    """A perceptual distance by its name. Raises UserError if its weights are not installed."""
+    """Loads a perceptual distance by its name. Raises UserError if its weights are not installed."""
     if name == "dists":
         return Dists.load()
     return Lpips.load("alex" if name == "lpips_alex" else "vgg")
 
 
 def weight_files(metrics: Iterable[str]) -> list[Path]:
-    """The files that "lpips", "lpips_vgg" and "dists", of these names, read; other names have none."""
+    """The weight files of "lpips", "lpips_vgg" and "dists" among these names. Other metrics have no such files."""
     read: dict[str, tuple[BackboneName, str]] = {
         "lpips": ("alexnet", "lpips_alex"),
         "lpips_vgg": ("vgg16", "lpips_vgg"),
@@ -168,7 +169,7 @@ def weight_files(metrics: Iterable[str]) -> list[Path]:
 
 
 def l2_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ c"]:
-    """Halves a map without aliasing: the root of the squares, smoothed by a 3 x 3 Hanning window (DISTS)."""
+    """Halves a map without aliasing: the root of its squares after smoothing by a 3 x 3 Hanning window (DISTS)."""
 
     def smooth(square: Array, axis: int) -> Array:
         padded = jnp.pad(square, [(1, 1) if i == axis else (0, 0) for i in range(4)])
@@ -183,10 +184,10 @@ def l2_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ c"]:
 def _check_pair(a: Array, b: Array, smallest: int) -> None:
     if a.shape != b.shape or a.ndim != 4 or a.shape[-1] != 3:
         raise ValueError(
-            f"Two batches of RGB images of one shape (b, h, w, 3) are needed, not {a.shape} and {b.shape}."
+            f"Both must be batches of RGB images of equal shape (b, h, w, 3), not {a.shape} and {b.shape}."
         )
     height, width = a.shape[1:3]
     if min(height, width) < smallest:
         raise ValueError(
-            f"An image of {height} x {width} pixels is too small for this metric: {smallest} is the least."
+            f"An image of {height} x {width} pixels is too small: this metric needs at least {smallest} per side."
         )

@@ -1,7 +1,8 @@
-"""How the field measures: which metrics, on which channels, how much border is left out. By name, so a report says it.
+"""The protocols of the field: which metrics, on which channels, with how much of the border cropped.
 
-Sources, all public: the released script of XPSR (method §7), which makes every metric with pyiqa's defaults; for SeeSR,
-which has released no script, its paper and the authors' answers in its repository (issues 30 and 60).
+A protocol has a name, so that a report can state it. All sources are public. For XPSR: the released script (method §7),
+which creates every metric with pyiqa's defaults. For SeeSR, which has no released script: its paper, and the authors'
+answers in its repository (issues 30 and 60).
 """
 
 from dataclasses import dataclass
@@ -31,12 +32,12 @@ TITLES: dict[MetricName, str] = {
 
 @dataclass(frozen=True)
 class Protocol:
-    """One way of measuring.
+    """A protocol for measuring.
 
     Attributes:
-        name: as on the command line.
-        channels: what PSNR and SSIM compare (`pixels`).
-        border: pixels on each side that PSNR and SSIM leave out. All other metrics see whole images.
+        name: its name on the command line.
+        channels: the channels that PSNR and SSIM compare (`pixels`).
+        border: pixels that PSNR and SSIM ignore on each side. All other metrics see whole images.
         metrics: all of its metrics, in the order of its tables.
     """
 
@@ -52,10 +53,10 @@ class Protocol:
 
 
 PROTOCOLS: dict[str, Protocol] = {
-    # MANIQA is the one trained on KonIQ-10k, pyiqa's default.
+    # MANIQA is the version trained on KonIQ-10k, pyiqa's default.
     "xpsr": Protocol("xpsr", "y", 0, ("psnr", "ssim", "lpips", "dists", "fid", "niqe", "maniqa", "musiq", "clipiqa")),
-    # MANIQA is the one trained on PIPAL. Luma is the studio range's: the authors' PSNR of DRealSR, 28.17 dB, is what
-    # others measure with full range, 26.85, and 20 log10(255 / 219) = 1.32 dB.
+    # MANIQA is the version trained on PIPAL. Luma is in studio range: the authors' PSNR on DRealSR, 28.17 dB, equals
+    # the 26.85 dB that others measure with full range, plus 20 log10(255 / 219) = 1.32 dB.
     "seesr": Protocol(
         "seesr", "y", 4, ("psnr", "ssim", "lpips", "dists", "fid", "niqe", "maniqa_pipal", "musiq", "clipiqa")
     ),

@@ -1,4 +1,4 @@
-"""Scores and reports as files, and scores from elsewhere."""
+"""Writes scores and reports to files, and reads scores from elsewhere."""
 
 import importlib.metadata
 import json
@@ -24,13 +24,14 @@ from xpsr_jax.version import __version__
 
 
 def read_others(file: Path) -> dict[str, dict[MetricName, float]]:
-    """Scores by method and metric. Raises UserError if the file has anything else."""
+    """Reads scores by method and metric. Raises UserError if the file has anything else."""
     others: dict[str, dict[MetricName, float]] = {}
     for method, row in read_json(file).items():
         if not isinstance(row, dict):
             raise UserError(f'{file}: {method} must be an object such as {{"psnr": 28.1, "ssim": 0.79}}')
         if unknown := sorted(row.keys() - set(METRIC_NAMES)):
-            raise UserError(f"{file}: {method} has no metric {listed(unknown)}; known are {', '.join(METRIC_NAMES)}")
+            known = ", ".join(METRIC_NAMES)
+            raise UserError(f"{file}: {method} has an unknown metric: {listed(unknown)}; known metrics are {known}")
         for name, value in row.items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise UserError(f"{file}: {method}.{name} must be a finite number, not {str(value)[:60]}")
@@ -39,7 +40,7 @@ def read_others(file: Path) -> dict[str, dict[MetricName, float]]:
 
 
 def write_scores(file: Path, scores: Mapping[str, MethodScores]) -> None:
-    """Writes the scores of one method to `file`, those of several to a file each beside it."""
+    """Writes the scores of one method to `file`. The scores of several methods go to one file each, beside it."""
     for method, of_method in scores.items():
         name = f"{file.stem}-{method.replace('/', '-')}{file.suffix or '.json'}"
         write_text(_as_text(of_method.as_json()), file if len(scores) == 1 else file.with_name(name))
@@ -48,15 +49,15 @@ def write_scores(file: Path, scores: Mapping[str, MethodScores]) -> None:
 def write_report(
     folder: Path, result: Evaluation, comparisons: Sequence[Comparison], manifest: Mapping[str, Any]
 ) -> None:
-    """Writes scores.json (of several methods, one such file each), manifest.json, report.md and report.html.
+    """Writes scores.json (one file for each method if there are several), manifest.json, report.md and report.html.
 
     Args:
-      folder: where they go; files of these names are replaced.
+      folder: the folder for the files. Existing files with these names are replaced.
       result: the scores.
       comparisons: the pictures that the HTML report shows.
-      manifest: of `manifest_of`.
+      manifest: the result of `manifest_of`.
 
-    Raises UserError where the system refuses.
+    Raises UserError if the system refuses.
     """
     write_scores(folder / "scores.json", result.scores)
     write_text(_as_text(manifest), folder / "manifest.json")
@@ -67,7 +68,7 @@ def write_report(
 def manifest_of(
     restored: Sequence[Path], reference: Path, result: Evaluation, comparisons: Sequence[Comparison]
 ) -> dict[str, Any]:
-    """What it takes to measure the same again, and to see whether it was the same."""
+    """The information that is needed to repeat the measurement and to check that the files are the same."""
     packages = ["jax", "jaxlib", "numpy", "pillow"]
     packages += [] if set(result.metrics) <= set(NATIVE) else ["pyiqa", "torch"]
     folders = {method: str(folder) for method, folder in zip(result.scores, restored, strict=True)}

@@ -1,4 +1,4 @@
-"""Measures folders of restored images: batches of one size through the metrics, with files read ahead."""
+"""Measures folders of restored images, in batches of images of equal size. Files are read ahead."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,8 +29,8 @@ class MethodScores:
     """The scores of one method.
 
     Attributes:
-        images: name of each original -> metric -> score.
-        sets: metric -> score of the whole set (FID).
+        images: scores of each image: name of the original -> metric -> score.
+        sets: scores of the whole set (FID): metric -> score.
     """
 
     images: Mapping[str, Mapping[MetricName, float]]
@@ -38,7 +38,7 @@ class MethodScores:
 
     @property
     def mean(self) -> dict[MetricName, float]:
-        """The mean of every metric over the images, and the scores of the whole set."""
+        """The mean of every metric over the images, plus the scores of the whole set."""
         columns = list(next(iter(self.images.values())))
         return {name: float(np.mean([row[name] for row in self.images.values()])) for name in columns} | dict(self.sets)
 
@@ -56,13 +56,13 @@ class _Loaded:
 
 @dataclass
 class ImageReport:
-    """How the images were.
+    """How to handle unreadable images, and facts about the images that were read.
 
     Attributes:
-        on_error: "stop": an image that cannot be decoded ends the work; "skip": its original is left out, for all
+        on_error: "stop": an image that cannot be decoded ends the work. "skip": its original is skipped for all
             methods.
-        failed: why an original was left out, by its name.
-        transparent: how many originals, or what was restored of them, are transparent in places.
+        failed: the reason why an original was skipped, by its name.
+        transparent: number of originals that have transparent pixels, in themselves or in a restored image.
     """
 
     on_error: Literal["stop", "skip"] = "stop"
@@ -80,16 +80,20 @@ def score(
     on_images: Callable[[Sequence[str]], object] = lambda names: None,
     report: ImageReport | None = None,
 ) -> dict[str, MethodScores]:
-    """Every metric of every method on every image, as it is seen on white where it is transparent.
+    """Measures every metric of every method on every image. Transparent images are put on a white background.
 
     Args:
-        metrics: which; each is loaded before the first image is read.
-        batch_size: images that are in memory, and given to the devices, at once.
-        on_images: is called with the names of further originals that are done.
-        report: what to do about images that cannot be decoded, and what became of all; None: the first ends the work.
+        comparisons: the images.
+        methods: names of the methods, in the order of `Comparison.restored`.
+        protocol: the protocol.
+        metrics: the metrics. All are loaded before the first image is read.
+        batch_size: originals that are in memory, and on the devices, at the same time.
+        on_images: called with the names of the originals that were done since the last call.
+        report: how to handle images that cannot be decoded. It also collects facts about the images. None: the first
+            such image ends the work.
 
     Raises:
-        UserError: weights or a package are missing, or an image cannot be decoded, or none can.
+        UserError: weights or a package are missing, or an image cannot be decoded, or all images were skipped.
     """
     native = [name for name in metrics if name in NATIVE]
     measure_native = _native(native, protocol)
@@ -112,7 +116,7 @@ def score(
                 statistics[k] = new if old is None else old.merge(new)
         on_images([comparison.name for comparison in batch.comparisons])
 
-    # Batches were of one size each.
+    # Batches were grouped by size, so restore the original order.
     order = [comparison.name for comparison in comparisons if comparison.name not in report.failed]
     if len(order) < (2 if inception is not None else 1):
         raise UserError(f"nothing was measured: {next(iter(report.failed.values()))}")
@@ -126,12 +130,12 @@ def score(
 
 
 def default_batch_size() -> int:
-    """Images of 512 x 512 at once: one for each CPU device, eight for each accelerator."""
+    """The batch size for images of 512 x 512: one per CPU device, eight per accelerator."""
     return jax.local_device_count() * (1 if jax.default_backend() == "cpu" else 8)
 
 
 def _native(names: Sequence[MetricName], protocol: Protocol) -> Callable[[_Loaded], list[Float[np.ndarray, "k b"]]]:
-    """The metrics of JAX, on whole images or without the protocol's border."""
+    """Returns a function that measures the JAX metrics, on whole images or without the protocol's border."""
     border = protocol.border
     with_border: dict[MetricName, Metric] = {}
     cropped: dict[MetricName, Metric] = {}
@@ -158,7 +162,7 @@ def _native(names: Sequence[MetricName], protocol: Protocol) -> Callable[[_Loade
 
 
 def _batches(comparisons: Sequence[Comparison], batch_size: int, report: ImageReport) -> Iterator[_Loaded]:
-    """Of one size each; while one is measured, the next is read."""
+    """Yields batches of images of equal size. While one batch is measured, the next is read."""
     by_size: dict[tuple[int, int], list[Comparison]] = {}
     for comparison in comparisons:
         by_size.setdefault(comparison.size, []).append(comparison)
@@ -174,7 +178,7 @@ def _batches(comparisons: Sequence[Comparison], batch_size: int, report: ImageRe
 
 
 def _load(comparisons: Sequence[Comparison], readers: ThreadPoolExecutor, report: ImageReport) -> _Loaded | None:
-    """The images of those comparisons that can be read; None if none can."""
+    """Loads the images of all comparisons that can be read. None if no comparison can be read."""
     pending = [[readers.submit(_seen, path) for path in (each.reference, *each.restored)] for each in comparisons]
     loaded, read = [], []
     for comparison, futures in zip(comparisons, pending, strict=True):
@@ -195,6 +199,6 @@ def _load(comparisons: Sequence[Comparison], readers: ThreadPoolExecutor, report
 
 
 def _seen(path: Path) -> tuple[UInt8[np.ndarray, "h w 3"], bool]:
-    """An image as it is seen on white, and whether it is transparent anywhere."""
+    """An image on a white background, and whether it has transparent pixels."""
     picture = read_picture(path)
     return on_white(picture), picture.alpha is not None

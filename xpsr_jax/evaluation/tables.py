@@ -1,4 +1,4 @@
-"""Scores as tables: for the terminal, as Markdown, and with the rows of others."""
+"""Scores as tables, for the terminal and as Markdown. Scores from elsewhere can be shown beside them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,14 +14,14 @@ from xpsr_jax.evaluation.scoring import MethodScores
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that a report is made of.
+    """The content of a report.
 
     Attributes:
-        scores: of each method.
-        protocol: by which it was measured.
-        metrics: in the order of the tables.
-        set_name: one of the paper's sets, if the originals are known to be.
-        others: scores from elsewhere to stand beside, of each method, such as a paper's table.
+        scores: scores of each method.
+        protocol: the protocol of the measurement.
+        metrics: the metrics in the order of the tables.
+        set_name: name of the paper's set to which the originals belong. None: not known.
+        others: scores of other methods from elsewhere, for example from a paper's table.
     """
 
     scores: Mapping[str, MethodScores]
@@ -32,29 +32,29 @@ class Evaluation:
 
     @property
     def count(self) -> int:
-        """How many images were measured."""
+        """The number of images that were measured."""
         return len(next(iter(self.scores.values())).images)
 
 
 def title(name: MetricName) -> str:
-    """A metric as a column's head, with an arrow that says which way is better."""
+    """A metric's column header, with an arrow for the direction that is better."""
     return f"{TITLES[name]} {'↓' if name in LOWER_IS_BETTER else '↑'}"
 
 
 def digits(name: MetricName, value: float | None) -> str:
-    """A score with as many digits as papers give it."""
+    """Formats a score with the number of digits that is usual in papers."""
     if value is None:
         return "–"
     return f"{value:.{2 if name in ('psnr', 'fid', 'musiq', 'niqe') else 4}f}"
 
 
 def best(name: MetricName, values: Sequence[float]) -> float:
-    """The best of several scores in one metric."""
+    """The best of several scores of one metric."""
     return min(values) if name in LOWER_IS_BETTER else max(values)
 
 
 def other_rows(result: Evaluation) -> dict[str, dict[MetricName, float]]:
-    """The scores from elsewhere in the metrics that were measured."""
+    """The scores from elsewhere, restricted to the metrics that were measured."""
     rows = {
         method: {name: value for name, value in row.items() if name in result.metrics}
         for method, row in result.others.items()
@@ -63,7 +63,7 @@ def other_rows(result: Evaluation) -> dict[str, dict[MetricName, float]]:
 
 
 def print_scores(result: Evaluation, console: Console | None = None) -> None:
-    """The means, the best of several methods in bold, then the others' rows."""
+    """Prints the means, with the best of several methods in bold, and then the scores from elsewhere."""
     table = Table(title=heading(result), title_justify="left")
     table.add_column("", overflow="fold")
     for name in result.metrics:
@@ -84,18 +84,18 @@ def print_scores(result: Evaluation, console: Console | None = None) -> None:
 
 
 def _name(method: str) -> str:
-    """A method's name, which people choose, as text alone: it may look like Rich's markup."""
+    """A method's name as plain text. Users choose it, so it may look like Rich's markup."""
     return escape(printable(method))
 
 
 def heading(result: Evaluation) -> str:
-    """What was measured, in a line: set, number of images, protocol."""
+    """A line with the set, the number of images and the protocol."""
     of_set = f"{result.set_name}, " if result.set_name else ""
     return f"{of_set}{result.count} images, protocol {result.protocol.name}"
 
 
 def markdown(result: Evaluation, manifest: Mapping) -> str:
-    """The means, the others' rows, every image's scores and how they were made."""
+    """The report as Markdown: means, scores from elsewhere, scores of every image, protocol and versions."""
     columns = [title(name) for name in result.metrics]
     parts = [f"# {heading(result)}", _markdown_table(["", *columns], _mean_rows(result))]
     if rows := other_rows(result):
@@ -110,7 +110,7 @@ def markdown(result: Evaluation, manifest: Mapping) -> str:
 
 
 def describe_protocol(protocol: Protocol) -> str:
-    """A protocol in words."""
+    """Describes a protocol in words."""
     channels = {
         "y": "luma of BT.601 in its studio range",
         "y-full": "luma of BT.601 in full range",
