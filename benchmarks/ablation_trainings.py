@@ -1,13 +1,15 @@
-"""Short equal trainings of XPSR without one of its parts, on the small model: what benchmarks/ablations.py compares.
+"""Short, equal trainings of the small model, each without one part of XPSR. benchmarks/ablations.py compares them.
 
 python -m benchmarks.ablation_trainings --photos PHOTOS --output runs/study [--variants serial high] [--seeds 0]
 
-As the paper begins from Stable Diffusion, each begins from the shipped model's UNet, autoencoder and text encoder,
-frozen and without Conditional Attention; a new ControlNet (a copy of the UNet) and new Conditional Attention are
-trained. Unlike Stable Diffusion, that UNet was trained together with the whole XPSR, which may favour the variants that
-are like it. Variants of one seed see the same crops, degradations, noise and times in the same order; the photographs
-are those of configs/tiny.py without the ones held out. A training that was interrupted goes on; one that is done is
-checked to be of the same settings.
+The paper starts from Stable Diffusion. Here, each training starts from the shipped model's UNet, autoencoder and text
+encoder, frozen and without Conditional Attention. A new ControlNet (a copy of the UNet) and new Conditional Attention
+are trained. Unlike Stable Diffusion, this UNet was trained together with the whole XPSR. That may favour variants that
+are similar to it.
+
+Variants with the same seed see the same crops, degradations, noise and times in the same order. The photographs are
+those of configs/tiny.py without the held-out ones. An interrupted training is resumed. For a finished training, its
+settings are checked.
 """
 
 import dataclasses
@@ -40,9 +42,9 @@ class Arguments:
     Attributes:
         photos: Folder with the photographs and captions.jsonl.
         output: Folder of the runs.
-        variants: Of configs/ablations.py.
-        seeds: One training of each variant for each.
-        steps: Of each training.
+        variants: Names of variants in configs/ablations.py.
+        seeds: Each variant is trained once with each seed.
+        steps: Steps of each training.
     """
 
     photos: Path
@@ -62,7 +64,7 @@ def run(arguments: Arguments) -> int:
 
 
 def configure(arguments: Arguments, variant: str, seed: int) -> Config:
-    """The training of one variant; everything but the variant and the seed is the same in all."""
+    """The training of one variant. Only the variant and the seed differ between trainings."""
     own = tiny.config()
     shipped = read_config(CONTROLNET, MODEL / "controlnet")
     controlnet = dataclasses.replace(shipped, return_rgbs=True, use_latent_pred=True)
@@ -78,7 +80,7 @@ def configure(arguments: Arguments, variant: str, seed: int) -> Config:
             from_scratch=("controlnet",),
             controlnet=controlnet,
         ),
-        # Shorter than the small model's own training, so what warms up and what is averaged are shorter too.
+        # The training is shorter than the small model's own, so warmup and averaging are shorter too.
         optimizer=dataclasses.replace(own.optimizer, warmup=50, ema=0.99),
         validation=Validation(every=0),
         log_every=25,
@@ -88,7 +90,7 @@ def configure(arguments: Arguments, variant: str, seed: int) -> Config:
 
 
 def plain_diffusion(folder: Path) -> Path:
-    """The shipped model without what XPSR adds: no ControlNet, no Conditional Attention."""
+    """The shipped model without the parts that XPSR adds: no ControlNet, no Conditional Attention."""
     if not folder.is_dir():
         with new_folder(folder) as new:
             for name in ("vae", "text_encoder", "tokenizer", "scheduler", "unet"):

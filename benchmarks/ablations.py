@@ -1,15 +1,16 @@
-"""The shape of the paper's Tables 2 to 5 on the small model: what each part of XPSR is worth there.
+"""The paper's Tables 2 to 5 with the small model: the effect of each part of XPSR there.
 
 python -m benchmarks.ablations --photos PHOTOS --trained runs/study
 
-Tables 2 and 5 (captions, negative prompt) are settings of the shipped model, without its first stage. Tables 3 and 4
-(fusion, Degradation-Free Constraint) compare the trainings of benchmarks/ablation_trainings.py. All restore the same
-degraded crops, with the same noise, of photographs that neither they nor the shipped model saw. Each row is compared
-with the first of its table, crop by crop and seed by seed; 95% intervals are from a bootstrap that draws seeds,
-photographs and crops of each. XPSR's own choice is the first row. That it is the best one is what the paper argues for;
-its tables were not at hand. The last column says where these numbers agree.
+Tables 2 and 5 (captions, negative prompt) compare settings of the shipped model, without its first stage. Tables 3 and
+4 (fusion, Degradation-Free Constraint) compare the trainings of benchmarks/ablation_trainings.py. All restore the same
+degraded crops, with the same noise. The crops come from photographs that none of the models has seen.
 
-Writes scores/ROW.json (one for each row, which later runs do not measure again), ablations.md and ablations.png.
+Each row is compared with the first row of its table, crop by crop and seed by seed. The 95% intervals come from a
+bootstrap that draws seeds, photographs, and crops of each photograph. The first row is XPSR's own choice. The paper
+argues that this choice is the best. Its tables were not available. The last column says where these numbers agree.
+
+Writes scores/ROW.json (one file for each row; later runs do not measure it again), ablations.md and ablations.png.
 """
 
 import dataclasses
@@ -40,7 +41,7 @@ from xpsr_jax.inference.compilation import use_compilation_cache, with_fast_conv
 from xpsr_jax.inference.manifest import sha256
 
 BICUBIC = "bicubic"
-# What a difference is multiplied by in tables and plots, and how it is called in plots.
+# For each metric: the factor for its differences in tables and plots, and its label in plots.
 SHOWN = {
     "PSNR-Y": (1, "PSNR-Y, dB"),
     "SSIM-Y": (1e3, "SSIM-Y × 1000"),
@@ -60,10 +61,10 @@ class Row:
     """One line of a table.
 
     Attributes:
-      name: in the table.
-      variant: of configs/ablations.py, trained; None: the shipped model.
-      captions: what it is given of a crop's captions.
-      sampling: what it sets otherwise than the model.
+      name: its name in the table.
+      variant: the trained variant of configs/ablations.py. None: the shipped model.
+      captions: the part of a crop's captions that the model gets.
+      sampling: settings that differ from the model's own.
     """
 
     name: str
@@ -72,7 +73,7 @@ class Row:
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-# The first row of each is XPSR's choice.
+# The first row of each table is XPSR's choice.
 TABLES: dict[str, tuple[Row, ...]] = {
     "Table 2: captions": (
         Row("both captions"),
@@ -106,11 +107,11 @@ class Arguments:
 
     Attributes:
         photos: Folder with the photographs and captions.jsonl.
-        trained: What benchmarks/ablation_trainings.py wrote.
-        seeds: Of its trainings.
-        config: The training configuration that names the photographs it held out.
+        trained: Output folder of benchmarks/ablation_trainings.py.
+        seeds: Seeds of its trainings.
+        config: The training configuration that names the held-out photographs.
         crops: Crops of each photograph.
-        size: Of a crop, in pixels.
+        size: Side of a crop, in pixels.
         output: Folder to write to.
     """
 
@@ -146,7 +147,7 @@ def seeds_of(arguments: Arguments, row: Row) -> Sequence[int | None]:
 
 
 def scores_of(arguments: Arguments, row: Row, seed: int | None, crops: Sequence[Crop]) -> Scores:
-    """Measured, or read if that was done before."""
+    """The scores of one row: measured, or read from its file if they were measured before."""
 
     def restored() -> list[np.ndarray]:
         model = with_fast_convolutions(xpsr_jax.load(folder, first_stage="none"))
@@ -166,7 +167,10 @@ def scores_of(arguments: Arguments, row: Row, seed: int | None, crops: Sequence[
 def stored(
     arguments: Arguments, name: str, crops: Sequence[Crop], given: Any, restored: Callable[[], list[np.ndarray]]
 ) -> Scores:
-    """The scores of one row: from its file if that is of the same crops and `given`, or of `restored()`, into it."""
+    """The scores of one row. If its file is missing, the result of `restored()` is measured and written to the file.
+
+    Raises UserError if the file was made from other crops or another `given`.
+    """
     file = arguments.output / "scores" / f"{name.replace(' ', '_')}.json"
     pixels = hashlib.sha256(b"".join(image.tobytes() for crop in crops for image in (crop.original, crop.lr)))
     made_of = {"crops": [crop.name for crop in crops], "pixels": pixels.hexdigest(), "of": given}
@@ -176,12 +180,14 @@ def stored(
             new.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     record = json.loads(file.read_text(encoding="utf-8"))
     if record["made_of"] != made_of:
-        raise UserError(f"{file} is of other crops, captions, settings or weights: remove it, or name another --output")
+        raise UserError(
+            f"{file} was made with other crops, captions, settings or weights: remove it, or name another --output"
+        )
     return {metric: np.reshape(record[metric], (-1, arguments.crops)) for metric in METRICS}
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """Of each file of a model."""
+    """The SHA-256 of each file of a model."""
     found = {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
     if not found:
         raise UserError(f"{folder}: no such model; make it with: python -m benchmarks.ablation_trainings")
@@ -193,14 +199,14 @@ def differences(row: Sequence[Scores], first: Sequence[Scores], metric: str) -> 
 
 
 def verdict(low: float, high: float, *, higher_is_better: bool) -> str:
-    """Of a row's difference from XPSR's own choice: ✓ that is better, ✗ it is worse, = neither is shown."""
+    """The mark for a row's difference from XPSR's own choice: ✓ XPSR's choice is better, ✗ it is worse, = undecided."""
     if low <= 0 <= high:
         return "="
     return "✓" if (high < 0) == higher_is_better else "✗"
 
 
 def markdown(title: str, rows: Mapping[str, Sequence[Scores]], bicubic: Scores) -> str:
-    """A table: means of the first row and of bicubic enlargement, differences of the others from the first."""
+    """A table: means of the first row and of bicubic enlargement, and differences of the other rows from the first."""
     (name, first), *others = rows.items()
     lines = [f"**{title}**\n", "| | " + " | ".join(f"{metric} ({METRICS[metric]} is better)" for metric in METRICS)]
     lines[-1] += " | XPSR's choice is better |"
@@ -227,10 +233,10 @@ def markdown(title: str, rows: Mapping[str, Sequence[Scores]], bicubic: Scores) 
 
 
 def plot(tables: Mapping[str, Mapping[str, Sequence[Scores]]], file: Path) -> None:
-    """A row of panels for each table, a panel for each metric: differences from the table's first row, and intervals.
+    """Plots the differences from each table's first row, with intervals. Each table is a row of panels, one per metric.
 
-    Intervals without 0 are blue, others grey; orange are the seeds. Metrics of which less is better are drawn with
-    their axis reversed: right of the line is better than XPSR's choice.
+    Intervals that exclude 0 are blue, others are grey. Seeds are orange. If lower is better for a metric, its axis is
+    reversed. So right of the line is always better than XPSR's choice.
     """
     figure = Figure(figsize=(15, 9), layout="constrained")
     panels = figure.subplots(len(tables), len(METRICS), squeeze=False, sharey="row")

@@ -1,18 +1,20 @@
-"""What the accelerator of this machine does with XPSR at full size. Nothing is downloaded: all weights are random.
+"""Measures XPSR at full size on this machine's accelerator. Nothing is downloaded: all weights are random.
 
     python -m benchmarks.accelerator --json accelerator.json
-    python -m benchmarks.accelerator --size reduced        tries the command itself in a minute, on a CPU too
+    python -m benchmarks.accelerator --size reduced        tests the command in a minute, also on a CPU
 
-In bfloat16, on one device:
+It runs in bfloat16, on one device:
 
-- the product of two large matrices, which shows what the device reaches;
-- every attention kernel at the sizes of the networks' layers, values and gradients, against "plain" in float32;
+- the product of two large matrices, which shows the speed that the device can reach;
+- every attention kernel at the sizes of the networks' layers, values and gradients, compared with "plain" in float32;
 - guided sampling steps of one picture, the decoder and a training step, as sample.py and train.py run them;
-- with torch and diffusers there, the stock UNet of Stable Diffusion 1.5 of both sides, two samples, taking turns.
+- if torch and diffusers are installed: the stock UNet of Stable Diffusion 1.5, ours and PyTorch's, two samples, in
+  turn.
 
-Seconds are medians, without compilation. "Of peak" are the products and sums that XLA counts in a program, of what the
-device's maker states (where it is known here) and of what the first row reached. Memory is the compiler's own count.
-Exit code 1: an attention kernel is wrong or fails, or a program cannot run.
+Seconds are medians without compilation. "Of peak" is the program's rate of products and sums (as counted by XLA),
+divided by the rate that the device's maker states, if it is known here. "Of product" is the same rate, divided by the
+rate of the first row. Memory is the compiler's own count. Exit code 1: an attention kernel is wrong or fails, or a
+program cannot run.
 """
 
 import dataclasses
@@ -26,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-# PyTorch needs memory too. Before anything imports jax.
+# PyTorch needs memory too, so JAX must not allocate all of it. This must be set before jax is imported.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
@@ -37,8 +39,8 @@ from benchmarks.command_line import command_line
 from xpsr_jax.inference.compilation import use_tpu_flags
 from xpsr_jax.models.configs import Kernel
 
-# Peaks of dense bfloat16 products a second, by a part of the device's name. NVIDIA's data sheets; Google's pages of the
-# chips, as in xpsr_jax.pods.chips.
+# Peak rates of dense bfloat16 operations per second, by a part of the device's name. From NVIDIA's data sheets and
+# Google's pages of the chips, as in xpsr_jax.pods.chips.
 PEAKS = {
     "H200": 989e12,
     "H100": 989e12,
@@ -54,7 +56,7 @@ KERNELS: dict[str, tuple[Kernel, ...]] = {
     "gpu": ("plain", "chunked", "two_pass", "cudnn"),
     "tpu": ("plain", "chunked", "two_pass", "flash"),
 }
-# A kernel's error may be so many times that of "plain" in bfloat16, or this part of the values' range.
+# A kernel's error may be at most TIMES the error of "plain" in bfloat16, or PART of the range of the values.
 TIMES, PART = 3.0, 2e-2
 
 
@@ -63,7 +65,7 @@ class Arguments:
     """The command line.
 
     Attributes:
-        size: Of the networks: as they are, or so small that a CPU runs them in a minute.
+        size: Size of the networks. full: their real size. reduced: so small that a CPU runs them in a minute.
         json: File to write the figures to.
     """
 
@@ -73,15 +75,15 @@ class Arguments:
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of one program; None: not measured.
+    """The measurements of one program. None: not measured.
 
     Attributes:
-        name: of the program.
-        seconds: of a run.
-        flops: of a run.
-        memory: bytes.
-        compile_seconds: of compilation.
-        error: of a kernel, a part of its values' range.
+        name: name of the program.
+        seconds: seconds of a run.
+        flops: products and sums of a run.
+        memory: memory in bytes.
+        compile_seconds: seconds of compilation.
+        error: error of a kernel, relative to the range of its values.
         failure: why there are no figures, or what is wrong.
     """
 
@@ -116,7 +118,7 @@ def run(arguments: Arguments) -> int:
 
 
 def measured(sizes: programs.Sizes, platform: str) -> Iterator[Row]:
-    """A row after the other, as soon as it is there."""
+    """Yields each row as soon as it is measured."""
     yield measure("product of matrices", lambda: programs.product(sizes))
     for shape in sizes.attentions:
         for gradient in (False, True):
@@ -125,12 +127,12 @@ def measured(sizes: programs.Sizes, platform: str) -> Iterator[Row]:
     yield measure("decoder", lambda: programs.decoder(sizes))
     if importlib.util.find_spec("torch") and importlib.util.find_spec("diffusers"):
         yield from stock_unets(sizes)
-    # The last one: what does not fit may leave the device's memory in pieces.
+    # This is the last row, because a program that does not fit may leave the device's memory fragmented.
     yield measure(f"training step, batch {sizes.config.batch_size}", lambda: programs.training_step(sizes))
 
 
 def stock_unets(sizes: programs.Sizes) -> Iterator[Row]:
-    """Ours and PyTorch's; one row that says why, where an installation of these packages is broken."""
+    """Our UNet and PyTorch's. If the installation of these packages is broken, one row that says why."""
     try:
         from benchmarks.accelerator_stock import stock
 
@@ -142,7 +144,7 @@ def stock_unets(sizes: programs.Sizes) -> Iterator[Row]:
 def attentions(
     shape: tuple[int, int, int], heads: int, kernels: tuple[Kernel, ...], *, gradient: bool
 ) -> Iterator[Row]:
-    """Each kernel at one size; "plain" is the first of them. The work of all is counted as its."""
+    """Each kernel at one size. "plain" is the first. Its count of operations is used for all kernels."""
     queries, keys, features = shape
     allowed, flops = PART, None
     for kernel in kernels:
@@ -165,11 +167,11 @@ def attentions(
 
 
 def measure(name: str, prepare: Callable[[], programs.Prepared]) -> Row:
-    """Compiles and times a program. What fails is a row too: the rest may still run."""
+    """Compiles and times a program. A failure is returned as a row, because the other programs may still run."""
     try:
         program = prepare()
         seconds = programs.seconds_of(program.run)
-    except (RuntimeError, NotImplementedError, ValueError) as error:  # JAX's errors are of the first kind
+    except (RuntimeError, NotImplementedError, ValueError) as error:  # JAX's errors are RuntimeErrors
         return Row(name, failure=first_line(error))
     return Row(name, seconds, program.flops, program.memory, program.compile_seconds)
 
@@ -179,7 +181,7 @@ def first_line(error: Exception) -> str:
 
 
 def reached(rows: list[Row]) -> float | None:
-    """Products and sums a second of the first row."""
+    """Products and sums per second of the first row."""
     first = rows[0]
     return first.flops / first.seconds if first.flops and first.seconds else None
 

@@ -1,4 +1,4 @@
-"""The programs of benchmarks/accelerator.py: what sample.py and train.py run, upon random arrays."""
+"""The programs of benchmarks/accelerator.py: those of sample.py and train.py, with random arrays."""
 
 import dataclasses
 import functools
@@ -26,13 +26,13 @@ RNG = np.random.default_rng(0)
 
 
 class Sizes(NamedTuple):
-    """What is run.
+    """The sizes of all programs.
 
     Attributes:
-      config: its networks, its batch of training and its crops, which are the size of the restored pictures too.
-      matrix: side of the square matrices whose product shows what the device can do.
+      config: networks, batch of training, and crops. The restored pictures have the size of the crops.
+      matrix: side of the square matrices whose product shows the speed that the device can reach.
       attentions: (queries, keys, features of a head) of the networks' attention layers.
-      heads: of these.
+      heads: heads of these layers.
       steps: sampling steps that are timed.
     """
 
@@ -51,7 +51,7 @@ FULL = Sizes(
     heads=8,
     steps=10,
 )
-# One level: attention in the mid block, Conditional Attention in the decoder.
+# One level, with attention in the mid block and Conditional Attention in the decoder.
 _UNET = UNetConfig(
     block_out_channels=(8,),
     down_block_types=("DownBlock2D",),
@@ -93,10 +93,10 @@ class Prepared(NamedTuple):
     """A compiled program with its arrays.
 
     Attributes:
-      run: runs it once, to the end.
-      flops: products and sums of a run as XLA counts them in what it is given.
-      memory: bytes of its arrays and of what it needs beside them.
-      compile_seconds: of compilation.
+      run: runs it once and waits for the end.
+      flops: products and sums of a run, as XLA counts them before compilation.
+      memory: bytes of its arrays and of its temporaries.
+      compile_seconds: seconds of compilation.
     """
 
     run: Callable[[], object]
@@ -106,7 +106,7 @@ class Prepared(NamedTuple):
 
 
 def seconds_of(run: Callable[[], object], *, least: float = 1.0, runs: int = 20) -> float:
-    """The median of several runs, after one that does not count."""
+    """The median seconds of several runs, after one run that does not count."""
     run()
     found: list[float] = []
     while len(found) < 3 or (sum(found) < least and len(found) < runs):
@@ -117,7 +117,7 @@ def seconds_of(run: Callable[[], object], *, least: float = 1.0, runs: int = 20)
 
 
 def filled(shapes: Any) -> Any:
-    """Random arrays of these shapes, small enough that networks stay finite; whole numbers are 0."""
+    """Random arrays of these shapes. Values are so small that networks stay finite. Integers are 0."""
     values = RNG.standard_normal(2**18 + 1, np.float32)
 
     def fill(shape: jax.ShapeDtypeStruct) -> Array:
@@ -130,7 +130,13 @@ def filled(shapes: Any) -> Any:
 
 
 def compiled(lowered: jax.stages.Lowered, run: Callable[[jax.stages.Compiled], object], *, rounds: int = 1) -> Prepared:
-    """Compiles a program. `run` calls it with its arrays; `rounds`: of its loop, whose body XLA counts once."""
+    """Compiles a program.
+
+    Args:
+      lowered: the program.
+      run: calls the compiled program with its arrays.
+      rounds: rounds of the program's loop. XLA counts the body of a loop only once.
+    """
     begin = time.perf_counter()
     program = lowered.compile()
     seconds = time.perf_counter() - begin
@@ -144,14 +150,16 @@ def compiled(lowered: jax.stages.Lowered, run: Callable[[jax.stages.Compiled], o
 
 
 def product(sizes: Sizes) -> Prepared:
-    """A product of two square matrices: what the device reaches at best."""
+    """A product of two square matrices, which shows the speed that the device can reach."""
     shape = jax.ShapeDtypeStruct((sizes.matrix, sizes.matrix), jnp.bfloat16)
     pair = filled((shape, shape))
     return compiled(jax.jit(jnp.matmul).lower(*pair), lambda program: program(*pair))
 
 
 def attended(kernel: Kernel, sizes: tuple[int, int, int], heads: int, *, gradient: bool) -> tuple[Prepared, float]:
-    """One layer of attention, two samples, and its error: how far it is from "plain" in float32, of its range."""
+    """One attention layer for two samples, and its error: the largest difference from "plain" in float32, relative to
+    the range of the values.
+    """
     queries, keys, features = sizes
     q, k, v, weights = (
         jnp.asarray(RNG.standard_normal((2, length, heads, features)), jnp.bfloat16)
@@ -181,7 +189,7 @@ def attended(kernel: Kernel, sizes: tuple[int, int, int], heads: int, *, gradien
 
 
 def guided_steps(sizes: Sizes) -> Prepared:
-    """Steps of one picture with both halves of guidance, as `inference.restore.Restorer` runs them."""
+    """Guided steps of one picture, with both halves, as `inference.restore.Restorer` runs them."""
     config = dataclasses.replace(sizes.config, batch_size=1)
     program = programs.sampling_step(config, one_device())
     form, sampler, shapes, state, first, last = program.arguments
@@ -195,7 +203,7 @@ def guided_steps(sizes: Sizes) -> Prepared:
 
 
 def decoder(sizes: Sizes) -> Prepared:
-    """A picture from its latents."""
+    """Decodes one picture from its latents."""
     config, compute = sizes.config.networks.autoencoder, Compute(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
     graph, weights = nnx.split(abstract(NETWORKS["autoencoder"], config, compute=compute))
     side = sizes.config.data.crop_size // 2 ** (len(config.block_out_channels) - 1)
@@ -206,7 +214,7 @@ def decoder(sizes: Sizes) -> Prepared:
 
 
 def training_step(sizes: Sizes) -> Prepared:
-    """A step as `training.loop.train` runs it. Its state is given back, so each run goes on from the one before."""
+    """A training step as `training.loop.train` runs it. Each run continues from the state of the run before."""
     program = programs.train_step(sizes.config, one_device())
     held: list[Any] = []
 
@@ -222,5 +230,5 @@ def training_step(sizes: Sizes) -> Prepared:
 
 
 def one_device() -> jax.sharding.Mesh:
-    """The mesh of the first device alone."""
+    """A mesh of only the first device."""
     return sharding.make_mesh(Mesh(), jax.local_devices()[:1])

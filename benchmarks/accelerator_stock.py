@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5's stock UNet of both sides, for benchmarks/accelerator.py: ours and PyTorch's, taking turns."""
+"""Times the stock UNet of Stable Diffusion 1.5 for benchmarks/accelerator.py: ours and PyTorch's, in turn."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ ROUNDS = 3
 
 
 def stock(sizes: Sizes) -> dict[str, float]:
-    """Seconds of the forward pass by name, two samples in bfloat16: the least of the rounds' medians."""
+    """Seconds of the forward pass of two samples in bfloat16, by name: the smallest of the rounds' medians."""
     config = sizes.config.networks.unet
     config = type(config)(**{**vars(config), "conditional_attention": False})
     side = sizes.config.data.crop_size // 8

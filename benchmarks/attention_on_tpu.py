@@ -1,12 +1,14 @@
-"""What the compiler says of each kernel of attention on a TPU chip, which need not be there.
+"""Prints the compiler's estimates for each attention kernel on a TPU chip. No TPU is needed.
 
     pip install "xpsr-jax" "jax[tpu]"
     python -m benchmarks.attention_on_tpu
 
-bfloat16, the self-attention of Stable Diffusion's two finest levels at 512 x 512 pixels, two samples a chip of v5e:2x2:
-the values, and their gradients by all three inputs. "splash" is JAX's Pallas kernel of that name, with a mask that
-leaves everything in. Of Pallas kernels XLA sees nothing: their part of the estimate is the time that the products and
-bytes which they state take at the least, and a kernel that states nothing counts as no time at all.
+The programs are the self-attention of Stable Diffusion's two finest levels at 512 x 512 pixels, in bfloat16, with two
+samples per chip of v5e:2x2: the values, and their gradients with respect to all three inputs. "splash" is JAX's Pallas
+kernel of that name, with a mask that masks nothing.
+
+XLA cannot see into Pallas kernels. For them, the estimate uses the least time for the products and bytes that the
+kernel states. A kernel that states none counts as zero time.
 """
 
 import functools
@@ -30,7 +32,7 @@ Attend = Callable[[Array, Array, Array], Array]
 
 
 def splash(q: Array, k: Array, v: Array) -> Array:
-    """softmax(q kᵀ / √d) v by JAX's splash attention; heads are filled up with zeros to what it takes."""
+    """softmax(q kᵀ / √d) v by JAX's splash attention. Heads are padded with zeros to the size that it needs."""
     n, heads, features = q.shape[1:]
     mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.FullMask((n, n)) for _ in range(heads)])
     kernel = splash_attention_kernel.make_splash_mha_single_device(mask)
@@ -49,7 +51,7 @@ KERNELS: dict[str, Attend] = {
 
 
 def gradients(attend: Attend) -> Callable[[Array, Array, Array], tuple[Array, ...]]:
-    """By queries, keys and values, of the sum of squares, so that all of the result counts."""
+    """Gradients of the sum of squares with respect to queries, keys and values, so that the whole result counts."""
     return jax.grad(lambda *inputs: (attend(*inputs).astype(jnp.float32) ** 2).sum(), argnums=(0, 1, 2))
 
 

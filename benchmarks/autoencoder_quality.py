@@ -1,10 +1,10 @@
-"""Measures what autoencoders leave of photographs that no stage saw, and how long they take to decode one.
+"""Measures how well autoencoders reproduce photographs that no training stage has seen, and how long decoding takes.
 
 python benchmarks/autoencoder_quality.py --photos PHOTOS [MORE] --models MODEL [RUN ...]
 
-512 x 512 crops of the photographs that configs/tiny.py holds out, the same as in benchmarks/tiny_quality.py, are
-encoded and decoded. A model is a model folder, an autoencoder's own folder, or a training's run, of which the newest
-checkpoint is taken.
+It encodes and decodes 512 x 512 crops of the photographs that configs/tiny.py holds out, the same crops as in
+benchmarks/tiny_quality.py. A model is a model folder, the folder of an autoencoder alone, or a training run, of which
+the newest checkpoint is used.
 """
 
 import sys
@@ -27,10 +27,10 @@ class Arguments:
 
     Attributes:
         photos: Folders with the photographs, each with its captions.jsonl.
-        models: What has an autoencoder.
-        config: The training configuration that names the photographs it held out.
-        half: Of these the half to choose settings on, or the one to report.
-        photographs: So many of these, the first; 0: all.
+        models: Model folders, autoencoder folders or training runs.
+        config: The training configuration that names the held-out photographs.
+        half: The half of these photographs: choose settings with it, or report results on it.
+        photographs: Use only that many of these photographs, from the first on; 0: all.
         crops: Crops of each photograph.
         size: Side of the crops, in pixels.
     """
@@ -57,7 +57,7 @@ def run(arguments: Arguments) -> None:
         autoencoder = load_network(AUTOENCODER, source.networks["autoencoder"]())
         images[str(path)], seconds[str(path)] = reconstruct(autoencoder, crops)
     scores = measure_crops(crops, images, metrics=JUDGES)
-    print(f"{len(crops)} crops of {len(names)} photographs, the half to {arguments.half}; seconds of decoding\n")
+    print(f"{len(crops)} crops of {len(names)} photographs, the half to {arguments.half}; seconds are for decoding\n")
     print(markdown(scores, [crop.name for crop in crops], seconds))
 
 

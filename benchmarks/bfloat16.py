@@ -1,9 +1,9 @@
-"""Measures how far restoring in bfloat16 is from float32, and whether it is worse.
+"""Measures how much results in bfloat16 differ from results in float32, and whether they are worse.
 
     python -m benchmarks.bfloat16 --photos PHOTOS
 
-The crops are those of benchmarks/tiny_quality.py, the model is without a first stage. Prints how far apart the two
-results of one image and seed are, and how near each is to the original.
+The crops are those of benchmarks/tiny_quality.py. The model's first stage is not used. Prints the difference between
+the two results of the same image and seed, and the distance of each from the original.
 """
 
 import sys
@@ -28,7 +28,7 @@ class Arguments:
     Attributes:
         photos: Folder with the photographs and captions.jsonl.
         model: Model folder.
-        config: The training configuration that names the photographs it held out.
+        config: The training configuration that names the held-out photographs.
         crops: Crops of each photograph.
     """
 

@@ -1,16 +1,17 @@
-"""How well measured captions tell degradations apart, and what they are worth to the small model.
+"""Measures how well measured captions distinguish degradations, and how much they help the small model.
 
 python -m benchmarks.captions --photos PHOTOS
 
-First, crops of all photographs are degraded: once by the whole degradation (method §9), and once each by nothing but
-the drawn blur, noise and JPEG. Spearman's rank correlation says whether `xpsr_jax.caption.measured` ranks the degraded
-images by what was drawn. Measures of scikit-image are beside it (the one of noise needs PyWavelets).
+First, crops of all photographs are degraded: once by the whole degradation (method §9), and once each by only the drawn
+blur, only the noise and only the JPEG. Spearman's rank correlation tells whether `xpsr_jax.caption.measured` ranks the
+degraded images in the order of the drawn strengths. Measures of scikit-image are shown for comparison (its measure of
+noise needs PyWavelets).
 
 Then the small model, without its first stage, restores crops of held-out photographs (those of
-benchmarks/tiny_quality.py) with low-level captions from the drawn degradation, from measurements, and with none.
+benchmarks/tiny_quality.py). It uses low-level captions from the drawn degradation, from measurements, and none.
 Differences are paired, with 95% intervals from a bootstrap over the photographs and the crops of each.
 
---calibrate prints the table of edges that measured.py has, from the photographs that the small model was trained on.
+--calibrate prints the table of edges for measured.py, from the photographs with which the small model was trained.
 """
 
 import dataclasses
@@ -66,13 +67,13 @@ class Arguments:
     Attributes:
         photos: Folder with the photographs and captions.jsonl.
         model: Model folder.
-        config: The training configuration that names the photographs it held out.
+        config: The training configuration that names the held-out photographs.
         output: Folder to write to.
         degraded: Degraded crops of each photograph, for the correlations.
         crops: Crops of each held-out photograph, to restore.
-        size: Of those, in pixels.
+        size: Side of these crops, in pixels.
         steps: Sampling steps.
-        only: One of the two parts.
+        only: Run only one of the two parts.
         calibrate: Print the table of edges, and nothing else.
     """
 
@@ -90,7 +91,7 @@ class Arguments:
 
 @dataclass(frozen=True)
 class Degraded:
-    """An LR image, which photograph it is of, what was drawn for it and what was measured on it."""
+    """An LR image, the index of its photograph, its drawn degradation and its measured quality."""
 
     lr: RgbImage
     photo: int
@@ -160,13 +161,13 @@ def correlate(arguments: Arguments) -> tuple[str, dict[str, float]]:
         grades.append(f"| {what} | {(off == 0).mean():.0%} | {(off <= 1).mean():.0%} | {', '.join(counts)} |")
     heading = (
         f"{len(crops)} crops of {len(list_images(arguments.photos))} photographs, 512 → 128. Degrading and measuring "
-        f"took {milliseconds:.0f} ms a crop."
+        f"took {milliseconds:.0f} ms per crop."
     )
     return "\n\n".join((heading, "\n".join(rows), "\n".join(grades))) + "\n", numbers
 
 
 def looks(what: str) -> Measure:
-    """What training's captions say of the drawn degradation."""
+    """The value for the drawn degradation in the captions of training."""
     return lambda each: getattr(appearance(each.drawn), what)
 
 
@@ -188,7 +189,7 @@ def jpeg_first(each: Degraded) -> bool:
 
 
 def cut(photos: Path, names: Sequence[str], count: int) -> list[tuple[RgbImage, tuple[int, int]]]:
-    """Crops of 512 pixels at fixed places, each with a seed of its own."""
+    """Crops of 512 pixels at fixed positions, each with its own seed."""
     crops = []
     for i, name in enumerate(names):
         photo = read_image(photos / name)
@@ -202,9 +203,9 @@ def cut(photos: Path, names: Sequence[str], count: int) -> list[tuple[RgbImage, 
 
 
 def _only(drawn: Drawn, *kept: str) -> Drawn:
-    """The draw with only these steps, and without any resize but the last."""
-    gone: dict[str, Any] = {step: None for step in ("blur", "noise", "jpeg_quality") if step not in kept}
-    first, second = (replace(stage, scale=1.0, **gone) for stage in (drawn.first, drawn.second))
+    """The drawn degradation with only these steps, and with only the last resize."""
+    removed: dict[str, Any] = {step: None for step in ("blur", "noise", "jpeg_quality") if step not in kept}
+    first, second = (replace(stage, scale=1.0, **removed) for stage in (drawn.first, drawn.second))
     if "blur" not in kept:
         drawn = replace(drawn, sinc=None, final_mode="area")
     return replace(drawn, first=first, second=second)
@@ -229,7 +230,8 @@ def degrade(crops: Sequence[tuple[RgbImage, tuple[int, int]]], keep: Callable[[D
 
 
 def blur_by_skimage(each: Degraded) -> float:
-    return float(blur_effect(cv2.cvtColor(each.lr, cv2.COLOR_RGB2GRAY) / 255, h_size=3))  # better here than 11
+    # 3 is better here than the default 11.
+    return float(blur_effect(cv2.cvtColor(each.lr, cv2.COLOR_RGB2GRAY) / 255, h_size=3))
 
 
 def noise_by_skimage(each: Degraded) -> float:
@@ -256,7 +258,7 @@ def compare(arguments: Arguments) -> tuple[str, CropScores]:
     metrics = ("LPIPS (alex)", "DISTS")
     lines = [
         f"{len(crops)} crops of {len({crop.name for crop in crops})} held-out photographs, {arguments.steps} steps. "
-        "Lower is better; below 0, the row is better than no low-level caption.",
+        "Lower is better. Below 0, the row is better than no low-level caption.",
         "",
         "| low-level caption | " + " | ".join(f"{metric} | against none, × 1000" for metric in metrics) + " |",
         "|---" * (1 + 2 * len(metrics)) + "|",
@@ -281,7 +283,7 @@ WORDS: dict[str, Callable[[Crop], str]] = {
 
 
 def between(scores: CropScores, name: str, other: str, metric: str, crops: int) -> str:
-    """The mean difference of two rows and its interval, × 1000."""
+    """The mean difference between two rows and its interval, × 1000."""
     differences = 1e3 * (np.array(scores[name][metric]) - np.array(scores[other][metric]))
     low, high = interval_of_mean(differences.reshape(1, -1, crops))
     return f"{differences.mean():+.1f} ({low:+.1f} to {high:+.1f})"

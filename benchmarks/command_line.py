@@ -1,4 +1,4 @@
-"""What the benchmarks' commands share: arguments by tyro, one line on standard error for what its user can mend."""
+"""The common part of the benchmarks' commands: tyro parses the arguments, and a UserError is one line on stderr."""
 
 import sys
 from collections.abc import Callable
@@ -13,7 +13,7 @@ A = TypeVar("A")
 
 
 def command_line(run: Callable[[A], int | None], arguments: type[A], description: str | None) -> int:
-    """Runs a benchmark with the arguments of its command line, and returns the exit code: 1 after a UserError."""
+    """Runs a benchmark with the arguments of its command line. Returns the exit code: 1 after a UserError."""
     try:
         return run(tyro.cli(arguments, description=description)) or 0
     except UserError as error:

@@ -1,8 +1,9 @@
-"""Measures convert_weights.py on a random full-size UNet and ControlNet: seconds, and peak memory over bytes converted.
+"""Measures convert_weights.py with a random full-size UNet and ControlNet: seconds, and peak memory per converted byte.
 
     python benchmarks/convert_full_size.py --work DIR
 
-Each conversion runs in a process of its own. It needs about 25 GB of disk in DIR, which is emptied at the end.
+Each conversion runs in its own process. The benchmark needs about 25 GB of disk in DIR, and deletes its files at the
+end.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from xpsr_jax.weights.torch_files import write_folder
 
 ROOT = Path(__file__).parents[1]
 VECTORS = ROOT / "tests" / "vectors"
-# Run in the fresh process: what convert_weights.py does, then the most memory it ever had (VmHWM, in kB).
+# The code of the new process: it runs convert_weights.py, and then prints its peak memory (VmHWM, in kB).
 _CONVERT = """
 import runpy, sys
 sys.argv = ["convert_weights.py", *sys.argv[1:]]
@@ -33,7 +34,7 @@ print(open("/proc/self/status").read())
 
 
 def make(folder: Path) -> None:
-    """The random networks in the released layout, float32, a tensor at a time."""
+    """Writes random networks in the released layout, float32, one tensor at a time."""
     keys = json.loads((VECTORS / "keys_full.json").read_text())
     for name in ("unet", "controlnet"):
         (folder / name).mkdir(parents=True)
@@ -51,7 +52,7 @@ def make(folder: Path) -> None:
 
 
 def pickled(source: Path, folder: Path) -> None:
-    """The same as `.bin` files."""
+    """Writes the same networks as `.bin` files."""
     import torch
     from safetensors.torch import load_file
 
@@ -80,7 +81,7 @@ def convert(name: str, source: Path, output: Path, *options: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for what is written meanwhile")
+    parser.add_argument("--work", type=Path, required=True, help="folder for temporary files")
     with tempfile.TemporaryDirectory(dir=parser.parse_args().work) as name:
         work = Path(name)
         make(work / "float32")
@@ -97,7 +98,7 @@ def main() -> None:
         try:
             pickled(work / "float32", work / "bin")
         except ImportError:
-            print("without PyTorch no pickled files are measured")
+            print("pickled files are not measured, because PyTorch is not installed")
             return
         convert("pickled float32 -> torch", work / "bin", work / "back")
 

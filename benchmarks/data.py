@@ -1,15 +1,15 @@
-"""Training pairs a second on one core: this package's degradation beside the same operators composed from kornia.
+"""Training pairs per second on one core: this package's degradation, and the same operators composed from kornia.
 
-python -m pip install torch==2.13.0 kornia     # the CPU build of torch does
+python -m pip install torch==2.13.0 kornia     # the CPU build of torch is sufficient
 python -m benchmarks.data --photos PHOTOS
 
-Both make the same pairs: for each one the choices are drawn once (method §9, crops of 512 pixels), then carried out by
-OpenCV and numpy here, and by kornia and torch there, in turn and on the same core, each with one thread. Time is CPU
-time, so that whoever else uses the machine counts for little. Noise fields are drawn by each for itself, and kornia's
-JPEG rounds in a way of its own; pairs without these two are compared, to show that both do the same.
+Both make the same pairs. For each pair the parameters are drawn once (method §9, crops of 512 pixels). Then OpenCV and
+numpy apply them here, and kornia and torch apply them there: in turn, on the same core, each with one thread. Time is
+CPU time, so other processes on the machine have little effect. Each side draws its own noise fields, and kornia's JPEG
+rounds differently. So pairs without noise and JPEG are compared, to show that both sides do the same.
 
-Then whole examples are timed, from the file to the tokens, and the last table says how many cores make batches as fast
-as a step takes them.
+Then whole examples are timed, from the file to the tokens. The last table shows how many cores are needed to make
+batches as fast as training steps use them.
 """
 
 import os
@@ -50,11 +50,13 @@ _SHARPENING_SIGMA = 0.3 * ((SHARPENING_WINDOW - 1) / 2 - 1) + 0.8
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to measure.
+    """The command line.
 
     Attributes:
         photos: Folder of photographs.
-        pairs: Pairs that each makes, after ten that do not count.
+        pairs: Pairs that each side makes, after ten that do not count.
+        crop_size: Side of the crops, in pixels.
+        seed: Seed of the crops and degradations.
     """
 
     photos: Annotated[Path, tyro.conf.arg(metavar="DIR")]
@@ -64,20 +66,20 @@ class Arguments:
 
 
 class Kornia:
-    """The degradation of `xpsr_jax.data.degradation.apply` from kornia's operators, and torch's where it has none."""
+    """The degradation of `xpsr_jax.data.degradation.apply`, with kornia's operators, and torch's if kornia has none."""
 
     def __init__(self) -> None:
         try:
             import kornia
             import torch
         except ImportError as error:
-            raise UserError(f"this needs kornia and PyTorch: pip install torch==2.13.0 kornia ({error})") from error
+            raise UserError(f"kornia and PyTorch are needed: pip install torch==2.13.0 kornia ({error})") from error
         self.kornia, self.torch = kornia, torch
         torch.set_num_threads(1)
         self._luma = torch.from_numpy(LUMA)[None, :, None, None]
 
     def pair(self, crop: np.ndarray, drawn: Drawn, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """HR and enlarged LR, 8 bits, of an 8-bit crop."""
+        """Makes HR and enlarged LR, 8 bits, from an 8-bit crop."""
         self.torch.manual_seed(int(rng.integers(2**31)))
         with self.torch.inference_mode():
             hr = self.torch.from_numpy(crop).permute(2, 0, 1)[None].float() / 255
@@ -124,7 +126,7 @@ class Kornia:
 
     def resize(self, image: Any, size: tuple[int, ...], mode: str, *, scale: float | None = None) -> Any:
         if scale is not None and mode != "area":
-            # kornia's resize is torch's, but knows no scale that is not that of the sizes.
+            # kornia's resize is torch's, but it cannot take a scale that differs from the ratio of the sizes.
             return self.torch.nn.functional.interpolate(image, scale_factor=scale, mode=mode)
         return self.kornia.geometry.transform.resize(image, size, interpolation=mode)
 
@@ -148,7 +150,7 @@ class Kornia:
 
 
 def ours(crop: np.ndarray, drawn: Drawn, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """As `xpsr_jax.data.examples.make_pair` does it."""
+    """Makes HR and enlarged LR, 8 bits, like `xpsr_jax.data.examples.make_pair`."""
     degraded = apply(crop.astype(np.float32) / np.float32(255), drawn, rng)
     return round_to_uint8(degraded.hr), round_to_uint8(resize(degraded.lr, crop.shape[:2], "bicubic"))
 
@@ -177,7 +179,7 @@ def run(arguments: Arguments) -> None:
 
 
 def time_examples(arguments: Arguments, config: DataConfig) -> float:
-    """CPU seconds of an example from a file of the photographs to tokens."""
+    """CPU seconds for an example, from a file of the photographs to its tokens."""
     source = open_sample_source(arguments.photos, missing="empty")
     tokenizer = load_tokenizer(SHIPPED_TOKENIZER)
     begin = 0.0
@@ -189,7 +191,7 @@ def time_examples(arguments: Arguments, config: DataConfig) -> float:
 
 
 def differences(images: Sequence[np.ndarray], config: DataConfig, count: int = 20) -> tuple[float, float]:
-    """The mean absolute difference of both makers' HR and LR in 255ths, of pairs without noise and JPEG."""
+    """The mean absolute differences of both sides' HR and LR in 255ths, for pairs without noise and JPEG."""
     kornia, found = Kornia(), []
     for i in range(count):
         rng = np.random.default_rng((1, i))
@@ -213,16 +215,18 @@ def report(
     each = {name: statistics.mean(values) for name, values in seconds.items()}
     size = arguments.crop_size
     print(f"\n{arguments.pairs} pairs of {size} x {size} pixels, the same for both, in turn; one core, one thread\n")
-    print("| | CPU ms a pair | pairs/s per core | median ms |\n|---|---|---|---|")
+    print("| | CPU ms per pair | pairs/s per core | median ms |\n|---|---|---|---|")
     for name, mean in each.items():
         print(f"| {name} | {mean * 1e3:.1f} | {1 / mean:.1f} | {statistics.median(seconds[name]) * 1e3:.1f} |")
     busy = sum(map(sum, seconds.values())) / sum(waited.values())
-    print(f"\n{each['kornia'] / each['xpsr_jax']:.2f} times as many pairs. The core was had {busy:.0%} of the time.")
-    print(f"Without noise and JPEG both differ by {differ[0]:.3f} (HR) and {differ[1]:.3f} (LR) of 255 on average.")
+    print(
+        f"\n{each['kornia'] / each['xpsr_jax']:.2f} times as many pairs. The core was available {busy:.0%} of the time."
+    )
+    print(f"Without noise and JPEG they differ by {differ[0]:.3f} (HR) and {differ[1]:.3f} (LR) of 255 on average.")
     print(
         f"\nA whole example, from these photographs' files to tokens: {whole * 1e3:.1f} ms, {1 / whole:.1f}/s per core."
     )
-    print("Cores of all hosts together, for a step of so many seconds:\n")
+    print("Cores needed, over all hosts, if a training step takes:\n")
     print(f"| batch | {' | '.join(f'{second} s' for second in SECONDS)} |\n|{'---|' * (len(SECONDS) + 1)}")
     for batch in BATCHES:
         cores = (f"{batch * whole / second:.1f}" for second in SECONDS)

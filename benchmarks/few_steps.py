@@ -1,11 +1,12 @@
-"""Compares a student of few evaluations with its teacher, crop by crop, on photographs that neither saw.
+"""Compares a student of few evaluations with its teacher, crop by crop, on photographs that neither has seen.
 
 python benchmarks/few_steps.py --photos PHOTOS --student MODEL [--teacher MODEL]
 
-The photographs are those that configs/few_step.py holds out. On some of one half the teacher's number of steps and
-guidance are chosen, by LPIPS + DISTS; on the other half teacher and student are compared at 1, 2 and 4 evaluations.
-Crops of 256 x 256 pixels go through the whole degradation with fixed seeds. Differences are paired; 95% intervals are
-of a bootstrap over photographs and the crops of each. Writes few_steps.md and few_steps.json (every number).
+The photographs are those that configs/few_step.py holds out. The teacher's number of steps and guidance are chosen by
+LPIPS + DISTS, with some photographs of one half. Teacher and student are compared on the other half, with 1, 2 and 4
+evaluations of the student. Crops of 256 x 256 pixels are degraded by the whole degradation with fixed seeds.
+Differences are paired. 95% intervals come from a bootstrap over photographs and the crops of each. Writes few_steps.md,
+and few_steps.json with all numbers.
 """
 
 import dataclasses
@@ -40,15 +41,15 @@ class Arguments:
 
     Attributes:
         photos: Folders with the photographs, each with its captions.jsonl.
-        student: Its model folder.
-        teacher: Its model folder.
-        config: The training configuration that names the photographs it held out.
+        student: Model folder of the student.
+        teacher: Model folder of the teacher.
+        config: The training configuration that names the held-out photographs.
         output: Folder to write to.
-        crops: Crops of each photograph that is compared on.
+        crops: Crops of each photograph for the comparison.
         size: Side of the crops, in pixels.
-        steps: The teacher's numbers of steps to choose from.
-        guidance: Its guidance scales, in the form of its own setting.
-        evaluations: The student's.
+        steps: Numbers of steps to choose from, for the teacher.
+        guidance: Guidance scales to choose from, for the teacher, in the form of its own setting.
+        evaluations: Numbers of evaluations of the student.
     """
 
     photos: tuple[Path, ...]
@@ -76,7 +77,7 @@ def run(arguments: Arguments) -> None:
     }
     chosen_on = restored(teacher, choosing, settings)
     best = min(chosen_on, key=lambda name: sum(np.mean(chosen_on[name][metric]) for metric in SHOWN))
-    print(f"the teacher at its best: {best}")
+    print(f"the teacher's best settings: {best}")
 
     crops = cut_crops(arguments.photos, names["report"], count=arguments.crops, size=arguments.size)
     scores = restored(teacher, crops, {"teacher": settings[best]})
@@ -91,7 +92,7 @@ def run(arguments: Arguments) -> None:
 
 
 def restored(model: Model, crops: Sequence[Crop], settings: Mapping[str, Sampling]) -> CropScores:
-    """Every metric of every setting of a model, on every crop."""
+    """Measures every metric of every setting of a model, on every crop."""
     images: dict[str, list[np.ndarray]] = {}
     for name, sampling in settings.items():
         restorer, images[name] = Restorer(model, sampling), []
@@ -104,7 +105,7 @@ def restored(model: Model, crops: Sequence[Crop], settings: Mapping[str, Samplin
 
 
 def markdown(scores: CropScores, crops: int) -> str:
-    """Means, and the student's loss against the teacher in % of the teacher's mean, with its interval."""
+    """A table of means, and of the student's loss against the teacher in % of the teacher's mean, with intervals."""
     rows = [f"| | {' | '.join(f'{name} | loss, %' for name in SHOWN)} |", f"|---|{'---|' * 2 * len(SHOWN)}"]
     for method, values in scores.items():
         cells = []

@@ -1,4 +1,4 @@
-"""Makes xpsr_jax/assets/demo: one photograph that the tiny model has never seen, degraded as in training (method §9).
+"""Makes xpsr_jax/assets/demo: a photograph that the small model has not seen, degraded as in training (method §9).
 
 python -m benchmarks.make_demo FOLDER_OF_PHOTOS
 """

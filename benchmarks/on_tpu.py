@@ -1,4 +1,4 @@
-"""What the benchmarks share that ask a TPU's compiler, with no TPU there."""
+"""The common part of benchmarks that use a TPU's compiler without a TPU."""
 
 import sys
 from collections.abc import Callable
@@ -13,7 +13,7 @@ TOPOLOGY = "v5e:2x2"
 
 
 def on_chips(run: Callable[[jax.sharding.Mesh], None]) -> int:
-    """Runs a benchmark upon a mesh of `TOPOLOGY`; returns the exit code: 1 where there is no compiler for it."""
+    """Runs a benchmark on a mesh of `TOPOLOGY`. Returns the exit code: 1 if there is no compiler for it."""
     jax.config.update("jax_platforms", "cpu")
     try:
         mesh = chips.make_pod_mesh(TOPOLOGY, Mesh())

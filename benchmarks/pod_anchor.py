@@ -1,6 +1,6 @@
-"""The anchor of benchmarks/pod_estimates.py: Stable Diffusion 1.5's UNet of diffusers 0.39 in Flax.
+"""The reference network for benchmarks/pod_estimates.py: Stable Diffusion 1.5's UNet in Flax, from diffusers 0.39.
 
-Runs in an environment of its own, for later releases of diffusers have no Flax models:
+It needs its own environment, because later releases of diffusers have no Flax models:
 
 python benchmarks/pod_anchor.py '{"topology": "v5e:2x2", "gradient": false, "samples": 2, "options": {}}'
 
@@ -31,7 +31,7 @@ def main(topology: str, gradient: bool, samples: int, options: dict[str, Any]) -
     shapes = jax.eval_shape(lambda: network.init_weights(jax.random.key(0)))
 
     def place(leaf: Any) -> jax.ShapeDtypeStruct:
-        """Split as xpsr_jax.sharding does; in the forward pass bfloat16, trained parameters float32."""
+        """Shards a parameter like xpsr_jax.sharding. It is bfloat16 for the forward pass, float32 for the gradient."""
         divisible = [axis for axis, n in enumerate(leaf.shape) if n % len(devices) == 0]
         spec = PartitionSpec()
         if math.prod(leaf.shape) * 4 > REPLICATED_BYTES and divisible:

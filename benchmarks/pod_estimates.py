@@ -1,15 +1,17 @@
-"""XLA's estimates for Stable Diffusion 1.5's stock UNet on TPUs: ours beside diffusers' in Flax, compiled the same way.
+"""XLA's estimates for Stable Diffusion 1.5's stock UNet on TPUs: ours and diffusers' in Flax, compiled the same way.
 
 python benchmarks/pod_estimates.py --anchor PYTHON
 
-PYTHON is that of an environment with diffusers 0.39, flax and transformers below 5; without it ours are compiled alone.
-Needs `pip install "jax[tpu]"` and no TPU. bfloat16, no custom kernels, 2 samples a chip, parameters split over all
-chips: the forward pass on v5e:2x2, the gradient of all parameters on v5e:4x4 (theirs with the whole function
-rematerialised, ours as `--remat` says). Each row takes minutes.
+PYTHON is the interpreter of an environment with diffusers 0.39, flax and transformers below 5. Without it only our
+network is compiled. The benchmark needs `pip install "jax[tpu]"`, but no TPU. Each row takes minutes.
 
-An estimate is the sum over operations of the longer of products / peak and bytes / bandwidth. A loop's body counts
-once, so none of the compared programs may have one: the table counts them. Ours compute attention's scores twice in
-place of storing them, which the work shows.
+The programs are in bfloat16, without custom kernels, with 2 samples per chip and parameters split over all chips: the
+forward pass on v5e:2x2, and the gradient of all parameters on v5e:4x4. For the gradient, their whole function is
+rematerialised, and ours according to `--remat`.
+
+An estimate is a sum over operations: for each, the larger of products / peak rate and bytes / bandwidth. The body of a
+loop counts once, so the compared programs must not have loops. The table shows their number. Our network computes the
+scores of attention twice instead of storing them. This is visible in the count of operations.
 """
 
 import dataclasses
@@ -46,10 +48,10 @@ class Arguments:
     """The command line.
 
     Attributes:
-        anchor: Python of the anchor's environment.
-        program: Which of forward and gradient.
-        remat: Recompute ours block by block in the backward pass.
-        flags: What the anchor is compiled with: nothing, or the flags that we give the compiler too.
+        anchor: Python interpreter of the environment with diffusers 0.39.
+        program: Programs to compile: forward, gradient.
+        remat: Recompute our network block by block in the backward pass.
+        flags: Compiler flags for the network of diffusers: none, or ours.
     """
 
     anchor: Path | None = None
@@ -120,10 +122,11 @@ def measure_anchor(python: Path, topology: str, *, gradient: bool, ours: bool) -
     if (libtpu := importlib.util.find_spec("libtpu")) and libtpu.submodule_search_locations:
         environment.setdefault("TPU_LIBRARY_PATH", str(Path(libtpu.submodule_search_locations[0]) / "libtpu.so"))
     script = Path(__file__).with_name("pod_anchor.py")
-    print(f"compiling the anchor for {topology}", file=sys.stderr)
+    print(f"compiling the network of diffusers for {topology}", file=sys.stderr)
     run = subprocess.run([python, script, json.dumps(task)], env=environment, text=True, capture_output=True)
     if run.returncode:
-        raise UserError(f"{python} could not compile the anchor: {run.stderr.strip().splitlines()[-1]}")
+        reason = run.stderr.strip().splitlines()[-1]
+        raise UserError(f"{python} could not compile the network of diffusers: {reason}")
     figures: dict[str, float] = json.loads(run.stdout.splitlines()[-1])
     return figures
 

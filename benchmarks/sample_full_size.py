@@ -1,12 +1,12 @@
-"""Measures the restoring of one image, 128 -> 512, by a random model of full size: seconds, peak memory.
+"""Measures seconds and peak memory for restoring one image, 128 -> 512, with a random full-size model.
 
     python benchmarks/sample_full_size.py --work DIR
 
-The model (UNet and ControlNet of XPSR, Stable Diffusion 1.5's autoencoder and text encoder; float32, 8 GB of DIR) is
-written first. Then two fresh processes, one after the other, load it and restore an image as sample.py does: the first
-with an empty compilation cache, the second with what that one left there. Each measures two guided steps, from which
-the time of the paper's 50 follows, and the one evaluation of the preset `few_step`. Then the command itself restores
-with that preset. Everything is removed at the end.
+First the model is written: XPSR's UNet and ControlNet, and Stable Diffusion 1.5's autoencoder and text encoder, in
+float32, 8 GB in DIR. Then two new processes, one after the other, load it and restore an image like sample.py. The
+first starts with an empty compilation cache, the second uses the cache of the first. Each process measures two guided
+steps, from which the time of the paper's 50 steps is extrapolated. It also measures the single evaluation of the preset
+`few_step`. Then the command itself restores with that preset. All files are removed at the end.
 """
 
 import argparse
@@ -44,7 +44,7 @@ SAMPLING = Sampling(steps=2)  # the paper's, with guidance
 
 
 def write_random_model(folder: Path) -> None:
-    """A model folder at full size in the released layout, float32, a tensor in memory at a time."""
+    """Writes a full-size model folder in the released layout, float32, with one tensor in memory at a time."""
     model_folder.save({"schedule": Schedule(), "tokenizer": TOKENIZER}, folder)
     for network in NETWORKS.values():
         config = network.config()
@@ -59,7 +59,7 @@ def write_random_model(folder: Path) -> None:
 
 
 def random_parameter(path: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Of a size that keeps activations near 1."""
+    """A random parameter, scaled so that activations stay near 1."""
     if path.endswith((".scale", ".bias")):
         return np.full(shape, float(path.endswith(".scale")), np.float32)
     values = np.random.default_rng(list(path.encode())).standard_normal(shape, np.float32)
@@ -68,7 +68,7 @@ def random_parameter(path: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def restore_once(folder: Path) -> None:
-    """In a fresh process: loads, restores twice, prints the seconds of each part and the process's peak memory."""
+    """The new process: loads, restores twice, and prints the seconds of each part and the process's peak memory."""
     use_compilation_cache()
     compiling = 0.0
 
@@ -83,14 +83,14 @@ def restore_once(folder: Path) -> None:
     report_peak("after loading")
     restorer = Restorer(model, SAMPLING)
     image = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
-    with timed("first image, all of it"):
+    with timed("first image, in all"):
         restorer([image], [CAPTION])
     print(f"{'of which compiling':32s} {compiling:8.1f} s")
     marks = [time.perf_counter()]
     restorer([image], [CAPTION], on_steps=lambda _: marks.append(time.perf_counter()))
     marks.append(time.perf_counter())
     print(f"{'second image: start, first step':32s} {marks[1] - marks[0]:8.1f} s")
-    print(f"{'second image: a step':32s} {marks[2] - marks[1]:8.1f} s")
+    print(f"{'second image: second step':32s} {marks[2] - marks[1]:8.1f} s")
     print(f"{'second image: decode, colours':32s} {marks[3] - marks[2]:8.1f} s")
     extrapolated = marks[3] - marks[0] + (PAPER.steps - SAMPLING.steps) * (marks[2] - marks[1])
     print(f"{f'in {PAPER.steps} steps, extrapolated':32s} {extrapolated:8.1f} s")
@@ -115,7 +115,7 @@ def report_peak(name: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, help="folder for what is written meanwhile")
+    parser.add_argument("--work", type=Path, help="folder for temporary files")
     parser.add_argument("--restore", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.restore:

@@ -1,16 +1,16 @@
-"""Compares the samplers: how near to the original each comes in a number of steps, and how long it takes.
+"""Compares the samplers: the quality that each reaches with a number of steps, and the time that it takes.
 
 python benchmarks/samplers.py --photos PHOTOS [--model DIR]
 
-The crops are those of benchmarks/tiny_quality.py, or, with --every, of a folder that training never saw. Everything but
-the sampler is the model's own setting (without a first stage), unless an option says otherwise: several intervals of
-guidance, or several numbers of steps from one whole step to the next, are compared in all combinations. "cost" is of
-the networks at full size, in guided steps that are whole, by XLA's count; "from whole" the mean difference, in grey
-levels, from the same sampler and steps with all steps whole and guided.
+The crops are those of benchmarks/tiny_quality.py, or, with --every, crops of a folder that training has not seen. All
+settings except the sampler are the model's own (without a first stage), unless an option changes them. Several
+intervals of guidance and several cache intervals are compared in all combinations. "cost" is the cost of the networks
+at full size by XLA's count, in units of a whole guided step. "from whole" is the mean difference, in grey levels, from
+the same sampler and number of steps with all steps whole and guided.
 
-Programs are compiled beforehand; then every sampler restores a crop at every number of steps before the next crop's
-turn, so that whatever slows the machine down meanwhile slows all of them. Writes samplers.csv (every single number,
-crop by crop: the same command goes on where it was stopped), samplers.md and samplers.png into the output folder.
+Programs are compiled first. Then every sampler restores a crop at every number of steps, before the next crop. So
+anything that slows the machine down slows all of them. Writes samplers.csv (all numbers, crop by crop), samplers.md and
+samplers.png into the output folder. If it is stopped, run the same command again to resume.
 """
 
 import csv
@@ -57,9 +57,10 @@ BICUBIC = "bicubic"
 SHOWN = ("LPIPS (alex)", "DISTS", "PSNR-Y")
 SECONDS, COST, FROM_WHOLE = "seconds", "cost", "from whole"
 WHOLE_GUIDANCE = (0.0, 1.0)
-# Of a step at full size, in whole guided ones: guided or not, and by the number of layers that are computed anew; 0: it
-# is whole. Guided ones by XLA's count (docs/reference/sampling.md). A step without guidance is taken as half of it, and
-# a whole one also as half of what the halves share (docs/understand/speed.md).
+# The cost of a step at full size, in units of a whole guided step: for guided and unguided steps, by the number of
+# layers that are computed again. 0 layers: the step is whole. Costs of guided steps are XLA's counts
+# (docs/reference/sampling.md). A step without guidance counts half. If it is whole, half of what both halves share is
+# added (docs/understand/speed.md).
 COSTS = {
     True: {0: 1.0, 1: 0.048, 2: 0.114, 3: 0.195},
     False: {0: 0.52, 1: 0.024, 2: 0.057, 3: 0.098},
@@ -76,22 +77,22 @@ class Arguments:
     Attributes:
         photos: Folder with the photographs and captions.jsonl.
         model: Model folder.
-        config: The training configuration that names the photographs it held out.
+        config: The training configuration that names the held-out photographs.
         output: Folder to write to.
-        every: Take every so many-th photograph of captions.jsonl, none of which training may have seen, instead of
-            those that the configuration holds out.
-        photographs: How many of the photographs; none: all.
+        every: N: use every N-th photograph of captions.jsonl instead of the held-out ones. Training must not have seen
+            them.
+        photographs: The most photographs to use; none: all.
         crops: Crops of each photograph.
-        size: Pixels of a crop's sides.
-        samplers: Which of them.
-        steps: Numbers of steps.
+        size: Side of a crop, in pixels.
+        samplers: Samplers to compare.
+        steps: Numbers of steps to compare.
         spacing: Spacings to compare; none: the model's own.
         guidance_scale: Guidance scale instead of the model's own.
-        guidance_interval: Parts of the steps with guidance to compare, as "0.2:0.8".
-        cache_interval: Numbers of steps from one whole step to the next to compare.
-        cache_levels: Numbers of layers to compare that the steps between compute anew; none: the most.
-        only: Rows of the table to measure, of all these; none: all.
-        against: A row of the table from which every other's difference is shown, with its 95% interval.
+        guidance_interval: Intervals of guidance to compare, as shares of the steps, such as "0.2:0.8".
+        cache_interval: Cache intervals to compare: every N-th step is whole.
+        cache_levels: Numbers of layers that the steps between whole steps compute again; none: the most.
+        only: Rows of the table to measure; none: all.
+        against: A row of the table. A second table shows the differences of all other rows from it, with 95% intervals.
     """
 
     photos: Path
@@ -135,7 +136,7 @@ def run(arguments: Arguments) -> None:
     if arguments.only:
         compared = {name: sampling for name, sampling in compared.items() if name in arguments.only}
     if arguments.against not in (None, *compared):
-        raise UserError(f'--against "{arguments.against}" is none of {"; ".join(compared)}')
+        raise UserError(f'--against "{arguments.against}" is not a row of the table; rows are {"; ".join(compared)}')
     restorers = {name: Restorer(model, sampling) for name, sampling in compared.items()}
     file = arguments.output / "samplers.csv"
     rows = read_rows(file, (BICUBIC, *compared))
@@ -165,9 +166,9 @@ def run(arguments: Arguments) -> None:
 def settings(
     defaults: Sampling, samplers: Sequence[str], steps: Sequence[int], spacings: Sequence[Spacing]
 ) -> dict[str, Sampling]:
-    """What is compared, by its name in the table: "UniPC, 10 steps"."""
+    """The settings to compare, by their names in the table, such as "UniPC, 10 steps"."""
     if unknown := set(samplers) - SAMPLERS.keys():
-        raise UserError(f"no sampler {', '.join(sorted(unknown))}; there are {', '.join(SAMPLERS)}")
+        raise UserError(f"unknown sampler {', '.join(sorted(unknown))}; samplers are {', '.join(SAMPLERS)}")
     plain = dataclasses.replace(defaults, eta=0.0, karras=False)
     return {
         f"{sampler}{f' {spacing}' if spacing else ''}, {count} steps": dataclasses.replace(
@@ -185,7 +186,7 @@ def with_savings(
     cache_intervals: Sequence[int],
     cache_levels: Sequence[int],
 ) -> dict[str, Sampling]:
-    """Each of the settings with every interval of guidance and every way to keep features, by its name in the table."""
+    """All settings, combined with every guidance interval and every way to cache features, by name in the table."""
     found = {}
     for name, sampling in compared.items():
         for guidance in guidance_intervals:
@@ -206,16 +207,16 @@ def with_savings(
 
 
 def read_interval(text: str) -> tuple[float, float]:
-    """ "0.2:0.8" as two numbers. Raises UserError."""
+    """Parses "0.2:0.8" to two numbers. Raises UserError."""
     try:
         begin, end = map(float, text.split(":"))
     except ValueError:
-        raise UserError(f'an interval of guidance is written as 0.2:0.8, not as "{text}"') from None
+        raise UserError(f'a guidance interval must be written as 0.2:0.8, not as "{text}"') from None
     return begin, end
 
 
 def cost(sampling: Sampling) -> float:
-    """What the steps would cost at full size, in whole guided ones."""
+    """The cost of all steps at full size, in units of a whole guided step."""
 
     def of(run: Run) -> float:
         layers = (sampling.cache_levels or max(COSTS[True])) if run.features == "used" else 0
@@ -225,13 +226,13 @@ def cost(sampling: Sampling) -> float:
 
 
 def compile_programs(model: Model, crop: Crop, compared: Mapping[str, Sampling]) -> None:
-    """One program serves any number of steps."""
+    """Compiles the programs. One program serves any number of steps."""
     for sampling in tqdm({dataclasses.replace(each, steps=1) for each in compared.values()}, "compiling", disable=None):
         Restorer(model, sampling)([crop.lr], [crop.caption])
 
 
 def measure_crop(index: int, crop: Crop, restorers: Mapping[str, Restorer]) -> list[Row]:
-    """Restores a crop by every sampler at every number of steps, one right after the other, and compares."""
+    """Restores a crop with every sampler and number of steps, one after the other, and measures the results."""
     results = {BICUBIC: enlarge(crop.lr, crop.original.shape)}
     seconds: dict[str, float] = {}
     for name, restorer in restorers.items():
@@ -263,18 +264,18 @@ def measure_crop(index: int, crop: Crop, restorers: Mapping[str, Restorer]) -> l
 
 
 def read_rows(file: Path, methods: Sequence[str]) -> list[Row]:
-    """What an earlier run measured. Raises UserError if it compared something else."""
+    """Reads the rows of an earlier run. Raises UserError if that run compared other methods."""
     if not file.exists():
         return []
     with file.open(newline="", encoding="utf-8") as text:
         rows = list(csv.DictReader(text))
     if {row["method"] for row in rows} != set(methods):
-        raise UserError(f"{file} is of other samplers or steps: name another --output, or remove it")
+        raise UserError(f"{file} has other samplers or steps: name another --output, or remove it")
     return rows
 
 
 def write_rows(rows: Sequence[Row], file: Path) -> None:
-    """A line for each crop and method."""
+    """Writes a line for each crop and method."""
     with file.open("w", newline="", encoding="utf-8") as text:
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         writer.writeheader()
@@ -282,7 +283,7 @@ def write_rows(rows: Sequence[Row], file: Path) -> None:
 
 
 def means(rows: Sequence[Row]) -> Scores:
-    """The mean of every column of numbers, by method."""
+    """The mean of every numeric column, by method."""
     scores: Scores = {}
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
@@ -292,7 +293,7 @@ def means(rows: Sequence[Row]) -> Scores:
 
 
 def markdown(scores: Scores) -> str:
-    """The table."""
+    """The table of means."""
     columns = (*SHOWN, SECONDS, COST, FROM_WHOLE)
     lines = [f"| | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
     for name, metrics in scores.items():
@@ -304,8 +305,8 @@ def markdown(scores: Scores) -> str:
 
 
 def differences(rows: Sequence[Row], against: str) -> str:
-    """The second table: every row's paired difference from one of them, with a 95% interval by photograph."""
-    lines = ["| less that of " + against + " | LPIPS (alex), % | DISTS, % |", "|---|---|---|"]
+    """The second table: the paired differences of all rows from one row, with 95% intervals by photograph."""
+    lines = ["| difference from " + against + " | LPIPS (alex), % | DISTS, % |", "|---|---|---|"]
     for name in dict.fromkeys(row["method"] for row in rows):
         if name in (against, BICUBIC):
             continue
@@ -319,7 +320,7 @@ def differences(rows: Sequence[Row], against: str) -> str:
 
 
 def by_photograph(rows: Sequence[Row], method: str, metric: str) -> Float[np.ndarray, "photographs crops"]:
-    """The metric of every crop of a method."""
+    """The values of a metric for every crop of a method."""
     values: dict[str, list[float]] = {}
     for row in rows:
         if row["method"] == method:
@@ -328,7 +329,7 @@ def by_photograph(rows: Sequence[Row], method: str, metric: str) -> Float[np.nda
 
 
 def plot(scores: Scores, file: Path) -> None:
-    """LPIPS, DISTS and seconds over the number of steps, a line for each sampler."""
+    """Plots LPIPS, DISTS and seconds over the number of steps, with a line for each sampler."""
     lines: dict[str, list[tuple[int, dict[str, float]]]] = {}
     for name, metrics in scores.items():
         if name != BICUBIC:

@@ -1,23 +1,26 @@
-"""Measures a step of sampling on this machine's processor: CPU seconds and memory, side by side.
+"""Measures a sampling step on this machine's processor: CPU seconds and memory of several programs, side by side.
 
     pip install "xpsr-jax[torch]"
     python benchmarks/step.py
 
-On latents of 64 x 64 (512 x 512 pixels), float32, random weights:
+With latents of 64 x 64 (512 x 512 pixels), float32, random weights:
 
-(a) Stable Diffusion 1.5's UNet of PyTorch's diffusers, two samples;
-(b) the same network of ours;
-(c) a guided step of XPSR (ControlNet and UNet, one image, two halves) computed plainly: both halves whole, the texts'
-    keys and values anew, XLA's convolutions;
-(d) the same as sample.py computes it;
-(e) a step of (d) without guidance, and (f1) to (f3) guided steps upon features that a whole one kept: the last 1 to 3
-layers of the decoder are computed anew; (e1) to (e3) such steps without guidance;
-(g) 10 guided steps, every one whole, and (h) 10 of which every third is whole, the others as (f3): one of (g) and one
-of (h) take turns.
+(a) Stable Diffusion 1.5's UNet from PyTorch's diffusers, two samples;
+(b) our version of the same network;
+(c) a guided step of XPSR (ControlNet and UNet, one image, two halves), computed in the plain way: both halves are
+whole,
+    the texts' keys and values are computed in the step, and convolutions are XLA's;
+(c') like (c), but with our attention for CPUs; (c) stores all attention scores, like an einsum;
+(d) the same step, computed like in sample.py;
+(e) a step of (d) without guidance;
+(f1) to (f3) guided steps that use the cached features of a whole step: only the last 1 to 3 layers of the decoder are
+    computed;
+(e1) to (e3) such steps without guidance;
+(g) 10 guided steps, all whole;
+(h) 10 guided steps: every third is whole, the others are like (f3). Steps of (g) and (h) run in turn.
 
-(c) stores all scores of attention, as an einsum does; (c') has our attention for CPUs and is otherwise (c). All take
-turns, (a) and (b) in one process, (e) to (h) in one, the others, for want of memory, in one each. Memory is what a step
-takes beyond the weights.
+All programs run in turn. (a) and (b) share a process, and so do (e) to (h). The others need a process each, because
+memory is limited. Memory is the memory of a step in addition to the weights.
 """
 
 import argparse
@@ -48,9 +51,9 @@ from xpsr_jax.models.unet import KeptFeatures, UNet
 from xpsr_jax.models.winograd import with_winograd
 
 RNG = np.random.default_rng(0)
-# Of (g) and (h).
+# Number of steps in (g) and (h), and the cache interval of (h).
 STEPS, INTERVAL = 10, 3
-# CPU seconds, seconds, bytes beyond those that are held.
+# CPU seconds, seconds, and bytes in addition to those that were held before.
 Figures = tuple[float, float, int]
 
 M = TypeVar("M", bound=nnx.Module)
@@ -63,7 +66,7 @@ def random(*shape: int) -> np.ndarray:
 
 
 def filled(module: M) -> M:
-    """With random weights that keep activations near 1; a megabyte of them, over and over, is random enough."""
+    """Fills a network with random weights that keep activations near 1. One megabyte of values is repeated."""
     values = random(2**18 + 1)
     state = nnx.state(module, nnx.Param)
 
@@ -91,7 +94,7 @@ def jitted(
 
 
 def stock() -> dict[str, Figures]:
-    """(a) and (b)."""
+    """Measures (a) and (b)."""
     import torch
     from diffusers import UNet2DConditionModel
 
@@ -111,7 +114,7 @@ def stock() -> dict[str, Figures]:
 
 
 def xpsr(name: str) -> dict[str, Figures]:
-    """(c), (c') or (d). Image features are computed beforehand for all: the released code does so too."""
+    """Measures (c), (c') or (d). The image features are computed before the step, as in the released code."""
     networks, latents, t, high, low, features = inputs_of(Compute(attention="plain" if name == "c" else "auto"))
     if name != "d":
         return {name: measure(jitted(whole, networks, latents, t, high, low, features))}
@@ -124,20 +127,20 @@ def xpsr(name: str) -> dict[str, Figures]:
 
 
 def with_features_kept() -> dict[str, Figures]:
-    """(e) to (h)."""
+    """Measures (e) to (h)."""
     networks, latents, t, high, low, features = inputs_of(Compute(), winograd=True)
     unet = networks[0]
     text, texts = nnx.jit(project)(*networks, high, low)
     positive, positives = nnx.jit(project)(*networks, high[:1], low)
     most = unet.config.layers_per_block + 1
 
-    def upon_features(layers: int, texts: Text, of_controlnet: tuple[Text, Text]) -> Run:
+    def from_features(layers: int, texts: Text, of_controlnet: tuple[Text, Text]) -> Run:
         keep = functools.partial(keeping, layers=layers)
         _, shapes = nnx.eval_shape(keep, networks, latents, t, texts, of_controlnet, features)
         kept = jax.tree.map(lambda feature: jnp.asarray(random(*feature.shape)), shapes)
-        return jitted(functools.partial(upon_kept, layers=layers), unet, latents, t, texts, kept)
+        return jitted(functools.partial(from_kept, layers=layers), unet, latents, t, texts, kept)
 
-    outer = upon_features(most, text, texts)
+    outer = from_features(most, text, texts)
     step = jitted(shared, networks, latents, t, text, texts, features)
     keep_step = jitted(functools.partial(keeping, layers=most), networks, latents, t, text, texts, features)
     measured = {f"f{most}": measure(outer)}
@@ -153,14 +156,14 @@ def with_features_kept() -> dict[str, Figures]:
         measured[name] = sum(cpu), sum(clock), max(memory)
     measured["e"] = measure(jitted(alone, networks, latents, t, positive, positives, features))
     for layers in range(1, most + 1):
-        measured[f"e{layers}"] = measure(upon_features(layers, positive, positives))
+        measured[f"e{layers}"] = measure(from_features(layers, positive, positives))
         if layers < most:
-            measured[f"f{layers}"] = measure(upon_features(layers, text, texts))
+            measured[f"f{layers}"] = measure(from_features(layers, text, texts))
     return measured
 
 
 def transformed(network: M) -> M:
-    """The network with Winograd's kernels; those that they replace are freed, for want of memory."""
+    """The network with Winograd's kernels. The replaced kernels are freed, because memory is limited."""
     replaced = with_winograd(network)
     kept = jax.block_until_ready(jax.tree.leaves(nnx.state(replaced)))
     still_used = {id(leaf) for leaf in kept}
@@ -173,11 +176,11 @@ def transformed(network: M) -> M:
 def inputs_of(
     compute: Compute, *, winograd: bool = False
 ) -> tuple[Networks, Array, Array, Array, Array, ImageFeatures]:
-    """XPSR's networks, latents, timesteps, texts of both halves, and what is computed of the image beforehand."""
+    """XPSR's networks, latents, timesteps, texts of both halves, and the image features."""
     latents, high, low = (jnp.asarray(random(*shape)) for shape in ((1, 64, 64, 4), (2, 77, 768), (1, 77, 768)))
     image, t = random(1, 512, 512, 3), jnp.full(1, 500)
     unet = filled(abstract(lambda rngs: UNet(UNetConfig(), rngs=rngs, compute=compute)))
-    if winograd:  # before there is the other network
+    if winograd:  # before the other network is made, to save memory
         unet = transformed(unet)
     controlnet = filled(abstract(lambda rngs: ControlNet(ControlNetConfig(), rngs=rngs, compute=compute)))
     if winograd:
@@ -187,12 +190,12 @@ def inputs_of(
 
 
 def project(unet: UNet, controlnet: ControlNet, high: Array, low: Array) -> tuple[Text, tuple[Text, Text]]:
-    """What is computed once for all steps."""
+    """The texts' keys and values, which are computed once for all steps."""
     return unet.project_text(high), (controlnet.project_text(high), controlnet.project_text(low))
 
 
 def whole(networks: Networks, latents: Array, t: Array, high: Array, low: Array, features: ImageFeatures) -> Array:
-    """A guided step whose halves share nothing."""
+    """A guided step whose two halves share nothing."""
     unet, controlnet = networks
     latents, t, low, features = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), (latents, t, low, features))
     control = controlnet(latents, t, high, low, features)
@@ -228,20 +231,20 @@ def keeping(
     *,
     layers: int,
 ) -> tuple[Array, KeptFeatures]:
-    """A step as `shared`, and what `upon_kept` takes up."""
+    """A step like `shared`. Also returns the features for `from_kept`."""
     unet, controlnet = networks
     control = controlnet(latents, t, *texts, features)
     prediction, kept = unet.predict_and_keep(latents, t, text, control.residuals, control.mid, outer_layers=layers)
     return halved(prediction), kept
 
 
-def upon_kept(unet: UNet, latents: Array, t: Array, text: Text, kept: KeptFeatures, *, layers: int) -> Array:
-    """A step of the outermost layers alone."""
+def from_kept(unet: UNet, latents: Array, t: Array, text: Text, kept: KeptFeatures, *, layers: int) -> Array:
+    """A step that computes only the outermost layers."""
     return halved(unet.predict_from_kept(latents, t, text, kept, outer_layers=layers))
 
 
 def halved(prediction: Array) -> Array:
-    """The prediction of one half or two."""
+    """The prediction for one half or two halves."""
     return guided(prediction) if len(prediction) > 1 else prediction
 
 
@@ -257,11 +260,11 @@ PARTS: dict[str, Callable[[], dict[str, Figures]]] = {
 
 
 def measure(run: Run, *, compiled: bool = False) -> Figures:
-    """CPU seconds and seconds of a run that is compiled, and the bytes that it takes beyond those that are held."""
+    """CPU seconds and seconds of a compiled run, and the bytes that it needs in addition to those held before."""
     if not compiled:
         run()
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     held, cpu, clock = resident("VmRSS"), time.process_time(), time.perf_counter()
     run()
     return time.process_time() - cpu, time.perf_counter() - clock, resident("VmHWM") - held
@@ -275,7 +278,9 @@ def resident(field: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS], help='which; "kept" is (e) to (h)')
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=[*PARTS], help='parts to measure; "kept" is (e) to (h)'
+    )
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part:

@@ -1,16 +1,21 @@
-"""What the compiler says of benchmarks/step.py's programs on a TPU chip, which need not be there.
+"""Prints the compiler's estimates for the programs of benchmarks/step.py on a TPU chip. No TPU is needed.
 
     pip install "xpsr-jax" "jax[tpu]"
     python -m benchmarks.step_on_tpu
 
-bfloat16, 64 x 64 latents, one image (two samples of the stock UNet) a chip of v5e:2x2, weights whole on each:
+In bfloat16, with 64 x 64 latents, one image (or two samples of the stock UNet) per chip of v5e:2x2, and all weights on
+each chip:
 
-(b) Stable Diffusion 1.5's UNet; (c) a guided step of XPSR with all scores of attention stored and nothing shared by its
-halves; (c') with the attention that is used on TPUs; (d) as it is computed, with that attention; (d, flash) with JAX's
-Pallas kernel, whose part of the estimate is the time that the products and bytes which it states take at the least.
-
-(e) is (d) without guidance; (f1) to (f3) are guided steps of the decoder's last 1 to 3 layers, upon features that a
-whole step kept, (e1) to (e3) such steps without guidance.
+(b) Stable Diffusion 1.5's UNet;
+(c) a guided step of XPSR that stores all attention scores, and whose halves share nothing;
+(c') like (c), but with the attention for TPUs;
+(d) a guided step as sample.py computes it, with the attention for TPUs;
+(d, flash) like (d), with JAX's Pallas kernel. For the kernel, the estimate uses the least time for the products and
+bytes
+    that it states;
+(e) like (d), without guidance;
+(f1) to (f3) guided steps that compute only the decoder's last 1 to 3 layers, from the cached features of a whole step;
+(e1) to (e3) such steps without guidance.
 """
 
 import functools
@@ -23,7 +28,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from benchmarks.on_tpu import TOPOLOGY, on_chips
-from benchmarks.step import Networks, alone, keeping, project, shared, upon_kept, whole
+from benchmarks.step import Networks, alone, from_kept, keeping, project, shared, whole
 from xpsr_jax import sharding
 from xpsr_jax.models.attention import TPU_KERNEL
 from xpsr_jax.models.configs import ControlNetConfig, Kernel, UNetConfig
@@ -92,7 +97,7 @@ def outer_step(compute: Compute, mesh: jax.sharding.Mesh, *, layers: int, guided
     text, texts = nnx.eval_shape(project, *networks, high, low)
     keep = functools.partial(keeping, layers=layers)
     _, kept = nnx.eval_shape(keep, networks, latents, steps(mesh, 1), text, texts, features)
-    return lower(functools.partial(upon_kept, layers=layers), networks[0], mesh, latents, steps(mesh, 1), text, kept)
+    return lower(functools.partial(from_kept, layers=layers), networks[0], mesh, latents, steps(mesh, 1), text, kept)
 
 
 def xpsr(
@@ -108,7 +113,7 @@ def xpsr(
 
 
 def shape(mesh: jax.sharding.Mesh, samples: int, *rest: int) -> jax.ShapeDtypeStruct:
-    """Of so many samples a chip."""
+    """The shape of a batch with that many samples per chip."""
     return jax.ShapeDtypeStruct((samples * mesh.size, *rest), jnp.bfloat16)
 
 

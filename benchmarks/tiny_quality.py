@@ -1,12 +1,12 @@
-"""Measures what a small XPSR is worth on photographs that it never saw, part by part.
+"""Measures the quality of a small XPSR, and of its parts, on photographs that it has not seen.
 
 python benchmarks/tiny_quality.py --photos PHOTOS [MORE]
 
-Fixed 512 x 512 crops of the photographs that configs/tiny.py holds out of training go through the whole degradation
-(method §9) with fixed seeds, to 128 x 128 pixels of 8 bits. They are enlarged, cleaned by the first stage alone, and
-restored at the model's own settings, also without one part or another. The reference of every metric is the plain crop,
-not the sharpened one that training aims at. Writes results.md, results.json (every single number) and one picture a
-photograph (LR enlarged, first stage, restored, original) into the output folder.
+Fixed 512 x 512 crops of the photographs that configs/tiny.py holds out are degraded by the whole degradation (method
+§9) with fixed seeds, to 128 x 128 pixels of 8 bits. They are enlarged, cleaned by the first stage alone, and restored
+with the model's own settings, also without one part or another. The reference of every metric is the plain crop, not
+the sharpened crop that is the target in training. Writes results.md, results.json (all numbers) and one picture for
+each photograph (LR enlarged, first stage, restored, original) into the output folder.
 """
 
 import dataclasses
@@ -48,11 +48,11 @@ from xpsr_jax.models.autoencoder import Autoencoder
 from xpsr_jax.weights.model_folder import Model
 
 ROOT = Path(__file__).parents[1]
-# The small model, and the configuration that says which photographs it never saw.
+# The small model, and the configuration that names the photographs that it has not seen.
 MODEL, CONFIG = ROOT / "xpsr_jax" / "assets" / "tiny", str(ROOT / "configs" / "tiny.py")
 BICUBIC, FIRST_STAGE, OURS, WITHOUT = "bicubic", "first stage alone", "ours", "without first stage"
 AUTOENCODER = "autoencoder alone, of the originals"
-# What is measured with --quick, beside the model itself.
+# The rows that are measured with --quick.
 _QUICK = (BICUBIC, FIRST_STAGE, OURS, WITHOUT)
 
 
@@ -63,14 +63,14 @@ class Arguments:
     Attributes:
         photos: Folders with the photographs, each with its captions.jsonl.
         model: Model folder.
-        first_stage: As of sample.py: "own", "none", or the path of another one.
-        config: The training configuration that names the photographs it held out.
-        half: Of these the half to choose settings on, or the one to report; None: all.
-        photographs: So many of these, the first; 0: all.
+        first_stage: As for sample.py: "own", "none", or the path of another first stage.
+        config: The training configuration that names the held-out photographs.
+        half: The half of these photographs: choose settings with it, or report results on it; None: all.
+        photographs: Use only that many of these photographs, from the first on; 0: all.
         output: Folder to write to.
         crops: Crops of each photograph.
         size: Side of the crops, in pixels.
-        quick: Only bicubic, first stage alone, the model, and it without its first stage.
+        quick: Measure only bicubic, the first stage alone, the model, and the model without its first stage.
         steps: Sampling steps to compare with the model's own.
         guidance_scales: Guidance scales to compare with the model's own.
     """
@@ -91,7 +91,7 @@ class Arguments:
 
 @dataclass(frozen=True)
 class Row:
-    """How a row of the table is made: settings, captions, and whether with the first stage."""
+    """How a row of the table is made: settings, captions, and whether the first stage is used."""
 
     sampling: Sampling
     captions: Sequence[Caption]
@@ -100,7 +100,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Results:
-    """What the rows gave: an image for each crop, and the seconds that one took, by the name of the row."""
+    """The results of the rows, by name: an image for each crop, and the seconds for one image."""
 
     images: dict[str, list[RgbImage]]
     seconds: dict[str, float]
@@ -172,13 +172,13 @@ def rows(
     steps: Sequence[int] = (),
     guidance_scales: Sequence[float] = (),
 ) -> dict[str, Row]:
-    """The rows of the table that a model restores, each with one thing changed (paper, Tables 2 and 5).
+    """The rows of the table that a model restores. Each row changes one thing (paper, Tables 2 and 5).
 
     Args:
         sampling: the model's own settings.
-        captions: of the crops.
-        first_stage: whether the model has one.
-        steps, guidance_scales: to compare with the model's own.
+        captions: captions of the crops.
+        first_stage: whether the model has a first stage.
+        steps, guidance_scales: values to compare with the model's own.
     """
     own = Row(sampling, list(captions))
     found = {OURS: own}
@@ -211,7 +211,7 @@ def _guidance(scale: float, more: str = "") -> str:
 
 
 def restore_rows(model: Model, crops: Sequence[Crop], wanted: Mapping[str, Row]) -> Results:
-    """Bicubic enlargement, the first stage's pictures if there is one, and what the rows restore upon them."""
+    """Enlarges the crops (bicubic), runs the first stage if there is one, and restores all rows from its results."""
     images = {BICUBIC: [enlarge(crop.lr, crop.original.shape) for crop in crops]}
     seconds = {BICUBIC: 0.0}
     clean: list[RgbImage] | None = None
@@ -232,7 +232,7 @@ def restore_rows(model: Model, crops: Sequence[Crop], wanted: Mapping[str, Row])
 def _restore(
     model: Model, crops: Sequence[Crop], row: Row, clean: Sequence[RgbImage] | None, *, label: str
 ) -> tuple[list[RgbImage], float]:
-    """The row's image of each crop, and the seconds of one: the median without the first, which compiles."""
+    """Restores each crop for a row. Also returns the median seconds per image, without the first, which compiles."""
     restorer = Restorer(model, row.sampling)
     images, times = [], []
     for i, crop in enumerate(tqdm(crops, desc=label, disable=None)):
@@ -248,13 +248,13 @@ def _restore(
 def restore_all(
     model: Model, crops: Sequence[Crop], captions: Sequence[Caption], sampling: Sampling, *, label: str
 ) -> list[RgbImage]:
-    """All crops, restored with these captions and settings."""
+    """Restores all crops with these captions and settings."""
     pairs = tqdm(zip(crops, captions, strict=True), total=len(crops), desc=label, disable=None)
     return [restore(model, [crop.lr], [caption], sampling, names=[crop.name])[0] for crop, caption in pairs]
 
 
 def reconstruct(autoencoder: Autoencoder, crops: Sequence[Crop]) -> tuple[list[RgbImage], float]:
-    """What an autoencoder leaves of the originals, and the seconds that decoding one takes."""
+    """Encodes and decodes the originals with an autoencoder. Also returns the median seconds for decoding one."""
     encode, decode = jax.jit(autoencoder.encode), jax.jit(autoencoder.decode)
     images, times = [], []
     for crop in tqdm(crops, desc=AUTOENCODER, disable=None):
@@ -267,22 +267,23 @@ def reconstruct(autoencoder: Autoencoder, crops: Sequence[Crop]) -> tuple[list[R
 
 
 def by_photograph(values: Sequence[float], photographs: Sequence[str]) -> np.ndarray:
-    """The mean of each photograph's crops, which are alike, in the order in which photographs come."""
+    """The mean over each photograph's crops, because they are similar. Photographs are in order of first appearance."""
     of = {name: [value for value, own in zip(values, photographs, strict=True) if own == name] for name in photographs}
     return np.array([np.mean(each) for each in of.values()])
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    """The mean, and its standard error (NaN of a single value)."""
+    """The mean and its standard error (NaN for a single value)."""
     return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.nan
 
 
 def markdown(scores: CropScores, photographs: Sequence[str], seconds: Mapping[str, float] | None = None) -> str:
-    """The table: mean ± standard error, and against bicubic the difference (PSNR) or the ratio (the rest).
+    """The table: mean ± standard error, and the difference (PSNR) or ratio (other metrics) to bicubic.
 
     Args:
-        photographs: of each crop.
-        seconds: a column more.
+        scores: the scores.
+        photographs: the photograph of each crop.
+        seconds: an additional column.
     """
     metrics = list(next(iter(scores.values())))
     heads = [f"{metric} ({JUDGES[metric]} is better)" for metric in metrics] + (["seconds"] if seconds else [])
@@ -302,7 +303,7 @@ def markdown(scores: CropScores, photographs: Sequence[str], seconds: Mapping[st
 
 
 def differences(scores: CropScores, photographs: Sequence[str], reference: str = FIRST_STAGE) -> str:
-    """Each row less the reference on the same crops: mean ± standard error over photographs, and the ratio of means."""
+    """Each row's difference from the reference: mean ± standard error over photographs, and the ratio of means."""
     metrics = list(scores[reference])
     lines = ["| | " + " | ".join(metrics) + " |", "|---|" + "---|" * len(metrics)]
     for method in scores:
@@ -319,8 +320,9 @@ def differences(scores: CropScores, photographs: Sequence[str], reference: str =
 
 
 def write_pictures(folder: Path, crops: Sequence[Crop], results: Mapping[str, Sequence[RgbImage]]) -> None:
-    """One PNG a photograph; a row a crop: the LR image enlarged, the first stage's where there is one, restored, the
-    original.
+    """Writes one PNG for each photograph, with a row for each crop.
+
+    A row shows the enlarged LR image, the first stage's result if there is one, the restored image, and the original.
     """
     shown = [results[name] for name in (BICUBIC, FIRST_STAGE, OURS) if name in results]
     for name in dict.fromkeys(crop.name for crop in crops):

@@ -1,10 +1,10 @@
-"""Restores one photograph with right captions and, on purpose, with wrong ones (paper, Fig. 1).
+"""Restores one photograph with the right captions, and with wrong captions on purpose (paper, Fig. 1).
 
 python -m benchmarks.wrong_caption [--photo PHOTO --captions captions.jsonl]
 
-Everything but the captions is the same: model (without a first stage), seed, settings. Writes one picture: a column for
-each set of captions, below each the difference from the first one, enlarged around grey. Prints how far apart the
-results are.
+Only the captions differ. Model (without a first stage), seed and settings are the same. Writes one picture with a
+column for each set of captions. Below each result is its difference from the first one, amplified around grey. Prints
+how much the results differ.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ class Arguments:
         model: Model folder.
         steps: Sampling steps instead of the model's own.
         output: Picture to write, a JPEG.
-        width: Of a column, in pixels.
+        width: Width of a column, in pixels.
     """
 
     photo: Path = DEMO / "lr.png"
@@ -80,12 +80,13 @@ def run(arguments: Arguments) -> None:
         difference = image.astype(np.int16) - first
         print(
             f"{name}: high {caption.high!r}, low {caption.low!r}\n"
-            f"  from the first: PSNR-Y {psnr_y(image, first):.1f} dB, {np.abs(difference).mean():.2f} of 255 on average"
+            f"  against the first: PSNR-Y {psnr_y(image, first):.1f} dB, mean difference "
+            f"{np.abs(difference).mean():.2f} of 255"
         )
         enlarged = np.clip(128 + AMPLIFICATION * difference, 0, 255).astype(np.uint8)
         columns[name] = np.concatenate([_reduced(image, arguments.width), _reduced(enlarged, arguments.width)])
     write_picture(arguments.output, Picture(side_by_side(columns)), format="jpeg", quality=80)
-    print(f"{arguments.output}; below, the difference from the first, {AMPLIFICATION} times as strong")
+    print(f"{arguments.output}; the lower row shows the differences from the first, times {AMPLIFICATION}")
 
 
 def _reduced(image: np.ndarray, width: int) -> np.ndarray:

@@ -102,7 +102,7 @@ def test_what_is_measured_is_not_measured_again(tmp_path):
         (crops, ["trained anew"]),
         ([dataclasses.replace(crops[0], lr=255 - crops[0].lr)], ["a model"]),
     ):
-        with pytest.raises(UserError, match="of other crops, captions, settings or weights"):
+        with pytest.raises(UserError, match="made with other crops, captions, settings or weights"):
             stored(arguments, "a row", other, made_of, list)
 
 

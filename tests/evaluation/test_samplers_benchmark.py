@@ -43,7 +43,7 @@ def test_every_sampler_at_every_number_of_steps():
     assert compared["DDIM, 5 steps"] == dataclasses.replace(defaults, eta=0.0, steps=5)
     spaced = settings(defaults, ("Euler",), (5,), ("leading", "trailing"))
     assert spaced["Euler trailing, 5 steps"].spacing == "trailing" and len(spaced) == 2
-    with pytest.raises(UserError, match="no sampler Heun"):
+    with pytest.raises(UserError, match="unknown sampler Heun"):
         settings(defaults, ("Heun",), (5,), ())
 
 
@@ -78,7 +78,7 @@ def test_paired_differences_of_the_same_crops_have_no_width_where_all_differ_ali
         for row in ROWS
     ]
     lines = differences(rows, "DDPM, 5 steps").splitlines()
-    assert lines[0] == "| less that of DDPM, 5 steps | LPIPS (alex), % | DISTS, % |"
+    assert lines[0] == "| difference from DDPM, 5 steps | LPIPS (alex), % | DISTS, % |"
     assert lines[2] == "| DDPM, 10 steps | +0.0 (+0.0 to +0.0) | +0.0 (+0.0 to +0.0) |"
     assert lines[3].startswith("| UniPC, 5 steps | -10.0 (")
 
@@ -88,7 +88,7 @@ def test_going_on_with_what_was_measured(tmp_path):
     assert read_rows(file, (BICUBIC, *METHODS)) == []
     write_rows(ROWS, file)
     assert read_rows(file, (BICUBIC, *METHODS)) == ROWS
-    with pytest.raises(UserError, match=r"samplers\.csv is of other samplers or steps"):
+    with pytest.raises(UserError, match=r"samplers\.csv has other samplers or steps"):
         read_rows(file, (BICUBIC, *METHODS[:2]))
 
 

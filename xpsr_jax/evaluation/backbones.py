@@ -32,10 +32,8 @@ ALEXNET_LAYERS = (
     (3, 256, 1, 1, False),
     (3, 256, 1, 1, False),
 )
-SMALLEST_SIDE: dict[BackboneName, int] = {
-    "alexnet": 31,
-    "vgg16": 16,
-}  # for smaller images, the last feature map is empty
+# For smaller images, the last feature map would be empty.
+SMALLEST_SIDE: dict[BackboneName, int] = {"alexnet": 31, "vgg16": 16}
 
 
 def alexnet_features(weights: BackboneWeights, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b _ _ _"], ...]:
@@ -102,7 +100,8 @@ def _conv_relu(weights: BackboneWeights, layer: int, x: Array, *, stride: int, p
 def transform_kernels(weights: BackboneWeights) -> BackboneWeights:
     """The same network with transformed kernels where Winograd's algorithm is faster on a CPU.
 
-    Use it for measuring (docs/reference/evaluation.md): values differ only by float32's rounding, but gradients are slower.
+    Use it for measuring (docs/reference/evaluation.md): values differ only by float32's rounding, but gradients are
+    slower.
     """
 
     def gains(kernel: Array) -> bool:
