@@ -7,9 +7,8 @@ With latents of 64 x 64 (512 x 512 pixels), float32, random weights:
 
 (a) Stable Diffusion 1.5's UNet from PyTorch's diffusers, two samples;
 (b) our version of the same network;
-(c) a guided step of XPSR (ControlNet and UNet, one image, two halves), computed in the plain way: both halves are
-whole,
-    the texts' keys and values are computed in the step, and convolutions are XLA's;
+(c) a guided step of XPSR (ControlNet and UNet, one image, two halves), computed in the plain way: both halves whole,
+    the texts' keys and values computed in the step, XLA's convolutions;
 (c') like (c), but with our attention for CPUs; (c) stores all attention scores, like an einsum;
 (d) the same step, computed like in sample.py;
 (e) a step of (d) without guidance;

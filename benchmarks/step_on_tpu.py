@@ -11,8 +11,7 @@ each chip:
 (c') like (c), but with the attention for TPUs;
 (d) a guided step as sample.py computes it, with the attention for TPUs;
 (d, flash) like (d), with JAX's Pallas kernel. For the kernel, the estimate uses the least time for the products and
-bytes
-    that it states;
+    bytes that it states;
 (e) like (d), without guidance;
 (f1) to (f3) guided steps that compute only the decoder's last 1 to 3 layers, from the cached features of a whole step;
 (e1) to (e3) such steps without guidance.

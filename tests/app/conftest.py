@@ -1,7 +1,7 @@
-"""The page as people have it: a process of its own, and a real Chromium without a window.
+"""The page as users have it: in its own process, opened in a real Chromium without a window.
 
-Neither may reach for anything beyond this machine: what the browser asks for and whom the server speaks to is looked
-at in every test.
+Neither may contact anything outside this machine. Every test checks the browser's requests and the server's
+connections.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from playwright.sync_api import Browser, expect, sync_playwright
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "xpsr_jax" / "assets" / "demo" / "lr.png"
 expect.set_options(timeout=60_000)
-# Writes down every address that a process connects to or looks up.
+# Records every address to which a process connects or that it looks up.
 _WATCH = """
 import os, sys
 def watch(event, args):
@@ -39,10 +39,12 @@ sys.addaudithook(watch)
 
 @dataclasses.dataclass
 class Server:
-    """Attributes:
-    address: of the page.
-    log: all that it printed, with a line for each program that JAX compiles.
-    watched: the addresses that it connected to.
+    """A server of the page.
+
+    Attributes:
+        address: URL of the page.
+        log: its output, with a line for each program that JAX compiles.
+        watched: the addresses to which it connected.
     """
 
     address: str
@@ -55,7 +57,7 @@ class Server:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    """The page with small limits, for all tests together."""
+    """The page with small limits. All tests share it."""
     limits = ["--max-upload-megabytes", 0.2, "--max-megapixels", 0.5, "--max-files", 3, "--max-sessions", 100]
     with running(tmp_path_factory.mktemp("server"), *limits) as server:
         yield server
@@ -63,7 +65,7 @@ def server(tmp_path_factory):
 
 @contextlib.contextmanager
 def running(folder: Path, *options: object) -> Iterator[Server]:
-    """Serves the page; looks at the end at its exit code, its log, whom it spoke to, and what it left behind."""
+    """Serves the page. At the end, checks its exit code, its log, its connections and the files that it left."""
     (folder / "sitecustomize.py").write_text(_WATCH)
     log, watched, temporary = folder / "log", folder / "watched", folder / "temporary"
     watched.touch()
@@ -76,7 +78,7 @@ def running(folder: Path, *options: object) -> Iterator[Server]:
         "WATCHED": str(watched),
         "TMPDIR": str(temporary),
         "JAX_LOG_COMPILES": "1",
-        # The environment must not open what the command line does not.
+        # Environment variables must not override the command line.
         "GRADIO_ALLOWED_PATHS": "/",
         "GRADIO_SHARE": "True",
         "GRADIO_MCP_SERVER": "True",
@@ -103,7 +105,7 @@ def running(folder: Path, *options: object) -> Iterator[Server]:
 
 
 def one_device() -> dict[str, str]:
-    """The environment without the eight devices that tests have otherwise."""
+    """The environment without the eight devices that other tests use."""
     return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
 
 
@@ -119,7 +121,7 @@ def browser():
 
 @pytest.fixture
 def open_page(browser: Browser):
-    """Opens pages by address and width; a narrow one is a phone's. Looks at the end at what they asked for."""
+    """Opens pages by URL and width. A narrow page is on a phone. At the end, checks the requests of all pages."""
     contexts, asked, errors = [], [], []
 
     def open_(address: str, width: int = 1280):
@@ -146,7 +148,7 @@ def open_page(browser: Browser):
 
 @pytest.fixture(scope="session")
 def photo(tmp_path_factory):
-    """A small photograph with all that a file may carry: transparency, a colour profile, EXIF."""
+    """A small photograph with all metadata: transparency, a colour profile, EXIF."""
     path = tmp_path_factory.mktemp("photos") / "small & wet.png"
     rgb = np.asarray(Image.open(DEMO).convert("RGB"))[40:72, 40:72]
     alpha = np.linspace(0, 255, 32).astype(np.uint8)[None].repeat(32, 0)
@@ -159,14 +161,14 @@ def photo(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def broken(tmp_path_factory, photo):
-    """A file that is cut off in the middle."""
+    """A file that is cut off."""
     path = tmp_path_factory.mktemp("photos") / "<b>broken.png"
     path.write_bytes(photo.read_bytes()[:-200])
     return path
 
 
 def sample(folder: Path, photos: list[Path], *options: object) -> None:
-    """Runs sample.py as people do."""
+    """Runs sample.py like a user."""
     command = [sys.executable, ROOT / "sample.py", *photos, "--output", folder, *options]
     environment = one_device() | {"PYTHONPATH": str(ROOT)}
     run = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=environment)

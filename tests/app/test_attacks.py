@@ -1,4 +1,4 @@
-"""Visitors who send what the page never would, over HTTP. The server's log, looked at in the end, has no traceback."""
+"""Visitors who send HTTP requests that the page would never send. In the end, the server's log has no traceback."""
 
 import html
 import http.client
@@ -33,7 +33,7 @@ class Visitor:
 
     def ask(self, method: str, path: str, **options) -> urllib3.BaseHTTPResponse:
         headers = self.headers | options.pop("headers", {})
-        if "json" in options:  # Half a character too is sent, as JSON can.
+        if "json" in options:  # Unlike urllib3's own option, this can also send lone surrogates.
             options["body"] = json.dumps(options.pop("json"))
             headers = {"Content-Type": "application/json"} | headers
         return _POOL.request(method, self.address + path, headers=headers, retries=False, timeout=20, **options)
@@ -49,23 +49,23 @@ class Visitor:
         return self.ask("POST", path, json={"fn_index": index, "data": data, "session_hash": self.session} | more)
 
     def result(self, index: int, *data: object, **more: object) -> dict:
-        """What becomes of an event that waits in the queue."""
+        """The result of an event that waits in the queue."""
         answer = self.event(index, *data, **more)
         assert answer.status == 200, answer.data
         [done] = [message for message in self.messages() if message["msg"] == "process_completed"]
         return done["output"]
 
     def messages(self) -> list[dict]:
-        """What the queue says, until the visitor's events are done."""
+        """The queue's messages, until the visitor's events are done."""
         lines = self.ask("GET", f"/gradio_api/queue/data?session_hash={self.session}").data.decode().split("\n")
         return [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
 
 
 class Page:
-    """What any visitor can know of the page.
+    """The facts about the page that any visitor can know.
 
     Attributes:
-        events: all.
+        events: all events.
         restore: the number of the event that restores one photograph.
     """
 
@@ -80,7 +80,7 @@ class Page:
         return [self._fields[id].get("label") for id in event["inputs"]]
 
     def event(self, label: str, kind: str) -> int:
-        """The number of the event that a field or a button begins."""
+        """The number of the event that a field or a button starts."""
         for event in self.events:
             for id, begins in event["targets"]:
                 if begins == kind and label in (self._fields[id].get("label"), self._fields[id].get("value")):
@@ -88,7 +88,7 @@ class Page:
         raise KeyError(label)
 
     def values(self, **given: object) -> list[object]:
-        """What the page sends to restore a photograph, but for what is given by label."""
+        """The values that the page sends to restore a photograph, except those that are given by label."""
         given |= {name: given.get(name, "") for name in ("What is in it", "How it is degraded")}
         fields = [self._fields[id] for id in self._restore["inputs"]]
         return [given.get(field["label"], field.get("value")) for field in fields]
@@ -115,8 +115,8 @@ def file(path: object, **more: object) -> dict:
     return {"path": path} | META | more
 
 
-def test_nobody_reads_a_picture_of_the_server(server, page, secret):
-    """An upload's event takes uploads, no other event takes a path, and all that is refused gets the same answer."""
+def test_no_visitor_can_read_other_files_of_the_server(server, page, secret):
+    """The upload event accepts only uploads, no other event accepts a path, and all refusals are the same."""
     visitor = Visitor(server)
     one, many = page.event("Photograph", "upload"), page.event("Photographs, and optionally a captions.jsonl", "upload")
     [uploaded] = visitor.upload(("photo.png", DEMO.read_bytes()))
@@ -125,7 +125,7 @@ def test_nobody_reads_a_picture_of_the_server(server, page, secret):
     assert visitor.ask("GET", urlsplit(preview["url"]).path).status == 200
 
     folder = Path(uploaded).parents[1]
-    # What one has, another cannot take: neither the preview nor the copy beside it.
+    # Visitors cannot use the files of a session: neither the preview nor the copy beside it.
     others = [preview["path"], str(Path(preview["path"]).parents[1] / "photo.png")]
     forged = [str(secret), f"{uploaded}/../../../{secret.name}", "/etc/passwd", "/dev/zero", str(folder), *others]
     forged += [
@@ -170,7 +170,7 @@ def test_two_visitors_upload_the_same_photograph(server, page):
 
 
 def test_a_photograph_is_restored_without_a_browser(server, page):
-    """The events do their work when they are called as the page calls them."""
+    """The events work if they are called like the page calls them."""
     visitor = Visitor(server)
     [path] = visitor.upload(("photo & more.png", DEMO.read_bytes()))
     visitor.result(page.event("Photograph", "upload"), file(path))
@@ -186,8 +186,8 @@ def test_a_photograph_is_restored_without_a_browser(server, page):
         assert answer.status == 500 and answer.json()["error"] == REFUSED
 
 
-def test_choosing_an_example_waits_for_nobody(server, page):
-    """While one photograph is restored and the queue is full."""
+def test_choosing_an_example_does_not_wait(server, page):
+    """An example can be chosen while a photograph is restored and the queue is full."""
     busy = [Visitor(server) for _ in range(12)]
     choose = page.event("Or an example", "click")
     for visitor in busy:
@@ -247,7 +247,7 @@ def test_choosing_an_example_waits_for_nobody(server, page):
         ("TRACE", "/"),
     ],
 )
-def test_what_the_page_does_not_need_is_closed(server, method, path):
+def test_routes_that_the_page_does_not_need_are_closed(server, method, path):
     assert is_refused(Visitor(server).ask(method, path))
 
 
@@ -282,14 +282,14 @@ def test_events_of_the_wrong_shape_are_refused(server, page):
     assert is_refused(visitor.ask("POST", "/gradio_api/queue/join", body=b"{" + b" " * 1_000_001))
 
 
-def test_fields_with_values_that_they_cannot_have(server, page):
-    """Of the right kind and of the wrong: it is said in a line, and the next visitor is served."""
+def test_invalid_values_of_fields_are_reported(server, page):
+    """Values of the right type and of a wrong type: the error is one line, and the next visitor is served."""
     visitor = Visitor(server)
     visitor.event(page.event("Or an example", "click"), 0, queue=False)
     wrongs = {
-        "Preset": ["nobody's", 5],
+        "Preset": ["unknown", 5],
         "Sampler": ["exact", 1.5],
-        "Steps": [-1, 1e18, None, "x"],  # 0 gives the first stage's picture
+        "Steps": [-1, 1e18, None, "x"],  # 0 is valid: the first stage's result
         "Strength": [0, -1, 5, "x"],
         "Upscale": [0, 0.5, 1e9],
         "Seed": [-1, "x", None],
@@ -305,8 +305,8 @@ def test_fields_with_values_that_they_cannot_have(server, page):
         assert answer.json().get("error"), index
 
 
-def test_files_that_are_no_photographs(server, page):
-    """Each is named in one line, without the server's folders."""
+def test_files_that_are_not_photographs(server, page):
+    """The error for each is one line with its name, without the server's folders."""
     visitor = Visitor(server)
     contents = {
         "empty.png": b"",
@@ -357,8 +357,8 @@ def test_another_sites_page_cannot_ask(server, page):
         assert visitor.event(page.event("Or an example", "click"), 0, queue=False).status == status
 
 
-def test_uploads_are_limited_and_broken_ones_forgotten(server):
-    """The server fixture's limit is 0.2 MB for a file and 1 GB for all."""
+def test_uploads_are_limited_and_broken_ones_do_no_harm(server):
+    """The limits of the server fixture are 0.2 MB for a file and 1 GB for all."""
     visitor = Visitor(server)
     assert visitor.ask("POST", "/gradio_api/upload", fields={"files": ("a.png", bytes(200_001))}).status == 413
     assert is_refused(visitor.ask("POST", "/gradio_api/upload", body=iter([b"a"])))

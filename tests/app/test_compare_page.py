@@ -28,7 +28,7 @@ def file(tmp_path):
 
 
 def share_of_before(pair) -> float:
-    """How much of a pair's width is red, a quarter of the way down, where no handle is."""
+    """The red share of a pair's width, at a quarter of its height, where the handle is not."""
     image = np.asarray(Image.open(io.BytesIO(pair.screenshot())).convert("RGB"), np.int32)
     row = image[len(image) // 4]
     red, blue = row[:, 0] > row[:, 2] + 100, row[:, 2] > row[:, 0] + 100
@@ -61,7 +61,7 @@ def test_the_slider(open_page, file, width):
         for kind, at in (("touchStart", 0.5), ("touchMove", 0.6), ("touchMove", 0.7), ("touchEnd", None)):
             points = [] if at is None else [{"x": box["x"] + box["width"] * at, "y": y}]
             touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
-    # The line has a width: measured within 0.005 at 600 pixels, 0.01 at 358.
+    # The line has a width, so this is not exact: measured within 0.005 at 600 pixels, 0.01 at 358.
     assert share_of_before(pair) == pytest.approx(0.7, abs=0.02)
 
     slider = pair.get_by_role("slider", name="Share of wide.png that is from before, in percent")
@@ -73,7 +73,7 @@ def test_the_slider(open_page, file, width):
     assert 0 < float(slider.input_value()) < 10
     slider.press("End")
     assert share_of_before(pair) > 0.98
-    # The others stay where they are.
+    # The other sliders do not move.
     assert share_of_before(pairs.nth(2)) == pytest.approx(0.5, abs=0.02)
     tall = pairs.nth(1).bounding_box()
     assert tall["height"] <= 0.88 * 844 + 1

@@ -1,4 +1,4 @@
-"""The page's way in for pictures, an upload's copy and its reader, is fed with the hostile corpus."""
+"""The hostile corpus as uploads: they are copied and read, or refused."""
 
 import pytest
 

@@ -11,7 +11,7 @@ from tests.app.test_one import button, is_as_wide_as_the_window, said
 
 
 def test_many_photographs_are_restored_as_by_sample_py(server, open_page, photo, broken, tmp_path):
-    """One of three is damaged: that is said, and the others are restored."""
+    """One of three is damaged. The error is shown, and the others are restored."""
     other = tmp_path / "other.png"
     other.write_bytes(photo.read_bytes()[:-12] + photo.read_bytes()[-12:])
     captions = tmp_path / "captions.jsonl"

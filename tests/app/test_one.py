@@ -1,4 +1,4 @@
-"""The first tab, by mouse and keyboard."""
+"""The first tab, used with mouse and keyboard."""
 
 import json
 import re
@@ -46,7 +46,7 @@ def download(page: Page) -> bytes:
 
 
 def restore(page: Page) -> bytes:
-    """Restores what is there, and returns the file that is downloaded."""
+    """Restores the photograph of the page, and returns the downloaded file."""
     button(page, "Restore").click()
     expect(button(page, "Cancel")).to_be_enabled()
     expect(button(page, "Restore")).to_be_enabled()
@@ -54,7 +54,7 @@ def restore(page: Page) -> bytes:
 
 
 def is_as_wide_as_the_window(page: Page) -> bool:
-    # A phone's browser makes the window wider if something sticks out.
+    # A phone's browser makes the window wider if an element is too wide.
     width = page.viewport_size["width"]
     return page.evaluate("[document.documentElement.scrollWidth, innerWidth]") == [width, width]
 
@@ -64,7 +64,7 @@ def said(page: Page, text: str) -> None:
 
 
 def test_a_photograph_is_restored_as_by_sample_py(server, open_page, photo, tmp_path):
-    """Byte for byte, with transparency, profile and EXIF; then with another seed, which compiles nothing."""
+    """The files are equal, with transparency, profile and EXIF. Then another seed does not compile anything."""
     page = open_page(server.address)
     upload(page, photo)
     for label, value in {
@@ -87,7 +87,7 @@ def test_a_photograph_is_restored_as_by_sample_py(server, open_page, photo, tmp_
         assert image.size == (128, 128) and image.mode == "RGBA" and image.info["icc_profile"]
         assert image.getexif()[0x010F] == "A maker"
 
-    # The slider: what is left of it is from before.
+    # Left of the slider, the picture before is shown.
     handle, after = page.get_by_test_id("slider"), page.get_by_test_id("imageslider-image").nth(1)
     expect(after).to_have_css("clip-path", re.compile("50%"))
     box = handle.bounding_box()
@@ -118,14 +118,14 @@ def test_an_example_comes_with_its_captions_and_a_preset_with_its_settings(serve
     caption = json.loads(DEMO.with_name("captions.jsonl").read_text())
     expect(page.get_by_label("What is in it").first).to_have_value(caption["high"])
     expect(page.get_by_label("How it is degraded").first).to_have_value(caption["low"])
-    # They go with it.
+    # They are removed together with the photograph.
     button(page, "Remove Image").click()
     expect(page.get_by_label("What is in it").first).to_have_value("")
     page.locator(".gallery-item").first.click()
     expect(page.get_by_label("What is in it").first).to_have_value(caption["high"])
     choose(page, "Preset", "Released")
     expect(page.get_by_label("number input for Steps").first).to_have_value("20")
-    # What it makes is compared in test_many.py; here, that it says what does not go together.
+    # test_many.py compares results. This test checks the message for settings that contradict each other.
     fill(page, "Strength", 0.5)
     button(page, "Restore").click()
     said(page, 'strength 0.5 begins from the LR image and needs start "lr", not "lr_noised_twice"')
@@ -141,7 +141,7 @@ def test_the_quality_is_measured(server, open_page, photo):
     expect(page.get_by_label("How it is degraded").first).to_have_value(expected)
 
 
-def test_what_cannot_be_restored_is_said(server, open_page, photo, broken, tmp_path):
+def test_unusable_photographs_are_reported(server, open_page, photo, broken, tmp_path):
     page = open_page(server.address)
     button(page, "Restore").click()
     said(page, "Drop a photograph first.")
@@ -152,7 +152,7 @@ def test_what_cannot_be_restored_is_said(server, open_page, photo, broken, tmp_p
     upload(page, broken, good=False)
     said(page, "broken.png: damaged, or an unsupported kind of image")
     expect(button(page, "Remove Image")).to_be_hidden()
-    assert page.locator("[data-testid=toast-body] b").count() == 0, "a file's name is no HTML"
+    assert page.locator("[data-testid=toast-body] b").count() == 0, "a file's name is not HTML"
 
     Image.new("RGB", (200, 200)).save(tmp_path / "wide.png")
     upload(page, tmp_path / "wide.png")
@@ -162,7 +162,7 @@ def test_what_cannot_be_restored_is_said(server, open_page, photo, broken, tmp_p
     button(page, "Remove Image").click()
     Image.effect_noise((600, 600), 100).save(tmp_path / "heavy.png")
     upload(page, tmp_path / "heavy.png", good=False)
-    said(page, "heavy.png")  # gradio's own words: too large
+    said(page, "heavy.png")  # Gradio's own message: too large
     expect(button(page, "Remove Image")).to_be_hidden()
 
 
@@ -181,7 +181,7 @@ def test_cancelled_work_stops_soon(server, open_page, photo):
 
 
 def test_a_phone(server, open_page, photo):
-    """Nothing sticks out, and the result is between the button and the settings."""
+    """No element is too wide, and the result is between the button and the settings."""
     page = open_page(server.address, width=390)
     expect(button(page, "Restore")).to_be_visible()
     assert is_as_wide_as_the_window(page)
@@ -207,7 +207,7 @@ def test_a_phone(server, open_page, photo):
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_is_no_wider_than_the_window(server, open_page, width):
+def test_the_page_is_not_wider_than_the_window(server, open_page, width):
     page = open_page(server.address, width=width)
     expect(button(page, "Restore")).to_be_visible()
     assert is_as_wide_as_the_window(page)

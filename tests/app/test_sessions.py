@@ -1,4 +1,4 @@
-"""What is kept of visitors, and the limits."""
+"""The visitors' sessions and their limits."""
 
 import os
 import time
@@ -19,20 +19,20 @@ def upload(folder: Path, name: str = "photo.png", size: int = 10, hash: str = HA
     return str(file)
 
 
-def test_an_upload_becomes_the_sessions_own(tmp_path):
+def test_an_upload_is_copied_to_its_session(tmp_path):
     visitors = Sessions(tmp_path, Limits())
     session = visitors.of("a")
     path = upload(tmp_path)
     copy = visitors.take(session, path)
     assert copy.name == "photo.png" and copy.is_relative_to(session.folder) and copy.read_bytes() == bytes(10)
-    # Two visitors may upload the same photograph: what one of them does with it is nothing to the other.
+    # Two visitors may upload the same photograph. If one removes it, the other still has it.
     other = visitors.take(visitors.of("b"), path)
     session.remove(copy)
     assert not copy.exists() and other.exists()
 
 
 def test_nothing_else_is_taken(tmp_path):
-    """Other files, through links and dots too, folders, pipes, the visitors' own files, and what is no path."""
+    """Other files (also by links and dots), folders, pipes, the sessions' own files, and values that are not paths."""
     folder = tmp_path / "page"
     folder.mkdir()
     visitors = Sessions(folder, Limits())
@@ -89,7 +89,7 @@ def test_sessions_have_a_limit_and_the_idlest_goes_first(tmp_path, monkeypatch):
     monkeypatch.setattr(sessions, "MIN_IDLE", 0)
     with first.connected(), second.working(), pytest.raises(Full):
         visitors.of("c")
-    assert visitors.of("a") is first, "nobody was turned out for nothing"
+    assert visitors.of("a") is first, "no session was ended without need"
     time.sleep(0.001)
     visitors.of("b")
     visitors.of("c")
@@ -108,7 +108,7 @@ def test_an_old_sessions_files_are_deleted(tmp_path, monkeypatch):
 
 
 def test_uploads_have_a_limit(tmp_path, monkeypatch):
-    """Those that are still arriving too; results are not uploads, but count for the disk."""
+    """Uploads that are still arriving count too. Results are not uploads, but count for the disk limit."""
     visitors = Sessions(tmp_path, Limits(all_uploads_bytes=100, disk_bytes=200))
     session = visitors.of("a")
     with visitors.arriving(60):
@@ -122,7 +122,7 @@ def test_uploads_have_a_limit(tmp_path, monkeypatch):
     with pytest.raises(Full, match="uploads"):
         visitors.check_room(1)
     monkeypatch.setattr(sessions, "MAX_UPLOAD_AGE", -1)
-    visitors.check_room(50)  # What has been copied is not needed twice.
+    visitors.check_room(50)  # The original of a copied upload is deleted.
     assert session.photo.exists() and not (tmp_path / HASH / "photo.png").exists()
     (session.new_folder() / "result.png").write_bytes(bytes(140))
     visitors.check_room(10)
@@ -130,4 +130,4 @@ def test_uploads_have_a_limit(tmp_path, monkeypatch):
         visitors.check_room(11)
     monkeypatch.setattr(sessions, "MIN_IDLE", -1)
     visitors.check_room(100)
-    assert not session.folder.exists(), "a visitor who is gone makes room"
+    assert not session.folder.exists(), "the session of a visitor who has left is deleted"

@@ -1,4 +1,4 @@
-"""What the page does without a browser."""
+"""Parts of the page that need no browser."""
 
 import dataclasses
 import os
@@ -23,7 +23,7 @@ from xpsr_jax.models.rrdb import RRDBNet
 from xpsr_jax.weights.networks import Keys
 
 
-def test_programs_are_kept_but_not_for_ever(tmp_path, monkeypatch):
+def test_compiled_programs_are_kept_up_to_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(studio, "MAX_SIZES", 1)
     at_work = Studio(tiny_model(), max_pixels=10_000)
 
@@ -40,10 +40,10 @@ def test_programs_are_kept_but_not_for_ever(tmp_path, monkeypatch):
     assert len(restore(8)) == 4
     assert restore(8, steps=7) == restore(8, strength=0.5, steps=3) == restore(8, guidance_scale=3.0) == []
     assert len(restore(12)) == 4 and restore(12) == []
-    assert len(restore(8)) == 4, "they were let go when the second size came"
+    assert len(restore(8)) == 4, "they were removed when the second size was restored"
 
 
-def test_a_first_stages_picture_is_the_result_without_steps(tmp_path):
+def test_with_0_steps_the_result_is_the_first_stages(tmp_path):
     network = RRDBNet(RRDBNetConfig(features=2, blocks=1, growth=2), rngs=Keys(jax.random.key(0)))
     model = dataclasses.replace(tiny_model(), first_stage=network)
     for each, least in ((tiny_model(), 1), (model, 0)):
@@ -60,7 +60,7 @@ def test_a_first_stages_picture_is_the_result_without_steps(tmp_path):
     assert Image.open(output).size == (48, 32) and all(0 <= done <= total for done, total in steps)
 
 
-def test_results_of_one_name_are_kept_apart(tmp_path):
+def test_results_with_the_same_name_get_numbers(tmp_path):
     names, taken = [], set()
     for content in (b"0", b"1", b"2"):
         path = unused(tmp_path / "a.png", taken)

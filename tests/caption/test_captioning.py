@@ -1,4 +1,4 @@
-"""The captions file through everything that happens to it, with a captioner that needs no model."""
+"""The captions file in all situations, with a captioner that needs no model."""
 
 import json
 import os
@@ -29,14 +29,14 @@ def paint(path, seed):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Four images, two of them of the same content, in `photos`."""
+    """Four images in `photos`. Two of them have the same content."""
     for name, seed in (("a.png", 1), ("b/c.png", 2), ("b/d.png", 1), ("e.png", 3)):
         paint(tmp_path / "photos" / name, seed)
     return tmp_path / "photos"
 
 
 def by_number(seen):
-    """Captions images with their running number, and notes whom it was asked about."""
+    """Returns a captioner whose captions are running numbers. It adds the names of its images to `seen`."""
 
     def captioner(images):
         for image in images:
@@ -53,20 +53,20 @@ def work(folder, seen, captioner=None, **options):
         return caption_images(inputs, captioner or by_number(seen), file, source="test", **options), output
 
 
-def test_each_content_once_and_on_from_there(folder):
+def test_equal_images_are_captioned_once_and_work_is_resumed(folder):
     seen = []
     tally, output = work(folder, seen)
     assert (tally.captioned, tally.duplicates, tally.known) == (3, 1, 0) and len(seen) == 3
     records = read_caption_records(output)
     assert records.keys() == {"a.png", "b/c.png", "b/d.png", "e.png"}
-    assert records["a.png"] | {"image": "b/d.png"} == records["b/d.png"]  # the duplicate has its caption
+    assert records["a.png"] | {"image": "b/d.png"} == records["b/d.png"]  # the duplicate has the same caption
     assert records["a.png"]["source"] == "test" and len(records["a.png"]["sha256"]) == 64
 
     tally, _ = work(folder, seen)
     assert (tally.captioned, tally.known, len(seen)) == (0, 4, 3)
 
-    paint(folder / "e.png", 4)  # another picture now
-    paint(folder / "f.png", 2)  # a known picture under another name
+    paint(folder / "e.png", 4)  # another picture with the same name
+    paint(folder / "f.png", 2)  # a known picture with another name
     tally, _ = work(folder, seen)
     assert (tally.captioned, tally.known, tally.changed, tally.duplicates) == (1, 3, 1, 1)
     assert seen[3:] == ["e.png"] and str(tally) == "1 captioned, 3 known, 1 duplicates, 1 of them changed since"
@@ -118,7 +118,7 @@ def test_empty_captions_are_filled_from_another_file(folder):
     output.unlink()
     work(folder, [], lambda images: ((i, Caption("", "low")) for i in images), rest=folder / "others.jsonl")
     assert read_captions(output)["a.png"] == Caption("a high one", "low")
-    # By content, wherever the image is now.
+    # Captions are found by content, even if the image has another name now.
     os.rename(output, folder / "others.jsonl")
     os.rename(folder / "a.png", folder / "z.png")
     work(folder, [], lambda images: ((i, Caption("", "lower")) for i in images), rest=folder / "others.jsonl")
@@ -139,7 +139,7 @@ def test_first_sentences_are_kept(folder):
     assert (tally.shortened, tally.cut) == (3, 6)
 
 
-def test_what_was_not_written_to_the_end_is_removed(folder):
+def test_an_incomplete_line_is_removed(folder):
     _, output = work(folder, [])
     whole = output.read_bytes()
     lines = whole.splitlines(keepends=True)
@@ -148,7 +148,7 @@ def test_what_was_not_written_to_the_end_is_removed(folder):
         with CaptionsFile(output) as file:
             assert file.repaired and len(file.records) == 3
         assert output.read_bytes() == b"".join(lines[:3])
-    output.write_bytes(whole.rstrip())  # the end of the line alone
+    output.write_bytes(whole.rstrip())  # only the newline is missing
     with CaptionsFile(output) as file:
         assert not file.repaired and len(file.records) == 4
         with pytest.raises(UserError, match="being written by another process"):
@@ -173,7 +173,7 @@ def test_shards_are_merged(folder, tmp_path, capsys):
         f"24 captions in {output}; {len(parts[0])} lines were there twice, 0 repl"
     )
     assert read_captions(output) == parts[0] | parts[1] | parts[2]
-    # It is complete: with it as the output nothing is left to do.
+    # The merged file is complete, so nothing is left to do.
     assert main(["measured", str(folder), "--output", str(output)]) == 0
     assert capsys.readouterr().out == f"{output}: 0 captioned, 24 known\n"
     write_captions(shards[0], {"a.png": Caption("newer", "")})
@@ -184,7 +184,7 @@ def test_shards_are_merged(folder, tmp_path, capsys):
         assert f"--shard {wrong}: expected i/n" in capsys.readouterr().err
 
 
-def test_two_images_of_one_name(folder, tmp_path, capsys):
+def test_two_images_with_the_same_name_are_refused(folder, tmp_path, capsys):
     paint(tmp_path / "other" / "a.png", 9)
     assert main(["measured", str(folder), str(tmp_path / "other"), "--output", str(tmp_path / "c.jsonl")]) == 1
     assert "would both be 'a.png': caption one folder at a time" in capsys.readouterr().err
@@ -219,7 +219,7 @@ def test_the_report_shows_nothing_outside_of_the_folder(folder, tmp_path):
     write_captions(tmp_path / "captions.jsonl", {name: Caption("x", "y") for name in names})
     write_caption_page(tmp_path / "captions.jsonl", inside, tmp_path / "report.html")
     html = (tmp_path / "report.html").read_text()
-    assert "data:image" not in html and html.count("it is not below") == 3
+    assert "data:image" not in html and html.count("it is not inside") == 3
 
 
 def test_in_flight():
@@ -255,11 +255,11 @@ def test_in_flight():
 
     with pytest.raises(Stop):
         list(in_flight(stop, (taken.append(x) or x for x in range(100)), 2))
-    assert len(taken) <= 4  # items are taken when they are wanted
+    assert len(taken) <= 4  # items are taken only when they are needed
 
 
-def test_line_by_line(folder):
-    """Each line is there as soon as its caption is."""
+def test_each_line_is_written_at_once(folder):
+    """Each line is in the file as soon as its caption is made."""
 
     def captioner(images):
         for number, image in enumerate(images):
@@ -272,7 +272,7 @@ def test_line_by_line(folder):
 
 
 @pytest.mark.parametrize("dataset", ["", "dataset_0/"])
-def test_into_ready_made_pairs(tmp_path, capsys, dataset):
+def test_captions_are_written_into_pairs(tmp_path, capsys, dataset):
     for kind in ("HR", "LR"):
         paint(tmp_path / "pairs" / dataset / kind / "a" / "b.png", 0 if kind == "HR" else 1)
     captions = tmp_path / "captions.jsonl"
@@ -295,8 +295,8 @@ def test_into_ready_made_pairs(tmp_path, capsys, dataset):
         assert f"{wrong} is not an image of the pairs" in capsys.readouterr().err
 
 
-def test_two_captionings_into_one_file(folder, tmp_path, capsys):
-    """The second is refused before its server is waited for."""
+def test_two_processes_cannot_write_one_file(folder, tmp_path, capsys):
+    """The second process is refused before it waits for its server."""
     output = tmp_path / "captions.jsonl"
     command = ["server", str(folder), "--output", str(output), "--url", "http://127.0.0.1:9/v1", "--wait", "600"]
     with CaptionsFile(output):
@@ -305,7 +305,7 @@ def test_two_captionings_into_one_file(folder, tmp_path, capsys):
     assert not output.exists()  # nothing was written
 
 
-def test_an_output_that_is_no_file(folder, tmp_path, capsys):
+def test_an_output_that_is_not_a_file(folder, tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     for wrong in ("pipe", "folder", "x" * 250 + ".json", "captions.jsonl/x"):
@@ -316,8 +316,11 @@ def test_an_output_that_is_no_file(folder, tmp_path, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {"photos", "pipe", "folder", "captions.jsonl"}
 
 
-def test_names_of_any_bytes(folder, tmp_path, capsys):
-    """Not UTF-8, with an escape sequence, decomposed, of 255 bytes: captioned, or named in one printable line."""
+def test_names_with_any_bytes(folder, tmp_path, capsys):
+    """Names that are not UTF-8, have an escape sequence, are decomposed, or have 255 bytes.
+
+    These images are captioned, or named in one printable line.
+    """
     names = [b"\xff\xfe.png", b"\x1b[31mred.png", "u\u0308ber.png".encode(), b"x" * 251 + b".png"]
     for i, name in enumerate(names):
         with open(os.path.join(os.fsencode(folder), name), "wb") as file:
@@ -335,7 +338,7 @@ def test_names_of_any_bytes(folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("odd", [{"sha256": []}, {"sha256": 7}, {"source": {"a": "\x1b"}}, {"high_whole": 3}])
-def test_further_keys_of_other_people(folder, tmp_path, odd):
+def test_unknown_keys_in_captions_files(folder, tmp_path, odd):
     line = {"image": "a.png", "high": "by hand", "low": ""} | odd
     (tmp_path / "others.jsonl").write_text(json.dumps(line) + "\n")
     output = tmp_path / "captions.jsonl"

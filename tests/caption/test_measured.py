@@ -1,4 +1,4 @@
-"""Measured captions say what was done to a real photograph."""
+"""Measured captions describe the degradation of a real photograph."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ RNG = np.random.default_rng(0)
 
 @pytest.fixture(scope="module")
 def photo():
-    """The photograph that ships with the package, reduced."""
+    """The shipped photograph, reduced."""
     original = read_image(Path(xpsr_jax.__file__).parent / "assets" / "demo" / "original.png")
     return cv2.resize(original, (256, 256), interpolation=cv2.INTER_AREA)
 
@@ -35,7 +35,7 @@ def test_blur(photo):
     measured = [measure_quality(cv2.GaussianBlur(photo, (0, 0), s)).appearance.blur for s in (0.01, 0.5, 0.8, 1.2, 2)]
     assert measured == sorted(measured)
     assert measured[0] < 0.5 and measured[-1] > 1.5  # measured 0.00 and 1.96
-    # Noise is not taken for sharpness.
+    # Noise is not mistaken for sharpness.
     again = measure_quality(noisy(cv2.GaussianBlur(photo, (0, 0), 1.2), 4)).appearance.blur
     assert again == pytest.approx(measured[3], rel=0.3)  # measured 0.22
 
@@ -56,7 +56,7 @@ def test_compression(photo, quality):
 
 def test_no_compression(photo):
     assert measure_quality(photo).appearance.compression == 0
-    # Where blocks do not begin at multiples of 8 they are not found: said in docs/understand/captions.md.
+    # Blocks that do not begin at multiples of 8 are not found, as docs/understand/captions.md says.
     assert measure_quality(compressed(photo, 30)[3:, 5:]).appearance.compression == 0
 
 
@@ -82,7 +82,7 @@ def test_words(photo):
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("color", [(0, 0, 0), (255, 255, 255), (90, 90, 90), (0, 255, 7), (35, 220, 128)])
 def test_a_flat_picture_has_no_noise(color):
-    """Not NaN: rounding made variances below 0."""
+    """The noise is 0 and not NaN, although rounding can make variances negative."""
     for shape in ((1, 1), (8, 8), (300, 700)):
         quality = measure_quality(np.full((*shape, 3), color, np.uint8))
         assert quality.appearance.noise == 0 and quality.contrast < 1e-3
@@ -90,7 +90,7 @@ def test_a_flat_picture_has_no_noise(color):
 
 
 def test_any_size(photo):
-    """From one pixel to more than is looked at in full; a large one costs little more than a small one."""
+    """From one pixel to images of which only patches are measured."""
     for height, width in ((1, 1), (3, 40), (17, 9), (1, 700)):
         flat = np.full((height, width, 3), 90, np.uint8)
         assert describe_quality(flat).startswith("The image is sharp and clear")
@@ -100,7 +100,7 @@ def test_any_size(photo):
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_what_is_no_8_bit_rgb_image_is_refused(photo):
+def test_only_8_bit_rgb_images_are_accepted(photo):
     for wrong in (photo / 255, photo[..., 0], np.zeros((0, 4, 3), np.uint8), np.asarray(Image.new("RGBA", (9, 9)))):
         with pytest.raises(ValueError, match="expected an 8-bit RGB image"):
             measure_quality(wrong)

@@ -16,7 +16,7 @@ from xpsr_jax.data.captions import Caption, write_captions
 
 @pytest.fixture
 def described(monkeypatch):
-    """How many pictures were measured."""
+    """The shapes of the pictures that were measured."""
     calls = []
 
     def counted(pixels):
@@ -50,15 +50,15 @@ def test_missing_captions_are_measured_when_an_image_is_restored(tmp_path, enlar
     assert [settings[name]["high"] for name in ("a.png", "b.png")] == ["noise", ""]
     assert [settings[name]["low"] for name in ("a.png", "b.png")] == ["by hand", low]
 
-    # What is done already is not measured again.
+    # Finished images are not measured again.
     assert sample.main(words) == 1 and enlarged.images == 2 and len(described) == 1
     assert "2 of 3 images were restored before." in capsys.readouterr().out
-    # What was made without captions is of other settings.
+    # A result without captions has other settings.
     assert sample.main([*words[:-4], "--missing-captions", "empty", "--overwrite", "--on-error", "skip"]) == 1
     assert enlarged.images == 3 and recorded()["b.png"]["low"] == ""
     assert sample.main(words) == 1
     assert f"made with other settings (low: was '', is {low!r})" in capsys.readouterr().err
-    # A record of before there was a mark for it.
+    # A record from an earlier version, without the mark "measured".
     text = (output / "restored.jsonl").read_text().splitlines()
     line = json.loads(text[-1])
     line["settings"]["low"] = low

@@ -1,4 +1,4 @@
-"""Captions over HTTP from a real server that fails in every way that servers do."""
+"""Captions over HTTP from a real server with all kinds of faults."""
 
 import base64
 import gzip
@@ -26,7 +26,7 @@ ANSWER = {"choices": [{"message": {"role": "assistant", "content": " A cat.\nIt 
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Does what `server.faults` has next, then answers properly."""
+    """Executes the next entry of `server.faults`. If there is none, answers properly."""
 
     protocol_version = "HTTP/1.1"
 
@@ -84,7 +84,7 @@ def truncated(handler):
 
 
 def truncated_json(handler):
-    """As a proxy sends it that believes this to be all."""
+    """A proxy sends a part of the answer as if it were complete."""
     handler.answer(200, json.dumps(ANSWER).encode()[:20])
 
 
@@ -122,7 +122,7 @@ def caption(api, images, ask="high", **settings):
     return list(server_captioner(Server(api.url, "llava", **settings), instructions("paper", ask))(images))
 
 
-def test_what_is_asked(api):
+def test_the_request(api):
     png = image()
     assert caption(api, [png], ask="both", key="secret") == [(png, Caption("A cat. It sits.", "A cat. It sits."))]
     for (_, path, headers, body), instruction in zip(api.asked, (HIGH, PRESETS["paper"].low), strict=True):
@@ -134,7 +134,7 @@ def test_what_is_asked(api):
         assert picture["image_url"]["url"] == "data:image/png;base64," + base64.b64encode(png.data).decode()
 
 
-def test_images_arrive_as_they_are():
+def test_images_are_sent_unchanged():
     def sent(image):
         kind, _, data = server.data_url(image).partition(";base64,")
         return kind, base64.b64decode(data)
@@ -151,13 +151,13 @@ def test_images_arrive_as_they_are():
 @pytest.mark.parametrize(
     "fault", [status(500), status(503), hang, hang_up, truncated, truncated_json], ids=lambda fault: fault.__name__
 )
-def test_faults_are_got_over(api, fault):
+def test_requests_are_retried_after_faults(api, fault):
     api.faults = [fault, fault]
     [(_, result)] = caption(api, [image()], timeout=0.4 if fault is hang else 10)
     assert result == Caption("A cat. It sits.") and len(api.asked) == 3
 
 
-def test_a_rate_limit_is_kept_to(api):
+def test_a_rate_limit_is_respected(api):
     api.faults = [status(429, Retry_After="1")]
     [(_, result)] = caption(api, [image()])
     assert result == Caption("A cat. It sits.")
@@ -165,7 +165,7 @@ def test_a_rate_limit_is_kept_to(api):
     assert second - first >= 1
 
 
-def test_what_one_image_cannot_have(api):
+def test_failures_of_one_image(api):
     api.faults = [status(400)]
     [(_, refused)] = caption(api, [image()])
     assert str(refused) == f"{api.url}/chat/completions: status 400: it is 400"
@@ -189,7 +189,7 @@ def test_what_one_image_cannot_have(api):
     [
         ("<think>It has\n\nears.</think>A cat.", "stop", "A cat."),
         ("A <think>\n</think>cat.<think>Yes</think>", "stop", "A cat."),
-        ("It has ears.</think>\n\nA cat.", "stop", "A cat."),  # the opening mark was in the prompt
+        ("It has ears.</think>\n\nA cat.", "stop", "A cat."),  # the opening tag was in the prompt
         ("<think>It has ears. It", "length", "had not finished its reasoning"),
         ("<think>" * 100_000, "stop", "had not finished its reasoning"),
         ("A cat that", "length", "cut off within its first sentence"),
@@ -202,17 +202,17 @@ def test_what_one_image_cannot_have(api):
         ("\x1b[31mA\0 cat\ud83d.\u2028It\x07 sits.", "stop", "[31mA cat\ufffd. It sits."),
     ],
 )
-def test_what_is_made_of_an_answer(api, content, finish, expected):
+def test_answers_are_cleaned(api, content, finish, expected):
     api.answer = {"choices": [{"message": {"content": content}, "finish_reason": finish}]}
     [(_, result)] = caption(api, [image()])
     assert result == Caption(expected) or (isinstance(result, UserError) and expected in str(result))
 
 
-def test_an_odd_answer_ends_one_image(api):
+def test_an_odd_answer_fails_only_its_image(api):
     odd = (
         (b"{}" + b" " * 2**20, {}, "longer than 1,048,576 bytes"),
-        (gzip.compress(b"[" + b" " * 2**24 + b"]"), {"Content_Encoding": "gzip"}, "1,048,576 bytes when unpacked"),
-        (gzip.compress(gzip.compress(b" " * 2**24)), {"Content_Encoding": "gzip, gzip"}, "bytes when unpacked"),
+        (gzip.compress(b"[" + b" " * 2**24 + b"]"), {"Content_Encoding": "gzip"}, "1,048,576 bytes when decompressed"),
+        (gzip.compress(gzip.compress(b" " * 2**24)), {"Content_Encoding": "gzip, gzip"}, "bytes when decompressed"),
         (b"\x1b", {"Content_Encoding": "br"}, "compressed as 'br', which was not requested"),
         (b"[" * 500_000, {}, "nested too deeply"),
         (b"{}", {}, "answered without a text: {}"),
@@ -228,7 +228,7 @@ def test_an_odd_answer_ends_one_image(api):
     assert result == Caption("A cat. It sits.") and api.faults == []
 
 
-def test_a_number_of_too_many_digits_is_no_answer(api):
+def test_a_number_with_too_many_digits_is_not_an_answer(api):
     api.faults = [lambda handler: handler.answer(200, b'{"choices": ' + b"9" * 5000 + b"}")] * 2
     (_, failed), (_, whole) = caption(api, [image(), image(1)], requests=1, retries=1)
     assert "no answer" in str(failed) and whole == Caption("A cat. It sits.")
@@ -254,7 +254,7 @@ def drip_headers(handler):
 
 
 def endless(handler):
-    """Nothing says how long it is; broken off, it looks like its end."""
+    """The answer has no length, so a broken connection looks like its end."""
     handler.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n" + json.dumps(ANSWER).encode())
     while not handler.server.over.wait(0.05):
         handler.wfile.write(b" ")
@@ -262,8 +262,9 @@ def endless(handler):
 
 
 @pytest.mark.parametrize("fault", [drip_body, drip_headers, endless])
-def test_a_server_that_drips_is_not_waited_for(api, fault, monkeypatch):
-    monkeypatch.setattr(http.server.ThreadingHTTPServer, "handle_error", lambda *_: None)  # it is hung up on
+def test_a_server_that_sends_very_slowly_times_out(api, fault, monkeypatch):
+    # The client closes the connection, which is an error for the server.
+    monkeypatch.setattr(http.server.ThreadingHTTPServer, "handle_error", lambda *_: None)
     api.faults = [fault] * 2
     begin = time.monotonic()
     (_, late), (_, whole) = caption(api, [image(), image(1)], requests=1, timeout=0.3, retries=1)
@@ -272,7 +273,7 @@ def test_a_server_that_drips_is_not_waited_for(api, fault, monkeypatch):
 
 
 @pytest.mark.parametrize("asked", ["86400", "Fri, 31 Dec 9999 23:59:59 GMT", "9" * 5000, "soon", "-3"])
-def test_no_server_makes_it_wait_for_long(api, monkeypatch, asked):
+def test_the_wait_that_a_server_asks_for_is_limited(api, monkeypatch, asked):
     monkeypatch.setattr(http_client, "LONGEST_WAIT", 0.05)
     api.faults = [status(429, Retry_After=asked)] * 2
     begin = time.monotonic()
@@ -280,8 +281,8 @@ def test_no_server_makes_it_wait_for_long(api, monkeypatch, asked):
     assert result == Caption("A cat. It sits.") and time.monotonic() - begin < 2
 
 
-def test_pictures_go_to_no_other_host(api):
-    other = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)  # nobody answers there, or asks
+def test_pictures_are_not_sent_to_another_host(api):
+    other = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)  # it never answers, and must not be asked
     for place in (f"http://127.0.0.1:{other.server_port}/v1/chat/completions", "//example.org/", "http://[", "ftp:x"):
         api.faults = [status(307, Location=place)]
         (_, failed), (_, whole) = caption(api, [image(), image(1)], requests=1)
@@ -298,7 +299,7 @@ def test_pictures_go_to_no_other_host(api):
     assert "redirects too many times" in str(result)
 
 
-def test_newer_models_are_asked_in_their_form(api):
+def test_newer_models_get_requests_in_their_form(api):
     def picky(handler):
         *_, body = api.asked[-1]
         for field in ("max_tokens", "temperature"):
@@ -314,7 +315,7 @@ def test_newer_models_are_asked_in_their_form(api):
     ]
     newer = {"max_completion_tokens": 50}
     assert sent == [{"max_tokens": 50, "temperature": 0}, newer | {"temperature": 0}, *[newer] * 3]  # remembered
-    # A refusal that comes again is the image's own, and nothing is remembered of it.
+    # If the refusal is repeated, its cause is the image, and the form of requests does not change.
     api.asked.clear()
     api.faults = [status(400, text="max_tokens is too large for this image")] * 2
     (_, failed), (_, whole) = caption(api, [image(), image(1)], requests=1)
@@ -322,7 +323,7 @@ def test_newer_models_are_asked_in_their_form(api):
     assert [("max_tokens" in body) for *_, body in api.asked] == [True, False, True]
 
 
-def test_what_is_wrong_for_all_ends_the_work(api):
+def test_errors_that_affect_all_images_end_the_work(api):
     api.faults = [status(401)]
     with pytest.raises(Stop, match="status 401"):
         caption(api, [image()])
@@ -340,7 +341,7 @@ def test_what_is_wrong_for_all_ends_the_work(api):
         served_model(api.url)
 
 
-def test_a_server_that_is_starting_is_waited_for(api, monkeypatch, capsys):
+def test_the_captioner_waits_for_a_starting_server(api, monkeypatch, capsys):
     monkeypatch.setattr(server, "_POLL", 0.01)
     api.starting = [status(503)] * 2
     wait_until_up(api.url, seconds=10)
@@ -355,13 +356,13 @@ def test_a_server_that_is_starting_is_waited_for(api, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("option", ["--requests", "--limit", "--max-new-tokens"])
-def test_numbers_that_make_no_sense(tmp_path, capsys, option):
+def test_invalid_numbers_are_refused(tmp_path, capsys, option):
     assert main(["server", str(tmp_path), "--output", str(tmp_path / "captions.jsonl"), option, "0"]) == 1
     assert capsys.readouterr().err == f"error: {option} must be at least 1, not 0\n"
 
 
 def test_many_in_flight(api):
-    """One by one the server would take 4.8 s for 48 requests."""
+    """One after the other, 48 requests would take 4.8 s."""
     api.delay = 0.1
     begin = time.monotonic()
     results = caption(api, [image(i) for i in range(48)], requests=16)
@@ -380,7 +381,7 @@ def test_the_command(api, tmp_path, capsys, monkeypatch):
     assert main(command) == 1
     assert capsys.readouterr().out.startswith(f"{output}: 2 captioned, 1 failed")
     assert "status 400" in (tmp_path / "captions.failed.txt").read_text()
-    assert main(command) == 0  # the failed one again, and only that one
+    assert main(command) == 0  # only the failed image is tried again
     assert capsys.readouterr().out == f"{output}: 1 captioned, 2 known\n"
     assert len(api.asked) == 7 and not (tmp_path / "captions.failed.txt").exists()
     assert set(read_captions(output).values()) == {Caption("A cat. It sits.", "A cat. It sits.")}

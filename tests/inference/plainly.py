@@ -1,4 +1,4 @@
-"""Method §7 written down plainly: text embedded anew at every step, halves and tiles one after the other."""
+"""A plain implementation of method §7: text is embedded in every step, halves and tiles run one after the other."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from xpsr_jax.inference.prompts import prompt_tokens
 from xpsr_jax.inference.tiling import Tiles
 from xpsr_jax.weights.model_folder import Model
 
-FACTOR = 4  # pixels of a latent cell
+FACTOR = 4  # side of a latent cell, in pixels
 
 
 def restored_plainly(
@@ -29,7 +29,7 @@ def restored_plainly(
     sampling: Sampling = SAMPLING,
     cache_levels: int = 1,
 ) -> np.ndarray:
-    """One image, four times as large, of 8 bits; sampler, steps, guidance and caching are of `sampling`."""
+    """Restores one image to four times its size, 8 bits. `sampling` has the sampler, steps, guidance and caching."""
     height, width = (4 * side for side in image.shape[:2])
     pixels = np.asarray(Image.fromarray(image).resize((width, height), Image.BICUBIC))[None].astype(np.float32) / 255
     shape = height // FACTOR, width // FACTOR, 4

@@ -1,12 +1,12 @@
-"""Whether one sees where tiles meet."""
+"""Measures whether the seams between tiles are visible."""
 
 import numpy as np
 
 
 def seam(image: np.ndarray, whole: np.ndarray, *, axis: int, meeting: int, fade: int) -> tuple[float, float]:
-    """Gradient magnitude across the line where two tiles meet, and within `fade` pixels of it, over that elsewhere.
+    """Gradient magnitude on the line where two tiles meet, and within `fade` pixels of it, relative to other places.
 
-    Each is taken relative to the picture that was restored as a whole, which has its own edges there.
+    Both are also relative to the picture that was restored as a whole, because it has edges of its own there.
     """
     ours, theirs = (
         np.abs(np.diff(picture.astype(np.float64) @ (0.299, 0.587, 0.114), axis=axis)).mean(1 - axis)

@@ -1,4 +1,4 @@
-"""Features kept between steps: the method written plainly, without compiling again, in batches, shards and tiles."""
+"""Cached features: equal to the plain implementation, without new compilations, in batches, shards and tiles."""
 
 import dataclasses
 import logging
@@ -45,7 +45,7 @@ def most(a, b):
     return max(np.abs(np.int32(x) - y).max() for x, y in zip(a, b, strict=True))
 
 
-def test_whole_steps_at_intervals_and_where_the_form_changes():
+def test_whole_steps_come_at_intervals_and_when_guidance_changes():
     sampling = Sampling(steps=10, cache_interval=3, guidance_interval=(0.0, 0.5))
     runs = list(plan_runs(sampling, at_most=1))
     assert runs == [
@@ -67,7 +67,7 @@ def test_the_preset_runs_a_third_of_its_steps_whole():
     assert SAMPLING_PRESETS["fast"].cache_levels == 2
 
 
-def test_equals_the_method_written_plainly(model, one_by_one):
+def test_equals_the_plain_implementation(model, one_by_one):
     expected = restored_plainly(model, IMAGES[0], CAPTIONS[0], sampling=CACHED)
     assert most([one_by_one[0]], [expected]) <= 1
     whole = restored_plainly(model, IMAGES[0], CAPTIONS[0], sampling=dataclasses.replace(CACHED, cache_interval=1))
@@ -76,7 +76,7 @@ def test_equals_the_method_written_plainly(model, one_by_one):
 
 @pytest.mark.soak
 @pytest.mark.parametrize("sampler", marked_long(SAMPLERS, set(SAMPLERS) - {"ddpm", "unipc", "consistency"}))
-def test_every_sampler_and_guidance_in_a_part_of_the_steps(model, sampler):
+def test_every_sampler_with_guidance_in_part_of_the_steps(model, sampler):
     sampling = dataclasses.replace(CACHED, sampler=sampler, steps=6, guidance_interval=(0.0, 0.5))
     expected = restored_plainly(model, IMAGES[0], CAPTIONS[0], sampling=sampling)
     assert most(restore(model, IMAGES[:1], CAPTIONS[:1], sampling), [expected]) <= 1
@@ -86,7 +86,7 @@ def test_every_sampler_and_guidance_in_a_part_of_the_steps(model, sampler):
     assert compiled == []
 
 
-def test_two_programs_for_all_numbers(model, one_by_one):
+def test_two_programs_serve_all_numbers(model, one_by_one):
     def restored(**settings):
         return restore(model, IMAGES[:1], CAPTIONS[:1], dataclasses.replace(CACHED, **settings))[0]
 
@@ -105,23 +105,23 @@ def test_a_result_does_not_depend_on_batches_and_devices(model, one_by_one):
 
 
 @pytest.mark.more
-def test_tiles_equal_the_method_written_plainly(model):
+def test_tiles_equal_the_plain_implementation(model):
     expected = restored_plainly(model, IMAGES[0], CAPTIONS[0], plan_tiles(8, 16, size=8, overlap=2), sampling=TILED)
     (restored,) = Restorer(model, TILED, batch_size=2)(IMAGES[:1], CAPTIONS[:1])
     assert most([restored], [expected]) <= 1
 
 
 @pytest.mark.more
-def test_above_the_limit_of_memory_nothing_is_kept_and_that_is_said(model, monkeypatch, caplog):
+def test_above_the_memory_limit_nothing_is_kept_and_a_warning_is_logged(model, monkeypatch, caplog):
     monkeypatch.setattr(large, "KEPT_BYTES", 1000)
     with caplog.at_level(logging.WARNING):
         (restored,) = Restorer(model, TILED, batch_size=2)(IMAGES[:1], CAPTIONS[:1])
-    assert "Every step is whole" in caplog.text and caplog.text.count("GiB") == 2
+    assert "Every step computes all layers" in caplog.text and caplog.text.count("GiB") == 2
     whole = Restorer(model, dataclasses.replace(TILED, cache_interval=1), batch_size=2)
     assert most([restored], whole(IMAGES[:1], CAPTIONS[:1])) <= 1
 
 
-def test_more_levels_than_there_are(model):
+def test_too_many_cache_levels_are_refused(model):
     with pytest.raises(UserError, match="cache_levels can be at most 2 with this UNet, not 3"):
         Restorer(model, dataclasses.replace(CACHED, cache_levels=3))
     with pytest.raises(UserError, match="cache_interval must be at least 1"):

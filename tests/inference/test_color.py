@@ -40,7 +40,7 @@ def test_wavelet_parts(stored, pair):
     np.testing.assert_allclose(pair[0] - low, stored["target_high_freq"].transpose(0, 2, 3, 1), atol=1e-6)
 
 
-def test_adain_takes_the_sources_statistics_at_any_size(pair):
+def test_adain_gives_the_sources_statistics_at_any_size(pair):
     target, source = pair
     fixed = adain(target, source[:, :20, :17])
     np.testing.assert_allclose(fixed.mean((1, 2)), source[:, :20, :17].mean((1, 2)), atol=1e-5)
@@ -59,7 +59,7 @@ def test_unknown_method(unchecked, pair):
 
 
 @pytest.mark.parametrize("method", ["adain", "wavelet", "none"])
-def test_large_pictures_are_fixed_alike_in_pieces(pair, method, monkeypatch):
+def test_large_pictures_are_fixed_in_pieces_with_the_same_result(pair, method, monkeypatch):
     monkeypatch.setattr(color, "_PIECE", 80)
     target, source = (np.asarray(truncate_to_uint8(image))[0] for image in pair)
     target, source = (np.tile(image, (3, 3, 1))[:130, :145] for image in (target, source))

@@ -42,7 +42,7 @@ def page(tmp_path_factory):
     return Tags(file.read_text(encoding="utf-8"))
 
 
-def test_each_picture_is_embedded_as_it_is(page):
+def test_each_picture_is_embedded_unchanged(page):
     pictures = [attrs["src"] for tag, attrs in page.tags if tag == "img"]
     assert len(pictures) == 4
     for source, picture in zip(pictures, (AFTER, BEFORE, BEFORE, BEFORE), strict=True):
@@ -50,7 +50,7 @@ def test_each_picture_is_embedded_as_it_is(page):
         embedded = Image.open(io.BytesIO(webp)).convert("RGBA")
         alpha = np.full(picture.rgb.shape[:2], 255) if picture.alpha is None else picture.alpha
         np.testing.assert_array_equal(np.asarray(embedded)[..., 3], alpha)
-        seen = alpha > 0  # WebP keeps no colour where nothing is to be seen.
+        seen = alpha > 0  # WebP does not keep the colour of invisible pixels.
         np.testing.assert_array_equal(np.asarray(embedded)[seen][:, :3], picture.rgb[seen])
     assert "6 × 4 → 24 × 16" in page.text
 
@@ -70,7 +70,7 @@ def test_large_pictures_are_reduced_and_keep_their_profile():
     rgb = np.full((100, 2 * LONGEST, 3), (200, 100, 50), np.uint8)
     image = Image.open(io.BytesIO(to_webp(Picture(rgb, icc_profile=profile, exif=b"Exif\0\0secret"))))
     assert image.size == (LONGEST, 50) and image.info["icc_profile"] == profile and "exif" not in image.info
-    # Lossy here: measured 2.
+    # Lossy compression; measured 2.
     assert np.abs(np.asarray(image.convert("RGB"), np.int32) - (200, 100, 50)).max() <= 4
 
 

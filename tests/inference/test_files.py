@@ -1,4 +1,4 @@
-"""Where results go."""
+"""The paths of results."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from xpsr_jax.images.listing import Input
 from xpsr_jax.inference.files import output_paths
 
 
-def test_a_result_s_name_that_is_too_long_is_refused_first(tmp_path):
+def test_a_result_name_that_is_too_long_is_refused(tmp_path):
     long = Input(tmp_path / f"{'x' * 251}.png", Path(f"{'x' * 251}.png"))
     assert output_paths([long], tmp_path / "out", "png") == [tmp_path / "out" / long.name]
     with pytest.raises(UserError, match="the name of its result would have 256 bytes"):
@@ -20,7 +20,7 @@ def test_a_result_s_name_that_is_too_long_is_refused_first(tmp_path):
         output_paths([accents], tmp_path / "out", "webp")
 
 
-def test_a_link_that_goes_round_is_one_input_s_fault(tmp_path):
+def test_a_loop_of_links_does_not_break_the_other_inputs(tmp_path):
     (tmp_path / "loop.png").symlink_to("loop.png")
     each = Input(tmp_path / "loop.png", Path("loop.png"))
     assert output_paths([each], tmp_path / "out", "png") == [tmp_path / "out" / "loop.png"]

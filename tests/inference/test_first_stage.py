@@ -1,4 +1,4 @@
-"""The first stage before the other networks: in tiles, in batches, alone; and whose colours the result has."""
+"""The first stage before the other networks: in tiles, in batches, alone; and the colours of the result."""
 
 import dataclasses
 
@@ -39,7 +39,7 @@ def plain():
 
 @pytest.fixture(scope="module")
 def model(plain):
-    """A model whose first stage is random, with large enough weights for distant pixels to count."""
+    """A model with a random first stage. Its weights are so large that distant pixels have an effect."""
     network = RRDBNet(CONFIG, rngs=Keys(jax.random.key(0)))
     larger = {path: 2 * array for path, array in parameters(network).items()}
     return dataclasses.replace(plain, first_stage=with_parameters(network, larger))
@@ -49,21 +49,21 @@ def first_stage(model, **options) -> FirstStage:
     return FirstStage(OnDevices(model, batch_size=2, mesh=None), **options)
 
 
-def test_tiles_with_a_border_of_its_reach_change_nothing(model):
-    """Beyond it nothing counts, so that a tile's inner part is the whole picture's."""
+def test_tiles_with_a_border_of_the_networks_reach_change_nothing(model):
+    """Pixels beyond the reach have no effect, so the inner part of a tile equals the whole picture's."""
     image, reach = random_image(50, 130), CONFIG.reach
     (whole,) = first_stage(model, tile=0)([image])
     tiles = first_stage(model, tile=4 * (reach + 4), border=reach + 4, fade=4)
     (tiled,) = tiles([image])
     assert whole.shape == (100, 260, 3)
-    # The picture's own lower end is continued otherwise where the tile is not as high as the picture.
+    # The lower end of the picture is padded differently if the tile is not as high as the picture.
     rows = slice(0, 2 * (50 - reach))
     np.testing.assert_array_equal(tiled[rows], whole[rows])
     (near,) = first_stage(model, tile=64, border=5, fade=4)([image])
     assert (near[rows] != whole[rows]).any()
 
 
-def test_alone_it_is_its_picture(model):
+def test_without_steps_the_result_is_the_first_stages(model):
     images = [random_image(9, 14), random_image(12, 6)]
     clean = first_stage(model, tile=0)(images)
     assert [picture.shape for picture in clean] == [(18, 28, 3), (24, 12, 3)]
@@ -74,7 +74,7 @@ def test_alone_it_is_its_picture(model):
     np.testing.assert_array_equal(larger, np.asarray(expected))
 
 
-def test_the_other_networks_see_its_picture(model, plain):
+def test_the_other_networks_see_the_first_stages_result(model, plain):
     image, settings = random_image(8, 16), dataclasses.replace(SAMPLING, color_fix="none", steps=2)
     (restored,) = restore(model, [image], CAPTIONS[:1], settings)
     (without,) = restore(plain, [image], CAPTIONS[:1], settings)
@@ -82,18 +82,18 @@ def test_the_other_networks_see_its_picture(model, plain):
 
 
 @pytest.mark.soak
-def test_whose_colours(model):
+def test_the_color_reference(model):
     image = random_image(8, 16) // 4
     settings = dataclasses.replace(SAMPLING, color_fix="adain", steps=1)
     (clean,) = first_stage(model, tile=0)([image])
     for reference, expected in (("lr", image), ("first_stage", clean)):
         chosen = dataclasses.replace(settings, color_reference=reference)
         (restored,) = restore(model, [image], CAPTIONS[:1], chosen)
-        # Values below 0 are cut: measured 4.6. The two references' means differ by up to 70.
+        # Values below 0 are clipped: measured 4.6. The means of the two references differ by up to 70.
         np.testing.assert_allclose(restored.mean((0, 1)), expected.mean((0, 1)), atol=6)
 
 
-def test_a_batch_and_devices_change_nothing(model):
+def test_batches_and_devices_change_nothing(model):
     images = [random_image(8, 16) for _ in range(2)]
     mesh = jax.make_mesh((2,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
     one_by_one = [restore(model, [image], CAPTIONS[:1], ALONE)[0] for image in images]
@@ -104,19 +104,19 @@ def test_a_batch_and_devices_change_nothing(model):
         np.testing.assert_array_equal(together, one_by_one)
 
 
-def test_none_is_there(plain):
+def test_0_steps_without_a_first_stage_are_refused(plain):
     with pytest.raises(UserError, match="this model has none"):
         Restorer(plain, ALONE)
 
 
-def test_what_is_not_finite_is_said(model):
+def test_a_result_that_is_not_finite_is_an_error(model):
     broken = jax.tree.map(lambda array: array * np.float32("nan"), model.first_stage)
     for settings in (ALONE, SAMPLING):
         with pytest.raises(UserError, match="NaN or infinity"):
             restore(dataclasses.replace(model, first_stage=broken), [random_image(8, 8)], CAPTIONS[:1], settings)
 
 
-def test_a_folder_with_one_its_own_and_another(model, tmp_path):
+def test_a_model_folder_with_a_first_stage_or_another_one(model, tmp_path):
     save(model, tmp_path / "model")
     loaded = load(tmp_path / "model")
     assert loaded.first_stage is not None and loaded.first_stage.config == CONFIG

@@ -1,4 +1,4 @@
-"""What a forecast says beside what restoring really does."""
+"""Compares the forecast with what restoring really does."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ from xpsr_jax.inference.live_bytes import live_bytes
 from xpsr_jax.inference.restore import Restorer
 from xpsr_jax.weights.model_folder import load, save
 
-# No other test compiles programs of these sizes: theirs would not be counted.
+# Sizes that no other test uses. Programs that were compiled before would not be counted.
 SMALL, LARGE = (7, 9), (10, 20)
 PARTLY = dataclasses.replace(SAMPLING, steps=4, guidance_interval=(0.0, 0.5), tile_size=12, tile_overlap=3)
 KEPT = dataclasses.replace(PARTLY, cache_interval=2)
@@ -59,7 +59,7 @@ def test_evaluations_and_tiles(shapes, sampling, size, batch_size, tiles, evalua
     assert forecast.of_batch([size]) == Evaluations(*evaluations)
 
 
-def test_features_that_the_host_has_no_room_for_are_not_kept(shapes, monkeypatch):
+def test_features_that_exceed_the_hosts_memory_limit_are_not_kept(shapes, monkeypatch):
     monkeypatch.setattr("xpsr_jax.inference.forecast.KEPT_BYTES", 1000)
     assert Forecast(Restorer(shapes, KEPT)).of_batch([LARGE]) == Evaluations(36, 0)
 
@@ -89,8 +89,8 @@ def test_the_networks_predict_as_often_as_the_forecast_says(folder, sampling, si
     assert sum(predicted) == sum(Forecast(restorer).of_batch([size]))
 
 
-def test_live_bytes_of_a_program_that_one_can_count():
-    """x and y are arguments. sin(x) and its square live together; then the square and the sum's result."""
+def test_live_bytes_of_a_simple_program():
+    """x and y are arguments. sin(x) and its square are live together, then the square and the result of the sum."""
 
     def program(x, y):
         return (jax.numpy.sin(x) ** 2).sum() + y
@@ -102,7 +102,7 @@ def test_live_bytes_of_a_program_that_one_can_count():
     def loop(x):
         return jax.lax.fori_loop(0, 3, lambda _, carry: jax.numpy.sin(carry) * 2, x)
 
-    # What the loop returns; sin, its double and the counter in a round.
+    # The loop's result, and in a round: sin, its double and the counter.
     assert live_bytes(jax.jit(loop).trace(x).jaxpr.jaxpr) == 3 * 4000 + 4
 
 
@@ -111,8 +111,8 @@ def test_live_bytes_of_a_program_that_one_can_count():
 @pytest.mark.parametrize(
     ("size", "changes"), [((64, 64), {}), ((96, 160), {"tile_size": 32, "tile_overlap": 8, "vae_tile_size": 32})]
 )
-def test_expected_memory_is_near_what_the_compiler_takes(size, changes, monkeypatch, capsys):
-    """Of the shipped model, whole and in tiles, of the program that takes most."""
+def test_expected_memory_is_near_the_compilers_count(size, changes, monkeypatch, capsys):
+    """For the shipped model, whole and in tiles, for the program that needs most memory."""
     taken: dict[str, float] = {}
 
     def measured(name, program):
@@ -148,6 +148,6 @@ def test_expected_memory_is_near_what_the_compiler_takes(size, changes, monkeypa
     restorer([np.zeros((*size, 3), np.uint8)], [Caption()])
     ratio = forecast.working / max(taken.values())
     with capsys.disabled():
-        print(f"{size}: {forecast.working / 1e6:.1f} MB expected, {max(taken.values()) / 1e6:.1f} MB taken")
+        print(f"{size}: {forecast.working / 1e6:.1f} MB expected, {max(taken.values()) / 1e6:.1f} MB used")
     assert forecast.weights == sum(leaf.nbytes for leaf in weights)
     assert 0.8 < ratio < 2  # measured 1.19 and 1.94; the networks alone, without a first stage, 0.92

@@ -1,4 +1,4 @@
-"""Pictures that are restored in tiles, and sizes of few kinds. The autoencoder is in test_tiled_autoencoder.py."""
+"""Pictures that are restored in tiles, and the sizes of the networks' inputs."""
 
 import dataclasses
 
@@ -39,8 +39,8 @@ def most(a, b):
 
 
 @pytest.mark.soak
-def test_one_tile_is_what_no_tiles_are(model, monkeypatch):
-    """The same start, the same noise, the same steps, the same colours, on another way."""
+def test_one_tile_equals_no_tiles(model, monkeypatch):
+    """The start, the noise, the steps and the colours are the same. Only the code path differs."""
     sampling = dataclasses.replace(SAMPLING, guidance_interval=(0.0, 0.5))
     expected = Restorer(model, sampling)(IMAGES[:1], CAPTIONS[:1], seed=3)
     restorer = Restorer(model, sampling)
@@ -50,13 +50,13 @@ def test_one_tile_is_what_no_tiles_are(model, monkeypatch):
     assert steps == [1, 1]
 
 
-def test_tiles_equal_the_method_written_plainly(model, tiled):
+def test_tiles_equal_the_plain_implementation(model, tiled):
     expected = restored_plainly(model, IMAGES[0], CAPTIONS[0], plan_tiles(8, 16, size=8, overlap=2))
     assert most([tiled[0]], [expected]) <= 1  # measured 0
 
 
-def test_tiles_are_not_the_whole(model, tiled):
-    """Each of a tile's networks sees its tile alone."""
+def test_tiles_differ_from_the_whole(model, tiled):
+    """For each tile, the networks see only that tile."""
     whole = Restorer(model, dataclasses.replace(TILED, tile_size=0))(IMAGES[:1], CAPTIONS[:1])
     assert most(whole, tiled[:1]) > 1
 
@@ -79,8 +79,8 @@ def test_a_result_does_not_depend_on_the_order(model, tiled):
     assert most(backwards[::-1], tiled) == 0
 
 
-def test_sizes_are_of_few_kinds():
-    """A thousand photographs; and what is usual stays as it was."""
+def test_many_sizes_become_few():
+    """A thousand random sizes become few. Common sizes are unchanged."""
     rule = {"upscale": 4, "process_size": 512, "factor": 8}
     sizes = [tuple(map(int, RNG.integers(60, 192, 2))) for _ in range(1000)]
     assert len({network_size(*size, **rule) for size in sizes}) > 300
@@ -90,8 +90,8 @@ def test_sizes_are_of_few_kinds():
     assert RELEASED.size_multiple == 1
 
 
-def test_what_is_continued_is_cut_again(model):
-    """7 x 13: enlarged to 32 x 59, floored to 32 x 56, continued to 32 x 64."""
+def test_padding_is_cut_off_again(model):
+    """7 x 13 is enlarged to 32 x 59, floored to 32 x 56, and padded to 32 x 64."""
     image = RNG.integers(0, 256, (7, 13, 3), np.uint8)
     restorer = Restorer(model)
     assert restorer.network_size(7, 13) == (32, 64)

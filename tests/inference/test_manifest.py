@@ -10,7 +10,7 @@ SETTINGS = {"seed": 0, "high": "a line\u2028and another\u0085or a caf\u00e9"}
 
 @pytest.fixture
 def made(tmp_path):
-    """A source and the output made of it, whose names are not UTF-8."""
+    """A source and the output made from it. Their names are not UTF-8."""
     source, output = (tmp_path / os.fsdecode(name) for name in (b"caf\xe9.jpg", b"caf\xe9.png"))
     source.write_text("before")
     output.write_text("after")
@@ -18,7 +18,7 @@ def made(tmp_path):
     return source, output
 
 
-def test_a_line_is_read_back_as_it_was_written(tmp_path, made):
+def test_a_line_is_read_back_unchanged(tmp_path, made):
     source, output = made
     manifest = Manifest(tmp_path)
     assert manifest.why_foreign(output, source) is None
@@ -27,7 +27,7 @@ def test_a_line_is_read_back_as_it_was_written(tmp_path, made):
 
 
 def test_lines_that_are_not_ascii_and_one_that_was_cut_off(tmp_path, made):
-    """Within a character, and another process wrote after it."""
+    """The line was cut off within a character, and another process wrote after it."""
     source, output = made
     entry = json.loads((tmp_path / NAME).read_bytes())
     other = tmp_path / "other.png"
@@ -47,14 +47,14 @@ def test_lines_that_are_not_ascii_and_one_that_was_cut_off(tmp_path, made):
 @pytest.mark.parametrize(
     "line", [b"[" * 100_000, b"9" * 5000, b"3", b'{"output": [1]}', b'{"output": "x", "settings": 3}', b"x" * 2**21]
 )
-def test_lines_that_are_nothing_of_ours_are_passed_over(line, tmp_path, made):
+def test_foreign_lines_are_ignored(line, tmp_path, made):
     source, output = made
     (tmp_path / NAME).write_bytes(line + b"\n" + (tmp_path / NAME).read_bytes())
     assert Manifest(tmp_path).differences(output, SETTINGS) == []
     assert Manifest(tmp_path).why_foreign(tmp_path / "x", source) == "restored.jsonl has no line for it"
 
 
-def test_why_an_output_is_not_of_an_input(tmp_path, made):
+def test_the_reason_why_an_output_is_foreign(tmp_path, made):
     source, output = made
     manifest = Manifest(tmp_path)
     unknown = tmp_path / "unknown.png"

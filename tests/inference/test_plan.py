@@ -33,7 +33,7 @@ def test_the_sampler_that_is_named(settings, expected):
     assert make_sampler(Sampling(**settings), SCHEDULE) == expected
 
 
-def test_the_presets_sample_by_ddpm():
+def test_the_presets_use_ddpm():
     assert make_sampler(PAPER, SCHEDULE) == make_sampler(RELEASED, SCHEDULE) == Ddpm(SCHEDULE)
 
 
@@ -42,7 +42,7 @@ def test_strength_runs_the_last_steps_and_at_least_one():
     assert steps == {1.0: 0, 0.35: 7, 0.3: 7, 0.01: 9}
 
 
-def test_runs_of_steps_that_are_done_alike():
+def test_runs_of_steps_that_are_computed_alike():
     assert list(plan_runs(Sampling(steps=5), at_most=2)) == [
         Run(0, 2, True, True),
         Run(2, 4, True, True),
@@ -55,7 +55,7 @@ def test_runs_of_steps_that_are_done_alike():
         Run(5, 7, True, False),
         Run(7, 10, False, False),
     ]
-    # A step is done as it would be at full strength.
+    # A step is computed as it would be at full strength.
     later = dataclasses.replace(parts, strength=0.6)
     assert list(plan_runs(later, at_most=10)) == [Run(4, 5, True, True), *list(plan_runs(parts, at_most=10))[2:]]
     off = dataclasses.replace(parts, guidance_scale=0.0, conditioning_interval=(0.0, 1.0))
@@ -75,6 +75,6 @@ def test_runs_of_steps_that_are_done_alike():
         ({"strength": 0.5, "start": "noise"}, 'needs start "lr", not "noise"'),
     ],
 )
-def test_settings_that_cannot_be(settings, message):
+def test_invalid_settings_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
         Sampling(**settings)

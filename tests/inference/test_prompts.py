@@ -17,7 +17,7 @@ def tokenizer():
     return CLIPTokenizer.from_pretrained(Path(xpsr_jax.__file__).parent / "assets" / "tokenizer")
 
 
-def test_pads_to_77_as_clip_does(tokenizer):
+def test_pads_to_77_like_clip(tokenizer):
     ids = prompt_tokens(tokenizer, [CAPTION, ""])
     expected = tokenizer([CAPTION, ""], padding="max_length", max_length=77, truncation=True)["input_ids"]
     assert ids.dtype == np.int32
@@ -40,7 +40,7 @@ def test_a_long_caption_is_cut_and_the_words_stay(tokenizer):
     kept = 75 - len(words)
     assert ids[1 : 1 + kept].tolist() == tokenizer(long, add_special_tokens=False, verbose=False)["input_ids"][:kept]
     without = tokenizer([f"{long} {WORDS}"], padding="max_length", max_length=77, truncation=True)["input_ids"][0]
-    assert without[-1 - len(words) : -1] != words  # what the released code does
+    assert without[-1 - len(words) : -1] != words  # the released code cuts the words
 
 
 def test_words_that_are_too_long(tokenizer):

@@ -33,7 +33,7 @@ def one_by_one(model):
 
 
 def most(a, b):
-    """The largest difference of two lists of images, in grey levels."""
+    """The largest difference between two lists of images, in grey levels."""
     return max(np.abs(np.int32(x) - y).max() for x, y in zip(a, b, strict=True))
 
 
@@ -41,16 +41,16 @@ def changed(a, b):
     return np.mean(a != b)
 
 
-def test_equals_the_method_written_plainly(model, one_by_one):
+def test_equals_the_plain_implementation(model, one_by_one):
     expected = restored_plainly(model, IMAGES[0], CAPTIONS[0])
     assert most([one_by_one[0]], [expected]) <= 1  # measured 0
     assert expected.std() > 5
 
 
 @pytest.mark.more
-def test_a_result_does_not_depend_on_what_is_restored_beside_it(model, one_by_one):
+def test_a_result_does_not_depend_on_other_images_of_the_batch(model, one_by_one):
     batched = restore(model, IMAGES, CAPTIONS, batch_size=2)
-    assert most(batched, one_by_one) <= 1  # measured 1: of another batch shape XLA makes another program
+    assert most(batched, one_by_one) <= 1  # measured 1: XLA compiles another program for another batch shape
     reversed_ = restore(model, IMAGES[::-1], CAPTIONS[::-1], batch_size=2)
     assert most(reversed_[::-1], batched) == 0
 
@@ -71,7 +71,7 @@ def test_every_input_counts_and_nothing_is_compiled_again(model, one_by_one):
     other = IMAGES[0].copy()
     other[0, 0, 0] ^= 1
     partly = {"steps": 5, "guidance_interval": (0.2, 1.0)}
-    # Two more programs, compiled at their first use: without the negative half, and with two low-level captions.
+    # Two more programs, which are compiled here: without the negative half, and with two low-level captions.
     restored(**partly)
     restored(negative_low="noisy")
     with compilations() as compiled:
@@ -95,7 +95,7 @@ def test_every_input_counts_and_nothing_is_compiled_again(model, one_by_one):
     assert compiled == []
 
 
-def test_every_step_outside_the_intervals_is_without(model):
+def test_steps_outside_the_intervals_are_without_guidance_or_conditioning(model):
     def restored(**settings):
         sampling = dataclasses.replace(SAMPLING, **{"guidance_scale": 5.0} | settings)
         return restore(model, IMAGES[:1], CAPTIONS[:1], sampling)
@@ -109,12 +109,13 @@ def test_every_step_outside_the_intervals_is_without(model):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"sampler": "unipc", "karras": True},  # remembers earlier steps
-        pytest.param({"sampler": "euler", "spacing": "linspace"}, marks=pytest.mark.more),  # between two timesteps
+        {"sampler": "unipc", "karras": True},  # uses earlier steps
+        # With fractional timesteps.
+        pytest.param({"sampler": "euler", "spacing": "linspace"}, marks=pytest.mark.more),
     ],
 )
 def test_other_samplers_restore(model, one_by_one, settings):
-    """What each sampler computes is compared with diffusers in tests/diffusion."""
+    """tests/diffusion compares the samplers' results with diffusers."""
     sampling = dataclasses.replace(SAMPLING, steps=3, **settings)
     (restored,) = restore(model, IMAGES[:1], CAPTIONS[:1], sampling)
     assert restored.shape == (32, 32, 3) and restored.std() > 5
@@ -122,8 +123,8 @@ def test_other_samplers_restore(model, one_by_one, settings):
 
 
 @pytest.mark.more
-def test_halves_of_guidance_part_where_their_texts_do(model):
-    """Latents once and two texts a sample give what they give when everything is repeated; the low-level text too."""
+def test_guidance_halves_share_everything_before_their_texts(model):
+    """One set of latents with two texts per sample gives the same result as repeated latents, images and texts."""
     rng = np.random.default_rng(0)
     latents, high, low = (rng.standard_normal(s, np.float32) for s in [(2, 8, 8, 4), (4, 9, 8), (2, 9, 8)])
     image = rng.random((2, 32, 32, 3), np.float32)
@@ -155,7 +156,7 @@ def test_without_guidance_the_negative_half_is_not_run(model):
 
 @pytest.mark.parametrize("shape", [(5, 9), (1, 1)])
 def test_odd_sizes(model, shape):
-    """(5, 9): 32 x 57, floored to 32 x 56 for the networks; the latents' 8 x 14 are halved unevenly by nothing here."""
+    """(5, 9) becomes 32 x 57, floored to 32 x 56 for the networks. The latents are 8 x 14, which halve evenly here."""
     image = RNG.integers(0, 256, (*shape, 3), np.uint8)
     seen = []
     restorer = Restorer(model)
@@ -167,10 +168,10 @@ def test_odd_sizes(model, shape):
 def test_a_black_and_white_image_comes_back_black_and_white(model, one_by_one):
     [result] = restore(model, [IMAGES[0][..., :1].repeat(3, 2)], CAPTIONS[:1])
     assert (result == result[..., :1]).all() and result.std() > 5
-    assert changed(one_by_one[0], one_by_one[0][..., :1]) > 0.5  # others do not
+    assert changed(one_by_one[0], one_by_one[0][..., :1]) > 0.5  # an image with colours keeps them
 
 
-def test_an_image_that_comes_out_as_nan_is_named(model):
+def test_an_image_with_a_nan_result_is_named(model):
     networks = nnx.clone(model.autoencoder)
     networks.decoder.conv_out.bias[...] = jnp.nan
     broken = dataclasses.replace(model, autoencoder=networks)
@@ -178,13 +179,13 @@ def test_an_image_that_comes_out_as_nan_is_named(model):
         restore(broken, IMAGES[:1], CAPTIONS[:1], names=["dog.png"])
 
 
-def test_batches_hold_one_size_in_the_order_of_their_first_images():
+def test_batches_have_one_size_and_are_in_order_of_their_first_images():
     sizes = [(1, 1), (2, 2), (1, 1), (1, 1), (2, 2), (3, 3)]
     assert plan_batches(sizes, 2) == [[0, 2], [1, 4], [3], [5]]
     assert plan_batches([], 2) == []
 
 
-def test_what_is_no_image_is_refused(unchecked, model):
+def test_inputs_that_are_not_images_are_refused(unchecked, model):
     with pytest.raises(ValueError, match="uint8"):
         restore(model, [np.zeros((8, 8, 3), np.float32)], CAPTIONS[:1])
     with pytest.raises(ValueError, match="1 images but 3 captions"):

@@ -1,4 +1,4 @@
-"""The shipped autoencoder on a real photograph: in tiles against the whole, and no seam between them."""
+"""The shipped autoencoder with a real photograph: tiles are close to the whole, without visible seams."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ TILE = 40
 
 @pytest.fixture(scope="module")
 def photo():
-    """48 x 56 latent cells: four tiles, whose inner parts meet at row 24 and column 28."""
+    """48 x 56 latent cells: four tiles. Their inner parts meet at row 24 and column 28."""
     with Image.open(VECTORS / "photos" / "leuven.jpg") as image:
         return np.asarray(image.convert("RGB").resize((448, 384), Image.Resampling.BICUBIC))
 

@@ -1,4 +1,4 @@
-"""Tiles: their places and their blending. The released code's tiled run is in tests/models/test_oracle_tiles.py."""
+"""Positions and blending of tiles. tests/models/test_oracle_tiles.py compares with the released code's tiled run."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,8 @@ from safetensors.numpy import load_file
 from xpsr_jax.inference.tiling import Piece, gaussian, plan_pieces, plan_tiles
 
 
-def test_places_of_tiles():
-    """The last is moved back; only the area says whether there are tiles; a tile is a square."""
+def test_positions_of_tiles():
+    """The last tile is moved back. Only the area decides whether there are several tiles. A tile is a square."""
     tiles = plan_tiles(12, 20, size=8, overlap=2)
     assert (tiles.canvas, tiles.shape) == ((12, 20), (8, 8))
     assert tiles.starts == ((0, 0), (0, 6), (0, 12), (4, 0), (4, 6), (4, 12))
@@ -16,7 +16,8 @@ def test_places_of_tiles():
     assert plan_tiles(4, 16, size=8, overlap=2).shape == (4, 16)
     assert plan_tiles(4, 17, size=8, overlap=2).starts == tuple((0, x) for x in (0, 2, 4, 6, 8, 10, 12, 13))
     assert plan_tiles(500, 500, size=0, overlap=2).shape == (500, 500)
-    assert len(plan_tiles(16, 4800, size=96, overlap=16).starts) == 599  # twice the picture's cells, not sixteen times
+    # In all, the tiles have twice the cells of the picture, not sixteen times.
+    assert len(plan_tiles(16, 4800, size=96, overlap=16).starts) == 599
     assert plan_tiles(1, 90, size=8, overlap=2).starts == tuple((0, x) for x in range(90))
 
 
@@ -34,7 +35,7 @@ def test_inner_parts_of_pieces_cover_the_axis_and_keep_their_borders(length, siz
 
 @pytest.mark.parametrize("weights", ["centred", "released"])
 @pytest.mark.parametrize(("canvas", "size", "overlap"), [((12, 20), 8, 2), ((33, 47), 16, 5), ((64, 200), 96, 16)])
-def test_what_a_denoiser_returns_unchanged_comes_back_bit_for_bit(canvas, size, overlap, weights):
+def test_unchanged_tiles_blend_to_the_same_bits(canvas, size, overlap, weights):
     tiles = plan_tiles(*canvas, size=size, overlap=overlap)
     assert len(tiles.starts) > 1
     y, x = np.mgrid[: canvas[0], : canvas[1]].astype(np.float32)

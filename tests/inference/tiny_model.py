@@ -1,4 +1,4 @@
-"""A model that restores 8 x 8 pixels to 32 x 32 in a moment: every part small, every parameter random."""
+"""A model that restores 8 x 8 pixels to 32 x 32 very fast. All networks are small, and all parameters are random."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ TEXT_ENCODER = TextEncoderConfig(hidden_size=8, intermediate_size=16, num_hidden
 
 
 def tiny_model(autoencoder: AutoencoderConfig = AUTOENCODER, text_encoder: TextEncoderConfig = TEXT_ENCODER) -> Model:
-    """Latents are a quarter of the image's size. No parameter is left at zero, so that every input counts."""
+    """Latents have a quarter of the image's size. No parameter is zero, so every input has an effect."""
     unet = UNetConfig(
         block_out_channels=(8, 8),
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -57,7 +57,7 @@ def tiny_model(autoencoder: AutoencoderConfig = AUTOENCODER, text_encoder: TextE
 
 
 def random_network(make):
-    """Filled by numpy: compiling the real initialisers takes minutes."""
+    """Fills a network by numpy, because compiling the real initialisers takes minutes."""
     network = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     rng = np.random.default_rng(0)
 
