@@ -17,7 +17,7 @@ from xpsr_jax.training.structure import make_structure
 
 
 def scores(value):
-    """8 photographs, 8 crops each: noise of 0.01 that all rows share."""
+    """Scores of 8 photographs with 8 crops each. All rows have the same noise of 0.01."""
     noise = np.random.default_rng(0).normal(scale=0.01, size=(8, 8))
     return dict.fromkeys(METRICS, value + noise)
 
@@ -25,11 +25,11 @@ def scores(value):
 @pytest.fixture(scope="module")
 def trainings(tmp_path_factory):
     photos = tmp_path_factory.mktemp("photos")
-    (photos / load_config("configs/tiny.py").images.exclude[0]).touch()  # what is held out must be there
+    (photos / load_config("configs/tiny.py").images.exclude[0]).touch()  # a held-out photograph must exist
     return Arguments(photos=photos, output=tmp_path_factory.mktemp("study"))
 
 
-def test_trainings_differ_in_nothing_but_the_variant(trainings):
+def test_trainings_differ_only_in_the_variant(trainings):
     whole = configure(trainings, "default", 0)
     for variant in VARIANTS[1:]:
         config = configure(trainings, variant, 0)
@@ -42,7 +42,7 @@ def test_trainings_differ_in_nothing_but_the_variant(trainings):
     assert dataclasses.replace(other, name=whole.name, run=whole.run, seed=0) == whole
 
 
-def test_the_base_is_the_shipped_model_without_what_xpsr_adds(trainings):
+def test_the_base_is_the_shipped_model_without_xpsrs_parts(trainings):
     base = plain_diffusion(trainings.output / "base")
     assert not (base / "controlnet").exists()
     shipped, kept = load_file(MODEL / UNET_WEIGHTS), load_file(base / UNET_WEIGHTS)
@@ -55,12 +55,12 @@ def test_the_base_is_the_shipped_model_without_what_xpsr_adds(trainings):
     assert all(".pixel_attentions." in path for path in structure.trained if path.startswith("unet."))
 
 
-def test_a_table_says_where_it_agrees_with_the_paper():
+def test_a_table_shows_where_it_agrees_with_the_paper():
     rows = {"all": [scores(0.5)], "less": [scores(0.4)], "same": [scores(0.5)]}
     rows["same"][0] = {name: values[:, ::-1] for name, values in rows["same"][0].items()}
     first, less, same = markdown("Table", rows, scores(0.3)).splitlines()[-3:]
     assert first.startswith("| all | 0.50 | 0.50")
-    # All metrics are 0.1 lower: fidelity is worse without, as the paper has it, and distances are better.
+    # All metrics are 0.1 lower. So fidelity is worse, which agrees with the paper, and distances are better.
     assert less.startswith("| less | -0.10 (-0.10 to -0.10) | -100.0 (") and less.endswith(" | ✓ ✓ ✗ ✗ |")
     assert same.endswith(" | = = = = |")
 
@@ -69,10 +69,11 @@ def test_seeds_are_averaged_crop_by_crop_and_shown():
     rows = {"all": [scores(0.5), scores(0.5)], "less": [scores(0.3), scores(0.5)]}
     assert differences(rows["less"], rows["all"], "DISTS").mean() == pytest.approx(-0.1)
     text = markdown("Table", rows, scores(0.3))
-    assert "-0.10 (-0.20 to +0.00) [-0.20; +0.00]" in text and text.endswith(" | = = = = |\n")  # no seed alone decides
+    # One seed alone does not decide.
+    assert "-0.10 (-0.20 to +0.00) [-0.20; +0.00]" in text and text.endswith(" | = = = = |\n")
 
 
-def test_intervals_know_that_crops_of_one_photograph_are_alike():
+def test_intervals_consider_that_crops_of_a_photograph_are_similar():
     rng = np.random.default_rng(0)
     by_photo = np.repeat(rng.normal(size=(1, 8, 1)), 8, axis=2)
     low, high = interval_of_mean(by_photo)
@@ -90,7 +91,7 @@ def test_verdicts_of_a_distance(low, high, expected):
 
 
 @pytest.mark.more
-def test_what_is_measured_is_not_measured_again(tmp_path):
+def test_measured_rows_are_not_measured_again(tmp_path):
     original = cv2.resize(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8), (64, 64))
     crops = [Crop("a.png", original, cv2.resize(original, (16, 16)), Caption("", ""))]
     arguments = Measuring(photos=tmp_path, output=tmp_path, crops=1, size=64)

@@ -51,7 +51,7 @@ def test_a_file_that_is_another_network_is_refused(monkeypatch, tmp_path):
             load_backbone("vgg16")
 
 
-def test_smallest_side_is_the_smallest_that_leaves_a_feature():
+def test_smallest_side_is_the_smallest_with_a_feature_left():
     networks: dict[BackboneName, Callable] = {"alexnet": alexnet_features, "vgg16": vgg16_features}
     for name, features in networks.items():
         weights, side = load_backbone(name), SMALLEST_SIDE[name]
@@ -69,7 +69,7 @@ def test_max_pool_drops_an_incomplete_window():
 def test_arrays_survive_the_restricted_unpickler(tmp_path):
     path = tmp_path / "arrays.ckpt"
     tree: dict = {"a": [np.arange(6.0).reshape(2, 3), 1.5], "b": {"c": np.array([[1], [2]], np.float32)}}
-    for protocol in (3, 4):  # others call for more than an array: 2 for a text codec, 5 for a buffer
+    for protocol in (3, 4):  # other protocols need more than arrays: 2 a text codec, 5 a buffer
         path.write_bytes(pickle.dumps(tree, protocol=protocol))
         loaded = read_numpy_pickle(path)
         np.testing.assert_array_equal(loaded["a"][0], tree["a"][0])

@@ -1,4 +1,4 @@
-"""python -m xpsr_jax.evaluate, on images of 40 x 40 pixels. All runs share one compiled program for each protocol."""
+"""python -m xpsr_jax.evaluate with images of 40 x 40 pixels. All runs share one compiled program per protocol."""
 
 import io
 import json
@@ -46,7 +46,7 @@ def read(path):
 
 
 def as_pyiqa(decibels):
-    """pyiqa adds 1e-8 to the squared error, of images in [0, 1]."""
+    """Converts to pyiqa's PSNR: pyiqa adds 1e-8 to the squared error of images in [0, 1]."""
     return -10 * np.log10(10 ** (-decibels / 10) + 1e-8)
 
 
@@ -60,7 +60,7 @@ def report(folders):
     return folders / "report"
 
 
-def test_scores_are_those_of_the_images_and_the_mean_is_theirs(folders, report):
+def test_scores_and_means_are_correct(folders, report):
     good = json.loads((folders / "s-good.json").read_text())
     assert good == json.loads((report / "scores-good.json").read_text())
     assert list(good) == ["mean", "images"]
@@ -88,7 +88,7 @@ def test_one_folder_has_one_file_of_exactly_two_keys(folders, capsys):
     assert "RealSR, 3 images, protocol seesr" in " ".join(capsys.readouterr().out.split())
 
 
-def test_the_page_needs_nothing_else_and_has_everything(report):
+def test_the_page_is_self_contained_and_complete(report):
     page = (report / "report.html").read_text(encoding="utf-8")
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert "http" not in re.sub(r"data:[^\"]*", "", page)
@@ -101,7 +101,7 @@ def test_the_page_needs_nothing_else_and_has_everything(report):
     assert "| b10.png |" in markdown
 
 
-def test_the_manifest_says_what_was_measured_and_by_what(folders, report):
+def test_the_manifest_records_files_and_versions(folders, report):
     manifest = json.loads((report / "manifest.json").read_text())
     assert manifest["protocol"].startswith("xpsr: PSNR and SSIM on luma of BT.601")
     assert manifest["metrics"] == ["psnr", "ssim", "lpips", "dists"]
@@ -111,7 +111,7 @@ def test_the_manifest_says_what_was_measured_and_by_what(folders, report):
     assert manifest["images"]["a.png"]["good"] != manifest["images"]["a.png"]["bad"]
 
 
-def test_all_that_does_not_fit_is_one_error(folders, tmp_path, capsys):
+def test_all_problems_of_matching_are_in_one_error(folders, tmp_path, capsys):
     image = np.zeros((40, 40, 3), np.uint8)
     for name in ("photo_1", "photo_2", "other", "turned", "broken", "tiny"):
         write(tmp_path / "HR" / f"{name}.png", image[:20, :20] if name == "tiny" else image)
@@ -131,14 +131,14 @@ def test_all_that_does_not_fit_is_one_error(folders, tmp_path, capsys):
         r"misnamed\? \S+photo_1_LR4.png is similar to \S+photo_1.png",
         r"missing: \S+other.png has no image in",
         r"extra: \S+scan.png has no original",
-        r"size: \S+turned.png has 40 x 30 pixels, its original 40 x 40",
+        r"size: \S+turned.png has 40 x 30 pixels, but its original has 40 x 40",
         r"broken.png: not an image",
     ):
         assert re.search(line, said), line
     assert not list(report.iterdir())
 
 
-def test_layouts_and_sets_by_name(tmp_path):
+def test_known_layouts_and_names_of_sets(tmp_path):
     for reference, lr in (("HR", "LR"), ("test_HR", "test_LR"), ("gt", "lq")):
         folder = tmp_path / f"set of {reference}"
         (folder / reference).mkdir(parents=True)
@@ -151,7 +151,7 @@ def test_layouts_and_sets_by_name(tmp_path):
         assert name_of_set(tmp_path / folder / "HR") == name
 
 
-def test_scores_from_elsewhere_are_numbers_by_method(tmp_path):
+def test_scores_from_elsewhere_are_checked(tmp_path):
     file = tmp_path / "others.json"
     file.write_text('{"SeeSR": {"psnr": 25, "ssim": 0.7}}')
     assert report_files.read_others(file) == {"SeeSR": {"psnr": 25.0, "ssim": 0.7}}
@@ -170,8 +170,8 @@ def test_scores_from_elsewhere_are_numbers_by_method(tmp_path):
         assert str(caught.value).startswith(str(file)) and "\n" not in str(caught.value)
 
 
-def test_names_of_methods_are_shown_as_they_are():
-    """They are names of folders: Rich would take [red] for a colour, and the terminal an escape sequence."""
+def test_names_of_methods_are_shown_literally():
+    """They are names of folders. Rich must not interpret [red], and the terminal must not get an escape sequence."""
     out = io.StringIO()
     scores = {name: MethodScores({"a": {"psnr": 20.0}}, {}) for name in ("[red]a[/red]", "b\x1b[2J")}
     print_scores(Evaluation(scores, PROTOCOLS["xpsr"], ("psnr",), None, {"[c]": {"psnr": 3.0}}), Console(file=out))
@@ -179,7 +179,7 @@ def test_names_of_methods_are_shown_as_they_are():
     assert "\x1b" not in out.getvalue()
 
 
-def test_what_cannot_be_is_refused_before_anything_is_read(folders, tmp_path, capsys):
+def test_invalid_arguments_are_refused_before_reading(folders, tmp_path, capsys):
     with pytest.raises(UserError, match="no such folder"):
         match_images({"x": tmp_path / "none"}, folders / "good")
     arguments = ["--reference", str(folders / "good")]
@@ -190,8 +190,8 @@ def test_what_cannot_be_is_refused_before_anything_is_read(folders, tmp_path, ca
     assert "--batch-size must be at least 1, not 0" in said
 
 
-def test_transparent_images_are_compared_as_they_are_seen(folders, tmp_path, capsys):
-    """Their colours where nothing can be seen do not count; the white that is seen there does."""
+def test_transparent_images_are_compared_on_white(folders, tmp_path, capsys):
+    """The colours of invisible pixels have no effect. The white background counts."""
     image = read(folders / "good" / "a.png")
     alpha = np.zeros((40, 40, 1), np.uint8)
     alpha[:, 10:] = 255
@@ -209,8 +209,8 @@ def test_transparent_images_are_compared_as_they_are_seen(folders, tmp_path, cap
         assert "transparent in places: 1 of 1 images; they were compared as they are seen" in capsys.readouterr().out
 
 
-def test_images_that_cannot_be_read_are_left_out_when_asked(folders, tmp_path, capsys):
-    """One whose header is broken, and one whose pixels are: of either, the first too."""
+def test_unreadable_images_are_skipped_on_request(folders, tmp_path, capsys):
+    """One image has a broken header, one has broken pixels."""
     for folder in ("HR", "sr"):
         for name in ("1", "2", "3"):
             write(tmp_path / folder / f"{name}.png", read(folders / "good" / "a.png"))
@@ -231,7 +231,7 @@ def test_images_that_cannot_be_read_are_left_out_when_asked(folders, tmp_path, c
     assert "nothing was measured" in capsys.readouterr().err
 
 
-def test_images_are_matched_however_their_names_are_composed(folders, tmp_path):
+def test_names_match_in_any_unicode_normalisation(folders, tmp_path):
     for folder, name in (("HR", "caf\u00e9"), ("sr", "cafe\u0301")):
         write(tmp_path / folder / f"{name}.png", read(folders / "good" / "a.png"))
     [found] = match_images({"sr": tmp_path / "sr"}, tmp_path / "HR")

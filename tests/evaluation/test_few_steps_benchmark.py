@@ -3,7 +3,7 @@
 from benchmarks.few_steps import markdown
 
 
-def test_losses_are_in_percent_of_the_teacher_and_paired():
+def test_losses_are_paired_and_in_percent_of_the_teacher():
     teacher = {"LPIPS (alex)": [0.2, 0.4, 0.2, 0.4], "DISTS": [0.3, 0.3, 0.3, 0.3]}
     student = {"LPIPS (alex)": [0.203, 0.403, 0.203, 0.403], "DISTS": [0.27, 0.27, 0.27, 0.27]}
     *_, first, second = markdown({"teacher": teacher, "student, 1": student}, crops=2).splitlines()

@@ -34,7 +34,7 @@ def test_equal_images():
 
 
 def test_ssim_of_flat_images():
-    # Without variance only the means compare: (2xy + c1) / (x² + y² + c1), for luma 16 and 235.
+    # Without variance, only the means matter: (2xy + c1) / (x² + y² + c1), for luma 16 and 235.
     a, b = np.zeros((11, 12, 3), np.uint8), np.full((11, 12, 3), 255, np.uint8)
     c1 = (0.01 * 255) ** 2
     # Rounding of the flat images' variances: measured relative error 3e-12.
@@ -53,7 +53,7 @@ def test_floats_equal_their_8_bit_image_and_are_clipped():
     assert psnr_y(a / 255 + (a == 255), b) == pytest.approx(psnr_y(a, b), rel=1e-12)
 
 
-def test_wrong_images_are_named(unchecked):
+def test_invalid_images_are_refused(unchecked):
     a, _ = noisy_pair()
     for metric in (psnr_y, ssim_y):
         with pytest.raises(ValueError, match=r"\(29, 40, 3\) and \(28, 40, 3\)"):

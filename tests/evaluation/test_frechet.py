@@ -23,7 +23,7 @@ def test_merged_statistics_are_those_of_all_vectors():
         np.testing.assert_allclose(merged.covariance, np.cov(table, rowvar=False), rtol=1e-10, atol=1e-10)
 
 
-def test_distance_by_its_definition():
+def test_the_distance_equals_its_definition():
     a, b = features(1, 200), features(2, 150, scale=2, shift=3)
     cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     root = scipy.linalg.sqrtm(cov_a @ cov_b).real
@@ -45,11 +45,12 @@ def test_known_distances():
 
 def test_fewer_vectors_than_features_stay_real():
     a, b = features(4, 5, width=40), features(5, 6, width=40)
-    assert frechet_distance(FeatureStatistics.of(a), FeatureStatistics.of(a)) < 1e-4  # roots of eigenvalues near 0
+    # The error comes from roots of eigenvalues near 0.
+    assert frechet_distance(FeatureStatistics.of(a), FeatureStatistics.of(a)) < 1e-4
     assert 0 < frechet_distance(FeatureStatistics.of(a), FeatureStatistics.of(b)) < np.inf
 
 
-def test_what_has_no_distance_is_named():
+def test_invalid_statistics_are_refused():
     with pytest.raises(ValueError, match=r"not \(0, 4\)"):
         FeatureStatistics.of(np.zeros((0, 4)))
     one = FeatureStatistics.of(np.zeros((1, 4)))

@@ -1,4 +1,4 @@
-"""The public functions: equal to the official packages, in any batch, on any number of devices."""
+"""The public functions equal the official packages, in any batch and on any number of devices."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def pairs(vectors):
 
 @pytest.fixture(scope="module")
 def photo_pairs(pairs):
-    """128 x 128 pixels of two photographs, each with what is left of them at a quarter of their size."""
+    """128 x 128 pixels of two photographs, each with a version that was reduced to a quarter of its size."""
     return list(zip(pairs["photos.a"], pairs["photos.b"], strict=True))
 
 
@@ -48,7 +48,7 @@ def test_a_pair_a_batch_and_floats_are_the_same(photo_pairs):
         np.testing.assert_allclose(together, function(a / np.float32(255), b / np.float32(255)), rtol=1e-6)
 
 
-def test_pixels_equal_the_float64_ones(photo_pairs):
+def test_float32_metrics_equal_float64_metrics(photo_pairs):
     for a, b in photo_pairs:
         assert float(xpsr_jax.psnr(a, b)) == pytest.approx(psnr_y(a, b), abs=1e-4)  # 1e-8 is added to the error
         assert float(xpsr_jax.ssim(a, b)) == pytest.approx(ssim_y(a, b), abs=1e-6)  # measured: 1e-7
@@ -64,8 +64,8 @@ def test_channels_by_hand():
         np.testing.assert_allclose(xpsr_jax.psnr(a, b, channels=channels), 20 * np.log10(255 / error), rtol=1e-5)
 
 
-def test_images_are_shared_out_among_devices(photo_pairs):
-    """Of eight devices three have nothing to do, and the other five one image each."""
+def test_images_are_split_over_devices(photo_pairs):
+    """Of eight devices, five have one image each, and three are idle."""
     assert jax.local_device_count() == 8
     image = jnp.asarray(photo_pairs[0][0])
     reference = jnp.stack([jnp.roll(image, i, axis=0) for i in range(5)])
@@ -76,8 +76,8 @@ def test_images_are_shared_out_among_devices(photo_pairs):
     np.testing.assert_allclose(values[:, 1], [[80] * 5, [1] * 5], rtol=1e-6)
 
 
-def test_kernels_that_gain_are_transformed():
-    """Above, DISTS and LPIPS (vgg) are computed with them."""
+def test_only_suitable_kernels_are_transformed():
+    """The tests above compute DISTS and LPIPS (vgg) with transformed kernels."""
     kernels = {f"conv_{i}.kernel": jnp.zeros((3, 3, c, d)) for i, (c, d) in enumerate([(64, 128), (128, 256)])}
     transformed = transform_kernels(kernels | {"conv_2.kernel": jnp.zeros((5, 5, 64, 256))})
     assert {name: array.shape for name, array in transformed.items()} == {
@@ -87,7 +87,7 @@ def test_kernels_that_gain_are_transformed():
     }
 
 
-def test_what_is_no_pair_is_named(unchecked, photo_pairs):
+def test_invalid_pairs_are_refused(unchecked, photo_pairs):
     a, b = photo_pairs[0]
     with pytest.raises(ValueError, match=r"\(128, 128, 3\) and \(127, 128, 3\)"):
         xpsr_jax.dists(a, b[1:])

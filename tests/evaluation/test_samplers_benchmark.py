@@ -54,7 +54,7 @@ def test_table():
     assert lines[-1] == "| UniPC, 10 steps | 0.1500 | 0.1500 | 0.15 | 1.50 |  |  |"
 
 
-def test_kept_features_and_intervals_of_guidance_in_all_combinations():
+def test_caching_and_guidance_intervals_are_combined():
     plain = Sampling(steps=20)
     compared = with_savings({"DDPM, 20 steps": plain}, [(0.0, 1.0), read_interval("0:0.5")], (1, 3), (1, 2))
     assert list(compared) == [
@@ -72,7 +72,7 @@ def test_kept_features_and_intervals_of_guidance_in_all_combinations():
         read_interval("0.2")
 
 
-def test_paired_differences_of_the_same_crops_have_no_width_where_all_differ_alike():
+def test_equal_paired_differences_have_an_interval_without_width():
     rows = [
         row | {"LPIPS (alex)": repr(float(row["LPIPS (alex)"]) * (0.9 if "Uni" in row["method"] else 1))}
         for row in ROWS
@@ -83,7 +83,7 @@ def test_paired_differences_of_the_same_crops_have_no_width_where_all_differ_ali
     assert lines[3].startswith("| UniPC, 5 steps | -10.0 (")
 
 
-def test_going_on_with_what_was_measured(tmp_path):
+def test_a_stopped_comparison_is_resumed(tmp_path):
     file = tmp_path / "samplers.csv"
     assert read_rows(file, (BICUBIC, *METHODS)) == []
     write_rows(ROWS, file)

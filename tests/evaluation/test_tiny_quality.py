@@ -1,4 +1,4 @@
-"""The table of benchmarks/tiny_quality.py, and the crops it is made of."""
+"""The table of benchmarks/tiny_quality.py, and its crops."""
 
 import dataclasses
 
@@ -44,7 +44,7 @@ def crops(photos):
     return cut_crops(photos, ("large.png", "small.png"), count=2, size=64)
 
 
-def test_crops_are_fixed_and_continued_by_reflection(photos, crops):
+def test_crops_are_fixed_and_padded_by_reflection(photos, crops):
     assert [crop.name for crop in crops] == ["large.png", "large.png", "small.png", "small.png"]
     for crop in crops:
         assert crop.original.shape == (64, 64, 3)
@@ -63,7 +63,7 @@ def test_a_photograph_without_caption_is_named(photos):
         cut_crops(photos, ("other.png",), count=1, size=64)
 
 
-def test_rows_change_one_thing_each():
+def test_each_row_changes_one_thing():
     captions = [Caption("high", "low")]
     of = rows(PAPER, captions, first_stage=True, steps=(1, 50), guidance_scales=(0.0, 5.5))
     own = of.pop(OURS)
@@ -87,8 +87,8 @@ def test_rows_change_one_thing_each():
 
 @pytest.mark.soak
 @pytest.mark.usefixtures("compiled_quickly")
-def test_a_table_upon_a_first_stage(crops):
-    """Its pictures are made once, and a row upon them is what the model restores by itself."""
+def test_a_table_for_a_model_with_a_first_stage(crops):
+    """The first stage runs once. Rows from its results equal the model's own results."""
     network = RRDBNet(RRDBNetConfig(features=2, blocks=1, growth=2), rngs=Keys(jax.random.key(0)))
     model = dataclasses.replace(tiny_model(), first_stage=network)
     model = dataclasses.replace(model, defaults=dataclasses.replace(SAMPLING, steps=2, process_size=64))
@@ -115,7 +115,7 @@ def test_originals_score_best(crops):
 
 
 def test_tables_have_means_standard_errors_over_photographs_and_ratios():
-    """Two crops of one photograph are one number: their mean."""
+    """Two crops of one photograph count as one number: their mean."""
     scores = {
         BICUBIC: {"PSNR-Y": [19.0, 21.0, 24.0], "LPIPS (alex)": [0.4, 0.6, 0.7]},
         FIRST_STAGE: {"PSNR-Y": [21.0, 21.0, 21.0], "LPIPS (alex)": [0.2, 0.2, 0.4]},
@@ -129,7 +129,7 @@ def test_tables_have_means_standard_errors_over_photographs_and_ratios():
     assert ours == "| ours | +0.50 ± 0.5000 | -0.1500 ± 0.0500 (0.500 ×) |"
 
 
-def test_every_other_photograph_is_of_the_half_to_report(tmp_path, photos):
+def test_every_second_photograph_is_in_the_half_to_report(tmp_path, photos):
     names = ("large.png", "gone.png", "small.png")
     assert held_out(names, tmp_path, photos) == ("large.png", "small.png")
     assert halves(("a", "b", "c")) == {"choose": ("a", "c"), "report": ("b",)}

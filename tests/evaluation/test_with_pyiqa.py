@@ -1,7 +1,8 @@
-"""The adapter to pyiqa, with a stand-in of the same interface: names, ranges, batches, and what is said without it.
+"""The adapter to pyiqa, with a fake that has the same interface: names, ranges, batches, and the error without pyiqa.
 
-The stand-in does what pyiqa 0.1.16 does: `create_metric(name)`; a metric takes RGB tensors (b, 3, h, w) in [0, 1] and
-gives (b, 1) or (b,); FID's network is `metric.net.model(batch, resize, normalise)`, a list of feature maps.
+The fake behaves like pyiqa 0.1.16. It has `create_metric(name)`. A metric takes RGB tensors (b, 3, h, w) in [0, 1] and
+returns (b, 1) or (b,). FID's network is `metric.net.model(batch, resize, normalise)`, which returns a list of feature
+maps.
 """
 
 import importlib.metadata
@@ -20,7 +21,7 @@ from xpsr_jax.images.writing import write_png
 
 
 class Tensor(np.ndarray):
-    """An array with the few methods of a tensor that the adapter calls."""
+    """An array with the few tensor methods that the adapter calls."""
 
     def permute(self, *axes):
         return self.transpose(axes)
@@ -51,7 +52,7 @@ class NoGradient:
 
 @pytest.fixture
 def pyiqa(monkeypatch):
-    """Its metrics note what they are given; "broken" names one whose weights cannot be had."""
+    """A fake pyiqa. Its metrics record their inputs. `broken` is the name of a metric whose weights are missing."""
     module = types.ModuleType("pyiqa")
     module.calls, module.seeds, module.broken = [], [], None  # type: ignore[attr-defined]
 
@@ -93,20 +94,20 @@ def images():
 
 
 @pytest.mark.parametrize("name", [name for name in PYIQA_NAMES if name != "fid"])
-def test_images_go_in_as_rgb_tensors_in_0_to_1(pyiqa, images, name):
+def test_images_are_passed_as_rgb_tensors_in_0_to_1(pyiqa, images, name):
     scores = NoReferenceMetric(name)(images)
     np.testing.assert_allclose(scores, images.mean(axis=(1, 2, 3)) / 255, rtol=1e-5)
     for called, shape, least, most in pyiqa.calls:
         assert called == name.replace("_", "-")
         assert shape[1:] == (3, 100, 110)
         assert (least, most) == (0, 1)
-    # MANIQA chooses places in an image: each alone, always the same.
+    # MANIQA chooses random positions in an image. So each image is passed alone, with the same seed.
     assert [shape[0] for _, shape, *_ in pyiqa.calls] == ([1, 1, 1] if name.startswith("maniqa") else [3])
     assert len(set(pyiqa.seeds)) == 1
 
 
 def test_inception_features_of_images_of_any_size(pyiqa, images, monkeypatch):
-    monkeypatch.setattr(InceptionFeatures, "width", 3 * 2 * 2)  # of the fixture's stand-in
+    monkeypatch.setattr(InceptionFeatures, "width", 3 * 2 * 2)  # the width of the fake's features
     features = InceptionFeatures()
     together = features([images[0], images[1, :50]])
     assert together.shape == (2, 3 * 2 * 2)
@@ -127,7 +128,7 @@ def test_the_command_with_all_metrics(pyiqa, images, tmp_path, capsys, monkeypat
     scores = json.loads(file.read_text())
     assert list(scores["mean"]) == ["psnr", "niqe", "maniqa_pipal", "fid"]
     assert set(scores["images"]["0.png"]) == {"psnr", "niqe", "maniqa_pipal"}
-    # Statistics of the batches, merged, are those of all images.
+    # The merged statistics of the batches equal those of all images.
     from xpsr_jax.images.reading import read_image
 
     statistics = [
@@ -138,7 +139,7 @@ def test_the_command_with_all_metrics(pyiqa, images, tmp_path, capsys, monkeypat
     assert "MANIQA (PIPAL)" in capsys.readouterr().out.replace("\n", " ")
 
 
-def test_weights_that_cannot_be_had(pyiqa):
+def test_missing_weights_are_one_error(pyiqa):
     pyiqa.broken = "clipiqa"
     with pytest.raises(
         UserError, match=r"pyiqa could not make its metric 'clipiqa': <urlopen error \[Errno -2\].*leave"
@@ -146,7 +147,7 @@ def test_weights_that_cannot_be_had(pyiqa):
         NoReferenceMetric("clipiqa")
 
 
-def test_without_pyiqa_the_extra_is_named(monkeypatch, tmp_path, capsys):
+def test_without_pyiqa_the_error_names_the_extra(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "pyiqa", None)
     arguments = ["--restored", str(tmp_path), "--reference", str(tmp_path), "--metrics", "all"]
     assert evaluate.main(arguments) == 1

