@@ -1,4 +1,4 @@
-"""The process that runs commands, a whole small model, and a photograph."""
+"""Fixtures: the process that runs commands, a complete small model, and a photograph."""
 
 import tarfile
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from PIL import Image
 from tests.hostile.pictures import pixels
 from tests.hostile.worker import ROOT, Worker
 
-# A run of version 0.1 with the smallest model there is: making one takes longer than all else.
+# A run of version 0.1 with the smallest model. Making a new one would take longer than everything else.
 _FILES = ROOT / "tests" / "compatibility" / "v0_1" / "files.tar.xz"
 _MODEL = "runs/whole/model"
 
@@ -32,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of one photograph, a.png."""
+    """A folder with one photograph, a.png."""
     folder = tmp_path_factory.mktemp("photos")
     Image.fromarray(pixels(0)).save(folder / "a.png")
     return folder

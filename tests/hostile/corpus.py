@@ -1,6 +1,7 @@
-"""Writes the hostile corpus into a new folder, for a look: python -m tests.hostile.corpus DIR [--model MODEL]
+"""Writes the hostile corpus into a new folder, for inspection: python -m tests.hostile.corpus DIR [--model MODEL]
 
-Tests make what they need of it themselves. With a whole model folder, there is a hostile copy of it for each change.
+Tests make the parts that they need themselves. If a complete model folder is given, the corpus contains a hostile copy
+of it for each change.
 """
 
 import argparse
@@ -12,7 +13,7 @@ from tests.hostile.texts import CAPTIONS
 
 
 def write(folder: Path, model: Path | None) -> None:
-    """Makes `folder`, which must not exist, and the corpus in it."""
+    """Makes `folder`, which must not exist, and writes the corpus into it."""
     folder.mkdir()
     make_pictures(folder / "pictures")
     for kind, makers in (("captions", {name: make for name, (make, _) in CAPTIONS.items()}), ("weights", FILES)):

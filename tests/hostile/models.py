@@ -1,4 +1,4 @@
-"""Hostile model folders: a whole small one in which one thing is wrong. All are refused, but for those in `READ`."""
+"""Hostile model folders: each is a complete small model with one error. All are refused, except those in `READ`."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from tests.hostile.texts import DEEP, JSON, NOT_FILES
 Change = Callable[[Path], object]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
-# Fields of each file, with values that cannot be. "layers_per_block": 1e9 would be endless work.
+# Fields of each file, with invalid values. "layers_per_block": 1e9 would be endless work.
 _FIELDS: dict[str, dict[str, list[Any]]] = {
     "unet/config.json": {
         "layers_per_block": [10**9, 0, -1, "2", [1, 1, 1], None, 1e9, 2.5, True],
@@ -67,7 +67,7 @@ def _field(file: str, name: str, value: object) -> Change:
 
 
 def _replace(file: Path, content: bytes) -> None:
-    file.unlink(missing_ok=True)  # it may be a link to the whole model's
+    file.unlink(missing_ok=True)  # it may be a link to the complete model's file
     file.write_bytes(content)
 
 
@@ -97,7 +97,7 @@ def _tensors(file: str, change: Callable[[dict[str, np.ndarray]], Mapping[str, n
 
 
 def safetensors(header: Mapping[str, Any] | bytes, data: bytes = b"", *, length: int | None = None) -> bytes:
-    """A file of that header, right or not."""
+    """A file with this header, which may be invalid."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
@@ -148,7 +148,7 @@ MSGPACK: dict[str, bytes] = {
 
 
 class _Runs:
-    """Unpickled, it would leave a file."""
+    """If it is unpickled, it makes a file."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("touch hacked",)
@@ -164,7 +164,7 @@ PICKLES: dict[str, bytes] = {
     "deep": b"(" * 200_000,
 }
 
-# Files named as a SOURCE by themselves.
+# Single files that are named as SOURCE.
 FILES: dict[str, Change] = {
     f"{name}.{ending}": (lambda path, content=content: _replace(path, content))
     for ending, contents in (
@@ -240,7 +240,7 @@ CHANGES: dict[str, Change] = (
         "a-file": lambda folder: shutil.rmtree(folder) or folder.write_bytes(b""),
     }
 )
-# Where what is wrong is another's business: such a folder may well be read.
+# In these folders, the reader does not need the wrong part. They may be read.
 READ = (
     *("unet-_class_name-0", "unet-_class_name-1", "unet-_class_name-2", "tensor-integers"),
     *(f"model_index.json-{name}" for name in JSON),
@@ -249,14 +249,14 @@ READ = (
 
 
 def component(name: str) -> str:
-    """The part of a model that a change is in: a subfolder, or "" for the folder itself."""
+    """The part of the model that a change affects: a subfolder, or "" for the folder itself."""
     parts = ("controlnet", "vae", "text_encoder", "tokenizer", "scheduler")
     found = next((part for part in parts if name.startswith(part)), "unet")
     return "" if name.startswith(("model_index", "nothing", "only", "a-file")) else found
 
 
 def make_model(base: Path, folder: Path, change: Change, *, part: str = "") -> None:
-    """Links the whole model's files, or those of one part, into a new folder, and changes one thing."""
+    """Links the complete model's files, or the files of one part, into a new folder, and changes one thing."""
     for file in (base / part).rglob("*"):
         if file.is_file():
             target = folder / file.relative_to(base)

@@ -1,4 +1,4 @@
-"""Files that chance has damaged, and their readers: `read` is run in a fork, so that a crash or a hang is seen."""
+"""Randomly damaged files, and their readers. `read` runs in a forked process, so that a crash or a hang is noticed."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import numpy as np
 from tests.hostile.pictures import PNG, apng, deep_png, encoded, exif, jpeg_with, plain_tiff
 from tests.hostile.texts import PLAIN
 
-# A file takes at most so many seconds.
+# The most seconds for one file.
 SECONDS = 5.0
 _NASTY = (b"\0", b"\xff", b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff", b"\x80\0\0\0", b'"', b"{", b"[" * 9, b"\\ud800")
 
@@ -55,7 +55,7 @@ def captions_seeds() -> dict[str, bytes]:
 
 
 def pickle_seeds() -> dict[str, bytes]:
-    """With PyTorch its own format; without, the bytes of another, to be refused."""
+    """Files in PyTorch's format. Without PyTorch: a plain pickle, which is refused."""
     import io
     import pickle
 
@@ -79,7 +79,7 @@ SEEDS: dict[str, Callable[[], dict[str, bytes]]] = {
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
-    """The data with one thing done to it, or up to four."""
+    """The data with one to four random changes."""
     changed = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         at = rng.randrange(len(changed) + 1)
@@ -102,10 +102,10 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 
 
 def read(words: Sequence[str]) -> int:
-    """Makes mutated files of a kind from a seed, and reads each. Prints what is wrong; returns how many were refused.
+    """Makes mutated files of a kind from a seed, and reads each. Prints errors and the number of refused files.
 
     Args:
-      words: kind, seed, count, folder, and "without" if PyTorch is to seem absent.
+      words: kind, seed, count, folder, and "without" to hide PyTorch.
     """
     kind, seed, count, folder, *options = words
     if "without" in options:
@@ -118,7 +118,7 @@ def read(words: Sequence[str]) -> int:
         data = mutated(seeds[name], rng)
         file = Path(folder) / f"{i}-{name}"
         file.write_bytes(data)
-        print(file.name, file=sys.stderr, flush=True)  # the last one is where it crashed
+        print(file.name, file=sys.stderr, flush=True)  # after a crash, the last name is the file that caused it
         began = time.monotonic()
         try:
             wrong = reader(file, seeds[name])
@@ -135,16 +135,16 @@ def read(words: Sequence[str]) -> int:
 
 
 def _reader(kind: str) -> Callable[[Path, bytes], str]:
-    """A function of a file and of what it was made from: it reads, and says what is wrong, or nothing."""
+    """A function of a mutated file and its original bytes. It reads the file and returns an error text, or ""."""
     from xpsr_jax.data.captions import read_caption_records
     from xpsr_jax.images.reading import decode_image, read_image
     from xpsr_jax.weights import flax_files, networks, pickles, torch_files
 
     def picture(file: Path, whole: bytes) -> str:
         pixels = read_image(file)
-        # A PNG has check sums: what is read of it is what was written.
+        # A PNG has checksums, so pixels that are read must equal the original's.
         if whole.startswith(PNG) and not np.array_equal(pixels, decode_image(whole, "it")):
-            return "damaged, and restored as if it were whole"
+            return "damaged, but read as if it were whole"
         return ""
 
     def tensors(read_file: Callable[[Path], dict]) -> Callable[[Path, bytes], str]:

@@ -1,7 +1,7 @@
-"""Hostile picture files: damaged, enormous, odd, or not pictures at all. Each has the size 16 x 16 where it has one.
+"""Hostile picture files: damaged, enormous, odd, or not pictures at all. If a picture has a size, it is 16 x 16.
 
-`PICTURES` maps a file's name to how it is made and to what is right: True, it is read; False, it is refused; None,
-either is.
+`PICTURES` maps a file's name to the function that makes it and to the expected outcome. True: it is read. False: it is
+refused. None: both are right.
 """
 
 import io
@@ -19,7 +19,7 @@ from PIL import Image, PngImagePlugin
 Make = Callable[[Path], None]
 SIDE = 16
 PNG = b"\x89PNG\r\n\x1a\n"
-# In names and texts: what reaches a terminal is harmless there.
+# An escape sequence in names and texts. It must not reach the terminal.
 ESCAPE = "\x1b[31m"
 
 
@@ -29,7 +29,7 @@ def pixels(seed: int, shape: tuple[int, ...] = (SIDE, SIDE, 3), dtype: type = np
 
 
 def encoded(kind: str, seed: int, mode: str = "RGB", **options: object) -> bytes:
-    """A whole picture of its own."""
+    """A complete picture that is different for each seed."""
     image = Image.fromarray(pixels(seed)).convert(mode)
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
@@ -51,7 +51,7 @@ def chunks(data: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def png(seed: int, *, before: tuple[bytes, ...] = (), after: tuple[bytes, ...] = ()) -> bytes:
-    """A PNG with further chunks before or after its pixels."""
+    """A PNG with additional chunks before or after its pixels."""
     header, *pixel_chunks, end = chunks(encoded("PNG", seed))
     parts = [chunk(*header), *before, *(chunk(*each) for each in pixel_chunks), *after, chunk(*end)]
     return PNG + b"".join(parts)
@@ -62,7 +62,7 @@ def png_header(width: int, height: int, depth: int = 8, kind: int = 2, interlace
 
 
 def empty_png(width: int, height: int, depth: int, kind: int) -> bytes:
-    """A whole black one; a bomb if it is large."""
+    """A complete black PNG. If it is large, it is a decompression bomb."""
     bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[kind]
     packer, rows = zlib.compressobj(1), []
     row = bytes(1 + (width * bits + 7) // 8)
@@ -73,14 +73,14 @@ def empty_png(width: int, height: int, depth: int, kind: int) -> bytes:
 
 
 def flipped(data: bytes, at: float, bit: int = 3) -> bytes:
-    """With one bit changed, at that fraction of its length."""
+    """The data with one changed bit, at that fraction of its length."""
     changed = bytearray(data)
     changed[int(at * (len(data) - 1))] ^= 1 << bit
     return bytes(changed)
 
 
 def flipped_pixels(seed: int, at: float, *, late_exif: bool = False) -> bytes:
-    """One bit of the compressed pixels is another; the check sum is that of the right ones."""
+    """A PNG in which one bit of the compressed pixels is wrong. The checksum is that of the right pixels."""
     parts = [PNG]
     for kind, content in chunks(encoded("PNG", seed)):
         if kind == b"IEND" and late_exif:
@@ -91,7 +91,7 @@ def flipped_pixels(seed: int, at: float, *, late_exif: bool = False) -> bytes:
 
 
 def exif(tags: dict[int, object]) -> bytes:
-    """EXIF without its beginning "Exif"."""
+    """EXIF without its prefix "Exif"."""
     made = Image.Exif()
     for tag, value in tags.items():
         made[tag] = value
@@ -99,7 +99,7 @@ def exif(tags: dict[int, object]) -> bytes:
 
 
 def raw_exif(*entries: tuple[int, int, int, bytes], next_ifd: int = 0) -> bytes:
-    """EXIF of entries (tag, type, count, four bytes of value), right or not."""
+    """EXIF with these entries (tag, type, count, four bytes of value), which may be invalid."""
     body = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries)
     return b"II*\0" + struct.pack("<IH", 8, len(entries)) + body + struct.pack("<I", next_ifd)
 
@@ -133,13 +133,13 @@ def jpeg_of_size(width: int, height: int) -> bytes:
 
 
 def tiff(*entries: tuple[int, int, int, int], next_ifd: int = 0, behind: bytes = b"\0" * 768) -> bytes:
-    """A TIFF of one directory; entries are (tag, type, count, value)."""
+    """A TIFF with one directory. Entries are (tag, type, count, value)."""
     body = b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries))
     return b"II*\0" + struct.pack("<IH", 8, len(entries)) + body + struct.pack("<I", next_ifd) + behind
 
 
 def plain_tiff(**changes: int) -> bytes:
-    """Uncompressed grey 16 x 16 pixels, with some tags' values changed."""
+    """A TIFF with 16 x 16 uncompressed grey pixels, and with some changed tags."""
     tags = {"width": 256, "height": 257, "bits": 258, "compression": 259, "photometric": 262, "strip": 273}
     tags |= {"samples": 277, "rows": 278, "bytes": 279, "orientation": 274, "subfile": 254, "make": 271}
     values = {"width": SIDE, "height": SIDE, "bits": 8, "compression": 1, "photometric": 1, "strip": 200}
@@ -148,7 +148,7 @@ def plain_tiff(**changes: int) -> bytes:
 
 
 def planar_tiff() -> bytes:
-    """Three planes of 16 bits, one after the other: what Pillow does not read."""
+    """A TIFF with three separate planes of 16 bits, which Pillow cannot read."""
     at, plane = 8 + 2 + 12 * 10 + 4, SIDE * SIDE * 2
     values = struct.pack("<3I3I3H", *(at + 32 + plane * i for i in range(3)), *[plane] * 3, 16, 16, 16).ljust(32, b"\0")
     return tiff(
@@ -159,7 +159,7 @@ def planar_tiff() -> bytes:
 
 
 def raw_file() -> bytes:
-    """A camera's: a reduced picture first, and DNG's version number."""
+    """A camera's raw file: a reduced picture first, and DNG's version number."""
     return tiff(
         *((254, 4, 1, 1), (256, 4, 1, SIDE), (257, 4, 1, SIDE), (258, 4, 1, 8), (259, 4, 1, 1), (262, 4, 1, 1)),
         *((273, 4, 1, 300), (277, 4, 1, 1), (278, 4, 1, SIDE), (279, 4, 1, SIDE * SIDE), (50706, 1, 4, 0x0401)),
@@ -222,7 +222,7 @@ def _sparse(path: Path) -> None:
 
 def _socket(path: Path) -> None:
     here = os.getcwd()
-    os.chdir(os.path.dirname(path))  # a socket's path has 108 bytes at most
+    os.chdir(os.path.dirname(path))  # the path of a socket can have at most 108 bytes
     try:
         with socket.socket(socket.AF_UNIX) as made:
             made.bind(os.path.basename(path))
@@ -410,7 +410,7 @@ def _saved(image: Image.Image, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-# What is no regular file, or has a name of its own.
+# Files with odd names.
 _NAMES = {
     f"{ESCAPE}red.png": True,
     "<script>alert(1)<script>.png": True,
@@ -430,7 +430,7 @@ _NAMES = {
 }
 
 PICTURES: dict[str, tuple[Make, bool | None]] = (
-    # No two are of one name but for their endings: their results would be, too.
+    # The suffix is also part of the stem, so that no two results have the same name.
     {f"{name.replace('.', '-')}{Path(name).suffix}": (of_bytes(make), right) for name, (make, right) in _BYTES.items()}
     | {name: (of_bytes(lambda i=i: encoded("PNG", 100 + i)), right) for i, (name, right) in enumerate(_NAMES.items())}
     | {
@@ -446,11 +446,11 @@ PICTURES: dict[str, tuple[Make, bool | None]] = (
 
 
 def make_pictures(folder: Path, names: list[str] | None = None) -> None:
-    """Writes them; all, or those of these names."""
+    """Writes all pictures, or those with these names."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in PICTURES if names is None else names:
         make, _ = PICTURES[name]
         make(folder / name)
 
 
-assert PngImagePlugin.MAX_TEXT_CHUNK == 2**20, "the large texts here are to be larger than Pillow's limit"
+assert PngImagePlugin.MAX_TEXT_CHUNK == 2**20, "the large texts here must be larger than Pillow's limit"

@@ -1,7 +1,7 @@
-"""Every command is fed with what is hostile: an exit code, a line for each, no traceback, nothing half-written.
+"""Every command with hostile inputs: the exit code is right, each error is one line, and no file is incomplete.
 
-The corpus is made when it is needed, from fixed seeds: `pictures`, `texts`, `models`. A sample of it is in `make test`,
-all of it in `make soak`.
+The corpus is made when it is needed, from fixed seeds: `pictures`, `texts`, `models`. `make test` uses a sample of it,
+`make soak` all of it.
 """
 
 import json
@@ -19,9 +19,9 @@ from xpsr_jax.data.captions import read_caption_records
 from xpsr_jax.errors import printable
 
 soak = pytest.mark.soak
-Words = Callable[[Path, Path, Path], list[str | Path]]  # of corpus, output and model
+Words = Callable[[Path, Path, Path], list[str | Path]]  # the command's words for a corpus, an output and a model
 
-# What remains after a command that failed may only be what is complete or was there before.
+# Names of unfinished files. A failed command must not leave any.
 UNFINISHED = ("*.partial", "*.partial/*", "*.tmp", "*.old", "*.lock", "*.orbax-checkpoint-tmp*")
 
 
@@ -30,7 +30,7 @@ def sample_of(corpus: Iterable[str], every: int) -> list[str]:
 
 
 def check(ended: Ended, *, codes: tuple[int, ...] = (0, 1), lines: int | None = None) -> None:
-    """What holds whatever is read."""
+    """Checks the conditions that hold for all inputs."""
     said = ended.out + ended.err
     assert ended.code in codes, (ended.code, ended.err[-3000:])
     assert "Traceback" not in said, said[-3000:]
@@ -45,7 +45,7 @@ def check_folder(folder: Path) -> None:
     assert not left, left
 
 
-# Of each command: its words, and which pictures have a result.
+# For each command: its words, and a function for the pictures that have a result.
 MANY: dict[str, tuple[str, Words, Callable[[Path, list[str]], set[str]]]] = {
     "sample": (
         "sample",
@@ -79,7 +79,7 @@ MANY: dict[str, tuple[str, Words, Callable[[Path, list[str]], set[str]]]] = {
 
 
 def searched(names: Iterable[str]) -> set[str]:
-    """What a search of a folder takes: not cameras' raw files, which it passes over."""
+    """The names that a search of a folder finds. It ignores raw files of cameras."""
     return {name for name in names if not name.endswith(".dng")}
 
 
@@ -88,7 +88,7 @@ def broken(output: Path) -> set[str]:
 
 
 def written_forms(name: str) -> tuple[str, str]:
-    """A file's name on a terminal, and in JSON."""
+    """A file's name as written on a terminal, and in JSON."""
     return printable(name), json.dumps(name)[1:-1]
 
 
@@ -104,14 +104,14 @@ def feed_pictures(command: str, names: list[str], worker: Worker, model: Path, f
     check_folder(folder)
     read = read_by(output / "c.jsonl" if main == "caption" else output, names)
     wrong = {name for name in names if PICTURES[name][1] is not None and PICTURES[name][1] != (name in read)}
-    if command == "evaluate":  # too small for a metric, or of one size with none: still named by the command
+    if command == "evaluate":  # some readable pictures are too small for a metric, but are still named by the command
         wrong = {name for name in wrong if PICTURES[name][1] is False}
     assert not {ascii(name) for name in wrong}, ended.err[-3000:]
     report = ended.err + ended.out
     for extra in folder.rglob("*"):
         if extra.suffix in (".json", ".txt") and extra.is_file() and "photos" not in extra.parts:
             report += extra.read_text(encoding="utf-8", errors="replace")
-    if "a-cameras-dng.dng" in names:  # a folder is not searched for it; named outright, it is refused
+    if "a-cameras-dng.dng" in names:  # the search of a folder ignores it; if it is named directly, it is refused
         assert "1 file ignored: .dng (1)" in report
         report += "a-cameras-dng.dng"
     unnamed = {name for name in set(names) - read if not any(each in report for each in written_forms(name))}
@@ -132,7 +132,7 @@ def test_all_pictures(command, worker, model, tmp_path):
 
 @soak
 def test_training_on_all_pictures(worker, tmp_path):
-    """Every broken one is passed over and named; no epoch ends the run."""
+    """Every broken picture is skipped and named. The run does not end early."""
     photos, run = tmp_path / "photos", tmp_path / "run"
     make_pictures(photos)
     words = ["--config", ROOT / "tests" / "training" / "tiny.py", "--images.folder", photos, "--run", run]
@@ -145,10 +145,10 @@ def test_training_on_all_pictures(worker, tmp_path):
     report = ended.err + ended.out + (run / "log.txt").read_text()
     refused = [name for name, (_, right) in PICTURES.items() if right is False and not name.endswith(".dng")]
     named = [name for name in refused if printable(name) in report]
-    assert len(named) > 0.5 * len(refused)  # of one epoch, some are drawn with the next
+    assert len(named) > 0.5 * len(refused)  # the run does not reach all pictures of the epoch
 
 
-# Commands that read captions; their words, of the file, the photographs and where to write.
+# Commands that read captions, and their words for a captions file, photographs and an output.
 READ_CAPTIONS: dict[str, tuple[str, Words]] = {
     "caption merge": ("caption", lambda file, photos, out: ["merge", file, "--output", out / "m.jsonl"]),
     "caption report": (
@@ -180,7 +180,7 @@ def feed_captions(name: str, worker: Worker, photos: Path, folder: Path) -> None
     make, right = CAPTIONS[name]
     make(folder / name)
     for command, (main, words) in READ_CAPTIONS.items():
-        if main == "train" and right is not False:  # it would begin to train
+        if main == "train" and right is not False:  # the training would start
             continue
         output = folder / command
         output.mkdir()
@@ -213,7 +213,7 @@ def convert(source: Path, worker: Worker, folder: Path) -> Ended:
 
 
 def feed_model(name: str, worker: Worker, model: Path, folder: Path) -> None:
-    """The command needs no more of a model than the part that is hostile."""
+    """The command gets only the hostile part of the model."""
     make_model(model, folder / name, CHANGES[name], part=component(name))
     ended = convert(folder / name, worker, folder)
     assert name in READ or ended.code == 1, ended.out
@@ -259,7 +259,8 @@ def test_models_to_sample_with(name, worker, model, photos, tmp_path):
     check_folder(tmp_path)
 
 
-# Only what a training reads of its base, and only what is refused: it would begin to train on the rest.
+# Only changes in parts that a training reads from its base, and that are refused. With others, the training would
+# start.
 _BASES = [name for name in CHANGES if name not in READ and component(name) not in ("", "controlnet", "scheduler")]
 
 

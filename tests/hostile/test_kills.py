@@ -1,7 +1,7 @@
-"""Commands that are killed at any moment: what stands under its name is whole, and the same command goes on to the end.
+"""Commands that are killed at random moments. All files under their final names are complete, and work can be resumed.
 
-The result is that of a command which nothing interrupts. SOAK_KILLS says how often in all (60), of which trainings have
-a third (tests/soak/test_kills.py); SOAK_SEED when.
+The result equals that of an uninterrupted command. SOAK_KILLS sets the number of kills (60). A third of them are for
+trainings (tests/soak/test_kills.py). SOAK_SEED sets the moments.
 """
 
 import json
@@ -25,16 +25,16 @@ pytestmark = pytest.mark.soak
 KILLS = int(os.environ.get("SOAK_KILLS", "60"))
 SEED = int(os.environ.get("SOAK_SEED", random.SystemRandom().randrange(10**6)))
 PHOTOS = 24
-Words = Callable[[Path, Path, Path], list[str | Path]]  # of photographs, output and model
+Words = Callable[[Path, Path, Path], list[str | Path]]  # the command's words for photographs, an output and a model
 
 
 def pictures_in(output: Path) -> dict[str, bytes]:
-    """Every picture that has its name: it can be read, whenever the command was killed."""
+    """All pictures under their final names. They can be read, whenever the command was killed."""
     return {str(file.relative_to(output)): read_image(file).tobytes() for file in sorted(output.rglob("*.png"))}
 
 
 def captions_in(output: Path) -> dict[str, str]:
-    """Whole lines; what is behind the last one is removed by the next command."""
+    """The captions in complete lines. The next command removes an incomplete last line."""
     file = output / "c.jsonl"
     if not file.exists():
         return {}
@@ -44,7 +44,7 @@ def captions_in(output: Path) -> dict[str, str]:
 
 
 def all_or_nothing(output: Path) -> dict[str, bytes]:
-    """A folder that appears when it is complete. When it was made, and by how many processes, may differ."""
+    """The files of a folder that appears when it is complete, except prepared.json, which has times."""
     files = (file for file in sorted(output.rglob("*")) if file.is_file()) if output.exists() else ()
     return {str(file.relative_to(output)): file.read_bytes() for file in files if file.name != "prepared.json"}
 
@@ -94,15 +94,15 @@ def finish(command: str, words: list[str | Path], worker: Worker, folder: Path, 
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_killed_at_random_moments_it_ends_the_same(command, worker, model, many, tmp_path):
+def test_commands_killed_at_random_moments_give_the_same_result(command, worker, model, many, tmp_path):
     _, words, result, share = COMMANDS[command]
     kills = max(1, round(share * KILLS * 2 / 3))
-    # All of one name, which a model's card gives.
+    # The folders have the same name, because a model card contains it.
     whole, timed, output = tmp_path / "whole" / "out", tmp_path / "timed" / "out", tmp_path / "out"
     whole.parent.mkdir()
     timed.parent.mkdir()
     finish(command, words(many, whole, model), worker, tmp_path)
-    # As long as a run takes that finds its programs compiled, or few would be killed.
+    # Measure a run with compiled programs, because otherwise most runs would end before the kill.
     seconds = finish(command, words(many, timed, model), worker, tmp_path).seconds
     expected, rng, killed, runs = result(whole), random.Random(f"{SEED}{command}"), 0, 0
     assert expected
@@ -111,7 +111,7 @@ def test_killed_at_random_moments_it_ends_the_same(command, worker, model, many,
         ended = finish(command, words(many, output, model), worker, tmp_path, seconds=rng.uniform(0, 1.1 * seconds))
         now = result(output)
         assert all(expected[name] == content for name, content in now.items())
-        assert before.keys() <= now.keys()  # nothing that was done is lost
+        assert before.keys() <= now.keys()  # finished work is not lost
         if ended.code == -9:
             killed += 1
             if now != expected:
@@ -124,4 +124,4 @@ def test_killed_at_random_moments_it_ends_the_same(command, worker, model, many,
     check_folder(tmp_path)
     if command == "caption":
         assert len(read_caption_records(output / "c.jsonl")) == PHOTOS
-    print(f"{command}, seed {SEED}: killed {killed} times, {runs + 1} runs, each the same")
+    print(f"{command}, seed {SEED}: killed {killed} times, {runs + 1} runs, all with the same result")

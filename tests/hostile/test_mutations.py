@@ -1,6 +1,6 @@
-"""Thousands of files that chance has damaged: each is read, or refused by a UserError; none crashes, hangs or lies.
+"""Thousands of randomly damaged files. Each is read correctly or refused by a UserError, without a crash or a hang.
 
-SOAK_FILES says how many (2000), SOAK_SEED which. Where PyTorch is installed, they are read with and without it.
+SOAK_FILES sets their number (2000), SOAK_SEED the seed. If PyTorch is installed, they are read with and without it.
 """
 
 import importlib.util

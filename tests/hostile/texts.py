@@ -1,6 +1,6 @@
-"""Hostile texts: JSON in general, and files of captions of an image a.png.
+"""Hostile texts: JSON in general, and captions files for an image a.png.
 
-As in `pictures`: True, it is read; False, it is refused; None, either is.
+The expected outcomes are as in `pictures`. True: it is read. False: it is refused. None: both are right.
 """
 
 import json
@@ -13,7 +13,7 @@ from tests.hostile.pictures import ESCAPE
 DEEP = b"[" * 200_000
 LONG_NUMBER = b"9" * 5000
 
-# Refused wherever an object is read. The key `x` is a field that nobody knows.
+# Refused by every reader of an object. The key `x` is an unknown field.
 JSON: dict[str, bytes] = {
     "empty": b"",
     "no-json": b"{it is not",
@@ -90,12 +90,12 @@ def _written(content: bytes) -> Callable[[Path], None]:
 
 
 def sparse(path: Path) -> None:
-    """A file that says that it has a terabyte."""
+    """A sparse file with the size of a terabyte."""
     with open(path, "wb") as file:
         file.truncate(2**40)
 
 
-# What is no file at all.
+# Paths that are not regular files.
 NOT_FILES: dict[str, Callable[[Path], None]] = {
     "a-pipe": os.mkfifo,
     "a-folder": lambda path: path.mkdir(),

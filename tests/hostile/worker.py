@@ -1,8 +1,8 @@
-"""Runs commands, each in a process that is forked from one that has imported the package: 10 ms instead of 10 s.
+"""Runs each command in a process forked from one that has imported the package. It starts in 10 ms instead of 10 s.
 
-`Worker` is what tests use. The process behind it reads a job a line from its input and answers each with two lines:
-which process it is, and how that ended.
-JAX is imported there but starts no backend, whose threads a fork would lose.
+Tests use `Worker`. Its process reads one job per line, and answers each with two lines: the id of the new process, and
+how the command ended. JAX is imported there, but no backend is started, because a fork would lose the backend's
+threads.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).parents[2]
-# "sample" for xpsr_jax.cli.restore.main; any other function by its module and name.
+# Functions by the names of commands. Other functions are named as "module:function".
 COMMANDS = {name: f"xpsr_jax.cli.{name}:main" for name in ("caption", "convert", "evaluate", "prepare", "train")}
 COMMANDS["sample"] = "xpsr_jax.cli.restore:main"
-# What commands import when they are under way.
+# Modules that commands import while they run.
 _LATE = (
     "xpsr_jax.inference.restore",
     "xpsr_jax.training.loop",
@@ -40,10 +40,10 @@ class Ended:
     """How a command ended.
 
     Attributes:
-      code: its exit code; negative: the signal that ended it. -9 may be the limit of memory or time.
-      out, err: what it printed; undecodable bytes as U+FFFD.
-      seconds: how long it took.
-      bytes: the most memory that it held at one time.
+      code: its exit code. Negative: the signal that ended it. -9 may be the limit of memory or time.
+      out, err: its output on stdout and stderr. Invalid bytes become U+FFFD.
+      seconds: how long it ran.
+      bytes: its peak memory.
     """
 
     code: int
@@ -54,10 +54,10 @@ class Ended:
 
 
 class Running:
-    """A command under way.
+    """A running command.
 
     Attributes:
-      process: its id.
+      process: the id of its process.
     """
 
     def __init__(self, answers: IO[bytes]) -> None:
@@ -66,30 +66,30 @@ class Running:
         self.process: int = json.loads(answers.readline())
 
     def poll(self) -> Ended | None:
-        """How it ended, or None while it runs."""
+        """How the command ended, or None while it runs."""
         if self._ended is None and select.select([self._answers], [], [], 0)[0]:
             self.wait()
         return self._ended
 
     def wait(self) -> Ended:
-        """Waits until it has ended."""
+        """Waits until the command has ended."""
         self._ended = self._ended or Ended(**json.loads(self._answers.readline()))
         return self._ended
 
     def kill(self) -> Ended:
-        """Kills it, if it still runs."""
+        """Kills the command if it still runs."""
         if self.poll() is None:
             _kill(self.process)
         return self.wait()
 
 
 class Worker:
-    """The process that forks. A context manager. One command at a time."""
+    """The process that forks. It is a context manager, and runs one command at a time."""
 
     def __init__(self) -> None:
         settings = {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)}
         settings |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-        settings |= {"TOKENIZERS_PARALLELISM": "false"}  # of threads that a fork would not have
+        settings |= {"TOKENIZERS_PARALLELISM": "false"}  # a fork would not have its threads
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.hostile.worker"],
             stdin=subprocess.PIPE,
@@ -107,7 +107,7 @@ class Worker:
         self._process.wait()
 
     def start(self, command: str, words: Sequence[str | Path], *, cwd: Path, seconds: float = 60) -> Running:
-        """Starts a command of `COMMANDS`, or "module:function", with these words; it is killed after `seconds`."""
+        """Starts a command of `COMMANDS`, or "module:function", with these words. It is killed after `seconds`."""
         job = {"main": COMMANDS.get(command, command), "words": [str(word) for word in words]}
         job |= {"cwd": str(cwd), "seconds": seconds}
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -128,7 +128,7 @@ def _serve() -> None:
         importlib.import_module(main.partition(":")[0])
     for name in _LATE:
         importlib.import_module(name)
-    load_tokenizer(SHIPPED_TOKENIZER)  # transformers imports what it needs when it is used
+    load_tokenizer(SHIPPED_TOKENIZER)  # transformers imports its modules at first use
     for line in sys.stdin.buffer:
         ended = _fork(json.loads(line))
         print(json.dumps(dataclasses.asdict(ended)), flush=True)
@@ -161,14 +161,14 @@ def _fork(job: dict[str, Any]) -> Ended:
 def _kill(child: int) -> None:
     try:
         os.killpg(child, signal.SIGKILL)
-    except ProcessLookupError:  # it has not begun its own group
+    except ProcessLookupError:  # it does not have its own process group yet
         os.kill(child, signal.SIGKILL)
 
 
 def _memory(process: int) -> int:
     try:
         return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
-    except (OSError, IndexError):  # it has just ended
+    except (OSError, IndexError):  # it ended just now
         return 0
 
 

@@ -1,4 +1,4 @@
-"""All tests of this folder are soak tests; their photographs, and the process that runs commands."""
+"""Marks all tests of this folder as soak tests. Fixtures: photographs, and the process that runs commands."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""train.py that also writes down which samples each step sees: RUN/samples.txt, a line a step, those made twice too."""
+"""train.py that also records the samples of each step in RUN/samples.txt, one line per step. Steps may be repeated."""
 
 import json
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from xpsr_jax.training.log import Log
 
 
 def main(words: Sequence[str]) -> int:
-    """The command `train` with these words; its exit code."""
+    """Runs the command `train` with these words. Returns its exit code."""
     add, file = Log.add, Path(words[words.index("--run") + 1]) / "samples.txt"
 
     def recording(self, step, terms, samples):

@@ -1,4 +1,4 @@
-"""Real processes of train.py on the tiny training, and what its run leaves."""
+"""Starts real processes of train.py with the tiny training, and reads the files of its run."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ CONFIG = "tests/training/tiny.py"
 
 
 def command(run: Path, photos: Path, *, script: str = "train.py", config: str = CONFIG, **fields: Any) -> list[str]:
-    """The command line of a run; fields as `optimizer__ema=None` for --optimizer.ema None."""
+    """The command line of a run. A field such as `optimizer__ema=None` becomes --optimizer.ema None."""
     words = [sys.executable, script, "--config", config, "--run", str(run), "--images.folder", str(photos)]
     for name, value in fields.items():
         words += ["--" + name.replace("__", ".").replace("_", "-"), str(value)]
@@ -29,7 +29,7 @@ def command(run: Path, photos: Path, *, script: str = "train.py", config: str = 
 
 
 def environment(devices: int = 1, **variables: str) -> dict[str, str]:
-    """Of a process with so many CPU devices, in which no program is optimised for long."""
+    """The environment of a process with that many CPU devices. Programs are compiled with few optimisations."""
     settings = {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
@@ -45,7 +45,7 @@ class Job:
     processes: list[subprocess.Popen[str]]
 
     def wait(self, timeout: float = 600) -> list[tuple[int, str]]:
-        """Exit code and output of each."""
+        """Waits for all processes. Returns the exit code and the output of each."""
         ends = []
         try:
             for process in self.processes:
@@ -62,7 +62,7 @@ class Job:
 
 
 def start(words: list[str], *, processes: int = 1, devices: int = 1, slurm: bool = False, **options: Any) -> Job:
-    """Starts the command in one process, or in several on this machine: joined by flags, or as SLURM would."""
+    """Starts the command in one process, or in several on this machine, which are joined by flags or like by SLURM."""
     options = {"cwd": ROOT, "env": environment(devices), "stderr": subprocess.STDOUT, "text": True} | options
     if processes == 1:
         return Job([subprocess.Popen(words, stdout=subprocess.PIPE, **options)])
@@ -82,21 +82,21 @@ def start(words: list[str], *, processes: int = 1, devices: int = 1, slurm: bool
 
 
 def ended_well(job: Job) -> list[str]:
-    """What each process printed; an error if one of them failed."""
+    """Waits for all processes, which must succeed. Returns the output of each."""
     ends = job.wait()
     assert [code for code, _ in ends] == [0] * len(ends), ends
     return [out for _, out in ends]
 
 
 def metrics(run: Path) -> list[dict[str, float]]:
-    """The logged lines of steps, without how fast it was."""
+    """The logged lines of steps, without their speed."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if not is_validation(line)]
     return [{name: value for name, value in line.items() if name != "images_per_second"} for line in steps]
 
 
 def checkpoint(run: Path, step: int, *, folder: str = "checkpoints") -> dict[str, Any]:
-    """All arrays of a checkpoint, and where it stands in the data."""
+    """All arrays of a checkpoint, its position in the data and its log state."""
     path = run / folder / str(step)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         tree = checkpointer.metadata(path / "state").item_metadata.tree
@@ -118,7 +118,7 @@ def weights(model: Path) -> dict[str, bytes]:
 
 
 def largest_difference(one: list[dict[str, float]], other: list[dict[str, float]]) -> float:
-    """Of any term of any line, relative to that term."""
+    """The largest difference of any term in any line, relative to the term."""
     assert [line.keys() for line in one] == [line.keys() for line in other]
     return max(abs(a[name] - b[name]) / abs(b[name]) for a, b in zip(one, other, strict=True) for name in b)
 

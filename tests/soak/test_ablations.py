@@ -1,4 +1,4 @@
-"""Every variant of configs/ablations.py: two steps of it small, and its step at full size as shapes."""
+"""Every variant of configs/ablations.py: two steps with small networks, and the full-size step with shapes only."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ from xpsr_jax.training.images import open_images
 from xpsr_jax.training.plan import make_plan
 
 EVERYTHING = ("unet", "controlnet", "autoencoder", "text_encoder")
-# Attention to both captions in one down block, Conditional Attention in the decoder.
+# One down block with attention to both captions, and Conditional Attention in the decoder.
 UNET = dataclasses.replace(
     tiny.UNET, down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",)
 )
@@ -27,7 +27,7 @@ SIMILAR = [variant for variant in VARIANTS if variant not in ("default", "serial
 
 
 def small(variant):
-    """The variant's config with networks as small as can be, alike in what it varies."""
+    """The variant's config with very small networks. The varied settings are unchanged."""
     config, own = load_config(f"configs/ablations.py:{variant}"), tiny.config()
     controlnet = {
         name: getattr(config.networks.controlnet, name) for name in ("fusion", "return_rgbs", "use_latent_pred")

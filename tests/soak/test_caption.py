@@ -1,4 +1,4 @@
-"""Captioning that is interrupted, killed or finds the disk full: what was written stays, the same command goes on."""
+"""Captioning that is interrupted, killed, or stopped by a full disk. Finished lines are kept, and it can be resumed."""
 
 import signal
 import subprocess
@@ -21,7 +21,7 @@ from xpsr_jax.data.captions import Caption
 def slow(image):
     time.sleep(0.01 if image.name < "3" else 60)
     return Caption("a", "b")
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background has switched off
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell turns it off for background processes
 command.make_captioner = lambda _: (lambda images: in_flight(slow, images, 2), "slow")
 sys.exit(command.main(sys.argv[1:]))
 """
@@ -39,8 +39,8 @@ with CaptionsFile(Path(sys.argv[1])) as file:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
-def test_interrupted_and_killed_work_goes_on(tmp_path, number, code):
-    """Requests that are under way are not waited for."""
+def test_interrupted_and_killed_work_is_resumed(tmp_path, number, code):
+    """The command does not wait for running requests."""
     (tmp_path / "photos").mkdir()
     for i in range(6):
         pixels = np.random.default_rng(i).integers(0, 256, (6, 8, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""Data by real worker processes: the same as by threads, whatever is killed, and nothing left behind."""
+"""Data from real worker processes: equal to data from threads, also after kills, and no process is left behind."""
 
 import itertools
 import multiprocessing
@@ -66,7 +66,7 @@ def test_worker_processes_make_the_same_batches_and_are_resumed(folder, tmp_path
         with ocp.CheckpointManager(tmp_path / "checkpoints", item_names=("data",)) as manager:
             manager.save(1, args=ocp.args.Composite(data=CheckpointSave(iterator)))
             manager.wait_until_finished()
-            # Resumed by threads, and by as many workers.
+            # Resume with threads, and with the same number of workers.
             resumed = iter(pipeline(folder, 0))
             manager.restore(1, args=ocp.args.Composite(data=CheckpointRestore(resumed)))
             assert_equal([next(resumed) for _ in range(3)], expected[3:])
@@ -96,7 +96,7 @@ def pipeline_of_broken(folder: Path) -> Batches:
 
 
 def alive(pid: int) -> bool:
-    """Neither gone nor a zombie that nobody has asked for."""
+    """Whether the process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -106,12 +106,12 @@ def alive(pid: int) -> bool:
 def wait_until(condition, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not come to pass"
+        assert time.monotonic() < end, "the condition did not become true in time"
         time.sleep(0.05)
 
 
 def children(pid: int) -> list[int]:
-    """Processes that any of its threads has started."""
+    """The child processes that any thread of the process has started."""
     return [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
 
 
@@ -153,7 +153,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("command", ["records", "pairs"])
 def test_prepare_data_killed_at_random_moments(folder, tmp_path, command):
-    """Killed again and again, and started again each time: what it writes is what one that was left alone writes."""
+    """A command that is killed and restarted several times writes the same files as an uninterrupted command."""
     photos = tmp_path / "photos"
     photos.mkdir()
     for i in range(60):
@@ -172,7 +172,7 @@ def test_prepare_data_killed_at_random_moments(folder, tmp_path, command):
     while True:
         process = start("killed")
         try:
-            # Twice before it can be done, then later each time, so that it comes to an end on any machine.
+            # The first two kills come before the end. Each later kill comes later, so that the command ends at last.
             code = process.wait(seconds * rng.uniform(0.3, 0.6 + 0.1 * max(0, kills - 1)))
         except subprocess.TimeoutExpired:
             process.kill()
@@ -182,7 +182,7 @@ def test_prepare_data_killed_at_random_moments(folder, tmp_path, command):
         assert code == 0
         if kills >= 2:
             break
-        # The machine has become faster since it was measured: again, with earlier kills.
+        # The machine is faster than when it was measured, so try again with earlier kills.
         shutil.rmtree(tmp_path / "killed")
         seconds, kills = seconds / 2, 0
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")

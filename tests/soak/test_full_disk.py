@@ -1,4 +1,4 @@
-"""A disk that is full while a checkpoint is written: one clear line, and the checkpoints before it are whole."""
+"""A disk that is full while a checkpoint is written: the error is one clear line, and earlier checkpoints are whole."""
 
 import resource
 
@@ -9,7 +9,7 @@ FIELDS = {"steps": STEPS, "checkpoint_every": 2}
 
 
 def small_files() -> None:
-    """The system writes files up to 64 KiB and refuses more: what the run logs fits, a checkpoint does not."""
+    """Limits files to 64 KiB. The logs of the run fit into that, but a checkpoint does not."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
 
 
@@ -20,7 +20,7 @@ def test_a_full_disk_ends_the_run_and_harms_no_checkpoint(photos, tmp_path):
     words = runs.command(run, photos, **FIELDS)
     ((code, out),) = runs.start(words, preexec_fn=small_files).wait()
     assert code == 1, out
-    error = out.splitlines()[-1]  # after what Orbax's own thread says
+    error = out.splitlines()[-1]  # earlier lines come from Orbax's thread
     print(error)
     assert error.startswith("error: ")
     assert f"a checkpoint cannot be written to {run}/checkpoints (" in error

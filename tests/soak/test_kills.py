@@ -1,8 +1,9 @@
-"""A run that is killed again and again, at any moment, ends bit for bit as one that nothing interrupts.
+"""A run that is killed many times at random moments ends with exactly the same bits as an uninterrupted run.
 
-Parameters, AdamW's moments, averages, position in the data, logged lines, the samples of each step, exported model.
-A third of SOAK_KILLS (60) says how often, SOAK_SEED when. Training in few steps, whose two optimizers take turns, is
-killed a quarter as often by soak-long. Other commands: tests/hostile/test_kills.py.
+Compared are parameters, AdamW's moments, averages, the position in the data, logged lines, the samples of each step,
+and the exported model. The run is killed SOAK_KILLS / 3 times (SOAK_KILLS: 60). SOAK_SEED sets the moments. soak-long
+also kills a few-step training, which has two alternating optimizers, a quarter as often. tests/hostile/test_kills.py
+has the other commands.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from tests.soak import runs
 KILLS = max(1, int(os.environ.get("SOAK_KILLS", "60")) // 3)
 SEED = int(os.environ.get("SOAK_SEED", random.SystemRandom().randrange(10**6)))
 STEPS = 40
-# Lines of several steps: what of them was not logged yet is in the checkpoint.
+# A logged line covers several steps. Steps that are not logged yet are in the checkpoint.
 FIELDS = {"steps": STEPS, "checkpoint_every": 2, "log_every": 3}
 
 
@@ -38,7 +39,7 @@ def ended_well(job: Running) -> None:
 
 
 def samples(run: Path) -> dict[int, list[int]]:
-    """Of each step; a step that was made several times saw the same each time."""
+    """The samples of each step. If a step was repeated, it must have seen the same samples each time."""
     found: dict[int, list[int]] = {}
     for line in (run / "samples.txt").read_text().splitlines():
         step, ids = json.loads(line)
@@ -51,7 +52,7 @@ def result(run: Path):
 
 
 def whole(run: Path, photos: Path, worker: Worker, variant: str):
-    """What a run leaves that nothing interrupts, and how many seconds it took."""
+    """The result of an uninterrupted run, and its seconds."""
     began = time.monotonic()
     ended_well(started(run, photos, worker, variant))
     seconds = time.monotonic() - began
@@ -76,15 +77,15 @@ def assert_same(run, expected):
         "model",
         "samples.txt",
     }
-    assert {path.name for path in run.iterdir()} == known | {"tensorboard"}  # nothing half-written is left
+    assert {path.name for path in run.iterdir()} == known | {"tensorboard"}  # no incomplete file is left
     assert sorted(int(path.name) for path in (run / "checkpoints").iterdir()) == [STEPS - 2, STEPS]
 
 
 def unfinished(run: Path) -> set[tuple[str, int]]:
-    """Checkpoints that are being written, or were when their process died: name and inode."""
+    """Name and inode of checkpoints that are being written, or whose process died while writing them."""
     found = set()
     for path in run.glob("checkpoints/*.orbax-checkpoint-tmp*"):
-        with contextlib.suppress(FileNotFoundError):  # it is finished meanwhile
+        with contextlib.suppress(FileNotFoundError):  # it was finished meanwhile
             found.add((path.name, path.stat().st_ino))
     return found
 
@@ -95,7 +96,7 @@ def steps_made(run: Path) -> int:
 
 
 def wait_for(job: Running, moment: Callable[[], bool]) -> bool:
-    """Whether it came before the process ended."""
+    """Waits for the moment. Returns whether it came before the process ended."""
     while job.poll() is None:
         if moment():
             return True
@@ -104,14 +105,14 @@ def wait_for(job: Running, moment: Callable[[], bool]) -> bool:
 
 
 def await_a_moment(job, run, rng, seconds) -> bool:
-    """Waits for a random moment to kill at; whether it came before the process ended."""
+    """Waits for a random moment for a kill. Returns whether it came before the process ended."""
     began, left_over = time.monotonic(), unfinished(run)
 
     def saving() -> bool:
         return bool(unfinished(run) - left_over)
 
     match rng.choice(["a save", "a save", "a step", "any time"]):
-        case "a save":  # one of the first that this process begins, itself or just after
+        case "a save":  # during one of the first saves of this process, or just after its start
             for _ in range(rng.randrange(4)):
                 if not (wait_for(job, saving) and wait_for(job, lambda: not saving())):
                     return False
@@ -129,7 +130,7 @@ def await_a_moment(job, run, rng, seconds) -> bool:
 
 
 @pytest.mark.parametrize("variant", marked_long(["default", "few_step"], ["few_step"]))
-def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(photos, worker, tmp_path, variant):
+def test_a_run_killed_at_random_moments_ends_with_the_same_bits(photos, worker, tmp_path, variant):
     print(f"seed {SEED}")
     wanted = max(1, KILLS // 4) if variant == "few_step" else KILLS
     expected, seconds = whole(tmp_path / "whole", photos, worker, variant)
@@ -151,6 +152,6 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(photos, worker, t
         run = tmp_path / str(finished)
     ended_well(started(run, photos, worker, variant))
     assert_same(run, expected)
-    said = f"killed {kills} times, {in_a_save} of them in a save; {finished + 1} runs, each the same"
+    said = f"killed {kills} times, {in_a_save} of them during a save; {finished + 1} runs, all with the same result"
     print(f"{variant}, seed {SEED}: {said}")
     assert in_a_save >= wanted // 10

@@ -1,4 +1,4 @@
-"""Twenty steps in float32 with the same losses on every mesh, and a run that moves from one to another."""
+"""Twenty steps in float32 have the same losses on every mesh. A run can move from one mesh to another."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from tests.soak import runs
 
 STEPS = 20
 FIELDS = {"steps": STEPS, "checkpoint_every": 100, "mesh__replicated_bytes": 0}
-# Name: processes, devices of each, fields.
+# For each name: number of processes, devices per process, fields.
 MESHES = {
     "data 8": (1, 8, {"mesh__data": 8, "mesh__fsdp": 1}),
     "data 2 x fsdp 4": (1, 8, {"mesh__data": 2, "mesh__fsdp": 4}),
@@ -28,7 +28,7 @@ def single(photos, tmp_path_factory):
 
 
 @pytest.mark.parametrize("mesh", marked_long(MESHES, SIMPLER))
-def test_losses_of_twenty_steps(mesh, single, photos, tmp_path):
+def test_losses_of_twenty_steps_are_equal(mesh, single, photos, tmp_path):
     processes, devices, fields = MESHES[mesh]
     run = tmp_path / "run"
     words = runs.command(run, photos, **FIELDS | fields)

@@ -1,4 +1,4 @@
-"""Two processes with four devices each: they train, save, validate, stop, go on and export as one."""
+"""Two processes with four devices each: they train, save, validate, stop, resume and export together."""
 
 import os
 import signal
@@ -11,24 +11,24 @@ import pytest
 from tests.soak import runs
 
 STEPS = 6
-# Small parameters are split, too, or none of this small network would be.
+# Small parameters are split too. Otherwise nothing of this small network would be split.
 FIELDS = {"steps": STEPS, "checkpoint_every": 2, "mesh__data": 2, "mesh__fsdp": 4, "mesh__replicated_bytes": 0}
 
 
 @pytest.fixture(scope="module")
 def whole(photos, tmp_path_factory):
-    """A run in two processes that nothing interrupts, and what each printed."""
+    """An uninterrupted run in two processes, and the output of each."""
     run = tmp_path_factory.mktemp("runs") / "whole"
     words = runs.command(run, photos, validation__every=3, **FIELDS)
     return run, runs.ended_well(runs.start(words, processes=2, devices=4))
 
 
 def said(out):
-    """Without what JAX and the progress bar say."""
+    """The lines of an output without those of JAX and the progress bar."""
     return [line for line in out.splitlines() if line.strip() and "[Gloo]" not in line and "it/s]" not in line]
 
 
-def test_the_first_process_alone_says_and_writes(whole):
+def test_only_the_first_process_prints_and_writes(whole):
     run, (first, second) = whole
     assert f"{run}: step 0 of {STEPS}, 5 photographs, 8 devices of 2 processes" in first
     assert f"model: {run / 'model'}" in first
@@ -37,7 +37,7 @@ def test_the_first_process_alone_says_and_writes(whole):
     assert len(list((run / "tensorboard").iterdir())) == 1
 
 
-def test_it_is_what_one_process_with_all_devices_makes(whole, photos, tmp_path):
+def test_the_result_equals_that_of_one_process_with_all_devices(whole, photos, tmp_path):
     run, _ = whole
     one = tmp_path / "one"
     runs.ended_well(runs.start(runs.command(one, photos, validation__every=3, **FIELDS), devices=8))
@@ -55,8 +55,8 @@ def test_it_is_what_one_process_with_all_devices_makes(whole, photos, tmp_path):
         np.testing.assert_allclose(ours[name], array, atol=2e-5, err_msg=name)
 
 
-def test_told_to_stop_one_of_them_stops_both_and_they_go_on_bit_for_bit(whole, photos, tmp_path):
-    """And from a newest checkpoint that is damaged: both go on from the one before."""
+def test_a_signal_to_one_process_stops_both_and_the_resumed_run_is_exact(whole, photos, tmp_path):
+    """If the newest checkpoint is damaged, both resume from the checkpoint before it."""
     expected, _ = whole
     run = tmp_path / "stopped"
     words = runs.command(run, photos, validation__every=3, **FIELDS)
@@ -81,7 +81,7 @@ def test_told_to_stop_one_of_them_stops_both_and_they_go_on_bit_for_bit(whole, p
     assert runs.weights(run / "model") == runs.weights(expected / "model")
 
 
-def test_one_process_goes_on_from_two_and_two_from_one(whole, photos, tmp_path):
+def test_one_process_resumes_from_two_and_two_from_one(whole, photos, tmp_path):
     """Two that are told of each other, one, and two that SLURM started."""
     expected, _ = whole
     run = tmp_path / "run"
@@ -91,14 +91,14 @@ def test_one_process_goes_on_from_two_and_two_from_one(whole, photos, tmp_path):
     assert runs.largest_difference(runs.metrics(run), runs.metrics(expected)) < 1e-5
 
 
-def test_a_loss_of_nan_ends_both_with_the_state_before_it(photos, tmp_path):
+def test_a_nan_loss_ends_both_and_saves_the_state_before_it(photos, tmp_path):
     run = tmp_path / "run"
     runs.ended_well(runs.start(runs.command(run, photos, **FIELDS | {"steps": 2}), processes=2, devices=4))
     words = runs.command(run, photos, **FIELDS, optimizer__learning_rate=1e38)
     ends = runs.start(words, processes=2, devices=4).wait()
     assert [code for code, _ in ends] == [1, 1], ends
     (error,) = [line for line in ends[0][1].splitlines() if line.startswith("error: ")]
-    # Step 3 moved what trains so far that step 4 fails; its batch is of both processes.
+    # Step 3 changes the trained parameters so much that step 4 fails. Its batch has samples of both processes.
     samples = ", ".join(map(str, range(24, 32)))
     assert f"at step 4 (samples {samples}). {run}/failed/3 is a checkpoint of the state before that step" in error
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["2"]
@@ -108,7 +108,7 @@ def test_a_loss_of_nan_ends_both_with_the_state_before_it(photos, tmp_path):
     assert np.isfinite(leaves).all() and max(leaves) > 1e30
 
 
-def test_a_process_that_is_missing_is_said(photos, tmp_path):
+def test_a_missing_process_is_reported(photos, tmp_path):
     words = [*runs.command(tmp_path / "run", photos), "--distributed", "on"]
     ((code, out),) = runs.start(words).wait()
     assert code == 1 and "the processes cannot be joined" in out and "--coordinator HOST:PORT" in out

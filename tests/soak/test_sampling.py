@@ -1,4 +1,4 @@
-"""sample.py as several processes; and large pictures with the shipped model on a real photograph."""
+"""sample.py in several processes, and large pictures: the shipped model with real photographs."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ RNG = np.random.default_rng(0)
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A model, and photographs, one of which is restored in tiles."""
+    """A model and photographs. One photograph is restored in tiles."""
     folder = tmp_path_factory.mktemp("sampling")
     save(tiny_model(), folder / "model")
     (folder / "lr").mkdir()
@@ -48,7 +48,7 @@ def command(folders, output, *more):
 
 @pytest.fixture(scope="module")
 def alone(folders):
-    """What one process with one device makes."""
+    """The results of one process with one device."""
     output = folders / "alone"
     (out,) = runs.ended_well(runs.start(command(folders, output)))
     assert f"{IMAGES} of {IMAGES} images restored" in out
@@ -70,7 +70,7 @@ def differ(ours, theirs):
 
 @pytest.mark.parametrize("meet", marked_long(["as SLURM", "told"], ["as SLURM"]))
 def test_two_processes_share_the_images(folders, alone, tmp_path, meet):
-    """With two devices each; and, told, again when nothing is left to do."""
+    """Each process has two devices. With flags, the command runs again when nothing is left to do."""
     texts = ["3 of 3 images restored", "3 of 3 images were restored before."]
     for text in texts if meet == "told" else texts[:1]:
         words = command(folders, tmp_path)
@@ -86,7 +86,7 @@ def test_two_processes_share_the_images(folders, alone, tmp_path, meet):
     assert sorted(line["output"] for line in manifest(tmp_path)) == sorted(alone)
 
 
-def test_one_that_is_killed_takes_nobody_with_it_and_its_share_is_made_later(folders, alone, tmp_path):
+def test_a_killed_process_does_not_stop_the_other_and_its_share_is_done_later(folders, alone, tmp_path):
     words = command(folders, tmp_path)
     job = runs.start(words, processes=2)
     while not (tmp_path / "restored.jsonl").exists():
@@ -95,12 +95,12 @@ def test_one_that_is_killed_takes_nobody_with_it_and_its_share_is_made_later(fol
     (killed, _), (code, out) = job.wait()
     assert killed == -signal.SIGKILL and code == 0 and "2 of 2 images restored" in out
     assert len(pictures(tmp_path)) < IMAGES
-    (out,) = runs.ended_well(runs.start(words))  # by one process
+    (out,) = runs.ended_well(runs.start(words))  # resumed by one process
     assert "images were restored before." in out
     assert differ(pictures(tmp_path), alone) <= 1
 
 
-def test_one_that_fails_says_so_and_the_other_does_its_share(folders, tmp_path):
+def test_a_failure_affects_only_its_own_process(folders, tmp_path):
     (folders / "lr" / "2.png").rename(folders / "kept.png")
     try:
         (folders / "lr" / "2.png").write_text("no image")
@@ -111,17 +111,17 @@ def test_one_that_fails_says_so_and_the_other_does_its_share(folders, tmp_path):
     assert "2.png: not an image" in ends[0][1] and "2 of 3 images restored" in ends[0][1]
 
 
-def test_twelve_odd_sizes_compile_few_programs():
+def test_twelve_odd_sizes_need_few_programs():
     model = tiny_model()
     restorer = Restorer(model, dataclasses.replace(SAMPLING, tile_size=32, tile_overlap=8, vae_tile_size=32))
     sides = zip(range(21, 69, 4), range(70, 22, -4), strict=True)
     images = [RNG.integers(0, 256, (height, width, 3), np.uint8) for height, width in sides]
     assert len({image.shape for image in images}) == 12
-    jax.clear_caches()  # tests before this one in its process may have compiled some of these programs
+    jax.clear_caches()  # earlier tests in the same process may have compiled some of these programs
     with compilations() as compiled:
         for image in images:
             assert restorer([image], [Caption("", "")])[0].shape == (4 * image.shape[0], 4 * image.shape[1], 3)
-    # Of these each takes long; the others are a line or two.
+    # Compiling each of these takes long. The other programs are very small.
     counts = {name: compiled.count(name) for name in ("prepare_texts", "predict_tiles", "run_autoencoder")}
     print(counts, len(compiled))
     assert counts == {"prepare_texts": 1, "predict_tiles": 2, "run_autoencoder": 4}
@@ -129,15 +129,15 @@ def test_twelve_odd_sizes_compile_few_programs():
 
 @pytest.mark.long
 def test_no_seam_on_photographs():
-    """The shipped model, 448 x 448 in four tiles, against the same without tiles.
+    """The shipped model with four tiles at 448 x 448, compared with the same model without tiles.
 
-    A restored picture is one of many that could be; line by line the gradients of two differ by some per cent anywhere.
-    So bands are compared, on two photographs and both axes.
+    A restored picture is one of many possible pictures. So on any single line, the gradients of two of them differ by
+    some per cent. Therefore bands are compared, for two photographs and both axes.
     """
     assets = Path(xpsr_jax.__file__).parent / "assets"
     model = xpsr_jax.load(assets / "tiny", first_stage="none")
     caption = Caption("", "The image is blurry.")
-    # Tiles of 32 of 56 cells begin at 0 and 24, the autoencoder's of 40 at 0 and 16: both meet at 28.
+    # Of 56 cells, tiles of 32 begin at 0 and 24, and the autoencoder's tiles of 40 at 0 and 16. Both meet at 28.
     ways = ({"tile_size": 0, "vae_tile_size": 0}, {"tile_size": 32, "tile_overlap": 8, "vae_tile_size": 40})
     restorers = [Restorer(model, dataclasses.replace(model.defaults, **way)) for way in ways]
     seams = []
@@ -147,16 +147,16 @@ def test_no_seam_on_photographs():
         whole, tiled = (restorer([lr], [caption])[0] for restorer in restorers)
         print(photo.name, "root mean square", np.sqrt(np.mean((np.float64(tiled) - whole) ** 2)))
         seams += [seam(tiled, whole, axis=axis, meeting=8 * 28, fade=16) for axis in (0, 1)]
-    print("gradient where tiles meet and around it, over that elsewhere:", np.round(seams, 3).tolist())
+    print("gradient where tiles meet and near it, relative to other places:", np.round(seams, 3).tolist())
     at, near = np.mean(seams, axis=0)
     print("mean:", at, near)
     assert 0.98 < near < 1.02
-    assert 0.95 < at < 1.07  # measured 1.044; single lines elsewhere are off by 4 to 13 %
+    assert 0.95 < at < 1.07  # measured 1.044; single lines in other places differ by 4 to 13 %
 
 
 @pytest.mark.long
 def test_eight_devices_and_any_batch(folders):
-    """Image i's result, in any order bit for bit, and within a grey level in any batch and on any number of devices."""
+    """A result is within a grey level in any order, in any batch and on any number of devices."""
     model = tiny_model()
     images = [RNG.integers(0, 256, (8, 8, 3), np.uint8) for _ in range(10)]
     captions = [Caption(str(i), "blurry") for i in range(10)]

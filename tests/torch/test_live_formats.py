@@ -1,4 +1,4 @@
-"""PyTorch's own kinds of files, made by PyTorch, diffusers and transformers; and pickles that would run code."""
+"""PyTorch's file formats, written by PyTorch, diffusers and transformers; and pickles that would run code."""
 
 import json
 import pickle
@@ -19,7 +19,7 @@ from xpsr_jax.weights.sources import open_source
 
 
 class Malicious:
-    """Unpickled, it makes a file."""
+    """If it is unpickled, it makes a file."""
 
     def __init__(self, file):
         self.file = str(file)
@@ -29,7 +29,7 @@ class Malicious:
 
 
 class Callback:
-    """As Lightning's checkpoints hold them beside their tensors."""
+    """An object that is not a tensor, as in Lightning's checkpoints."""
 
 
 def states():
@@ -71,7 +71,7 @@ def test_pickled_shards_and_variants(tmp_path):
 
 @pytest.mark.parametrize("how", ["torch", "zipped", "plain"])
 @pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "model.ckpt"])
-def test_nothing_is_ever_executed(how, name, tmp_path):
+def test_pickles_are_never_executed(how, name, tmp_path):
     file, made = tmp_path / name, tmp_path / "executed"
     content = {"state_dict": {"w": torch.ones(2), "x": Malicious(made)}} if how != "plain" else Malicious(made)
     if how == "plain":
@@ -83,7 +83,7 @@ def test_nothing_is_ever_executed(how, name, tmp_path):
     assert not made.exists()
 
 
-def test_what_is_no_tensor_and_what_is_broken(tmp_path):
+def test_files_with_other_objects_and_broken_files(tmp_path):
     file = tmp_path / "pytorch_model.bin"
     torch.save({"state_dict": states(), "epoch": 3, "optimizer_states": [{"lr": 0.1}]}, file)
     assert_same(read_folder(tmp_path), states())
@@ -103,8 +103,8 @@ def test_what_is_no_tensor_and_what_is_broken(tmp_path):
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_single_file_as_diffusers_reads_it(version, tmp_path):
-    """The tests' LDM names are right: diffusers' own reader finds the same tensors under them as ours does."""
+def test_a_single_file_is_read_like_by_diffusers(version, tmp_path):
+    """The LDM names in our tests are right: diffusers' reader finds the same tensors as our reader."""
     today, file = make(version)
     path = tmp_path / "model.safetensors"
     save_file({key: np.ascontiguousarray(array) for key, array in file.items()}, path)
@@ -121,13 +121,13 @@ def test_single_file_as_diffusers_reads_it(version, tmp_path):
 
 
 def test_ckpt(tmp_path):
-    """A training's checkpoint, Lightning's without what makes it unsafe, is a whole model but for the ControlNet."""
+    """A training checkpoint like Lightning's, without its unsafe objects, is a complete model without ControlNet."""
     today, file = make(1)
     tensors = {key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in file.items()}
     torch.save({"state_dict": tensors, "global_step": 470000, "epoch": 8}, tmp_path / "sd.ckpt")
     done = convert([open_source(tmp_path / "sd.ckpt")], tmp_path / "out", verify=True)
     assert done.missing == ("controlnet",)
-    # What diffusers and transformers make of the folder.
+    # diffusers and transformers can read the folder.
     unet, report = UNet2DConditionModel.from_pretrained(tmp_path / "out" / "unet", output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert all(np.array_equal(value.numpy(), today["unet"][key]) for key, value in unet.state_dict().items())

@@ -1,4 +1,4 @@
-"""LoRA files of other ranks and strengths, merged here and by diffusers; XPSR on a pickled Stable Diffusion."""
+"""LoRA files with other ranks and strengths, merged here and by diffusers; XPSR on a pickled Stable Diffusion."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def source() -> Source:
 
 @pytest.mark.parametrize("name", diffusers.NAMES)
 @pytest.mark.parametrize("strength", [1.0, -0.35])
-def test_diffusers_fuses_the_same(name, strength, source, tmp_path, monkeypatch):
+def test_the_result_equals_diffusers_fused_weights(name, strength, source, tmp_path, monkeypatch):
     monkeypatch.setattr(diffusers, "RANK", 5)
     tensors, metadata = diffusers.lora(name, seed=123)
     file = tmp_path / "lora.safetensors"
@@ -43,7 +43,7 @@ def test_diffusers_fuses_the_same(name, strength, source, tmp_path, monkeypatch)
     assert len(expected) >= 10
     errors = [np.abs(ours[key].read() - tensor.numpy()).max() for key, tensor in expected.items()]
     print(f"{name} {strength}: {max(errors)}")
-    assert max(errors) <= 2.4e-7  # Measured: 0. It is one bit of weights up to 4.
+    assert max(errors) <= 2.4e-7  # Measured: 0. The limit is the last bit of weights up to 4.
 
 
 def test_a_pickled_checkpoint_as_the_base(xpsr, others, tmp_path):  # noqa: F811

@@ -1,4 +1,7 @@
-"""Stable Diffusion 2.1's kind against the installed PyTorch libraries, live: names at full size, numbers small."""
+"""Compares networks like Stable Diffusion 2.1's with the installed PyTorch libraries.
+
+Names are compared at full size, numbers with small networks.
+"""
 
 import json
 
@@ -17,8 +20,8 @@ def config(name):
     return json.loads((VECTORS / "sd21" / name / "config.json").read_text())
 
 
-def test_full_size_keys_and_shapes_of_the_libraries():
-    """What tests/models/test_sd21.py has recorded is what the libraries make of the same config.json files."""
+def test_full_size_keys_and_shapes_equal_the_libraries():
+    """The libraries give the keys and shapes that tests/models/test_sd21.py has for the same config.json files."""
     unet = config("unet")
     shared = ("attention_head_dim", "cross_attention_dim", "upcast_attention", "use_linear_projection")
     with torch.device("meta"):
@@ -33,8 +36,8 @@ def test_full_size_keys_and_shapes_of_the_libraries():
         assert summary({prefix + key: tuple(value.shape) for key, value in model.state_dict().items()}) == STOCK[name]
 
 
-def test_xpsr_upon_it_at_other_settings(tmp_path):
-    """Three levels of three different head sizes, two layers each, and an odd number of text channels."""
+def test_xpsr_with_other_settings(tmp_path):
+    """Three levels with different head sizes and two layers each, and an odd number of text channels."""
     changes = {"layers_per_block": 2, "attention_head_dim": [2, 1, 8], "cross_attention_dim": 7}
     controlnet, unet, io = make((1, 4, 4, 8), seed=3, **changes)
     write_component(controlnet, tmp_path / "controlnet", released_key)

@@ -1,7 +1,7 @@
-"""Stable Diffusion's parts against the installed PyTorch libraries, live: at settings that no golden file has.
+"""Compares Stable Diffusion's networks with the installed PyTorch libraries, with settings that no golden file has.
 
-Networks go by the road that users' weights take: the library saves a folder, ours reads it; ours saves one, the library
-reads it. PyTorch computes in float64.
+Weights are exchanged as users do it: the library saves a folder and ours reads it, or ours saves a folder and the
+library reads it. PyTorch computes in float64.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from xpsr_jax.weights.networks import (
     save_network,
 )
 
-# Three levels, two transformer layers a site, another sinusoidal embedding: none of it in the golden files.
+# Three levels, two layers per transformer, another sinusoidal embedding. No golden file has these.
 SHARED = dict(
     block_out_channels=(8, 16, 24),
     down_block_types=("CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
@@ -69,7 +69,7 @@ def array(tensor):
 
 @pytest.fixture(scope="module")
 def unets(tmp_path_factory):
-    # A seed of well conditioned gradients: PyTorch's own float32 is off by 6e-5 here, by 8e-3 at the worst seeds.
+    # A seed with well-conditioned gradients: the error of PyTorch's own float32 is 6e-5 here, and 8e-3 for bad seeds.
     model, generator = random(UNet2DConditionModel(sample_size=7, **SHARED, **UP), 1002)
     ours = read_from(model, UNET, tmp_path_factory.mktemp("unet"), **STOCK_UNET)
     inputs = normal(generator, 2, 4, 7, 10), torch.tensor([640, 77]), normal(generator, 2, 5, 10)
@@ -164,7 +164,7 @@ def test_text_encoder(activation, tmp_path):
 
 
 def test_rrdb():
-    """The optional preprocessing by its definition: five dense convolutions, residuals scaled by 0.2 (method §3)."""
+    """The block equals its definition: five dense convolutions, residuals scaled by 0.2 (method §3)."""
     block = ResidualInResidualDenseBlock(4, growth=3, compute=Compute(), rngs=nnx.Rngs(0))
     weights = {path: torch.tensor(np.asarray(leaf[...])).double() for path, leaf in parameters(block).items()}
 
@@ -185,7 +185,7 @@ def test_rrdb():
 
 
 def test_diffusers_reads_our_stock_unet(unets, tmp_path):
-    """No key is missing or unexpected, and what it then computes is what it computed before."""
+    """No key is missing or unexpected, and the model computes the same result as before."""
     model, ours, inputs = unets
     save_network(UNET, ours, tmp_path)
     again, report = UNet2DConditionModel.from_pretrained(tmp_path, output_loading_info=True)
@@ -195,7 +195,7 @@ def test_diffusers_reads_our_stock_unet(unets, tmp_path):
 
 
 def test_diffusers_reads_the_stock_part_of_our_xpsr_unet(tmp_path):
-    """What is left of the export without Conditional Attention is exactly Stable Diffusion's UNet."""
+    """The export without Conditional Attention is exactly Stable Diffusion's UNet."""
     released, exported = tmp_path / "released", tmp_path / "exported"
     released.mkdir()
     exported.mkdir()
@@ -204,7 +204,7 @@ def test_diffusers_reads_the_stock_part_of_our_xpsr_unet(tmp_path):
     save_network(UNET, load_network(UNET, released), exported)
     weights = load_file(exported / "diffusion_pytorch_model.safetensors")
     stock = {key: value for key, value in weights.items() if ".pixel_attentions." not in key}
-    assert len(weights) - len(stock) == 8 * 26  # transformers, tensors of each
+    assert len(weights) - len(stock) == 8 * 26  # 8 transformers with 26 tensors each
     model = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(exported))
     model.load_state_dict(stock, strict=True)
 

@@ -1,4 +1,4 @@
-"""The LLaVA captioner with a small LLaVA of random weights: the real model, tokenizer and processor classes."""
+"""The LLaVA captioner with a small random LLaVA. The model, tokenizer and processor classes are the real ones."""
 
 import json
 
@@ -37,7 +37,7 @@ RNG = np.random.default_rng(0)
 
 
 def make_tokenizer():
-    """Llama's, with a vocabulary learned from the instructions."""
+    """A Llama tokenizer with a vocabulary learned from the instructions."""
     bpe = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     bpe.decoder = decoders.Sequence(
@@ -95,7 +95,9 @@ PICTURES = [picture(40, 60), picture(28, 28), picture(90, 30)]
 
 
 def greedy(small, image, instruction):
-    """One image, one token at a time, without generate; decoded whole, as the released code does (method §10)."""
+    """Greedy decoding of one image, token by token, without `generate`. The text is decoded like in the released code
+    (method §10).
+    """
     inputs = small.processor(images=image.pixels, text=small.prompt(instruction), return_tensors="pt")
     tokens = inputs["input_ids"]
     with torch.inference_mode():
@@ -123,11 +125,11 @@ def test_prompts(small):
         bare.prompt(HIGH)
 
 
-def test_answers_of_a_batch_are_those_of_greedy_decoding_one_by_one(small):
+def test_answers_of_a_batch_equal_greedy_decoding_one_by_one(small):
     for instruction in (HIGH, PRESETS["paper"].low):
         answers = small.answer(PICTURES, instruction)
         assert [answer.lstrip() for answer in answers] == [greedy(small, image, instruction) for image in PICTURES]
-        assert len(set(answers)) == 3  # it looks at the images
+        assert len(set(answers)) == 3  # the answers depend on the images
 
 
 def test_captions_come_in_batches(small):
@@ -152,7 +154,7 @@ def test_the_command(folder, tmp_path, capsys):
     assert json.loads(output.read_text().split("\n")[0])["source"] == f"{folder}, paper instructions"
 
 
-def test_of_the_hub(folder, hub):  # noqa: F811
+def test_a_model_of_the_hub(folder, hub):  # noqa: F811
     commit = hub.add("a/llava", folder, **{"pytorch_model.bin": b"a pickle"})
     before = llava.load_llava(str(folder), device="cpu", max_new_tokens=5).answer(PICTURES, HIGH)
     for name in ("a/llava", f"a/llava@{commit}"):
@@ -165,7 +167,7 @@ def test_half_precision(folder):
     assert half.model.dtype == torch.bfloat16 and len(half.answer(PICTURES, HIGH)) == 3
 
 
-def test_what_cannot_be_loaded(folder, tmp_path, monkeypatch):
+def test_unusable_models_are_refused(folder, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"LLaVA cannot be loaded from .*nowhere.*Name a local folder with --model"):
         llava.load_llava(str(tmp_path / "nowhere"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
