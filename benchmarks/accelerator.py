@@ -11,9 +11,9 @@ It runs in bfloat16, on one device:
 - if torch and diffusers are installed: the stock UNet of Stable Diffusion 1.5, ours and PyTorch's, two samples, in
   turn.
 
-Seconds are medians without compilation. "Of peak" is the program's rate of products and sums (as counted by XLA),
-divided by the rate that the device's maker states, if it is known here. "Of product" is the same rate, divided by the
-rate of the first row. Memory is the compiler's own count. Exit code 1: an attention kernel is wrong or fails, or a
+Seconds are medians without compilation. "Of peak" compares the program's rate of products and sums (as counted by XLA)
+with the rate that the device's maker states, if it is known here. "Of product" compares it with the rate of the first
+row. Memory is the compiler's own count. Exit code 1: an attention kernel is wrong or fails, or a
 program cannot run.
 """
 

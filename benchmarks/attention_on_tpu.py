@@ -4,8 +4,8 @@
     python -m benchmarks.attention_on_tpu
 
 The programs are the self-attention of Stable Diffusion's two finest levels at 512 x 512 pixels, in bfloat16, with two
-samples per chip of v5e:2x2: the values, and their gradients with respect to all three inputs. "splash" is JAX's Pallas
-kernel of that name, with a mask that masks nothing.
+samples per chip of v5e:2x2. They compute the values, or their gradients with respect to all three inputs. "splash" is
+JAX's Pallas kernel of that name, with a mask that masks nothing.
 
 XLA cannot see into Pallas kernels. For them, the estimate uses the least time for the products and bytes that the
 kernel states. A kernel that states none counts as zero time.

@@ -5,9 +5,9 @@ python benchmarks/pod_estimates.py --anchor PYTHON
 PYTHON is the interpreter of an environment with diffusers 0.39, flax and transformers below 5. Without it only our
 network is compiled. The benchmark needs `pip install "jax[tpu]"`, but no TPU. Each row takes minutes.
 
-The programs are in bfloat16, without custom kernels, with 2 samples per chip and parameters split over all chips: the
-forward pass on v5e:2x2, and the gradient of all parameters on v5e:4x4. For the gradient, their whole function is
-rematerialised, and ours according to `--remat`.
+The programs are the forward pass on v5e:2x2, and the gradient of all parameters on v5e:4x4. They are in bfloat16,
+without custom kernels, with 2 samples per chip and parameters split over all chips. For the gradient, their whole
+function is rematerialised, and ours according to `--remat`.
 
 An estimate is a sum over operations: for each, the larger of products / peak rate and bytes / bandwidth. The body of a
 loop counts once, so the compared programs must not have loops. The table shows their number. Our network computes the

@@ -16,7 +16,7 @@ MESHES = {
     "accumulation 4, fsdp 2": (1, 2, {"accumulation": 4, "mesh__data": 1, "mesh__fsdp": 2}),
     "two processes x 4 devices": (2, 4, {"mesh__data": 2, "mesh__fsdp": 4}),  # joined as by SLURM
 }
-# The others, and tests of two processes in test_processes.py, do what these do, and more.
+# The other meshes, and the tests in test_processes.py, test everything that these test, and more.
 SIMPLER = ("data 8", "fsdp 8", "accumulation 4", "two processes x 4 devices")
 
 

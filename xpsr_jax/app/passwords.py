@@ -101,13 +101,13 @@ def checker(passwords: dict[str, Password]) -> Callable[[str, str], Awaitable[bo
     It checks one password at a time. An unknown name takes as long as a known one.
     """
     turn = asyncio.Lock()
-    nobody = Password.of(secrets.token_hex())
+    unknown = Password.of(secrets.token_hex())
 
     async def check(name: str, password: str) -> bool:
         if len(password) > MAX_PASSWORD:
             return False
         async with turn:
-            fits = await asyncio.to_thread(passwords.get(name, nobody).fits, password)
+            fits = await asyncio.to_thread(passwords.get(name, unknown).fits, password)
         return fits and name in passwords
 
     return check

@@ -116,8 +116,8 @@ def listen(host: str, port: int) -> socket.socket:
 def allowed_hosts(host: str, names: Sequence[str], root_path: str) -> list[str]:
     """The host names under which the page may be opened. Raises UserError if one is not a host name.
 
-    Without this check, a web site in the visitor's browser could point its own name to this machine (DNS rebinding),
-    and use the page with the visitor's rights.
+    Without this check, a web site in the visitor's browser could point its own name to this machine (DNS rebinding).
+    Then it could use the page with the visitor's rights.
 
     Args:
         host: the address on which the page listens.

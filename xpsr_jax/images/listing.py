@@ -186,8 +186,8 @@ def _inputs_matching(pattern: Path, exclude: Path | None) -> list[Input]:
     """The matches of a pattern: files, and images below folders. Names are relative to the part without wildcards."""
     root = _literal_part(pattern)
     rest = pattern.relative_to(root)
-    # Without a wildcard in the suffix (*.jpg) the check is not needed: results with another suffix do not match, and
-    # files with the same suffix would be inputs already.
+    # The check is not needed if the suffix has no wildcard (*.jpg). Results with another suffix do not match, and files
+    # with the same suffix would be inputs already.
     if glob.has_magic(pattern.suffix or "*"):
         _check_apart(pattern, root, exclude)
     found = [root / name for name in sorted(glob.glob(str(rest), root_dir=root, recursive=True), key=natural_order)]

@@ -25,8 +25,8 @@ _RAW_ENDINGS = (
 )
 _WIDTH, _HEIGHT, _BITS, _PLANES, _X_RESOLUTION, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 258, 284, 282, 322, 323
 _SUBFILE_TYPE, _REDUCED, _PHOTOMETRIC = 254, 1, 262
-# The tags of DNG's version and of a sensor's colour filters, the pixel types of a sensor, and the tag with the
-# positions of pictures that are not in the main list.
+# The tags of DNG's version and of a sensor's colour filters. The pixel types of a sensor. The tag with the positions of
+# pictures that are not in the main list.
 _DNG_VERSION, _FILTERS, _OF_A_SENSOR, _ELSEWHERE = 50706, 33422, (32803, 34892), 330
 _MOST_PICTURES = 1000
 
