@@ -13,7 +13,7 @@ from tests.compilations import compilations
 from tests.inference.tiny_model import SAMPLING, tiny_model
 from xpsr_jax.app import studio
 from xpsr_jax.app.fields import settings_fields
-from xpsr_jax.app.many import packed, unused
+from xpsr_jax.app.many import free_path, zip_files
 from xpsr_jax.app.studio import Settings, Studio
 from xpsr_jax.cli.app import main
 from xpsr_jax.data.captions import Caption
@@ -63,11 +63,11 @@ def test_with_0_steps_the_result_is_the_first_stages(tmp_path):
 def test_results_with_the_same_name_get_numbers(tmp_path):
     names, taken = [], set()
     for content in (b"0", b"1", b"2"):
-        path = unused(tmp_path / "a.png", taken)
+        path = free_path(tmp_path / "a.png", taken)
         path.write_bytes(content)
         names.append(path.name)
     assert names == ["a.png", "a_2.png", "a_3.png"]
-    archive = packed([tmp_path / name for name in names])
+    archive = zip_files([tmp_path / name for name in names])
     assert archive.parent == tmp_path and archive.stat().st_mode & 0o777 == 0o666 & ~umask()
 
 

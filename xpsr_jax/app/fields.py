@@ -79,7 +79,7 @@ def buttons(*, at_work: bool) -> tuple[gr.Button, gr.Button]:
     return gr.Button(interactive=not at_work), gr.Button(interactive=at_work)
 
 
-def said(error: UserError, *uploads: Path) -> str:
+def visitor_text(error: UserError, *uploads: Path) -> str:
     """The error's text, with the uploaded files' own names in place of their paths on the server."""
     text = str(error)
     for upload in uploads:

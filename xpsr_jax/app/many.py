@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from xpsr_jax.app.fields import AT_ONCE, PRIVATE, PROGRESS, WORK, buttons, read_settings, said, settings_fields
+from xpsr_jax.app.fields import AT_ONCE, PRIVATE, PROGRESS, WORK, buttons, read_settings, settings_fields, visitor_text
 from xpsr_jax.app.sessions import Cancelled, Session, Sessions
 from xpsr_jax.app.studio import Studio
 from xpsr_jax.data.by_path import ByPath
@@ -83,13 +83,13 @@ class Many:
             settings = read_settings(self.studio.defaults, values)
             captions = captions_by_name(set(uploads) - set(sources))
         except UserError as error:
-            raise UserError(said(error, *uploads)) from error
+            raise UserError(visitor_text(error, *uploads)) from error
 
         folder, taken = session.new_folder(), set[Path]()
         tasks = [
             Task(
                 source=source,
-                output=unused(folder / settings.name_of(source), taken),
+                output=free_path(folder / settings.name_of(source), taken),
                 caption=captions.get(source.name, Caption()),
                 name=source.name,
             )
@@ -111,17 +111,17 @@ class Many:
         try:
             for event in self.studio.restore_files(tasks, settings, on_progress=on_progress):
                 if isinstance(event, Failed):
-                    results[event.task] = said(UserError(event.message), event.task.source)
+                    results[event.task] = visitor_text(UserError(event.message), event.task.source)
                 else:
                     results[event.task] = f"restored in {event.seconds:.1f} s"
                     outputs.append(str(event.task.output))
                 yield table(results), outputs, gr.skip()
         except UserError as error:
-            set_waiting(said(error, *uploads))
+            set_waiting(visitor_text(error, *uploads))
         except Cancelled:
             set_waiting("cancelled")
         archive = (
-            gr.DownloadButton(value=packed([Path(output) for output in outputs]), interactive=True)
+            gr.DownloadButton(value=zip_files([Path(output) for output in outputs]), interactive=True)
             if outputs
             else gr.skip()
         )
@@ -152,7 +152,7 @@ def table(results: Mapping[Task, str]) -> list[list[str]]:
     return [[task.name, result] for task, result in results.items()]
 
 
-def unused(path: Path, taken: set[Path]) -> Path:
+def free_path(path: Path, taken: set[Path]) -> Path:
     """Returns the path, or the path with a number if it is in `taken`, and adds it to `taken`.
 
     Example: a.png and a.jpg may be restored together.
@@ -163,7 +163,7 @@ def unused(path: Path, taken: set[Path]) -> Path:
     return free
 
 
-def packed(files: Sequence[Path]) -> Path:
+def zip_files(files: Sequence[Path]) -> Path:
     """Writes files of one folder into a zip in that folder. Nothing is compressed, because pictures already are."""
     archive = files[0].with_name("restored.zip")
     with zipfile.ZipFile(archive, "w") as opened:

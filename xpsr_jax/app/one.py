@@ -13,7 +13,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from xpsr_jax.app.fields import AT_ONCE, PRIVATE, PROGRESS, WORK, buttons, read_settings, said, settings_fields
+from xpsr_jax.app.fields import AT_ONCE, PRIVATE, PROGRESS, WORK, buttons, read_settings, settings_fields, visitor_text
 from xpsr_jax.app.sessions import Cancelled, Refused, Result, Session, Sessions
 from xpsr_jax.app.studio import Settings, Studio
 from xpsr_jax.assets import DEMO
@@ -51,7 +51,7 @@ class One:
             preview = write_preview(source.parent, self.studio.read(source))
         except UserError as error:
             session.remove(source)
-            gr.Warning(html.escape(said(error, *([source] if source else []))))
+            gr.Warning(html.escape(visitor_text(error, *([source] if source else []))))
             return None, high, low
         session.photo = source
         return preview, high, low
@@ -82,7 +82,7 @@ class One:
         try:
             return describe_quality(self.studio.read(source).rgb)
         except UserError as error:
-            raise UserError(said(error, source)) from error
+            raise UserError(visitor_text(error, source)) from error
 
     def begin(self, request: gr.Request) -> tuple[gr.Button, gr.Button]:
         """Remembers the photograph to restore before the event waits in the queue."""
@@ -111,7 +111,7 @@ class One:
                 caption = Caption((high or "").strip(), (low or "").strip())
                 result = self._result(session, source, caption, settings, on_steps)
         except UserError as error:
-            raise UserError(said(error, source)) from error
+            raise UserError(visitor_text(error, source)) from error
         except Cancelled:
             gr.Info("Cancelled.")
             return gr.skip(), gr.skip(), gr.skip()

@@ -22,7 +22,7 @@ from xpsr_jax.inference.job import Failed, Policy, Progress, Restored, Task, res
 from xpsr_jax.inference.restore import Restorer
 from xpsr_jax.weights.model_folder import Model
 
-# The longest file name, in bytes. `unused` may add a number to it.
+# The longest file name, in bytes. `free_path` may add a number to it.
 _LONGEST_NAME = 250
 # The most sizes of pictures for which compiled programs are kept. JAX would keep all of them for ever.
 MAX_SIZES = 16

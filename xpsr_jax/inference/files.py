@@ -97,7 +97,7 @@ def write_restored(
     write_picture(path, restored, format=format, quality=quality, when_complete=when_complete)
 
 
-def not_written(source: Path, error: UserError, format: Format) -> str:
+def write_failure(source: Path, error: UserError, format: Format) -> str:
     """The message for an image whose result `write_restored` could not write.
 
     Raises the error again if its cause is not this image: on a full disk the next image would fail too.

@@ -18,7 +18,7 @@ from xpsr_jax.images.picture import Picture
 from xpsr_jax.images.reading import read_picture
 from xpsr_jax.images.writing import Format
 from xpsr_jax.inference.compare import write_comparison
-from xpsr_jax.inference.files import checked_size, not_written, write_restored
+from xpsr_jax.inference.files import checked_size, write_failure, write_restored
 from xpsr_jax.inference.image_keys import SEEDS
 from xpsr_jax.inference.manifest import Manifest
 from xpsr_jax.inference.restore import Restorer, not_finite
@@ -204,7 +204,7 @@ def restore_files(
                     when_complete=functools.partial(when_complete, task, caption, seconds),
                 )
             except UserError as error:
-                wrong[task] = not_written(task.source, error, policy.format)
+                wrong[task] = write_failure(task.source, error, policy.format)
             else:
                 yield Restored(task, seconds)
         # Only after the rest of the batch was written, because `failed` may raise.
