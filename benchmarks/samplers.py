@@ -59,8 +59,8 @@ SECONDS, COST, FROM_WHOLE = "seconds", "cost", "from whole"
 WHOLE_GUIDANCE = (0.0, 1.0)
 # The cost of a step at full size, in units of a whole guided step. The keys are: whether the step is guided, and the
 # number of layers that it computes again (0: the step is whole). Costs of guided steps are XLA's counts
-# (docs/reference/sampling.md). A step without guidance counts half. If it is whole, half of what both halves share is added
-# (docs/understand/speed.md).
+# (docs/reference/sampling.md). A step without guidance counts half. If it is whole, half of what both halves share is
+# added (docs/understand/speed.md).
 COSTS = {
     True: {0: 1.0, 1: 0.048, 2: 0.114, 3: 0.195},
     False: {0: 0.52, 1: 0.024, 2: 0.057, 3: 0.098},
