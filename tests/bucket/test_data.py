@@ -1,4 +1,4 @@
-"""Photographs, records and captions in buckets: read, made, and gone on with."""
+"""Photographs, records and captions in buckets are read, written and resumed."""
 
 import json
 import pickle
@@ -33,7 +33,7 @@ def same(source, other) -> None:
         assert (one.path, one.caption) == (two.path, two.caption)
 
 
-def test_records_are_made_killed_gone_on_with_and_read(bucket: BucketPath, photos, monkeypatch):
+def test_interrupted_records_are_resumed_and_read(bucket: BucketPath, photos, monkeypatch):
     uploads.upload_files(photos, bucket / "photos")
     source, output = bucket / "photos", bucket / "records"
     same(open_sample_source(source), open_sample_source(photos))
@@ -60,7 +60,7 @@ def test_records_are_made_killed_gone_on_with_and_read(bucket: BucketPath, photo
     same(open_sample_source(output), open_sample_source(photos))
 
 
-def test_files_of_records_make_room_for_others(gs: BucketPath, photos, monkeypatch, tmp_path):
+def test_old_record_files_are_removed_from_the_cache(gs: BucketPath, photos, monkeypatch, tmp_path):
     output = gs / "records"
     command = ["records", str(photos), "--output", str(output), "--images-per-file", "1", *WORDS]
     assert prepare.main(command) == 0
@@ -70,13 +70,13 @@ def test_files_of_records_make_room_for_others(gs: BucketPath, photos, monkeypat
     same(source, open_sample_source(photos))
     assert sum(used for _, _, used in cache._entries()) <= 2.5 * size
     same(pickle.loads(pickle.dumps(source)), source)
-    # How many there are is known from now on without a copy.
+    # Their number is now known without a copy.
     with monkeypatch.context() as patch:
         patch.setattr(bucket_records, "copy_file", None)
         assert len(open_sample_source(output)) == 5
     monkeypatch.setenv("XPSR_JAX_BUCKET_CACHE_GB", str(0.5 * size / 1e9))
     monkeypatch.setenv("XPSR_JAX_CACHE", str(tmp_path / "other"))
-    with pytest.raises(UserError, match="more than local copies may have together; raise XPSR_JAX_BUCKET_CACHE_GB"):
+    with pytest.raises(UserError, match="more than the limit of all local copies; raise XPSR_JAX_BUCKET_CACHE_GB"):
         open_sample_source(output)[3]
 
 
@@ -94,7 +94,7 @@ def test_tfds_and_pairs(gs: BucketPath, photos):
     assert len(source) == 5 and source[0].lr is not None
 
 
-def test_captions_grow_in_parts_and_are_gone_on_with(bucket: BucketPath, photos):
+def test_captions_grow_in_parts_and_are_resumed(bucket: BucketPath, photos):
     uploads.upload_files(photos, bucket / "photos")
     (bucket / "photos" / "captions.jsonl").unlink()
     file = bucket / "photos" / "captions.jsonl"
@@ -102,7 +102,7 @@ def test_captions_grow_in_parts_and_are_gone_on_with(bucket: BucketPath, photos)
     assert caption.main([*command, "--limit", "2"]) == 0
     assert len(read_captions(file)) == 2
     whole = file.read_bytes().splitlines(keepends=True)
-    # Killed: one line is in the file, the other in a part, and one that was cut off.
+    # State after a kill: one line in the file, one in a part, and one that is cut off.
     lines.write_whole(file, whole[0])
     part = lines.Lines(file)
     part.append(whole[1])

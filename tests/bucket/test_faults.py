@@ -1,4 +1,4 @@
-"""A bucket that is busy, or whose connections break: tried again, and in the end one line."""
+"""A busy bucket and broken connections: requests are retried, and a lasting fault is an error of one line."""
 
 import asyncio
 import contextlib
@@ -19,16 +19,16 @@ from xpsr_jax.buckets.paths import BucketPath
 from xpsr_jax.errors import UserError
 from xpsr_jax.locks import locked_folder
 
-DATA = np.random.default_rng(0).integers(0, 256, 6 * 2**20, np.uint8).tobytes()  # more than one request's
+DATA = np.random.default_rng(0).integers(0, 256, 6 * 2**20, np.uint8).tobytes()  # more than fits into one request
 
 
 async def at_once(*_: object) -> None:
-    """In the place of waiting."""
+    """Replaces waiting."""
 
 
 @pytest.fixture(params=["gs", "s3"])
 def shaky(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
-    """A bucket behind a server with faults, and these."""
+    """A bucket behind a server with faults, and the faults."""
     kind = request.param
     no_wait = types.SimpleNamespace(**{name: getattr(asyncio, name) for name in dir(asyncio)} | {"sleep": at_once})
     monkeypatch.setattr(gcsfs.retry, "asyncio", no_wait)
@@ -44,8 +44,8 @@ def shaky(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("what", [429, 503, "drop", "lost", "cut"])
-def test_tried_again(shaky: tuple[BucketPath, servers.Faults], what, tmp_path):
-    """Each kind of request fails twice; nothing is lost, or there twice, or half."""
+def test_requests_are_retried(shaky: tuple[BucketPath, servers.Faults], what, tmp_path):
+    """Each kind of request fails twice. No data is lost, duplicated or cut off."""
     bucket, faults = shaky
     local = tmp_path / "data"
     local.write_bytes(DATA)
@@ -68,14 +68,14 @@ def test_tried_again(shaky: tuple[BucketPath, servers.Faults], what, tmp_path):
             (made / name).write_text(name)
     assert sorted((bucket / "model").files()) == ["a", "b"]
     assert (local_folder(bucket / "model") / "b").read_text() == "b"
-    with locked_folder(bucket / "folder"):  # also if the answer to its making was lost
+    with locked_folder(bucket / "folder"):  # works even if the answer to its creation was lost
         assert (bucket / "folder" / ".lock").is_file()
     (bucket / "model").remove_tree()
     assert sorted(bucket.files()) == ["folder/data"]
     assert len(faults.made) >= 2 * len(methods) - 2
 
 
-def test_one_line_in_the_end(shaky: tuple[BucketPath, servers.Faults], tmp_path):
+def test_lasting_faults_are_one_line(shaky: tuple[BucketPath, servers.Faults], tmp_path):
     bucket, faults = shaky
     (bucket / "a").write_bytes(b"before")
     uploads.upload_files(tmp_path, bucket / "empty")
@@ -92,7 +92,7 @@ def test_one_line_in_the_end(shaky: tuple[BucketPath, servers.Faults], tmp_path)
             files.read_regular(bucket / "a", max_bytes=100)
     faults.rules.clear()
     assert (bucket / "a").read_bytes() == b"before"
-    # Not allowed: no trying again.
+    # A denied request is not retried.
     faults.add(lambda method, path: True, 10**6, 403)
     with pytest.raises(UserError, match=f"^{bucket}/a cannot be read: .+"), contextlib.suppress(FileNotFoundError):
         (bucket / "a").read_bytes()

@@ -1,4 +1,4 @@
-"""Paths in buckets have pathlib's methods as far as buckets go, and lead to no local folder."""
+"""Paths in buckets have pathlib's methods as far as possible, and never create a local folder."""
 
 import dataclasses
 import os
@@ -35,10 +35,10 @@ def test_a_path_survives_pathlib_json_and_pickle():
     assert isinstance(read.run, BucketPath) and isinstance(read.networks.base[0], BucketPath)
 
 
-def test_what_is_no_bucket_is_one_line(monkeypatch, tmp_path):
+def test_wrong_bucket_paths_are_one_line(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="gs:// names no bucket; write gs://BUCKET/NAME"):
         as_path("gs://")
-    with pytest.raises(UserError, match="az:// is not read or written; local paths, gs:// and s3:// are"):
+    with pytest.raises(UserError, match="az:// is not supported; use a local path, gs:// or s3://"):
         as_path("az://bucket/a")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "odd:").mkdir()
@@ -51,8 +51,8 @@ def test_what_is_no_bucket_is_one_line(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("act", [os.scandir, os.mkdir, shutil.rmtree, open, os.fspath])
-def test_no_path_leads_to_a_local_folder(act):
-    with pytest.raises(UserError, match="gs://bucket/a: this is not done in a bucket; name a local path"):
+def test_functions_for_local_paths_are_refused(act):
+    with pytest.raises(UserError, match="gs://bucket/a: this is not supported in a bucket; name a local path"):
         act(as_path("gs://bucket/a"))
 
 
@@ -67,7 +67,7 @@ def test_files(bucket: BucketPath, tmp_path):
     write_json({"x": 1}, file)
     assert read_json(file) == {"x": 1} and file.is_file() and not file.is_dir() and file.parent.is_dir()
     assert file.stat().st_size == len(file.read_bytes()) and file.stat().st_mtime > 1.7e9
-    write_json({"x": 2}, file)  # what is read is not what a cache has
+    write_json({"x": 2}, file)  # the next read must not come from a cache
     assert read_json(file) == {"x": 2}
     assert [str(path) for path in bucket.iterdir()] == [f"{bucket}/a"]
     assert files.entries(file.parent) == {"b.json"} and files.entries(file) == set()
@@ -104,11 +104,11 @@ def test_folders_appear_complete(bucket: BucketPath):
         (made / "two").write_text("3")
     assert (local_folder(folder) / "two").read_text() == "3" and sorted(folder.files()) == ["two"]
     (folder / INCOMPLETE).write_bytes(b"")
-    with pytest.raises(UserError, match=f"{folder} is incomplete: it is being uploaded, or that was stopped"):
+    with pytest.raises(UserError, match=f"{folder} is incomplete: its upload is running or was stopped"):
         local_folder(bucket / "model", lambda name: True)
 
 
-def test_writing_is_tried_before_the_work(bucket: BucketPath):
+def test_write_access_can_be_checked_first(bucket: BucketPath):
     files.check_writable(bucket / "out")
     assert not bucket.files()
     with pytest.raises(UserError, match=r"no-such-bucket-9/out/\.probe.* cannot be written"):
@@ -128,7 +128,7 @@ def test_one_process_at_a_time(bucket: BucketPath, monkeypatch):
             pass
         assert len(folder.files()) == 2
     assert not folder.files()
-    # A process of this machine that was killed, and one of another that has not been heard of for long.
+    # Locks of a killed process on this machine, and of one on another machine that was not renewed for long.
     for left in ({"pid": 2**22 + 1, "time": 1e12}, {"pid": 1, "host": "elsewhere", "time": 1e9}):
         write_json({"token": "x", "host": os.uname().nodename} | left, folder / ".lock")
         with locked_folder(folder):
@@ -149,7 +149,7 @@ def test_lines_are_added_in_parts(bucket: BucketPath, monkeypatch):
     assert lines.all_lines(file) == b"0\n1\n2\n" and len(lines.parts_of(file)) == 2
     other.flush()
     assert lines.all_lines(file) == b"0\n1\n2\nlate\n"
-    file.write_bytes(lines.all_lines(file))  # stopped before the parts went
+    file.write_bytes(lines.all_lines(file))  # as if stopped before the parts were removed
     assert lines.all_lines(file) == b"0\n1\n2\nlate\n"
     lines.write_whole(file, lines.all_lines(file))
     assert file.read_bytes() == b"0\n1\n2\nlate\n" and not lines.parts_of(file)

@@ -1,4 +1,4 @@
-"""From a bucket to a bucket: model, captions, photographs and restored pictures."""
+"""Restoring with model, captions, photographs and results in buckets."""
 
 import json
 import sys
@@ -32,7 +32,7 @@ def model_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def photos(tmp_path) -> Path:
-    """A folder of three photographs of one size, one below, and their captions."""
+    """A folder with three photographs of one size, two of them in a subfolder, and their captions."""
     folder = tmp_path / "photos"
     names = ("b.png", "a/c.jpg", "a/d.png")
     for name in names:
@@ -45,7 +45,7 @@ def photos(tmp_path) -> Path:
 
 @pytest.mark.soak
 def test_from_bucket_to_bucket(bucket: BucketPath, model_folder, photos, tmp_path, capsys):
-    """With the results of local files; what is done is not done again; evaluated where it is."""
+    """Results equal those of local files, finished images are skipped, and evaluation works in the bucket."""
     uploads.upload_files(photos, bucket / "photos")
     assert convert.main([str(model_folder), "--output", f"{bucket}/model"]) == 0
     local = [str(photos), "--captions", str(photos / "captions.jsonl"), "--model", str(model_folder)]
@@ -58,7 +58,7 @@ def test_from_bucket_to_bucket(bucket: BucketPath, model_folder, photos, tmp_pat
     for name in names:
         np.testing.assert_array_equal(read_image(bucket / "out" / name), read_image(tmp_path / "out" / name))
     capsys.readouterr()
-    # Killed before the last image: its line may be there, the picture is not.
+    # State after a kill before the last image: its line may exist, but the picture does not.
     (bucket / "out" / "b.png").unlink()
     assert restore.main(command) == 0
     assert "2 of 3 images were restored before." in capsys.readouterr().out
@@ -88,7 +88,7 @@ def test_two_processes_share_the_images(bucket: BucketPath, model_folder, photos
 
 
 def test_patterns_and_single_files(gs: BucketPath, model_folder, photos):
-    """One restoration from a bucket to a bucket, with a model that is there too."""
+    """One restoration with inputs, model and output in a bucket."""
     uploads.upload_files(photos, gs / "photos")
     uploads.upload_files(model_folder, gs / "model")
     words = ["--missing-captions", "empty", "--model", f"{gs}/model", "--output", f"{gs}/out", *STEPS]
@@ -106,10 +106,10 @@ def test_patterns_and_single_files(gs: BucketPath, model_folder, photos):
         (["{b}/a.png", "--model", "{b}/none"], "{b}/none does not exist; expected a model folder"),
         (["{b}/a.png", "--captions", "{b}/none.jsonl"], "{b}/none.jsonl cannot be read: there is no such file"),
         (["{b}/a.png", "--output", "gs://no-such-bucket/out"], "cannot be written: there is no such bucket"),
-        (["{b}/a.png", "--output", "https://example.org/out"], "https:// is not read or written; local paths, gs://"),
+        (["{b}/a.png", "--output", "https://example.org/out"], "https:// is not supported; use a local path, gs://"),
     ],
 )
-def test_what_cannot_be_is_one_line_before_the_work(gs: BucketPath, photos, capsys, words, said):
+def test_wrong_paths_are_one_line_before_any_work(gs: BucketPath, photos, capsys, words, said):
     (gs / "a.png").upload(photos / "b.png")
     words = [word.format(b=gs) for word in words]
     output = [] if "--output" in words else ["--output", f"{gs}/out"]
@@ -118,8 +118,8 @@ def test_what_cannot_be_is_one_line_before_the_work(gs: BucketPath, photos, caps
     assert any(each.format(b=gs) in line for each in said.split("|")), line
 
 
-def test_a_model_half_uploaded_is_not_loaded(bucket: BucketPath, model_folder):
+def test_an_incomplete_upload_of_a_model_is_refused(bucket: BucketPath, model_folder):
     uploads.upload_files(model_folder, bucket / "model")
     uploads.mark_incomplete(bucket / "model")
-    with pytest.raises(xpsr_jax.errors.UserError, match=f"{bucket}/model is incomplete: it is being uploaded"):
+    with pytest.raises(xpsr_jax.errors.UserError, match=f"{bucket}/model is incomplete: its upload is running"):
         xpsr_jax.load(f"{bucket}/model")

@@ -1,4 +1,4 @@
-"""Trainings whose run, photographs and model are in a bucket; killed, and gone on with on another mesh."""
+"""Training with run, photographs and model in a bucket; killed, and resumed on another mesh."""
 
 import time
 
@@ -26,14 +26,14 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def on_disk(photos, tmp_path_factory):
-    """The same training on a disk, which nobody stops."""
+    """The same training on a disk, without interruption."""
     run = tmp_path_factory.mktemp("runs") / "single"
     runs.ended_well(runs.start(runs.command(run, photos, **FIELDS)))
     return run
 
 
 def same_as(run: BucketPath, on_disk) -> None:
-    """The lines of the log, the pictures and the exported model."""
+    """Compares the lines of the log, the pictures and the exported model."""
     assert complete_steps(run / "checkpoints") == [10, 12]
     assert sorted(run.files()) == sorted({*run.files(), "config.json", "README.md", "losses.png", "log.txt"})
     lines = local_folder(run, lambda name: name == "metrics.jsonl")
@@ -56,19 +56,19 @@ def kill_after_four_steps(job: runs.Job, run: BucketPath) -> None:
     assert (run / ".lock").is_file()
 
 
-def test_killed_and_gone_on_with_on_another_mesh(gs: BucketPath, s3: BucketPath, photos, on_disk):
+def test_a_killed_run_is_resumed_on_another_mesh(gs: BucketPath, s3: BucketPath, photos, on_disk):
     uploads.upload_files(photos, gs / "photos")
     run, fields = gs / "run", FIELDS | {"mesh__data": 1, "data__workers": 1}
     kill_after_four_steps(runs.start(runs.command(run, gs / "photos", **fields, mesh__fsdp=8), devices=8), run)
     (out,) = runs.ended_well(runs.start(runs.command(run, gs / "photos", **fields, mesh__fsdp=2), devices=2))
     assert "changed since: mesh.fsdp: was 8, is 2" in out and f"model: {run}/model" in out
     same_as(run, on_disk)
-    # The newest checkpoint as a source, from the bucket to the bucket.
+    # The newest checkpoint is converted, from the bucket to the bucket.
     assert convert.main([str(run), "--output", f"{gs}/converted"]) == 0
     one, other = (runs.parameters(local_folder(gs / each)) for each in ("run/model", "converted"))
     assert one.keys() == other.keys()
     assert max(np.abs(one[name] - other[name]).max() for name in one) < 1e-6
-    # Where Orbax cannot be, a checkpoint can still be read.
+    # Orbax cannot write to S3, but a checkpoint on S3 can be read.
     uploads.upload_files(local_folder(run / "checkpoints" / "12"), s3 / "checkpoint")
     assert convert.main([f"{s3}/checkpoint", "--output", f"{s3}/converted"]) == 0
     last = runs.parameters(local_folder(s3 / "converted"))
@@ -88,7 +88,7 @@ def test_two_processes_are_killed_and_resumed(gs: BucketPath, photos, on_disk):
 
 @pytest.mark.long
 def test_throttled_and_cut_off(monkeypatch, photos, on_disk):
-    """Every kind of request is refused now and then, with 429 and 503, and connections break, before and after."""
+    """Some requests of every kind are refused with 429 and 503, and connections break before or after the request."""
     with faulty(gcs_server) as (url, real, faults):
         make_gcs_bucket(real, "bucket")
         for name, value in (("STORAGE_EMULATOR_HOST", url), ("TENSORSTORE_GCS_HTTP_URL", url)):
@@ -106,7 +106,7 @@ def test_throttled_and_cut_off(monkeypatch, photos, on_disk):
 
         for number, what in ((13, 429), (17, 503), (29, "drop")):
             faults.add(every(number, number // 2), 8, what)
-        # Of an upload that is complete, this server has forgotten all when it is asked again; Google's answers.
+        # Asked again about a complete upload, this server has no record of it. Google's server answers correctly.
         lost = every(31, 15)
         faults.add(lambda method, path: "upload_id" not in path and lost(method, path), 8, "lost")
         runs.ended_well(runs.start(runs.command(run, photos, **FIELDS)))

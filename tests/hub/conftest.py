@@ -1,4 +1,4 @@
-"""The hub's real client, led to a small server on localhost, with a cache of its own."""
+"""The hub's real client, directed to a small server on localhost, with a cache of its own."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +23,7 @@ def hub(tmp_path, monkeypatch) -> Iterator[Hub]:
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.delenv("HF_TOKEN", raising=False)
-        # The client waits between its tries.
+        # The client waits between retries.
         monkeypatch.setattr("time.sleep", lambda seconds: None)
         forget()
         yield server
@@ -32,7 +32,7 @@ def hub(tmp_path, monkeypatch) -> Iterator[Hub]:
 
 
 def forget() -> None:
-    """As in another process."""
+    """Forgets all opened snapshots, as a new process would."""
     names.open_snapshot.cache_clear()
     names._OPENED.clear()
 

@@ -1,4 +1,4 @@
-"""A small server of the hub's protocol on localhost, with what huggingface_hub's client asks of it, and its faults."""
+"""A small server of the hub's protocol on localhost: the requests of huggingface_hub's client, and faults."""
 
 import base64
 import hashlib
@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 @dataclass
 class Repository:
-    """The files of each commit, and what branches and tags name them."""
+    """The files of each commit, and the commits of branches and tags."""
 
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
@@ -32,9 +32,9 @@ class Hub(ThreadingHTTPServer):
     """Attributes:
 
     repositories: by owner/name.
-    requests: "METHOD path" of every request that came.
-    token: without it nobody may read; None: everybody may.
-    fault: called with the handler before a request is answered; True: it has answered.
+    requests: "METHOD path" of every request received.
+    token: token needed for reading; None: reading needs no token.
+    fault: called with the handler before a request is answered. It returns True if it has answered.
     """
 
     daemon_threads = True
@@ -51,12 +51,12 @@ class Hub(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def add(self, name: str, folder: Path, ref: str = "main", **more: bytes) -> str:
-        """Commits what is in a folder, and further files; returns the commit."""
+        """Commits the files of a folder, and further files; returns the commit."""
         files = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
         return self.repositories.setdefault(name, Repository()).commit(files | more, ref)
 
     def fetched(self) -> list[str]:
-        """The files whose bytes were asked for, in order, without their commits."""
+        """The files that were downloaded, in order, without their commits."""
         return [
             r.split("/resolve/")[1].partition("/")[2] for r in self.requests if r.startswith("GET") and "/resolve/" in r
         ]

@@ -1,4 +1,4 @@
-"""A training on a base of the hub: its commit is recorded, and found again whatever the branch is today."""
+"""Training on a base from the hub: the commit is recorded, and used again even if the branch has moved."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ SMALL = dataclasses.replace(TINY_TEXT_ENCODER, hidden_size=8, intermediate_size=
 
 
 def stock(hub, folder: Path, config: TextEncoderConfig = SMALL, **change) -> str:
-    """Commits a base with a text encoder, and a tokenizer."""
+    """Commits a base that has a text encoder and a tokenizer."""
     tensors = random_tensors(TEXT_ENCODER, config)
     for name, value in change.items():
         tensors[f"text_model.final_layer_norm.{name}"][:] = value
@@ -42,14 +42,16 @@ def on(base: str, run: Path):
     return dataclasses.replace(config, networks=dataclasses.replace(config.networks, base=(Path(base),)))
 
 
-def test_the_commit_of_a_run_stays(hub, tmp_path):
+def test_a_run_keeps_its_commit(hub, tmp_path):
     first = stock(hub, tmp_path / "files")
     config = with_commits(on("sd/base", tmp_path / "run"))
     assert config.networks.base == (Path(f"sd/base@{first}"),)
     structure = make_structure(config)
     assert "text_encoder" in structure.sources
     folder = tokenizer_folder(config.networks).parent
-    assert folder.name == first and "text_encoder/model.safetensors" not in cached(folder), "not before it is read"
+    assert folder.name == first and "text_encoder/model.safetensors" not in cached(folder), (
+        "weights are downloaded only when they are read"
+    )
     before = fingerprints(structure)["text_encoder"]
     record = resume.record(config, photographs=5)
     assert record["networks"]["base"] == [f"sd/base@{first}"]
@@ -67,10 +69,10 @@ def test_the_commit_of_a_run_stays(hub, tmp_path):
     assert fingerprints(make_structure(other))["text_encoder"] != before
 
 
-def test_what_is_local_or_not_there(hub, tmp_path):
+def test_local_and_missing_bases(hub, tmp_path):
     config = on(str(tmp_path), tmp_path / "run")
     assert with_commits(config) == config and with_commits(tiny.config()) == tiny.config()
-    with pytest.raises(UserError, match=r"sd/nothing is no path here, and the hub has no model sd/nothing"):
+    with pytest.raises(UserError, match=r"sd/nothing is not a local path, and the hub shows you no model sd/nothing"):
         with_commits(on("sd/nothing", tmp_path / "run"))
     named = dict(tokenizer=Path("sd/base:tokenizer"), first_stage="sd/base:text_encoder")
     tokenizer = dataclasses.replace(tiny.NETWORKS, **named)
@@ -91,7 +93,7 @@ def test_a_run_is_resumed_on_its_commit(hub, tmp_path):
     model = train(dataclasses.replace(config, steps=2))
     record = json.loads((tmp_path / "run" / "config.json").read_text())
     assert record["networks"]["base"] == [f"sd/base@{first}"] and model is not None
-    # Its checkpoint says the same, and is converted by it.
+    # Its checkpoint has the same record, which the conversion uses.
     forget()
     shutil.rmtree(tmp_path / "cache")
     done = convert([open_checkpoint(tmp_path / "run")], tmp_path / "out")

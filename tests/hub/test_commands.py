@@ -1,4 +1,4 @@
-"""xpsr download and xpsr upload, against the small hub."""
+"""xpsr download and xpsr upload, with the small server of the hub's protocol."""
 
 import shutil
 from pathlib import Path
@@ -16,7 +16,7 @@ from xpsr_jax.weights.networks import AUTOENCODER
 SD = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 
-def test_a_short_name_is_fetched_and_what_came_is_said(hub, base, capsys):
+def test_a_short_name_is_downloaded_and_the_files_are_listed(hub, base, capsys):
     needless = {"vae/diffusion_pytorch_model.bin": b"a pickle", "v1-5-pruned.ckpt": b"a pickle"}
     commit = hub.add(SD, base, **needless)
     assert download.main(["stable-diffusion-v1-5"]) == 0
@@ -33,7 +33,7 @@ def test_a_short_name_is_fetched_and_what_came_is_said(hub, base, capsys):
     assert download.main([SD]) == 0 and len(hub.fetched()) == count
 
 
-def test_into_a_folder(hub, base, tmp_path, capsys):
+def test_download_into_a_folder(hub, base, tmp_path, capsys):
     hub.add(
         "a/b", base.parent / "nothing", **{f"sub/{p.relative_to(base)}": p.read_bytes() for p in base.rglob("*.json")}
     )
@@ -46,7 +46,7 @@ def test_into_a_folder(hub, base, tmp_path, capsys):
     assert "exists already" in capsys.readouterr().err
 
 
-def test_one_file(hub, base, tmp_path):
+def test_download_of_one_file(hub, base, tmp_path):
     hub.add("a/b", base, **{"loras/style.safetensors": b"bytes"})
     assert download.main(["a/b:loras/style.safetensors", "--output", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "style.safetensors").read_bytes() == b"bytes"
@@ -64,10 +64,10 @@ def test_xpsr_s_own_weights_are_elsewhere(hub, capsys):
     [
         ("stable", "stable is no name of the hub: say owner/name, or one of stable-diffusion-v1-5, "),
         ("a/b/c", "a/b/c is no name of the hub"),
-        ("a/b", "a/b is no path here, and the hub has no model a/b that you may see"),
+        ("a/b", "a/b is not a local path, and the hub shows you no model a/b"),
     ],
 )
-def test_what_cannot_be_fetched(name, said, hub, capsys):
+def test_wrong_names_are_one_line(name, said, hub, capsys):
     assert download.main([name]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and said in error and error.count("\n") == 1
@@ -82,7 +82,7 @@ def model(tmp_path) -> Path:
     return folder
 
 
-def test_a_folder_goes_up_and_comes_back(hub, model, tmp_path, capsys, monkeypatch):
+def test_an_uploaded_folder_can_be_downloaded(hub, model, tmp_path, capsys, monkeypatch):
     hub.token = "hf_secret"
     (model / "private notes.txt").write_text("not a part of the model")
     assert upload.main([str(model), "me/mine"]) == 1
@@ -101,23 +101,23 @@ def test_a_folder_goes_up_and_comes_back(hub, model, tmp_path, capsys, monkeypat
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("mine", "mine is no name to upload to: say owner/name"),
-        ("me/mine:folder", "is no name to upload to"),
-        ("me/mine", "is no model folder: expected model_index.json and subfolders such as unet/; found README.md"),
+        ("mine", "mine is not a name to upload to: use owner/name"),
+        ("me/mine:folder", "is not a name to upload to"),
+        ("me/mine", "is not a model folder: expected model_index.json and subfolders such as unet/; found README.md"),
     ],
 )
-def test_what_is_not_sent(name, said, hub, model, capsys):
+def test_wrong_uploads_are_refused(name, said, hub, model, capsys):
     shutil.rmtree(model / "vae")
     (model / "model_index.json").unlink()
     assert upload.main([str(model), name]) == 1
     assert said in capsys.readouterr().err and hub.requests == []
 
 
-def test_a_hub_that_is_not_to_be_reached(hub, model, capsys, monkeypatch):
+def test_a_hub_that_cannot_be_reached(hub, model, capsys, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     assert upload.main([str(model), "me/mine"]) == 1
     error = capsys.readouterr().err
-    assert "me/mine: the hub is not to be reached" in error and error.count("\n") == 1
+    assert "me/mine: the hub cannot be reached" in error and error.count("\n") == 1
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert upload.main([str(model), "me/mine"]) == 1
     assert "HF_HUB_OFFLINE forbids" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What goes wrong between here and the hub is one line that says what to do; nothing broken stays in the cache."""
+"""Errors of the hub and of the network become one line that says what to do. No broken file is left in the cache."""
 
 import re
 import socket
@@ -15,7 +15,7 @@ WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
 
 
 def answer(status: int, **headers: str):
-    """A fault: this status for every request."""
+    """A fault that answers every request with this status."""
 
     def fault(handler: Handler) -> bool:
         handler.say(status, headers={name.replace("_", "-"): value for name, value in headers.items()})
@@ -25,7 +25,7 @@ def answer(status: int, **headers: str):
 
 
 def of_the_weights(act):
-    """A fault when the bytes of the weights are asked for."""
+    """A fault that acts only on the download of the weights."""
 
     def fault(handler: Handler) -> bool:
         return handler.command == "GET" and handler.path.endswith(WEIGHTS) and act(handler)
@@ -34,7 +34,7 @@ def of_the_weights(act):
 
 
 def cut(handler: Handler, size: int | None = None) -> bool:
-    """Says the whole length (or `size`), and gives the first half."""
+    """Announces the whole length and sends the first half; with `size`, announces and sends that many bytes."""
     content = next(iter(handler.server.repositories["a/b"].commits.values()))[WEIGHTS]
     handler.send_response(200)
     handler.send_header("Content-Length", str(size or len(content)))
@@ -51,7 +51,7 @@ def hang_up(handler: Handler) -> bool:
 
 
 def refused(name: str = "a/b", network: str | None = "autoencoder") -> str:
-    """The one line."""
+    """The error of opening a source, which must be one line."""
     with pytest.raises(UserError) as caught:
         source = open_source(names.Path(name))
         if network:
@@ -66,19 +66,19 @@ def refused(name: str = "a/b", network: str | None = "autoencoder") -> str:
     [
         (
             answer(401, X_Error_Message="Invalid credentials in Authorization header"),
-            r"does not let you in \(401\).*HF_TOKEN",
+            r"denies you access \(401\).*HF_TOKEN",
         ),
-        (answer(401, X_Error_Code="RepoNotFound"), "no path here, and the hub has no model a/b that you may see"),
-        (answer(403, X_Error_Code="GatedRepo"), "its owner lets in who has asked.*hf auth login"),
-        (answer(403), r"does not let you in \(403\)"),
-        (answer(429), r"asked too often \(429\): wait"),
+        (answer(401, X_Error_Code="RepoNotFound"), "not a local path, and the hub shows you no model a/b"),
+        (answer(403, X_Error_Code="GatedRepo"), "its owner must grant access.*hf auth login"),
+        (answer(403), r"denies you access \(403\)"),
+        (answer(429), r"too many requests to the hub \(429\): try again"),
         (answer(503), "error 503; try again later"),
-        (answer(404, X_Error_Code="RepoNotFound"), "the hub has no model a/b that you may see: check the name"),
+        (answer(404, X_Error_Code="RepoNotFound"), "the hub shows you no model a/b: check the name"),
         (answer(404, X_Error_Code="RevisionNotFound"), "no such revision"),
-        (answer(200), "cannot be fetched from the hub"),
+        (answer(200), "cannot be downloaded from the hub"),
     ],
 )
-def test_answers(fault, said, hub, base):
+def test_errors_of_the_hub(fault, said, hub, base):
     hub.add("a/b", base)
     hub.fault = fault
     assert re.search(said, refused())
@@ -87,16 +87,16 @@ def test_answers(fault, said, hub, base):
 def test_no_network(hub, base, monkeypatch):
     hub.add("a/b", base)
     hub.fault = hang_up
-    assert "a/b is no path here, and the hub is not to be reached" in refused()
+    assert "a/b is not a local path, and the hub cannot be reached" in refused()
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    assert re.search("a/b is no path here, and the hub is not to be reached .*refused.*name a local folder", refused())
+    assert re.search("a/b is not a local path, and the hub cannot be reached .*refused.*name a local folder", refused())
 
 
-def test_the_revision_or_the_folder_is_not_there(hub, base):
+def test_missing_revisions_and_folders(hub, base):
     hub.add("a/b", base, **{"one.ckpt": b"", "files/two.safetensors": b""})
     assert "a/b has no such revision" in refused("a/b@nowhere")
     assert "a/b on the hub has no nowhere; it has files, one.ckpt, scheduler" in refused("a/b:nowhere")
-    assert "a/b:files is no model folder; name one of its files, a/b:files/two.safetensors" in refused("a/b:files")
+    assert "a/b:files is not a model folder; name one of its files, a/b:files/two.safetensors" in refused("a/b:files")
 
 
 def test_a_listed_file_that_is_missing(hub, base):
@@ -115,21 +115,21 @@ def test_a_listed_file_that_is_missing(hub, base):
 @pytest.mark.parametrize(
     ("act", "said"),
     [
-        (lambda handler: cut(handler, size=1000), "a file came in another size than the hub says"),
-        (lambda handler: answer(429)(handler), "asked too often"),
-        (lambda handler: answer(401)(handler), "does not let you in|no model a/b that you may see"),
+        (lambda handler: cut(handler, size=1000), "a downloaded file has the wrong size"),
+        (lambda handler: answer(429)(handler), "too many requests"),
+        (lambda handler: answer(401)(handler), "denies you access|shows you no model a/b"),
     ],
 )
-def test_in_the_middle_of_a_download(act, said, hub, base):
+def test_errors_during_a_download(act, said, hub, base):
     hub.add("a/b", base)
     hub.fault = of_the_weights(act)
     assert re.search(said, refused())
     assert WEIGHTS not in cached(names.local("a/b"))
     hub.fault = lambda handler: False
-    assert open_source(names.Path("a/b")).networks["autoencoder"]().tensors, "the same command again"
+    assert open_source(names.Path("a/b")).networks["autoencoder"]().tensors, "the same command works later"
 
 
-def test_a_connection_that_breaks_is_taken_up_where_it_broke(hub, base, monkeypatch):
+def test_a_broken_download_is_resumed_where_it_broke(hub, base, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
     hub.add("a/b", base)
     broken: list[str] = []
@@ -147,14 +147,14 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(hub, base, monkeypa
 def test_a_connection_that_stays_broken(hub, base):
     hub.add("a/b", base)
     hub.fault = of_the_weights(hang_up)
-    assert "the hub is not to be reached" in refused()
+    assert "the hub cannot be reached" in refused()
     assert WEIGHTS not in cached(names.local("a/b"))
 
 
-def test_a_hub_that_is_asked_too_often_is_done_without_where_the_cache_has_it(hub, base, capsys):
+def test_the_cache_is_used_if_the_hub_has_too_many_requests(hub, base, capsys):
     hub.add("a/b", base)
     open_source(names.Path("a/b")).networks["autoencoder"]()
     forget()
     hub.fault = answer(429)
     assert open_source(names.Path("a/b")).networks["autoencoder"]().tensors
-    assert "the cache has commit" in capsys.readouterr().err
+    assert "using cached commit" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A model of the hub in a folder's place: only what is needed comes, once, and what is local is never asked for."""
+"""A model on the hub instead of a folder: needed files are downloaded once; for local paths the hub is not asked."""
 
 import dataclasses
 import json
@@ -32,14 +32,14 @@ SD = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 @pytest.fixture
 def stocked(hub, base, released):
-    """Stable Diffusion with what nobody needs of it, and XPSR in a folder of a repository."""
+    """A repository of Stable Diffusion with files that are not needed, and one with XPSR in a folder."""
     needless = {
-        "unet/" + WEIGHTS: b"not needed beside XPSR's",
+        "unet/" + WEIGHTS: b"replaced by XPSR's",
         "unet/config.json": (released / "unet" / "config.json").read_bytes(),
         "unet/diffusion_pytorch_model.bin": b"a pickle",
         "vae/diffusion_pytorch_model.bin": b"a pickle",
         "vae/diffusion_pytorch_model.fp16.safetensors": b"half",
-        "safety_checker/model.safetensors": b"of no use",
+        "safety_checker/model.safetensors": b"not used",
         "v1-5-pruned.ckpt": b"a pickle",
         "README.md": b"---\nlicense: creativeml-openrail-m\n---\n",
     }
@@ -49,7 +49,7 @@ def stocked(hub, base, released):
     return hub
 
 
-def test_a_model_of_two_repositories(stocked, base, released, capsys):
+def test_a_model_from_two_repositories(stocked, base, released, capsys):
     model = load(SD, "someone/xpsr:checkpoint-7")
     stored = load_file(base / "vae" / WEIGHTS)["decoder.conv_out.bias"]
     np.testing.assert_array_equal(model.autoencoder.decoder.conv_out.bias[...], stored)
@@ -63,10 +63,10 @@ def test_a_model_of_two_repositories(stocked, base, released, capsys):
     forget()
     for name in (SD, "someone/xpsr:checkpoint-7"):
         names.complete(names.local(name) / ("vae" if name == SD else "unet"))
-    assert len(stocked.fetched()) == count, "the cache has it all"
+    assert len(stocked.fetched()) == count, "all files come from the cache"
 
 
-def test_conversion_names_where_each_comes_from(stocked, base, tmp_path, capsys):
+def test_conversion_names_the_sources(stocked, base, tmp_path, capsys):
     convert_weights(Arguments((Path(f"{SD}:vae"),), tmp_path / "out"))
     commit = names.pinned(SD)
     assert f"vae/           from {commit}:vae\n" in capsys.readouterr().out
@@ -88,28 +88,30 @@ def test_revisions(hub, base, tmp_path):
     assert not (names.local("a/b@v1") / "model_index.json").exists()
 
 
-def test_without_the_network_the_cache_is_taken(stocked, monkeypatch, capsys):
+def test_without_a_network_the_cache_is_used(stocked, monkeypatch, capsys):
     open_source(Path(SD)).networks["autoencoder"]()
     commit = names.pinned(SD)
     forget()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     count = len(stocked.requests)
     assert open_source(Path(SD)).networks["autoencoder"]().tensors and names.pinned(SD) == commit
-    assert "the cache has commit " + str(commit).partition("@")[2] in capsys.readouterr().err
+    assert "using cached commit " + str(commit).partition("@")[2] in capsys.readouterr().err
     with pytest.raises(UserError, match=rf"{SD}@\w+:unet: its weights are not in the cache"):
         open_source(Path(SD)).networks["unet"]()
-    with pytest.raises(UserError, match=r"somebody/else is no path here and not in the cache .*HF_HUB_OFFLINE"):
+    with pytest.raises(
+        UserError, match=r"somebody/else is not a local path and not in the hub's cache, .*HF_HUB_OFFLINE"
+    ):
         names.local("somebody/else")
     assert len(stocked.requests) == count
 
 
-def test_a_file_of_a_repository(hub, base, tmp_path):
+def test_one_file_of_a_repository(hub, base, tmp_path):
     hub.add("a/b", base, **{"files/one.safetensors": b"bytes"})
     assert names.local("a/b:files/one.safetensors").read_bytes() == b"bytes"
     assert hub.fetched() == ["files/one.safetensors"]
 
 
-def test_what_is_local_wins(hub, released, tmp_path, monkeypatch):
+def test_local_paths_take_precedence(hub, released, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(released, tmp_path / "models" / "xpsr")
     assert open_source(Path("models/xpsr")).networks["unet"]().tensors
@@ -146,7 +148,7 @@ def test_which_files():
     assert weights([pickle, half, plain, "config.json"]) == [plain]
     assert weights([pickle, half, plain], variant="fp16") == [half] and weights([pickle, plain], variant="x") == [plain]
     assert weights([pickle, "flax_model.msgpack"]) == ["flax_model.msgpack"] and weights([pickle]) == [pickle]
-    assert weights([pickle, half]) == [half], "a pickle only where there is nothing else"
+    assert weights([pickle, half]) == [half], "a pickle is the last choice"
     assert weights(["orbax/_METADATA", "orbax/d/1", pickle]) == ["orbax/_METADATA", "orbax/d/1"]
     shards = [f"model-{i:05d}-of-00002.safetensors" for i in (1, 2)]
     index = "model.safetensors.index.json"
@@ -169,7 +171,7 @@ def test_variants(hub, released, tmp_path, capsys):
 
 
 def test_in_another_process_with_variables(hub, base, tmp_path):
-    """As people run it: HF_ENDPOINT, HF_HOME, and a token, which a server that asks for one gets."""
+    """The usual environment: HF_ENDPOINT, HF_HOME, and the token that the server requires."""
     hub.add("a/base", base)
     hub.token = "hf_secret"
     command = [sys.executable, "convert_weights.py", "a/base@main", "--output", str(tmp_path / "out")]
@@ -180,15 +182,17 @@ def test_in_another_process_with_variables(hub, base, tmp_path):
     assert json.loads((tmp_path / "out" / "model_index.json").read_text())["vae"]
 
 
-def test_settings_are_the_model_s_and_are_kept_with_its_commit(hub, base, tmp_path, capsys):
+def test_the_model_s_settings_are_used_and_its_commit_recorded(hub, base, tmp_path, capsys):
     write_index(tmp_path, dataclasses.replace(PAPER, steps=7), "A note.")
     commit = hub.add("a/b", base, **{INDEX: (tmp_path / INDEX).read_bytes()})
-    assert default_options(["--model", "a/b", "--help"]).steps == PAPER.steps and hub.requests == [], "help asks nobody"
+    assert default_options(["--model", "a/b", "--help"]).steps == PAPER.steps and hub.requests == [], (
+        "--help sends no request"
+    )
     assert default_options(["x.png", "--model", "a/b"]).steps == 7
     assert used_settings(ModelOptions(model=(Path("a/b"),)), PAPER)["model"] == [f"a/b@{commit}"]
 
 
-def test_only_configurations_are_fetched_until_weights_are_opened(stocked):
+def test_weights_are_downloaded_only_when_opened(stocked):
     folder = names.local(SD)
     assert not any(file.endswith((".safetensors", ".bin", ".ckpt")) for file in cached(folder))
     names.complete(folder / "vae")

@@ -88,10 +88,10 @@ def test_files_with_other_objects_and_broken_files(tmp_path):
     torch.save({"state_dict": states(), "epoch": 3, "optimizer_states": [{"lr": 0.1}]}, file)
     assert_same(read_folder(tmp_path), states())
     torch.save({"state_dict": states(), "callbacks": Callback()}, file)
-    with pytest.raises(UserError, match=r"not opened: .*Callback, and .*If you trust where it comes from"):
+    with pytest.raises(UserError, match=r"is refused: .*Callback, and .*If you trust its source"):
         read_folder(tmp_path)
     torch.save({"w": torch.ones(2), "n": 3}, file)
-    with pytest.raises(UserError, match=r"holds what is no tensor: n \(int\)"):
+    with pytest.raises(UserError, match=r"holds values that are not tensors: n \(int\)"):
         read_folder(tmp_path)
     torch.save(states(), file)
     for keep in (0, 100, file.stat().st_size - 50):

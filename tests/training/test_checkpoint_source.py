@@ -69,7 +69,7 @@ def test_a_checkpoint_converts_to_the_exported_model(run, tmp_path):
     folder, config, _ = run
     assert resume.config_of(resume.record(config, photographs=5)) == config
     assert is_training_checkpoint(folder) and not is_training_checkpoint(folder / "model")
-    with pytest.raises(UserError, match=r"is a training checkpoint: xpsr convert makes"):
+    with pytest.raises(UserError, match=r"is a training checkpoint: make a model folder from it"):
         open_source(folder)
     source = open_checkpoint(folder)
     assert source.origins["unet"] == folder / "checkpoints" / "20"

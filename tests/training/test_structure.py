@@ -237,5 +237,5 @@ def test_impossible_settings_are_refused(fields, message):
 
 def test_an_unused_base_is_an_error(stock):
     base, _ = stock
-    with pytest.raises(UserError, match="no part of it is used, later ones have its unet/"):
+    with pytest.raises(UserError, match="is not used: later ones also have unet/"):
         make_structure(replaced(base=(base, base)))

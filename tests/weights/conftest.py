@@ -1,4 +1,4 @@
-"""A tiny whole model: the released networks on random weights, and a random autoencoder and text encoder."""
+"""A tiny complete model: the released networks, an autoencoder and a text encoder, all with random weights."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ TINY_TEXT_ENCODER = TextEncoderConfig(
 
 
 def random_tensors(network: Network, config) -> dict[str, np.ndarray]:
-    """Small random tensors for every key that PyTorch would have."""
+    """Small random tensors for every PyTorch key of a network."""
     tensors = {}
     for path, param in parameters(abstract(network, config)).items():
         key = torch_key(path, network.names)
@@ -62,7 +62,7 @@ def released(vectors, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory) -> Path:
-    """What the released folder lacks, as a Stable Diffusion folder has it."""
+    """A Stable Diffusion folder with the components that the released folder lacks."""
     folder = tmp_path_factory.mktemp("base") / "stable-diffusion"
     write_network(AUTOENCODER, TINY_AUTOENCODER, random_tensors(AUTOENCODER, TINY_AUTOENCODER), folder / "vae")
     text = random_tensors(TEXT_ENCODER, TINY_TEXT_ENCODER)

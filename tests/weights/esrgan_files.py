@@ -1,4 +1,4 @@
-"""Files of ESRGAN networks, under each of the names that their tensors have had, of the golden file's tensors."""
+"""Writes files of ESRGAN networks with each naming of the tensors, from the tensors of the golden file."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests.models.golden import VECTORS, under
 
-# To the first release's names, from which the golden file has them.
+# From the names of the first release, which the golden file has.
 _LATER = {
     "model.0": "conv_first",
     "model.1.sub.1": "trunk_conv",
@@ -27,13 +27,13 @@ NAMINGS = ("first", "later", "basicsr", "basicsr_average", "wrapped")
 
 
 def tensors_of(case: str) -> dict[str, np.ndarray]:
-    """A case's tensors by the first release's names, and its "in" and "out"."""
+    """A case's tensors by the names of the first release, and its "in" and "out"."""
     tensors = load_file(VECTORS / "first_stage.safetensors")
     return under(f"{case}.", tensors) | under("body.", tensors)
 
 
 def write(tensors: dict[str, np.ndarray], naming: str, folder: Path) -> Path:
-    """A safetensors file of them."""
+    """Writes the tensors into a safetensors file with this naming."""
     named = {name: tensor for name, tensor in tensors.items() if name not in ("in", "out")}
     if naming == "later":
         named = {_renamed(name, _LATER, "RRDB_trunk", "RDB"): tensor for name, tensor in named.items()}

@@ -1,6 +1,6 @@
-"""Single files of Stable Diffusion as they were published: today's names turned back into those of the LDM code.
+"""Makes single files of Stable Diffusion in the published format: current names are turned into those of the LDM code.
 
-tests/torch checks them against diffusers' own reader of such files.
+tests/torch checks them with diffusers' own reader of such files.
 """
 
 import re
@@ -29,8 +29,8 @@ _ENDS = {
 
 
 def unet_key(key: str, layers: int, attended_up: set[int]) -> str:
-    for today, old in _ENDS.items():
-        key = re.sub(rf"^{re.escape(today)}\.", f"{old}.", key)
+    for current, old in _ENDS.items():
+        key = re.sub(rf"^{re.escape(current)}\.", f"{old}.", key)
 
     def down(m: re.Match) -> str:
         level, kind, layer = int(m[1]), m[2], int(m[3])
@@ -66,7 +66,7 @@ def autoencoder_key(key: str, levels: int) -> str:
 
 
 def open_clip(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """CLIP's tensors as OpenCLIP's, with one layer more, which Stable Diffusion 2 does not use."""
+    """CLIP's tensors with OpenCLIP's names, and one more layer, which Stable Diffusion 2 does not use."""
     layers = 1 + max(int(m[1]) for key in tensors if (m := re.search(r"layers\.(\d+)\.", key)))
     old = {}
     for key, array in tensors.items():
@@ -75,7 +75,7 @@ def open_clip(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             names = [f"text_model.encoder.layers.{m[1]}.self_attn.{part}_proj.{m[2]}" for part in "qkv"]
             old[f"transformer.resblocks.{m[1]}.attn.in_proj_{m[2]}"] = np.concatenate([tensors[n] for n in names])
         elif not re.search(r"self_attn\.[kv]_proj", key):
-            for today, before in {
+            for current, before in {
                 "embeddings.token_embedding": "token_embedding",
                 "embeddings.position_embedding.weight": "positional_embedding",
                 "final_layer_norm": "ln_final",
@@ -85,7 +85,7 @@ def open_clip(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
                 "mlp.fc1": "mlp.c_fc",
                 "mlp.fc2": "mlp.c_proj",
             }.items():
-                key = key.replace(today, before) if before != "ln_" or "ln_final" not in key else key
+                key = key.replace(current, before) if before != "ln_" or "ln_final" not in key else key
             old[key] = array
     last = {k.replace("blocks.0.", f"blocks.{layers}."): a for k, a in old.items() if "resblocks.0." in k}
     width = old["ln_final.weight"].size
@@ -93,7 +93,7 @@ def open_clip(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def single_file(unet, autoencoder, text, *, version, layers, attended_up, levels) -> dict[str, np.ndarray]:
-    """All of a checkpoint, of networks under today's names: with averages of the UNet and tables of the schedule."""
+    """A complete checkpoint from networks with current names. It has the UNet's average and the schedule's tables."""
     file = {name: np.zeros(3, np.float32) for name in BUFFERS}
     for key, array in unet.items():
         name = f"model.diffusion_model.{unet_key(key, layers, attended_up)}"

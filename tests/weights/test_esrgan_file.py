@@ -1,4 +1,4 @@
-"""ESRGAN networks in one file: every naming, and an error for what is no whole network."""
+"""ESRGAN networks in one file: every naming is read, and incomplete networks are an error."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from xpsr_jax.weights.sources import open_source
 
 
 @pytest.mark.parametrize("naming", NAMINGS)
-def test_every_naming_is_converted_to_one(naming, tmp_path):
+def test_every_naming_is_converted_to_basicsr_names(naming, tmp_path):
     tensors = tensors_of("x4")
     done = convert([open_source(write(tensors, naming, tmp_path))], tmp_path / "out", verify=naming == "first")
     assert list(done.sources) == ["first_stage"] and "first_stage" not in done.missing
@@ -23,7 +23,7 @@ def test_every_naming_is_converted_to_one(naming, tmp_path):
     assert again.parameters == done.parameters
 
 
-def test_what_is_no_whole_network(tmp_path):
+def test_incomplete_networks_are_refused(tmp_path):
     tensors = tensors_of("x4")
     file = write(tensors, "basicsr", tmp_path)
     whole = load_file(file)
@@ -37,5 +37,5 @@ def test_what_is_no_whole_network(tmp_path):
 
     assert "missing: conv_hr.bias" in refused({k: v for k, v in whole.items() if k != "conv_hr.bias"})
     assert "unknown: extra.weight" in refused(whole | {"extra.weight": np.zeros((1,), np.float16)})
-    assert "takes 5 channels" in refused(whole | {"conv_first.weight": np.zeros((4, 5, 3, 3), np.float16)})
+    assert "has 5 input channels" in refused(whole | {"conv_first.weight": np.zeros((4, 5, 3, 3), np.float16)})
     assert "NaN or infinity" in refused(whole | {"conv_hr.bias": np.full(4, np.nan, np.float16)})

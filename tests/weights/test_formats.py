@@ -1,4 +1,4 @@
-"""Every kind of file but PyTorch's pickles (tests/torch): what is in it, and a clear error for what is broken."""
+"""Every kind of weight file, except PyTorch's pickles (tests/torch): its content, and clear errors for broken files."""
 
 import dataclasses
 import os
@@ -48,7 +48,7 @@ def flax(vectors, network, name, **changes):
     return load_network(network, folder, config=config), under("in.", io), under("out.", io)
 
 
-# The UNet's and the ControlNet's errors are Flax's: its GELU is the tanh's approximation, its epsilons are others.
+# The differences of UNet and ControlNet come from diffusers' Flax code: tanh GELU, and other epsilons.
 def test_flax_unet(vectors):
     unet, x, out = flax(vectors, UNET, "unet", conditional_attention=False)
     result = nnx.jit(lambda unet, *x: unet(*x))(unet, x["latents"], x["timesteps"], x["text"])
@@ -83,7 +83,7 @@ def test_flax_text_encoder(vectors):
     assert error(result, out["result"]) <= 1e-5  # measured: 1.1e-6
 
 
-def test_broken_flax_files(vectors, tmp_path):
+def test_broken_flax_files_are_refused(vectors, tmp_path):
     content = (vectors / "flax" / "text_encoder" / "flax_model.msgpack").read_bytes()
     file = tmp_path / "flax_model.msgpack"
     for broken in (content[:-5], content[:100], b"", content + b"\x00", b"\x81\xa1a\xa1b", b"\xc1"):
@@ -105,9 +105,9 @@ def test_variants(tmp_path):
     plain = {"w": np.zeros(3, np.float32)}
     half, other = {"w": np.ones(3, np.float16)}, {"w": np.full(3, 2, np.float16)}
     save_file(half, tmp_path / "diffusion_pytorch_model.fp16.safetensors")
-    assert read_folder(tmp_path)["w"].read()[0] == 1  # There is nothing else.
+    assert read_folder(tmp_path)["w"].read()[0] == 1  # The only variant is read without a request.
     save_file(other, tmp_path / "diffusion_pytorch_model.non_ema.safetensors")
-    with pytest.raises(UserError, match=r"holds only variants: fp16, non_ema; say which"):
+    with pytest.raises(UserError, match=r"holds only variants: fp16, non_ema; choose one"):
         read_folder(tmp_path)
     assert read_folder(tmp_path, variant="non_ema")["w"].read()[0] == 2
     save_file(plain, tmp_path / MODEL)
@@ -126,9 +126,9 @@ def test_variants(tmp_path):
 def test_pickles_without_pytorch(tmp_path, monkeypatch):
     (tmp_path / "pytorch_model.bin").write_bytes(b"whatever")
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(UserError, match=r"pytorch_model\.bin is pickled, which only PyTorch can .*xpsr-jax\[torch\]"):
+    with pytest.raises(UserError, match=r"pytorch_model\.bin is a pickle, which only PyTorch can .*xpsr-jax\[torch\]"):
         read_folder(tmp_path)
-    with pytest.raises(UserError, match="is pickled"):
+    with pytest.raises(UserError, match="is a pickle"):
         open_source((tmp_path / "pytorch_model.bin").rename(tmp_path / "model.ckpt"))
 
 
@@ -139,7 +139,7 @@ def orbax(base, released, tmp_path_factory):
     return folder
 
 
-def test_orbax_and_back_bit_and_key_exact(orbax, base, released, tmp_path):
+def test_orbax_round_trip_keeps_keys_and_bits(orbax, base, released, tmp_path):
     assert not list(orbax.rglob("*.safetensors"))
     convert([open_source(orbax)], tmp_path / "out")
     for source in (base, released):
@@ -150,7 +150,7 @@ def test_orbax_and_back_bit_and_key_exact(orbax, base, released, tmp_path):
 
 
 @pytest.mark.soak
-def test_orbax_restores_straight_into_shardings(orbax, base, released, monkeypatch):
+def test_orbax_restores_directly_into_shardings(orbax, base, released, monkeypatch):
     mesh = sharding.make_mesh(Mesh(data=2, fsdp=4))
     expected = load(base, released)
 
@@ -158,7 +158,7 @@ def test_orbax_restores_straight_into_shardings(orbax, base, released, monkeypat
         raise AssertionError("an Orbax checkpoint is restored, not read on the host")
 
     monkeypatch.setattr(orbax_files, "_read", unread)
-    # Everything that can be split is, so that it shows on small networks.
+    # With a limit of 0, even small parameters are split.
     monkeypatch.setattr(sharding.parameter_shardings, "__kwdefaults__", {"replicated_bytes": 0})
     model = load(orbax, mesh=mesh)
     kernel = model.unet.conv_in.kernel[...]
@@ -170,11 +170,11 @@ def test_orbax_restores_straight_into_shardings(orbax, base, released, monkeypat
     assert half.conv_in.kernel[...].sharding == jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
-def test_broken_orbax(orbax, released, tmp_path):
+def test_broken_orbax_checkpoints_are_refused(orbax, released, tmp_path):
     shutil.copytree(orbax / "text_encoder", tmp_path / "text_encoder")
     checkpoint = tmp_path / "text_encoder" / "orbax"
     (checkpoint / "_METADATA").write_text("{")
-    with pytest.raises(UserError, match=r"orbax is no Orbax checkpoint, or it is incomplete"):
+    with pytest.raises(UserError, match=r"orbax is not an Orbax checkpoint, or is incomplete"):
         load_network(TEXT_ENCODER, tmp_path / "text_encoder")
     shutil.rmtree(checkpoint)
     tensors = {
@@ -186,7 +186,7 @@ def test_broken_orbax(orbax, released, tmp_path):
         load_network(TEXT_ENCODER, tmp_path / "text_encoder")
 
 
-def test_verification_finds_one_bit(tmp_path):
+def test_verification_finds_one_changed_bit(tmp_path):
     tensors = random_tensors(TEXT_ENCODER, TINY_TEXT_ENCODER)
     write_network(TEXT_ENCODER, TINY_TEXT_ENCODER, tensors, tmp_path / "before")
     source = open_folder(TEXT_ENCODER, tmp_path / "before")
@@ -197,11 +197,11 @@ def test_verification_finds_one_bit(tmp_path):
         last = file.read(1)[0]
         file.seek(-1, os.SEEK_END)
         file.write(bytes([last ^ 1]))
-    with pytest.raises(UserError, match=r"not what was to be written, in final_layer_norm"):
+    with pytest.raises(UserError, match=r"these tensors differ from the source: final_layer_norm"):
         verify_network(TEXT_ENCODER, source, tmp_path / "after", dtype=jnp.bfloat16)
 
 
-def test_several_networks_that_are_wrong_are_one_error(released, tmp_path):
+def test_several_broken_networks_are_one_error(released, tmp_path):
     source = tmp_path / "source"
     shutil.copytree(released, source)
     tensors = load_file(source / "unet" / MODEL)
@@ -214,7 +214,7 @@ def test_several_networks_that_are_wrong_are_one_error(released, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-# convert_weights.py, but it stops for a minute after its first network.
+# convert_weights.py with a pause of a minute after its first network.
 _SLOW = """
 import runpy, sys, time
 import xpsr_jax.weights.convert as convert
@@ -231,8 +231,8 @@ runpy.run_path("convert_weights.py", run_name="__main__")
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.soak)])
-def test_a_killed_conversion_leaves_no_half_of_a_model(number, released, tmp_path):
-    """It ends between two networks. What SIGKILL leaves has another name, and the next conversion removes it."""
+def test_a_killed_conversion_leaves_no_partial_model(number, released, tmp_path):
+    """It is killed between two networks. SIGKILL leaves a temporary folder, which the next conversion removes."""
     command = [sys.executable, "-c", _SLOW, str(released), "--output", str(tmp_path / "out")]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "written\n"
@@ -246,7 +246,7 @@ def test_a_killed_conversion_leaves_no_half_of_a_model(number, released, tmp_pat
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_an_array_larger_than_what_is_written_at_a_time(tmp_path, monkeypatch):
+def test_an_array_larger_than_the_write_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(orbax_files, "_CONCURRENT_BYTES", 1000)
     arrays = {"large": np.arange(1000, dtype=np.float32), "small": np.ones(3, np.float16)}
     orbax_files.write(arrays.items(), tmp_path / "orbax")
@@ -259,7 +259,7 @@ def test_an_array_larger_than_what_is_written_at_a_time(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["[1]", "*?", "100%"])
-def test_orbax_folders_of_any_name_are_read_again(name, tmp_path):
+def test_orbax_folders_can_have_any_name(name, tmp_path):
     arrays = {"a.b": np.arange(6.0, dtype=np.float32).reshape(2, 3)}
     folder = tmp_path / name / "orbax"
     folder.parent.mkdir()

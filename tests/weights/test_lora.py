@@ -1,4 +1,4 @@
-"""LoRA files of every naming, merged as diffusers merges them; and what is refused by its name."""
+"""LoRA files of every naming are merged as diffusers merges them. Other kinds are refused by name."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ STRENGTH = 0.7
 
 @pytest.fixture(scope="module")
 def halves(vectors) -> Source:
-    """The networks as their files have them, in float16."""
+    """The networks in float16, as in their files."""
     stock = vectors / "stock"
     folders = {"unet": stock / "unet_odd_size", "text_encoder": stock / "text_encoder_quick_gelu"}
     opened = {
@@ -32,7 +32,7 @@ def halves(vectors) -> Source:
 
 @pytest.fixture(scope="module")
 def source(halves) -> Source:
-    """The same in float32."""
+    """The same networks in float32."""
 
     def whole(name: str) -> Weights:
         weights = halves.networks[name]()
@@ -48,8 +48,8 @@ def read(source: Source) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_diffusers_makes_of_it(name, source, vectors):
-    """Measured: the same numbers. PyTorch and numpy may differ in the last bit of weights up to 1.7."""
+def test_merging_equals_diffusers(name, source, vectors):
+    """Measured: equal. The tolerance allows PyTorch and numpy to differ in the last bit of weights up to 1.7."""
     golden = load_file(vectors / "lora" / "fused.safetensors")
     changed = {key.removeprefix(f"{name}/"): value for key, value in golden.items() if key.startswith(f"{name}/")}
     before, merged = read(source), with_loras(source, [(vectors / "lora" / f"{name}.safetensors", STRENGTH)])
@@ -67,7 +67,7 @@ def test_what_diffusers_makes_of_it(name, source, vectors):
     assert merged.history == (f"LoRA {file}, strength 0.7: {unet} weights of unet/, {text} weights of text_encoder/",)
 
 
-def test_several_are_added(source, vectors):
+def test_several_loras_are_added(source, vectors):
     files = [vectors / "lora" / f"{name}.safetensors" for name in NAMES[:2]]
     before = read(source)
     both = read(with_loras(source, [(files[0], 0.5), (files[1], -1.0)]))
@@ -76,8 +76,8 @@ def test_several_are_added(source, vectors):
         np.testing.assert_allclose(value, one[key] + other[key] - before[key], rtol=0, atol=1e-6)
 
 
-def test_names_that_other_tools_write(source, vectors, tmp_path):
-    """PEFT's own, with its configuration beside it, and diffusers' first ones for the text encoder."""
+def test_names_of_other_tools(source, vectors, tmp_path):
+    """PEFT's own names, with its configuration file, and diffusers' earliest names for the text encoder."""
     tensors = load_file(vectors / "lora" / "peft.safetensors")
     expected = read(with_loras(source, [(vectors / "lora" / "peft.safetensors", 1.0)]))
 
@@ -99,10 +99,10 @@ def test_names_that_other_tools_write(source, vectors, tmp_path):
     names |= {"out_proj.lora_A": "to_out_lora.down", "out_proj.lora_B": "to_out_lora.up"}
     old = {}
     for key, value in text.items():
-        for today, before in names.items():
-            if today in key:
-                # They say no alpha: it is the rank.
-                old[key.replace(today, before)] = value * np.float32(2.5 if before.endswith("up") else 1)
+        for current, before in names.items():
+            if current in key:
+                # These files have no alpha, so the rank is used.
+                old[key.replace(current, before)] = value * np.float32(2.5 if before.endswith("up") else 1)
     save_file(old, tmp_path / "old.safetensors")
     after = read(with_loras(source, [(tmp_path / "old.safetensors", 1.0)]))
     key = "text_encoder/text_model.encoder.layers.0.self_attn.out_proj.weight"
@@ -123,38 +123,38 @@ def test_names_that_other_tools_write(source, vectors, tmp_path):
         ("unet.conv_in.lora_B.bias", "LoRA with biases"),
         ("lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", "Stable Diffusion XL"),
         ("text_encoder_2.encoder.layers.0.mlp.fc1.lora_A.weight", "Stable Diffusion XL"),
-        ("model.diffusion_model.out.2.weight", "is no LoRA that is known; it holds model.diffusion_model.out.2.weight"),
+        ("model.diffusion_model.out.2.weight", "not a known kind of LoRA; it holds model.diffusion_model.out.2.weight"),
     ],
 )
-def test_what_is_refused_by_its_name(key, kind, vectors, tmp_path):
+def test_other_kinds_are_refused_by_name(key, kind, vectors, tmp_path):
     tensors = load_file(vectors / "lora" / "kohya.safetensors")
     save_file(tensors | {key: np.zeros((2, 2), np.float32)}, tmp_path / "lora.safetensors")
     with pytest.raises(UserError, match=kind):
         read_lora(tmp_path / "lora.safetensors")
 
 
-def test_what_does_not_fit(source, vectors, tmp_path):
+def test_loras_that_do_not_fit_are_refused(source, vectors, tmp_path):
     file = tmp_path / "lora.safetensors"
     tensors = load_file(vectors / "lora" / "kohya.safetensors")
     down = next(key for key in tensors if key.startswith("lora_unet_") and key.endswith("lora_down.weight"))
     name = down.partition(".")[0]
     save_file(tensors | {down: tensors[down][:, :-1]}, file)
-    with pytest.raises(WeightsError, match=rf"misshapen: {name.removeprefix('lora_unet_')} is"):
+    with pytest.raises(WeightsError, match=rf"wrong shape: {name.removeprefix('lora_unet_')} is"):
         with_loras(source, [(file, 1.0)])
     save_file({key.replace("_0_", "_9_"): value for key, value in tensors.items()}, file)
-    with pytest.raises(WeightsError, match="a LoRA for another kind of model"):
+    with pytest.raises(WeightsError, match="the LoRA is for another kind of unet"):
         with_loras(source, [(file, 1.0)])
     save_file({key: value for key, value in tensors.items() if key != down}, file)
-    with pytest.raises(UserError, match=f"lacks a half of {name.removeprefix('lora_unet_')}: it has alpha, up"):
+    with pytest.raises(UserError, match=f"is incomplete: {name.removeprefix('lora_unet_')} has only alpha, up"):
         read_lora(file)
     only = Source({"unet": source.origins["unet"]}, {"unet": source.networks["unet"]})
     with pytest.raises(UserError, match="also changes the text encoder: name a source that has text_encoder/"):
         with_loras(only, [(vectors / "lora" / "kohya.safetensors", 1.0)])
-    with pytest.raises(UserError, match=r"no\.safetensors is no file"):
+    with pytest.raises(UserError, match=r"no\.safetensors is not a file"):
         read_lora(tmp_path / "no.safetensors")
 
 
-def test_half_precision_stays(halves, vectors):
+def test_half_precision_is_kept(halves, vectors):
     after = read(with_loras(halves, [(vectors / "lora" / "locon.safetensors", STRENGTH)]))
     golden = load_file(vectors / "lora" / "fused.safetensors")
     for key, value in after.items():
@@ -177,6 +177,6 @@ def test_a_file_and_its_strength(text, expected):
 
 
 @pytest.mark.parametrize("text", [":0.7", "a:nan", "a:inf"])
-def test_no_strength(text):
+def test_invalid_strengths_are_refused(text):
     with pytest.raises(UserError, match="name a file and its strength"):
         split_strength(text)

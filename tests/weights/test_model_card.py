@@ -1,4 +1,4 @@
-"""The card of a model folder: what it says, where that comes from, and whose README stays."""
+"""The card of a model folder: its content, the sources of the content, and which README is kept."""
 
 import dataclasses
 import json
@@ -17,13 +17,13 @@ SD = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 
 def front(text: str) -> dict:
-    """The YAML that the hub reads, by its own client."""
+    """The YAML block of a card, read by the hub's own client."""
     from huggingface_hub import ModelCard
 
     return ModelCard(text).data.to_dict()
 
 
-def test_a_converted_folder_says_what_it_is_made_of(base, released, tmp_path):
+def test_the_card_of_a_converted_folder_names_its_sources(base, released, tmp_path):
     shutil.copytree(base, tmp_path / "sd")
     (tmp_path / "sd" / "README.md").write_text(
         f"---\nlicense: creativeml-openrail-m\nbase_model: {SD}\n---\n# Their card\n"
@@ -37,17 +37,17 @@ def test_a_converted_folder_says_what_it_is_made_of(base, released, tmp_path):
     assert "\n# my-xpsr\n" in text and "- vae/ from sd/vae\n" in text and "- unet/ from checkpoint-7/unet\n" in text
     assert f"- guidance_scale: {PAPER.guidance_scale}\n" in text and "model_index.json" in text
     assert "The licence of the base is creativeml-openrail-m." in text
-    assert str(tmp_path) not in text, "nobody's folders are published"
+    assert str(tmp_path) not in text, "local paths must not be published"
 
 
-def test_where_no_licence_is_found_it_says_so(base, tmp_path):
+def test_a_missing_licence_is_mentioned(base, tmp_path):
     convert([base / "vae"], tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
     assert "license" not in front(text) and "The licence of the base was not found beside its files." in text
     assert "A part of an XPSR model for xpsr_jax: vae." in text and "Settings" not in text
 
 
-def test_what_a_run_did(tmp_path):
+def test_the_card_of_a_run(tmp_path):
     config = dataclasses.replace(tiny.config(), run=tmp_path)
     (tmp_path / "metrics.jsonl").write_text(
         "".join(
@@ -70,18 +70,18 @@ def test_what_a_run_did(tmp_path):
     assert "# test\n" in text and "It is a test's.\n" in text
     assert "- stage xpsr, 5 of 6 steps of 8 images\n" in text
     assert "- on 5 photographs of train, crops of 64 pixels, degraded on the way\n" in text
-    assert f"- psnr {where}: 21.23\n" in text and "trained from nothing" in text
-    # What is made of it has both again.
+    assert f"- psnr {where}: 21.23\n" in text and "trained from scratch" in text
+    # A model made from this one gets both from its card.
     again = card_of([tmp_path / "model"])
     assert again.training == card.training and again.scores == {f"psnr {where}": 21.23, f"lpips {where}": 0.4}
 
 
-def test_no_scores_of_a_run_without_validation(tmp_path):
+def test_a_run_without_validation_has_no_scores(tmp_path):
     assert run_card(dataclasses.replace(tiny.config(), run=tmp_path), photographs=5, step=5).scores == {}
 
 
 @pytest.mark.parametrize("theirs", [True, False], ids=["changed", "as written"])
-def test_a_readme_of_somebody_else_s_stays(theirs, tmp_path):
+def test_a_readme_changed_by_a_user_is_kept(theirs, tmp_path):
     old, new = tmp_path / "model", tmp_path / "new"
     old.mkdir()
     new.mkdir()
@@ -95,23 +95,23 @@ def test_a_readme_of_somebody_else_s_stays(theirs, tmp_path):
     assert (text == changed) == theirs and ("- another\n" in text) != theirs
 
 
-def test_nor_is_it_lost_when_the_folder_is_written_anew(base, tmp_path):
+def test_a_user_s_readme_survives_overwriting_the_folder(base, tmp_path):
     convert([base / "vae"], tmp_path / "out")
-    (tmp_path / "out" / "README.md").write_text("mine, and no card at all")
+    (tmp_path / "out" / "README.md").write_text("my own text")
     convert([base / "vae"], tmp_path / "out", overwrite=True)
-    assert (tmp_path / "out" / "README.md").read_text() == "mine, and no card at all"
+    assert (tmp_path / "out" / "README.md").read_text() == "my own text"
 
 
 @pytest.mark.parametrize(
     "text",
     ["", "no front matter", "---\nlicense: [a, b]\n---\n", "---\nlicense:\n---\n", "---\nlicense: mit", "\xff\x00---"],
 )
-def test_readmes_that_say_nothing(text, tmp_path):
+def test_readmes_without_usable_content(text, tmp_path):
     (tmp_path / "README.md").write_text(text)
     assert card_of([tmp_path]) == Card() and card_of([tmp_path / "nowhere"]) == Card()
 
 
-def test_the_hub_s_own_words_for_other_licences(tmp_path):
+def test_licences_that_the_hub_calls_other(tmp_path):
     text = "---\r\nlicense: other\r\nlicense_name: my-licence\r\nbase_model: a/b\r\n---\r\n"
     (tmp_path / "README.md").write_bytes(text.encode())
     card = card_of([tmp_path])

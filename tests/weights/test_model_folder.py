@@ -1,4 +1,4 @@
-"""Folders: bit- and key-exact there and back, merged by component, whole or not at all, clear about what is wrong."""
+"""Model folders: round trips keep keys and bits, sources are merged, writing is atomic, and errors are clear."""
 
 import dataclasses
 import json
@@ -46,7 +46,7 @@ def model(base, released):
 
 @pytest.fixture
 def folder(base, released, tmp_path):
-    """A whole model's folder to break."""
+    """A complete model folder, which a test may damage."""
     target = tmp_path / "model"
     shutil.copytree(base, target)
     shutil.copytree(released, target, dirs_exist_ok=True)
@@ -67,7 +67,7 @@ def same_files(a, b):
     )
 
 
-def test_released_weights_come_back_bit_and_key_exact(networks, released, tmp_path):
+def test_saving_released_weights_keeps_keys_and_bits(networks, released, tmp_path):
     unet, controlnet = networks
     save({"unet": unet, "controlnet": controlnet}, tmp_path / "out")
     for name in ("unet", "controlnet"):
@@ -81,7 +81,7 @@ def test_released_weights_come_back_bit_and_key_exact(networks, released, tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
-def test_arrays_are_the_file_s_in_our_layout(networks, released):
+def test_loaded_arrays_equal_the_file_in_our_layout(networks, released):
     unet, controlnet = networks
     file = load_file(released / WEIGHTS["unet"])
     np.testing.assert_array_equal(unet.conv_in.kernel[...], file["conv_in.weight"].transpose(2, 3, 1, 0))
@@ -93,7 +93,7 @@ def test_arrays_are_the_file_s_in_our_layout(networks, released):
     np.testing.assert_array_equal(controlnet.conv_degradation[2].kernel[...], heads.transpose(2, 3, 1, 0))
 
 
-def test_heads_and_fusion_are_built_as_asked_and_saved_as_such(released, tmp_path):
+def test_requested_heads_and_fusion_are_built_and_saved(released, tmp_path):
     unet, serial = load_networks(released, jnp.bfloat16, fusion="serial", with_constraint_heads=False)
     assert unet.conv_in.dtype == unet.conv_in.kernel.dtype == jnp.bfloat16
     paths = parameters(serial).keys()
@@ -107,7 +107,7 @@ def test_heads_and_fusion_are_built_as_asked_and_saved_as_such(released, tmp_pat
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_half_precision_comes_back_bit_for_bit(dtype, released, tmp_path):
+def test_half_precision_round_trip_keeps_bits(dtype, released, tmp_path):
     compute = Compute(dtype=jnp.float32, param_dtype=dtype)
     controlnet = load_network(CONTROLNET, released / "controlnet", compute=compute)
     assert {param.dtype for param in parameters(controlnet).values()} == {jnp.dtype(dtype)}
@@ -118,7 +118,7 @@ def test_half_precision_comes_back_bit_for_bit(dtype, released, tmp_path):
     assert all(after[key].tobytes() == before[key].astype(np.dtype(dtype)).tobytes() for key in before)
 
 
-def test_a_whole_model_merged_by_component(model, base, released):
+def test_a_complete_model_merged_from_two_sources(model, base, released):
     assert isinstance(model, Model)
     assert xpsr_jax.load is load and xpsr_jax.load_networks is load_networks
     assert not hasattr(model.controlnet, "conv_degradation")
@@ -131,18 +131,18 @@ def test_a_whole_model_merged_by_component(model, base, released):
     assert ids[:7] == [49406, 320, 1125, 539, 320, 2368, 49407] and len(ids) == 77
 
 
-def test_later_folders_are_first_choice(base, released):
+def test_later_folders_take_precedence(base, released):
     found = merge([open_source(path) for path in (released, base)])
     assert found.origins["unet"] == released / "unet" and found.origins["autoencoder"] == base / "vae"
     assert merge([open_source(base)] * 2).origins == open_source(base).origins
     for paths in ((released, base, base), (released, released, base)):
-        with pytest.raises(UserError, match="no part of it is used, later ones have its"):
+        with pytest.raises(UserError, match="is not used: later ones also have"):
             load(*paths)
-        with pytest.raises(UserError, match="no part of it is used, later ones have its"):
+        with pytest.raises(UserError, match="is not used: later ones also have"):
             open_weights(paths)
 
 
-def test_a_model_is_saved_and_loaded_whole(model, base, released, tmp_path):
+def test_a_complete_model_is_saved_and_loaded(model, base, released, tmp_path):
     defaults = dataclasses.replace(RELEASED, steps=7, negative_low=None)
     saved = dataclasses.replace(model, defaults=defaults, note="It knows 42 photographs.")
     save(saved, tmp_path / "model")
@@ -179,22 +179,22 @@ def test_components_can_be_copied_from_folders_and_written_in_shards(networks, b
 
 def test_old_names_of_the_autoencoder_give_the_same_network(tmp_path):
     tensors = random_tensors(AUTOENCODER, TINY_AUTOENCODER)
-    write_network(AUTOENCODER, TINY_AUTOENCODER, tensors, tmp_path / "today")
+    write_network(AUTOENCODER, TINY_AUTOENCODER, tensors, tmp_path / "current")
     names = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
     old = {}
     for key, array in tensors.items():
         renamed = key
-        for today, before in names.items():
-            renamed = renamed.replace(today, before)
+        for current, before in names.items():
+            renamed = renamed.replace(current, before)
         old[renamed] = array[:, :, None, None] if renamed != key and array.ndim == 2 else array
     assert len(tensors.keys() - old.keys()) == 16
     write_network(AUTOENCODER, TINY_AUTOENCODER, old, tmp_path / "old")
-    ours = parameters(load_network(AUTOENCODER, tmp_path / "today"))
+    ours = parameters(load_network(AUTOENCODER, tmp_path / "current"))
     theirs = parameters(load_network(AUTOENCODER, tmp_path / "old"))
     assert all(np.array_equal(theirs[path][...], param[...]) for path, param in ours.items())
 
 
-def test_everything_wrong_with_a_network_is_one_error(folder):
+def test_one_error_lists_all_problems_of_a_network(folder):
     def spoil(tensors):
         tensors["conv_out.weight"] = tensors["conv_out.weight"][:, :, :1, :1].copy()
         tensors["conv_in.extra"] = tensors.pop("conv_in.bias")
@@ -204,15 +204,15 @@ def test_everything_wrong_with_a_network_is_one_error(folder):
     with pytest.raises(WeightsError) as error:
         load(folder)
     assert set(error.value.problems) == {
-        "misshapen: conv_out.weight is (4, 16, 1, 1), the network's is (4, 16, 3, 3)",
-        "unknown: conv_in.extra (16,), the network has no such tensor",
+        "wrong shape: conv_out.weight is (4, 16, 1, 1), expected (4, 16, 3, 3)",
+        "unknown: conv_in.extra (16,); the network has no such tensor",
         "missing: conv_in.bias (16,)",
         "NaN or infinity: in conv_norm_out.bias (16,)",
     }
     assert str(error.value).startswith(str(folder / "unet"))
 
 
-def test_nan_alone_is_found_too(folder):
+def test_infinity_alone_is_found_too(folder):
     def spoil(tensors):
         for key in ("conv_in.weight", "mid_block.resnets.0.norm1.bias"):
             tensors[key].flat[-1] = -np.inf
@@ -229,11 +229,11 @@ def test_stable_diffusion_s_own_unet_is_recognised(folder):
             del tensors[key]
 
     edit(folder / WEIGHTS["unet"], strip)
-    with pytest.raises(WeightsError, match="no Conditional Attention: it is not XPSR's"):
+    with pytest.raises(WeightsError, match="this UNet is not XPSR's, it has no Conditional Attention"):
         load(folder)
 
 
-def test_wrong_folders(folder, released, tmp_path):
+def test_wrong_folders_are_refused(folder, released, tmp_path):
     with pytest.raises(
         UserError, match=r"nowhere does not exist; expected a model folder with the subfolders unet/, c"
     ):
@@ -244,14 +244,14 @@ def test_wrong_folders(folder, released, tmp_path):
         load(released)
     with pytest.raises(UserError, match=r"no controlnet/; .*found no subfolders$"):
         load_networks(released / "unet")
-    # A model's own subfolder, in the place of another.
+    # A model's own subfolder in another one's place.
     shutil.rmtree(folder / "unet")
     shutil.copytree(folder / "vae", folder / "unet")
     with pytest.raises(UserError, match=r"unet: UNetConfig cannot be made from this config\.json.*latent_channels=4"):
         load(folder)
 
 
-def test_broken_small_files(folder, tmp_path):
+def test_broken_small_files_are_refused(folder, tmp_path):
     (folder / "tokenizer" / "merges.txt").unlink()
     with pytest.raises(UserError, match=r"holds no tokenizer: expected vocab\.json and merges\.txt"):
         load(folder)
@@ -280,19 +280,19 @@ def test_broken_small_files(folder, tmp_path):
         ({"strength": 2}, "strength must be above 0 and at most 1"),
     ],
 )
-def test_wrong_sampling_settings(sampling, message, tmp_path):
+def test_wrong_sampling_settings_are_refused(sampling, message, tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"xpsr_jax": {"sampling": sampling}}))
     with pytest.raises(UserError, match=message):
         load_defaults([tmp_path])
 
 
-def test_sampling_settings_there_and_back(tmp_path):
+def test_sampling_settings_round_trip(tmp_path):
     sampling = Sampling(sampler="unipc", karras=True, guidance_interval=(0.25, 1.0), spacing="trailing", strength=0.5)
     write_index(tmp_path, sampling, "")
     assert load_defaults([tmp_path]) == (sampling, "")
 
 
-def test_sampling_settings_of_the_last_folder_that_has_them(tmp_path):
+def test_the_last_folder_with_sampling_settings_is_used(tmp_path):
     for name, block in {"a": {"sampling": {"steps": 3}}, "b": {"sampling": {"guidance_scale": 4}}, "c": None}.items():
         (tmp_path / name).mkdir()
         index = {"_class_name": "X"} if block is None else {"xpsr_jax": block}
@@ -309,7 +309,7 @@ def test_a_failed_save_leaves_nothing(networks, released, tmp_path):
     with pytest.raises(WeightsError, match=r"NaN or infinity: in conv_in\.bias"):
         save({"unet": unet, "controlnet": controlnet}, tmp_path / "deep" / "out")
     assert list((tmp_path / "deep").iterdir()) == []
-    # And an older model stays as it was.
+    # And an older model is kept unchanged.
     save({"unet": networks[0], "controlnet": networks[1]}, tmp_path / "deep" / "out")
     before = (tmp_path / "deep" / "out" / WEIGHTS["unet"]).read_bytes()
     with pytest.raises(WeightsError):
@@ -318,7 +318,7 @@ def test_a_failed_save_leaves_nothing(networks, released, tmp_path):
     assert (tmp_path / "deep" / "out" / WEIGHTS["unet"]).read_bytes() == before
 
 
-def test_what_is_there_is_not_overwritten_by_accident(networks, tmp_path):
+def test_existing_files_are_not_overwritten_by_accident(networks, tmp_path):
     parts = {"unet": networks[0]}
     save(parts, tmp_path / "out")
     with pytest.raises(UserError, match="out exists already"):

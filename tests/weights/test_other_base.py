@@ -1,4 +1,4 @@
-"""XPSR on another Stable Diffusion 1.5: what trained stays, what was frozen is the other's; other kinds are refused."""
+"""XPSR on another Stable Diffusion 1.5: trained tensors are kept, frozen ones replaced, other models refused."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ def is_trained(key: str) -> bool:
 
 @pytest.fixture(scope="module")
 def xpsr(tmp_path_factory) -> Path:
-    """XPSR's own checkpoint, and the autoencoder of what it was trained on."""
+    """XPSR's own checkpoint, and the autoencoder that it was trained with."""
     folder = tmp_path_factory.mktemp("xpsr")
     write_network(UNET, OURS, random_tensors(UNET, OURS), folder / "unet")
     write_network(CONTROLNET, CONTROL, random_tensors(CONTROLNET, CONTROL), folder / "controlnet")
@@ -42,7 +42,7 @@ def xpsr(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def others() -> dict[str, dict[str, np.ndarray]]:
-    """Every tensor of another Stable Diffusion, by network."""
+    """The tensors of another Stable Diffusion model, by network."""
     networks = {
         "unet": (UNET, UNET_1),
         "vae": (AUTOENCODER, AUTOENCODER_CONFIG),
@@ -70,7 +70,7 @@ def written(folder: Path, name: str) -> dict[str, np.ndarray]:
     return load_file(next((folder / name).glob("*.safetensors")))
 
 
-def test_frozen_tensors_are_the_others_and_trained_ones_stay(xpsr, other, others, tmp_path, capsys):
+def test_frozen_tensors_are_replaced_and_trained_ones_kept(xpsr, other, others, tmp_path, capsys):
     convert_weights(Arguments((xpsr,), tmp_path / "out", base_unet=other))
     unet, before = written(tmp_path / "out", "unet"), written(xpsr, "unet")
     assert unet.keys() == before.keys() and sum(map(is_trained, unet)) > 20
@@ -90,7 +90,7 @@ def test_frozen_tensors_are_the_others_and_trained_ones_stay(xpsr, other, others
         assert all(others["text_encoder"][key].tobytes() == value.tobytes() for key, value in text.items())
     taken = "unet/, vae/, text_encoder/" if whole else "unet/"
     said = capsys.readouterr().out
-    assert f"frozen tensors of {other}: " in said and f"that trained; taken of it: {taken}\n" in said
+    assert f"frozen tensors of {other}: " in said and f"trained ones kept; replaced: {taken}\n" in said
 
 
 @pytest.mark.soak
@@ -110,7 +110,7 @@ def test_with_lora_verified(xpsr, others, tmp_path):
 
 
 def test_another_xpsr_may_be_the_base(xpsr, tmp_path):
-    """Its Conditional Attention is left where it is."""
+    """The other model's Conditional Attention is not used."""
     shutil.copytree(xpsr, tmp_path / "other")
     tensors = {key: value + 1 for key, value in written(xpsr, "unet").items()}
     save_file(tensors, tmp_path / "other" / "unet" / MODEL)
@@ -145,8 +145,8 @@ def test_other_kinds_are_refused_by_name(xpsr, others, tmp_path):
         file("inpainting.safetensors", **nine), r"inpainting\.safetensors is an inpainting model: .* 9 input channels"
     )
     refused(folder(in_channels=9), "is an inpainting model")
-    refused(folder(in_channels=8), "edits by instructions")
-    refused(folder(in_channels=5), "is no Stable Diffusion 1.5: its UNet has 5 input channels")
+    refused(folder(in_channels=8), "is an InstructPix2Pix model")
+    refused(folder(in_channels=5), "is not Stable Diffusion 1.5: its UNet has 5 input channels")
     embedder = {"conditioner.embedders.0.x": np.zeros(1, np.float32)}
     refused(file("xl.safetensors", **embedder), r"xl\.safetensors is Stable Diffusion XL")
     label = {"model.diffusion_model.label_emb.0.0.weight": np.zeros((2, 2), np.float32)}
@@ -154,7 +154,8 @@ def test_other_kinds_are_refused_by_name(xpsr, others, tmp_path):
     refused(folder(addition_embed_type="text_time"), "is Stable Diffusion XL")
     refused(folder(cross_attention_dim=2048), "is Stable Diffusion XL")
     refused(
-        folder(cross_attention_dim=1024), "another kind of model .as Stable Diffusion 2. .* cross_attention_dim 1024"
+        folder(cross_attention_dim=1024),
+        r"not the kind of model .* trained on \(like Stable Diffusion 2\): .*cross_attention_dim 1024",
     )
     refused(folder(block_out_channels=[64, 64]), r"block_out_channels \(64, 64\) instead of \(64, 128\)")
     refused(folder(attention_head_dim=4), r"heads \(4, 4\) instead of \(8, 8\)")
@@ -167,10 +168,12 @@ def test_other_kinds_are_refused_by_name(xpsr, others, tmp_path):
     write_network(TEXT_ENCODER, text, random_tensors(TEXT_ENCODER, text), tmp_path / "deeper" / "text_encoder")
     shutil.copytree(xpsr, tmp_path / "whole")
     write_network(TEXT_ENCODER, TEXT_1, others["text_encoder"], tmp_path / "whole" / "text_encoder")
-    refused(tmp_path / "deeper", "another text_encoder/ than .* num_hidden_layers 1 instead of 2", tmp_path / "whole")
+    refused(
+        tmp_path / "deeper", "its text_encoder/ differs from .* num_hidden_layers 1 instead of 2", tmp_path / "whole"
+    )
 
 
-def test_the_other_is_not_overwritten(xpsr, others, tmp_path):
+def test_the_other_model_is_not_overwritten(xpsr, others, tmp_path):
     write_network(UNET, UNET_1, others["unet"], tmp_path / "other" / "unet")
     with pytest.raises(UserError, match="would replace the source"):
         convert([xpsr], tmp_path / "other", base_unet=tmp_path / "other", overwrite=True)

@@ -1,4 +1,4 @@
-"""Paths and layouts: key-exact at full size, the same back, and one error for everything that is wrong."""
+"""Paths and layouts: exact keys at full size in both directions, and one error that lists every problem."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ def test_full_size_keys_and_shapes_are_the_released_ones(network, vectors):
     ours = {rules.torch_key(path): rules.torch_shape(path, shape) for path, shape in shapes.items()}
     assert ours == {key: tuple(shape) for key, shape in released.items()}
 
-    # And back: every released key finds its path, and what is there has the network's shape again.
+    # And back: every released key has a path, and its tensor has the network's shape.
     def unread():
         raise AssertionError("matching names and shapes must not read anything")
 
@@ -71,7 +71,7 @@ def test_stock_keys_and_shapes_at_full_size(network, config, keys):
     assert {key: ours[key] for key in keys} == keys
 
 
-def test_layouts_are_views_and_come_back_bit_for_bit():
+def test_layout_changes_are_views_and_reversible():
     rng = np.random.default_rng(0)
     for path, shape in {
         "conv_in.kernel": (3, 3, 4, 8),
@@ -98,7 +98,7 @@ def test_renames_match_whole_parts_only():
     assert rules.torch_key("a.off.proj.kernel") == "a.off.proj.weight"
 
 
-def test_one_error_names_everything_that_is_wrong():
+def test_one_error_lists_every_problem():
     shapes = {"conv_in.kernel": (3, 3, 4, 8), "conv_in.bias": (8,), "norm.scale": (8,), "norm.bias": (8,)}
     file = lazy(
         {
@@ -111,9 +111,9 @@ def test_one_error_names_everything_that_is_wrong():
     with pytest.raises(WeightsError) as error:
         rules.match(file, shapes, rules.UNET_NAMES, where="some/folder")
     assert error.value.problems == (
-        "misshapen: conv_in.weight is (8, 4, 1, 1), the network's is (8, 4, 3, 3)",
+        "wrong shape: conv_in.weight is (8, 4, 1, 1), expected (8, 4, 3, 3)",
         "wrong type: norm.weight is int64, expected one of float64, float32, float16, bfloat16",
-        "unknown: norm.running_mean (3,), the network has no such tensor",
+        "unknown: norm.running_mean (3,); the network has no such tensor",
         "missing: norm.bias (8,)",
         "NaN or infinity: in conv_in.bias (8,)",
     )
@@ -126,26 +126,26 @@ def test_old_names_of_the_autoencoder():
     rng = np.random.default_rng(1)
     at = "encoder.mid_block.attentions.0"
     shapes = {f"{at}.{name}.kernel": (channels, channels) for name in ("to_q", "to_k", "to_v", "to_out")}
-    today = {rules.torch_key(path): rng.standard_normal((channels, channels), dtype=np.float32) for path in shapes}
+    current = {rules.torch_key(path): rng.standard_normal((channels, channels), dtype=np.float32) for path in shapes}
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     for as_convolution in (False, True):
         file = {}
-        for key, array in today.items():
+        for key, array in current.items():
             name = key.removeprefix(f"{at}.").removesuffix(".weight")
             file[f"{at}.{old[name]}.weight"] = array[:, :, None, None] if as_convolution else array
         matched = rules.match(lazy(file), shapes, rules.AUTOENCODER_NAMES, where="test")
-        # They come back under today's names.
+        # They are written with the current names.
         back = dict(rules.to_torch(path, tensor.read()) for path, tensor in matched.items())
-        assert back.keys() == today.keys()
-        for key, array in today.items():
+        assert back.keys() == current.keys()
+        for key, array in current.items():
             np.testing.assert_array_equal(back[key], array)
-    # Old and new at once is not a matter of taste.
-    twice = lazy({**today, f"{at}.query.weight": today[f"{at}.to_q.weight"]})
-    with pytest.raises(WeightsError, match=r"given twice: .*query\.weight \(today .*to_q\.weight\)"):
+    # The old and the current name of the same tensor in one file are an error.
+    twice = lazy({**current, f"{at}.query.weight": current[f"{at}.to_q.weight"]})
+    with pytest.raises(WeightsError, match=r"present twice: .*query\.weight \(current name .*to_q\.weight\)"):
         rules.match(twice, shapes, rules.AUTOENCODER_NAMES, where="test")
-    # A 1x1 convolution in the place of any other linear is still wrong.
+    # A 1x1 convolution instead of any other linear layer is an error.
     kernel = lazy({"proj_in.weight": np.zeros((8, 8, 1, 1), np.float32)})
-    with pytest.raises(WeightsError, match="misshapen"):
+    with pytest.raises(WeightsError, match="wrong shape"):
         rules.match(kernel, {"proj_in.kernel": (8, 8)}, rules.AUTOENCODER_NAMES, where="test")
 
 
@@ -175,7 +175,7 @@ def test_old_and_new_names_of_the_text_encoder():
         ("low", ["attentions", "attentions_connect"]),
     ],
 )
-def test_parts_that_are_not_built_are_skipped_and_only_those(fusion, skipped, vectors):
+def test_only_parts_that_are_not_built_are_skipped(fusion, skipped, vectors):
     config = CONTROLNET.config.from_json(json.loads((vectors / "xpsr" / "controlnet_config.json").read_text()))
 
     def shapes(fusion, heads):
@@ -191,7 +191,7 @@ def test_parts_that_are_not_built_are_skipped_and_only_those(fusion, skipped, ve
     left_out = file.keys() - {rules.torch_key(path) for path in matched}
     parts = ["conv_degradation", "conv_degradation_mid", "to_rgbs", *skipped]
     assert left_out == {key for key in file if set(parts) & set(key.split("."))}
-    # What is built is never skipped.
+    # Tensors of parts that are built are never skipped.
     key = "down_blocks.0.attentions.7.norm.weight"
     if fusion != "low":
         with pytest.raises(WeightsError, match=f"unknown: {key}"):

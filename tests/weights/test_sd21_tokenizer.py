@@ -1,4 +1,4 @@
-"""Stable Diffusion 2.1's tokenizer folder, as published: padding is "!", token 0, wherever captions become tokens."""
+"""Stable Diffusion 2.1's published tokenizer folder: captions are padded with "!" (token 0) everywhere."""
 
 import shutil
 from pathlib import Path
@@ -13,13 +13,13 @@ from xpsr_jax.weights.model_folder import load_tokenizer, save_tokenizer
 
 START, END = 49406, 49407
 LOUD = "a bird! and ! two !!"
-# Of OpenCLIP: "!" at the end of a word is 256, "!!" is 748. Neither is 0, the padding.
+# Tokens of OpenCLIP: "!" at the end of a word is 256, "!!" is 748. Neither is 0, the padding.
 LOUD_IDS = [START, 320, 3329, 256, 537, 256, 1237, 748, END]
 
 
 @pytest.fixture(scope="module")
 def folder(vectors, tmp_path_factory):
-    """tokenizer_config.json names another padding than special_tokens_map.json; the latter holds."""
+    """tokenizer_config.json and special_tokens_map.json name different paddings; the latter is right."""
     folder = tmp_path_factory.mktemp("sd21") / "tokenizer"
     shutil.copytree(vectors / "sd21" / "tokenizer", folder)
     for name in ("vocab.json", "merges.txt"):
@@ -29,7 +29,7 @@ def folder(vectors, tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["published", "exported"])
 def tokenizer(request, folder, tmp_path_factory):
-    """And as our model folders hold it."""
+    """The published tokenizer, and the same after an export into a model folder."""
     tokenizer = load_tokenizer(folder)
     if request.param == "published":
         return tokenizer
@@ -48,7 +48,7 @@ def test_rows_are_padded_with_0(text, tokenizer):
     assert 0 not in row[:end]
 
 
-def test_an_exclamation_mark_in_a_caption_is_no_padding(tokenizer):
+def test_an_exclamation_mark_in_a_caption_is_not_padding(tokenizer):
     expected = LOUD_IDS + [0] * (77 - len(LOUD_IDS))
     assert examples.tokenize_caption(LOUD, tokenizer).tolist() == expected
     assert prompts.prompt_tokens(tokenizer, [LOUD])[0].tolist() == expected

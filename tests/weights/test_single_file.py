@@ -1,4 +1,4 @@
-"""Stable Diffusion in one file, versions 1 and 2: every tensor under today's name, and an error for every other."""
+"""Stable Diffusion in one file, versions 1 and 2: every tensor gets its current name; unknown tensors are an error."""
 
 import dataclasses
 
@@ -45,15 +45,15 @@ NETWORKS = {"unet": UNET, "autoencoder": AUTOENCODER, "text_encoder": TEXT_ENCOD
 
 
 def make(version):
-    """The networks' tensors under today's names, and the file's."""
-    today = {name: random_tensors(NETWORKS[name], config) for name, config in CONFIGS[version].items()}
-    file = single_file(*today.values(), version=version, layers=2, attended_up={1}, levels=2)
-    return today, file
+    """The networks' tensors with their current names, and the tensors of the single file."""
+    current = {name: random_tensors(NETWORKS[name], config) for name, config in CONFIGS[version].items()}
+    file = single_file(*current.values(), version=version, layers=2, attended_up={1}, levels=2)
+    return current, file
 
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_every_tensor_and_setting(version, tmp_path):
-    today, file = make(version)
+    current, file = make(version)
     save_file({key: np.ascontiguousarray(array) for key, array in file.items()}, tmp_path / "model.safetensors")
     content = read_single_file(tmp_path / "model.safetensors", read_tensors(tmp_path / "model.safetensors"))
     assert content.version == version
@@ -64,20 +64,20 @@ def test_every_tensor_and_setting(version, tmp_path):
     done = convert([open_source(tmp_path / "model.safetensors")], tmp_path / "out")
     missing = {1: ("controlnet",), 2: ("controlnet", "tokenizer", "scheduler")}
     assert done.missing == missing[version]
-    for name, tensors in today.items():
+    for name, tensors in current.items():
         network = NETWORKS[name]
         written = load_file(tmp_path / "out" / network.subfolder / f"{network.stem}.safetensors")
         assert written.keys() == tensors.keys()
         assert all(np.array_equal(written[key], tensors[key]) for key in tensors)
 
 
-def test_averages_of_the_unet(tmp_path):
-    today, file = make(1)
+def test_the_moving_average_of_the_unet(tmp_path):
+    current, file = make(1)
     save_file({key: np.ascontiguousarray(array) for key, array in file.items()}, tmp_path / "model.safetensors")
     _, averaged = read_single_file(
         tmp_path / "model.safetensors", read_tensors(tmp_path / "model.safetensors"), ema=True
     ).networks["unet"]
-    assert all(np.array_equal(averaged[key].read(), array + np.float32(1)) for key, array in today["unet"].items())
+    assert all(np.array_equal(averaged[key].read(), array + np.float32(1)) for key, array in current["unet"].items())
     save_file(
         {k: np.ascontiguousarray(a) for k, a in file.items() if "model_ema" not in k}, tmp_path / "model.safetensors"
     )
@@ -85,7 +85,7 @@ def test_averages_of_the_unet(tmp_path):
         read_single_file(tmp_path / "model.safetensors", read_tensors(tmp_path / "model.safetensors"), ema=True)
 
 
-def test_strict(tmp_path):
+def test_incomplete_and_unknown_content_is_refused(tmp_path):
     _, file = make(2)
     fused = "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_bias"
 
@@ -98,12 +98,10 @@ def test_strict(tmp_path):
         assert all(message in str(error.value) for message in messages), str(error.value)
         assert not (tmp_path / "out").exists()
 
-    refused(
-        lambda f: f.update({"control_model.x": np.zeros(1, np.float32)}), "no network that is known: control_model.x"
-    )
+    refused(lambda f: f.update({"control_model.x": np.zeros(1, np.float32)}), "an unknown network: control_model.x")
     refused(lambda f: f.update({"conditioner.embedders.0.x": np.zeros(1, np.float32)}), "Stable Diffusion XL")
 
-    # Of several networks at once, by the names that the file has.
+    # Problems in several networks at once, with the names in the file.
     def several(f):
         f["model.diffusion_model.out.2.bias"] = np.zeros(7, np.float32)
         f["first_stage_model.encoder.extra.weight"] = np.zeros(2, np.float32)
@@ -112,15 +110,17 @@ def test_strict(tmp_path):
 
     refused(
         several,
-        "misshapen: model.diffusion_model.out.2.bias (today conv_out.bias) is (7,), the network's is (4,)",
+        "wrong shape: model.diffusion_model.out.2.bias (current name conv_out.bias) is (7,), expected (4,)",
         "unknown: first_stage_model.encoder.extra.weight",
         "missing: text_model.final_layer_norm.bias (64,)",
         f"NaN or infinity: in {fused}",
     )
-    # Values of a network whose names and shapes are right, beside another's that are not.
+    # NaN in a network with correct names and shapes, together with a wrong name in another network.
     refused(
         lambda f: f.update({fused: np.full_like(f[fused], np.nan), "first_stage_model.x": np.zeros(2, np.float32)}),
         f"NaN or infinity: in {fused}",
         "unknown: first_stage_model.x",
     )
-    refused(lambda f: [f.pop(key) for key in list(f) if key.startswith("model.")], "is no Stable Diffusion checkpoint")
+    refused(
+        lambda f: [f.pop(key) for key in list(f) if key.startswith("model.")], "is not a Stable Diffusion checkpoint"
+    )

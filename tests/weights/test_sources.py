@@ -1,4 +1,4 @@
-"""What a path holds of a model: a whole folder, one component's, a file of one component; and what holds nothing."""
+"""Finding a model's components: in a model folder, a component's folder, or a component's file; errors for the rest."""
 
 import json
 from pathlib import Path
@@ -22,8 +22,8 @@ def tensors():
 
 
 @pytest.mark.parametrize("flax", ["", "Flax"])
-def test_a_component_by_itself_is_recognised(tensors, flax, tmp_path):
-    """As sd-vae-ft-mse is: config.json and weights at the top."""
+def test_a_single_component_is_recognised(tensors, flax, tmp_path):
+    """A folder like sd-vae-ft-mse: config.json and weights at the top."""
     folder = tmp_path / "sd-vae-ft-mse"
     write_network(AUTOENCODER, AUTOENCODER_CONFIG, tensors, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -36,7 +36,7 @@ def test_a_component_by_itself_is_recognised(tensors, flax, tmp_path):
     assert all(np.array_equal(written[key], tensors[key]) for key in tensors)
 
 
-def test_other_components_by_themselves(tmp_path):
+def test_other_single_components(tmp_path):
     write_network(TEXT_ENCODER, TEXT_1, random_tensors(TEXT_ENCODER, TEXT_1), tmp_path / "text")
     assert find_components(tmp_path / "text") == {"text_encoder": tmp_path / "text"}
     for file, name in (("scheduler_config.json", "schedule"), ("tokenizer.json", "tokenizer")):
@@ -51,30 +51,30 @@ def test_other_components_by_themselves(tmp_path):
     [
         ({}, "holds no part of a model: expected some of the subfolders unet/, .* found nothing"),
         ({"notes.txt": ""}, r"holds no part of a model: .* found notes\.txt"),
-        ({"config.json": '{"_class_name": "T2IAdapter"}'}, r"config\.json is of T2IAdapter; known are UNet2DCond"),
-        ({"config.json": '{"_class_name": 3, "architectures": [4]}'}, r"config\.json is of no class"),
+        ({"config.json": '{"_class_name": "T2IAdapter"}'}, r"config\.json is for T2IAdapter; known are UNet2DCond"),
+        ({"config.json": '{"_class_name": 3, "architectures": [4]}'}, r"config\.json is for no class"),
         ({"config.json": "["}, r"config\.json is not valid JSON"),
     ],
 )
-def test_what_contributes_nothing_is_an_error(files, problem, tmp_path):
+def test_a_folder_without_components_is_an_error(files, problem, tmp_path):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=problem):
         open_source(tmp_path)
 
 
-def test_of_each_something_must_be_used():
+def test_every_source_must_be_used():
     a, b = Path("a"), Path("b")
     check_each_is_used([a, b], [{"unet", "schedule"}, {"unet"}])
     check_each_is_used([b], [{"unet"}])
-    with pytest.raises(UserError, match=r"^a: no part of it is used, later ones have its unet/ too \(b\)"):
+    with pytest.raises(UserError, match=r"^a is not used: later ones also have unet/ \(b\)"):
         check_each_is_used([a, b], [["unet"], ["unet", "schedule"]])
-    with pytest.raises(UserError, match=r"^a: no part of it is used, it has no component that is"):
+    with pytest.raises(UserError, match=r"^a is not used: it has no usable component"):
         check_each_is_used([a], [[]])
 
 
 @pytest.mark.parametrize("prefix", ["", "first_stage_model.", "module.", "_orig_mod.module.", "model."])
-def test_an_autoencoder_by_itself_under_its_first_names(tensors, prefix, tmp_path, capsys):
+def test_an_autoencoder_file_with_its_original_names(tensors, prefix, tmp_path, capsys):
     both = single_file(
         random_tensors(UNET, UNET_1),
         tensors,
@@ -95,13 +95,13 @@ def test_an_autoencoder_by_itself_under_its_first_names(tensors, prefix, tmp_pat
     assert said == (
         ""
         if prefix in ("", "first_stage_model.")
-        else f"{file}: the prefix {prefix} is taken off all names of tensors\n"
+        else f"{file}: the prefix {prefix} is removed from the names of all tensors\n"
     )
 
 
-def test_a_prefix_that_all_names_share_is_taken_off(tensors, tmp_path, capsys):
+def test_a_prefix_that_all_names_share_is_removed(tensors, tmp_path, capsys):
     folder = tmp_path / "vae"
     write_network(AUTOENCODER, AUTOENCODER_CONFIG, {f"module.{key}": array for key, array in tensors.items()}, folder)
     for _ in range(2):
         load_network(AUTOENCODER, folder)
-    assert capsys.readouterr().err == f"{folder}: the prefix module. is taken off all names of tensors\n"
+    assert capsys.readouterr().err == f"{folder}: the prefix module. is removed from the names of all tensors\n"

@@ -1,4 +1,4 @@
-"""safetensors files: what the library writes, every type, shards, and a clear error for every way to be broken."""
+"""safetensors files: the library's bytes, every type, shards, and a clear error for every kind of damage."""
 
 import json
 import pickle
@@ -33,7 +33,7 @@ def same_bits(a, b):
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
-def test_bytes_are_the_library_s_own(tmp_path):
+def test_bytes_equal_the_library_s(tmp_path):
     data = arrays()
     write_file(lazy(data), tmp_path / "ours.safetensors", where="test")
     safetensors.numpy.save_file(data, tmp_path / "library.safetensors", metadata={"format": "pt"})
@@ -58,7 +58,7 @@ def test_casts_as_numpy_does(dtype, tmp_path):
     data = {"w": np.random.default_rng(2).standard_normal((130, 70)).astype(np.float64)}
     write_file(lazy(data), tmp_path / "f.safetensors", where="test", dtype=dtype)
     assert same_bits(read_file(tmp_path / "f.safetensors")["w"].read(), data["w"].astype(dtype))
-    # A transposed tensor is copied in blocks of columns; it has the same values.
+    # A transposed tensor is copied in blocks of columns. Its values are the same.
     transposed = {"w": Tensor.of("w", data["w"]).transpose((1, 0))}
     write_file(transposed, tmp_path / "t.safetensors", where="test", dtype=dtype)
     assert same_bits(read_file(tmp_path / "t.safetensors")["w"].read(), data["w"].T.astype(dtype))
@@ -79,15 +79,15 @@ def test_shards_and_their_index(tmp_path):
     assert all(same_bits(read[key].read(), array) for key, array in data.items())
 
     (tmp_path / "diffusion_pytorch_model-00002-of-00004.safetensors").unlink()
-    with pytest.raises(UserError, match="files that are not there: diffusion_pytorch_model-00002-of-00004"):
+    with pytest.raises(UserError, match="files that do not exist: diffusion_pytorch_model-00002-of-00004"):
         read_folder(tmp_path)
 
 
-def test_an_index_cannot_lie_or_lead_elsewhere(tmp_path):
+def test_wrong_indexes_are_refused(tmp_path):
     write_file(lazy({"a": np.zeros(1, np.float32)}), tmp_path / "x.safetensors", where="test")
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "x.safetensors", "b": "x.safetensors"}}))
-    with pytest.raises(UserError, match=r"tensors that are not there: b in x\.safetensors"):
+    with pytest.raises(UserError, match=r"tensors that are missing: b in x\.safetensors"):
         read_folder(tmp_path)
     index.write_text(json.dumps({"weight_map": {"a": "../x.safetensors"}}))
     with pytest.raises(UserError, match="outside its folder"):
@@ -98,17 +98,17 @@ def test_an_index_cannot_lie_or_lead_elsewhere(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, -1])
-def test_truncated_files(keep, tmp_path):
+def test_truncated_files_are_refused(keep, tmp_path):
     file = tmp_path / "model.safetensors"
     write_file(lazy(arrays()), file, where="test")
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(
-        UserError, match=r"model\.safetensors \([\d,]+ bytes\) is truncated, corrupt or no \.safetensors"
+        UserError, match=r"model\.safetensors \([\d,]+ bytes\) is truncated, corrupt or not a \.safetensors"
     ):
         read_folder(tmp_path)
 
 
-def test_files_that_are_something_else(tmp_path):
+def test_files_of_other_kinds_are_refused(tmp_path):
     (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     with pytest.raises(UserError, match="Git LFS pointer"):
         read_folder(tmp_path)
@@ -117,7 +117,7 @@ def test_files_that_are_something_else(tmp_path):
         read_folder(tmp_path)
 
 
-def test_pickles_are_refused_unread(tmp_path):
+def test_malicious_pickles_are_refused_without_running_them(tmp_path):
     class Malicious:
         def __reduce__(self):
             return (tmp_path.joinpath("executed").write_text, ("x",))
@@ -156,7 +156,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
     assert file.read_bytes() == before
 
 
-def test_types_we_do_not_know_are_named(tmp_path):
+def test_unsupported_types_are_named(tmp_path):
     safetensors.numpy.save_file({"w": np.zeros(2, np.complex64)}, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match=r"types that are not supported: w \(C64\)"):
+    with pytest.raises(UserError, match=r"unsupported types: w \(C64\)"):
         read_folder(tmp_path)

@@ -1,1 +1,1 @@
-"""Paths in buckets, gs:// and s3://: through fsspec's file systems, without which they are one line of error."""
+"""Paths in buckets, gs:// and s3://, through fsspec's file systems. If these are not installed, it is a UserError."""

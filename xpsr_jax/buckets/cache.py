@@ -1,8 +1,8 @@
-"""Local copies of what is in buckets, in a folder of bounded size: what was not used for longest goes first.
+"""Local copies of files and folders in buckets, in a cache of bounded size. The least recently used are removed first.
 
-The folder is `buckets` in `machine.cache_folder`, or, without one, a temporary folder of this process. It has a folder
-for each copy, named after the path and the version that the bucket gives each file: what changes is another copy. The
-lock of a copy, `NAME.lock`, is shared by who uses it; what nobody uses can go.
+The cache is the folder `buckets` in `machine.cache_folder`, or a temporary folder of this process if there is none.
+Each copy has a folder, named after the path and the versions of the files in the bucket. A changed file therefore gives
+another copy. All users of a copy share its lock, `NAME.lock`. A copy that is not locked may be removed.
 """
 
 import contextlib
@@ -24,24 +24,24 @@ from xpsr_jax.machine import cache_folder
 
 _SIZE_VARIABLE = "XPSR_JAX_BUCKET_CACHE_GB"
 _DEFAULT_GB = 32.0
-# What is begun in a bucket and not complete has an object of this name (`uploads`).
+# A folder in a bucket with an object of this name is not complete (`uploads`).
 INCOMPLETE = ".incomplete"
-_SAID_FROM = 10 * 2**20  # bytes
+_ANNOUNCED_BYTES = 10 * 2**20  # copies of at least this size are announced
 
 
 class Copy:
-    """A local copy that stays as long as it is not closed, or this process ends.
+    """A local copy, which is kept until it is closed or this process ends.
 
     Attributes:
       path: the file or folder.
-      size: in bytes.
+      size: size in bytes.
     """
 
     def __init__(self, path: Path, size: int, lock: int):
         self.path, self.size, self._lock = path, size, lock
 
     def close(self) -> None:
-        """The copy may go from here on. What is open of it stays readable."""
+        """Allows the removal of the copy. Files that are open stay readable."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -54,9 +54,9 @@ class Copy:
 
 
 def copy_file(path: BucketPath, *, max_bytes: int | None = None) -> Copy:
-    """A local copy of a file.
+    """Makes a local copy of a file.
 
-    Raises UserError if it is not there, is larger than `max_bytes` or than the cache, or the disk is full.
+    Raises UserError if it does not exist, is larger than `max_bytes` or than the cache, or the disk is full.
     """
     try:
         info = path.info()
@@ -72,14 +72,17 @@ def copy_file(path: BucketPath, *, max_bytes: int | None = None) -> Copy:
 
 
 def local_file(path: Path) -> Path:
-    """A local path is itself; of a file in a bucket it is a copy's, kept until this process ends. Raises UserError."""
+    """The path of a local copy of a file in a bucket, kept until this process ends. Local paths are returned unchanged.
+
+    Raises the errors of `copy_file`.
+    """
     return _kept(path, None).path if isinstance(path, BucketPath) else path
 
 
 def local_folder(path: Path, wanted: Callable[[str], bool] | None = None) -> Path:
-    """The same of a folder with all that is in it, or with those files whose relative paths are `wanted`.
+    """Like `local_file` for a folder, with all its files or only those whose relative paths are `wanted`.
 
-    Raises UserError if it does not exist, or is incomplete: an upload to it has not ended.
+    Raises UserError if the folder does not exist, or is incomplete because an upload to it has not ended.
     """
     return _kept(path, wanted or _all).path if isinstance(path, BucketPath) else path
 
@@ -94,7 +97,7 @@ def _kept(path: BucketPath, wanted: Callable[[str], bool] | None) -> Copy:
 
 
 def copy_folder(path: BucketPath, wanted: Callable[[str], bool] = _all) -> Copy:
-    """A local copy of a folder. Raises as `local_folder`."""
+    """Makes a local copy of a folder. Raises the errors of `local_folder`."""
     check_complete(path)
     files = path.files()
     found = {name: info for name, info in files.items() if wanted(name)}
@@ -107,13 +110,13 @@ def check_complete(path: BucketPath) -> None:
     """Raises UserError if the folder has the mark of an incomplete one."""
     if (path / INCOMPLETE).is_file():
         raise UserError(
-            f"{path} is incomplete: it is being uploaded, or that was stopped. Wait, or make it again; "
-            f"if you know that it is whole, remove {path / INCOMPLETE}"
+            f"{path} is incomplete: its upload is running or was stopped. Wait, or repeat the upload; "
+            f"if you are sure that it is complete, remove {path / INCOMPLETE}"
         )
 
 
 def bound() -> int:
-    """The most bytes that copies take together: XPSR_JAX_BUCKET_CACHE_GB, in 10^9 bytes. Raises UserError."""
+    """The limit in bytes of all copies together, from XPSR_JAX_BUCKET_CACHE_GB (10^9 bytes each). Raises UserError."""
     text = os.environ.get(_SIZE_VARIABLE, "")
     try:
         size = float(text) if text else _DEFAULT_GB
@@ -125,12 +128,12 @@ def bound() -> int:
 
 
 def version_of(info: dict[str, Any]) -> str:
-    """What changes whenever a file in a bucket does."""
+    """The version of a file in a bucket. It changes whenever the file changes."""
     return str(info.get("generation") or info.get("ETag") or info.get("etag") or info.get("mtime"))
 
 
 def _copy(path: BucketPath, files: dict[str, dict[str, Any]]) -> Copy:
-    """`files` below `path`, "" the path itself."""
+    """Copies `files`, given by their paths relative to `path`; "" is the path itself."""
     size = sum(info["size"] for info in files.values())
     key = repr([str(path), *((name, version_of(info), info["size"]) for name, info in files.items())])
     entry = _root() / hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()[:32]
@@ -138,16 +141,16 @@ def _copy(path: BucketPath, files: dict[str, dict[str, Any]]) -> Copy:
     try:
         if not entry.exists():
             _make_room(size, path)
-            if size >= _SAID_FROM:
+            if size >= _ANNOUNCED_BYTES:
                 many = f"{len(files)} files, " if len(files) > 1 else ""
-                say(f"{path}: {many}{size / 1e9:.2f} GB are copied to {entry.parent}", to_stderr=True)
+                say(f"{path}: copying {many}{size / 1e9:.2f} GB to {entry.parent}", to_stderr=True)
             _download(path, files, entry)
         os.utime(entry)
     except OSError as error:
         os.close(lock)
         if isinstance(error, FileNotFoundError):
             raise
-        room = f"; {_SIZE_VARIABLE} bounds the copies" if error.errno == errno.ENOSPC else ""
+        room = f"; {_SIZE_VARIABLE} limits the size of all copies" if error.errno == errno.ENOSPC else ""
         raise UserError(f"{path} cannot be copied to {entry.parent}: {error.strerror or error}{room}") from error
     except BaseException:
         os.close(lock)
@@ -156,25 +159,25 @@ def _copy(path: BucketPath, files: dict[str, dict[str, Any]]) -> Copy:
 
 
 def _download(path: BucketPath, files: dict[str, dict[str, Any]], entry: Path) -> None:
-    # In the same file system, under a name of its own: another process may be at the same.
+    # In the same file system, and with a unique name: another process may copy the same files.
     with tempfile.TemporaryDirectory(dir=entry.parent, prefix=".new-", ignore_cleanup_errors=True) as folder:
         made = Path(folder) / "entry"
         places = {name: made / path.name / name if name else made / path.name for name in files}
         for place in places.values():
             place.parent.mkdir(parents=True, exist_ok=True)
         with explained(path, "read"):
-            # fsspec copies many at once.
+            # fsspec copies many files in parallel.
             sources = [f"{path.key}/{name}".rstrip("/") for name in files]
             tried(lambda: path.fs.get(sources, [str(each) for each in places.values()]))
         for name, place in places.items():
             if place.stat().st_size != files[name]["size"]:
-                raise UserError(f"{path / name if name else path} cannot be read: it changed meanwhile; try again")
-        with contextlib.suppress(OSError):  # who came first has made the same
+                raise UserError(f"{path / name if name else path} cannot be read: it has just changed; try again")
+        with contextlib.suppress(OSError):  # another process has made the same copy first
             made.rename(entry)
 
 
 def _hold(entry: Path) -> int:
-    """A shared lock of a copy, which need not exist yet; closing it releases it."""
+    """Takes a shared lock of a copy, which need not exist yet. Closing the returned file descriptor releases it."""
     while True:
         lock = os.open(_lock_of(entry), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         with contextlib.suppress(OSError):  # file systems without locks
@@ -182,7 +185,7 @@ def _hold(entry: Path) -> int:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(lock), os.stat(_lock_of(entry))):
                 return lock
-        os.close(lock)  # it was removed with the copy before it was held
+        os.close(lock)  # the lock file was removed with its copy before it was locked here
 
 
 def _lock_of(entry: Path) -> Path:
@@ -190,11 +193,11 @@ def _lock_of(entry: Path) -> Path:
 
 
 def _make_room(size: int, path: BucketPath) -> None:
-    """Removes copies that nobody uses until there is room for so many bytes more."""
+    """Removes unused copies until there is room for `size` more bytes."""
     limit = bound()
     if size > limit:
         raise UserError(
-            f"{path} has {size / 1e9:.3g} GB, more than local copies may have together; raise {_SIZE_VARIABLE} "
+            f"{path} has {size / 1e9:.3g} GB, more than the limit of all local copies; raise {_SIZE_VARIABLE} "
             f"(now {limit / 1e9:g})"
         )
     entries = sorted(_entries(), key=lambda each: each[1])
@@ -206,13 +209,13 @@ def _make_room(size: int, path: BucketPath) -> None:
             total -= used
     if total + size > limit:
         raise UserError(
-            f"{path}: there is no room for its {size / 1e9:.3g} GB beside the copies that are in use; raise "
-            f"{_SIZE_VARIABLE} (now {limit / 1e9:g})"
+            f"{path}: no room for its {size / 1e9:.3g} GB, because other copies are in use; raise {_SIZE_VARIABLE} "
+            f"(now {limit / 1e9:g})"
         )
 
 
 def _entries() -> Iterator[tuple[Path, float, int]]:
-    """Copies, when each was used last, and how many bytes it takes."""
+    """All copies, each with the time of its last use and its size in bytes."""
     for entry in _root().iterdir():
         with contextlib.suppress(OSError):
             if entry.is_dir() and not entry.name.startswith("."):
@@ -239,7 +242,7 @@ def _root() -> Path:
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{root}: copies of what is in buckets cannot be kept here: {error.strerror}") from error
+        raise UserError(f"{root}: the cache for buckets cannot be created here: {error.strerror}") from error
     return root
 
 

@@ -1,4 +1,4 @@
-"""The file systems of buckets: fsspec's, with what they say when something is wrong in one line."""
+"""The file systems of buckets, from fsspec. Their errors become one line."""
 
 import contextlib
 import functools
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Seconds before something is tried again.
+# Seconds to wait before each retry.
 _PAUSES = (0.5, 2.0, 8.0)
-# What serves each scheme, and the packages that it needs.
+# The packages that each scheme needs.
 PACKAGES = {"gs": ("gcsfs",), "s3": ("s3fs",)}
 
 
 def check_installed(scheme: str) -> None:
-    """Raises UserError unless buckets of this scheme can be reached. Imports nothing."""
+    """Raises UserError if a package for this scheme is not installed. Imports nothing."""
     if any(importlib.util.find_spec(name) is None for name in PACKAGES[scheme]):
         raise UserError(f'{scheme}:// needs an extra that is not installed: pip install "xpsr-jax[bucket]"')
 
 
 def filesystem(scheme: str) -> "AbstractFileSystem":
-    """What reads and writes buckets of a scheme; one for all threads of a process. Raises UserError."""
-    return _filesystem(scheme, os.getpid())  # what a parent process had is of no use to a child
+    """The file system of a scheme, one for all threads of a process. Raises UserError."""
+    return _filesystem(scheme, os.getpid())  # a child process cannot use its parent's file system
 
 
 @functools.cache
@@ -45,14 +45,14 @@ def _filesystem(scheme: str, _process: int) -> "AbstractFileSystem":
 
 @functools.cache
 def configure() -> None:
-    """How everybody in this process reaches buckets, Orbax included, which asks fsspec as well.
+    """Configures fsspec for this process, also for Orbax, which uses fsspec too.
 
-    What a bucket holds is not remembered: other processes write to it.
+    Listings are not cached, because other processes write to the same buckets.
     """
     if os.environ.get("STORAGE_EMULATOR_HOST"):
-        # gcsfs asks a service that emulators do not have, by way of credentials that nobody has there.
+        # With this, gcsfs would ask a service that emulators lack, with credentials that are not available there.
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    # It would show a traceback of what becomes one line here.
+    # gcsfs would log a traceback for errors that become one line here.
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     import fsspec.config
 
@@ -62,22 +62,22 @@ def configure() -> None:
 
 @contextlib.contextmanager
 def explained(where: object, done: str) -> Iterator[None]:
-    """Whatever a library raises becomes UserError, "WHERE cannot be DONE: why".
+    """Turns every error of a library into UserError, "WHERE cannot be DONE: why".
 
-    FileNotFoundError and FileExistsError pass, as from a local file: callers know what they mean.
+    FileNotFoundError and FileExistsError pass unchanged, as for local files: callers handle them.
     """
     try:
         yield
     except (UserError, FileNotFoundError, FileExistsError):
         raise
-    # gcsfs, s3fs, aiohttp, google-auth and botocore have errors of their own, without a common base.
+    # The errors of gcsfs, s3fs, aiohttp, google-auth and botocore have no common base class.
     except Exception as error:
         raise UserError(f"{where} cannot be {done}: {reason_of(error)}") from error
 
 
 @contextlib.contextmanager
 def writing(where: object) -> Iterator[None]:
-    """`explained` for what makes files: that something is not there means that there is no such bucket."""
+    """Like `explained`, for writing files: FileNotFoundError then means that the bucket does not exist."""
     try:
         with explained(where, "written"):
             yield
@@ -86,9 +86,9 @@ def writing(where: object) -> Iterator[None]:
 
 
 def tried(act: Callable[[], T]) -> T:
-    """Does what may be done twice, and does it again if the connection breaks.
+    """Calls `act`, and retries it if the connection breaks. `act` must be safe to repeat.
 
-    The libraries try single requests again, while a bucket is busy for example, but not all kinds of them.
+    The libraries retry single requests themselves, for example while a bucket is busy, but not every kind of request.
     """
     for pause in _PAUSES:
         try:
@@ -101,12 +101,12 @@ def tried(act: Callable[[], T]) -> T:
 
 
 def _is_broken(error: Exception) -> bool:
-    """Whether it is of the connection. By name: aiohttp is part of the extra."""
+    """Whether it is an error of the connection. aiohttp, which is part of an extra, is recognized by name."""
     by_name = any(kind.__module__.startswith("aiohttp.") for kind in type(error).__mro__)
     return by_name or isinstance(error, ConnectionError | TimeoutError)
 
 
 def reason_of(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """The message of an error, in one line."""
     text = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
     return in_one_line(text[:300]) or type(error).__name__

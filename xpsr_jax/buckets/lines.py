@@ -1,7 +1,7 @@
-"""Files of lines that grow, in a bucket, where no file can be appended to: they grow by parts beside them.
+"""Growing files of lines in a bucket. Objects cannot be appended to, so new lines go into separate parts.
 
-Lines of FILE are also in `FILE.parts/`, objects of at most `_IN_A_PART` lines, later ones by name. Several processes
-may add lines at once: each writes parts of its own. Who has the file for itself puts all of it into FILE again.
+`FILE.parts/` holds further lines of FILE, in objects of at most `_IN_A_PART` lines, ordered by name. Several processes
+may add lines at the same time, each in parts of its own. A process with exclusive access can move all lines into FILE.
 """
 
 import os
@@ -13,31 +13,31 @@ _IN_A_PART = 100
 
 
 def parts_of(file: BucketPath) -> list[BucketPath]:
-    """The parts that are there, oldest first."""
+    """The existing parts, oldest first."""
     folder = _folder(file)
     return [folder / name for name in folder.files()]
 
 
 def all_lines(file: BucketPath) -> bytes:
-    """What the file and its parts hold; nothing if there are none of them.
+    """The lines of the file and its parts; empty if none of them exist.
 
-    A line that is there twice is taken once: `write_whole` was stopped in the middle.
+    Repeated lines are returned once. They occur if `write_whole` was stopped halfway.
     """
     data = [each.read_bytes() for each in [*([file] if file.is_file() else []), *parts_of(file)]]
     return b"".join(dict.fromkeys(line for each in data for line in each.splitlines(keepends=True)))
 
 
 def write_whole(file: BucketPath, data: bytes) -> None:
-    """Puts all lines into the file, and removes the parts."""
+    """Writes all lines into the file, and removes the parts."""
     file.write_bytes(data)
     _folder(file).remove_tree()
 
 
 class Lines:
-    """Adds lines to a file, as parts of this object's own.
+    """Adds lines to a file. Each object of this class writes its own parts.
 
     Args:
-      every: seconds that a line may wait until it is in the bucket, with those that come meanwhile; 0: none waits.
+      every: seconds for which lines may be collected before they are written; 0: each is written at once.
     """
 
     def __init__(self, file: BucketPath, *, every: float = 0.0):
@@ -47,13 +47,13 @@ class Lines:
         self._part, self._written, self._last = 0, 0, time.monotonic()
 
     def append(self, line: bytes) -> None:
-        """Adds a line, with its end. Raises UserError where the bucket refuses."""
+        """Adds a line, which must end with a newline. Raises UserError if the bucket refuses."""
         self._lines.append(line)
         if len(self._lines) >= _IN_A_PART or time.monotonic() - self._last >= self._every:
             self.flush()
 
     def flush(self) -> None:
-        """Lets no line wait any longer."""
+        """Writes all collected lines."""
         if len(self._lines) > self._written:
             (self._folder / f"{self._name}-{self._part:06d}").write_bytes(b"".join(self._lines))
             self._written, self._last = len(self._lines), time.monotonic()

@@ -1,7 +1,7 @@
-"""Locks of what is written in a bucket: objects, which a bucket creates once only, kept alive by who holds them.
+"""Locks for files and folders in a bucket. A lock is an object, which only one process can create and which it renews.
 
-A process that ends as it should removes its lock. One that is killed leaves it: on the same machine that is seen at
-once; elsewhere a lock counts no longer once its holder has not renewed it for `LEASE` seconds.
+A process that ends normally removes its lock. A killed process leaves it. On the same machine this is noticed at once.
+On other machines, a lock expires if it has not been renewed for `LEASE` seconds.
 """
 
 import contextlib
@@ -22,14 +22,14 @@ _RENEWED_EVERY = 60.0
 
 @contextlib.contextmanager
 def locked(file: BucketPath, what: object, *, shared: bool = False) -> Iterator[None]:
-    """Holds the lock that an object stands for, or one of its shared ones beside it. See `locks.locked`."""
+    """Holds an exclusive lock, the object `file`, or a shared one, an object beside it. See `locks.locked`."""
     token = os.urandom(8).hex()
     mine = file.with_name(f"{file.name}.{token}") if shared else file
     _acquire(mine, what, token)
     stop = threading.Event()
     keeper = threading.Thread(target=_renew, args=(mine, token, stop), daemon=True)
     try:
-        # Each looks for the other kind after it has shown its own: of two who come at once, none or one goes on.
+        # Each process first creates its own lock, then looks for the other kind. Of two at once, at most one continues.
         for other in [file] if shared else _shared_locks(file):
             if holder := _holder(other):
                 raise _taken(what, holder)
@@ -46,18 +46,18 @@ def locked(file: BucketPath, what: object, *, shared: bool = False) -> Iterator[
 
 def _acquire(file: BucketPath, what: object, token: str) -> None:
     for _ in range(3):
-        # If the answer to the first try was lost, the object that is there is this one.
+        # If the answer to the first request was lost, the object exists and has our token.
         if file.create(_content(token)) or _token(file) == token:
             return
         if holder := _holder(file):
             raise _taken(what, holder)
         file.unlink(missing_ok=True)  # its holder was killed
-    raise _taken(what, "others that try as well")
+    raise _taken(what, "several are trying at the same time")
 
 
 def _taken(what: object, holder: str) -> UserError:
     return UserError(
-        f"{what} is being written by another process ({holder}): wait until it ends, or name another output"
+        f"{what} is being written by another process ({holder}): wait until it ends, or choose another output"
     )
 
 
@@ -85,7 +85,7 @@ def _token(file: BucketPath) -> str | None:
 
 
 def _holder(file: BucketPath) -> str | None:
-    """Who holds the lock; None if nobody does, or who did was killed."""
+    """The process that holds the lock; None if it is free, or its holder was killed."""
     content = _read(file)
     pid, host, renewed = content.get("pid"), content.get("host"), content.get("time")
     if not isinstance(pid, int) or not isinstance(renewed, int | float):
@@ -99,8 +99,8 @@ def _renew(file: BucketPath, token: str, stop: threading.Event) -> None:
     while not stop.wait(_RENEWED_EVERY):
         try:
             if _token(file) not in (token, None):
-                say(f"{file}: another process has taken this lock, as it was not renewed in time", to_stderr=True)
+                say(f"{file}: another process has taken this lock, which was not renewed in time", to_stderr=True)
                 return
             file.write_bytes(_content(token))
         except (UserError, OSError):
-            continue  # until the bucket answers again
+            continue  # try again after the next pause

@@ -1,4 +1,4 @@
-"""A local folder for files that are appended to, whose copies in a bucket follow."""
+"""A local folder for files that are appended to, mirrored to a bucket."""
 
 import contextlib
 import time
@@ -13,13 +13,13 @@ _EVERY = 60.0  # seconds
 
 
 class Mirror:
-    """A folder to write into, which is `folder` itself on a disk.
+    """A local folder to write into. For a local `folder`, it is that folder itself.
 
-    For a folder in a bucket it is a temporary one of the same name on this machine, and what changed in it is uploaded
-    by `push`: whole files, so a file in the bucket is as it was at one moment.
+    For a folder in a bucket, it is a temporary folder with the same name. `push` uploads changed files as a whole, so
+    each file in the bucket is a consistent state.
 
     Attributes:
-      place: the folder to write into.
+      place: the local folder to write into.
     """
 
     def __init__(self, folder: Path, place: Path):
@@ -28,7 +28,7 @@ class Mirror:
         self._last = time.monotonic()
 
     def push(self) -> None:
-        """Uploads what changed. Raises UserError where the bucket refuses."""
+        """Uploads changed files. Raises UserError if the bucket refuses."""
         if not isinstance(self._folder, BucketPath):
             return
         now, self._last = dict(self._files()), time.monotonic()
@@ -41,12 +41,12 @@ class Mirror:
 
     @property
     def follows(self) -> bool:
-        """Whether there is something to push to."""
+        """Whether the folder is in a bucket, so that `push` is needed."""
         return isinstance(self._folder, BucketPath)
 
     @property
     def is_due(self) -> bool:
-        """Whether there is, and the last push was a minute ago."""
+        """Whether `push` is needed, and the last one was at least a minute ago."""
         return self.follows and time.monotonic() - self._last >= _EVERY
 
     def _files(self) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -59,10 +59,10 @@ class Mirror:
 
 @contextlib.contextmanager
 def mirrored(folder: Path, *, begun_with: Sequence[str]) -> Iterator[Mirror]:
-    """A mirror of `folder`; what changed last is uploaded at the end, however it ends.
+    """A mirror of `folder`. The last changes are uploaded at the end of the block, even after an error.
 
     Args:
-      begun_with: files that are fetched first, if they are there: those that are appended to.
+      begun_with: files to append to. Those that exist are downloaded first.
     """
     if not isinstance(folder, BucketPath):
         yield Mirror(folder, folder)
@@ -77,7 +77,7 @@ def mirrored(folder: Path, *, begun_with: Sequence[str]) -> Iterator[Mirror]:
         try:
             yield mirror
         except BaseException:
-            with contextlib.suppress(Exception):  # What ended the work says more.
+            with contextlib.suppress(Exception):  # The error that ended the block is more important.
                 mirror.push()
             raise
         mirror.push()

@@ -1,4 +1,4 @@
-"""`BucketPath`, a path whose files are in a bucket. Local paths stay `pathlib.Path`: they are not handled here."""
+"""`BucketPath`, a path in a bucket. Local paths remain plain `pathlib.Path` objects."""
 
 import dataclasses
 import fnmatch
@@ -20,27 +20,27 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _SCHEMES = {f"{scheme}:": scheme for scheme in PACKAGES}
-# pathlib makes one slash of two. One letter may be a drive of somebody's.
+# pathlib turns two slashes into one. A single letter is excluded, because it may be a drive.
 _OTHER_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")
 
 
 class BucketPath(PosixPath):
-    """A path gs://BUCKET/NAME or s3://BUCKET/NAME, with pathlib's methods as far as a bucket has what they ask for.
+    """A path gs://BUCKET/NAME or s3://BUCKET/NAME, with those methods of pathlib that buckets support.
 
-    A folder is there as long as something is in it; `mkdir` does nothing. Files appear whole, when they are closed.
-    What takes the path for a local one (`open`, `os`, `shutil`, C++) gets UserError: no path leads to ./gs:/.
+    A folder exists as long as it contains a file; `mkdir` does nothing. Files appear as a whole when they are closed.
+    Functions for local paths (`open`, `os`, `shutil`, C++) get UserError, so they never write into a folder ./gs:/.
 
-    All methods raise UserError where the bucket cannot be reached or refuses.
+    All methods raise UserError if the bucket cannot be reached or refuses.
     """
 
     @property
     def scheme(self) -> str:
-        """gs or s3."""
+        """The scheme, gs or s3."""
         return _SCHEMES[self.parts[0]]
 
     @property
     def key(self) -> str:
-        """BUCKET/NAME, as fsspec has it."""
+        """BUCKET/NAME, as fsspec expects it."""
         return "/".join(self.parts[1:])
 
     @property
@@ -50,7 +50,7 @@ class BucketPath(PosixPath):
 
     @property
     def epath(self) -> "epath.Path":
-        """The same for Orbax."""
+        """The path for Orbax."""
         configure()
         from etils import epath
 
@@ -60,47 +60,47 @@ class BucketPath(PosixPath):
         return f"{self.parts[0]}//{self.key}"
 
     def __fspath__(self) -> str:
-        raise UserError(f"{self}: this is not done in a bucket; name a local path")
+        raise UserError(f"{self}: this is not supported in a bucket; name a local path")
 
     def exists(self, **_: Any) -> bool:
-        """Whether there is such a file, or something below it."""
+        """Whether the path is a file or a folder."""
         with self._read():
             return bool(tried(lambda: self.fs.exists(self.key)))
 
     def is_dir(self, **_: Any) -> bool:
-        """Whether something is below it."""
+        """Whether the path is a folder, with at least one file in it."""
         with self._read():
             return bool(tried(lambda: self.fs.isdir(self.key)))
 
     def is_file(self, **_: Any) -> bool:
-        """Whether there is such a file."""
+        """Whether the path is a file."""
         with self._read():
             return bool(tried(lambda: self.fs.isfile(self.key)))
 
     def is_symlink(self) -> bool:
-        """Buckets have no links."""
+        """Always False: buckets have no links."""
         return False
 
     def absolute(self) -> "BucketPath":
-        """Itself."""
+        """The path itself, unchanged."""
         return self
 
     def resolve(self, strict: bool = False) -> "BucketPath":
-        """Itself."""
+        """The path itself, unchanged."""
         return self
 
     def expanduser(self) -> "BucketPath":
-        """Itself."""
+        """The path itself, unchanged."""
         return self
 
     def info(self) -> dict[str, Any]:
-        """What the bucket says of a file. Raises FileNotFoundError."""
+        """The bucket's metadata of a file. Raises FileNotFoundError."""
         with self._read():
             found: dict[str, Any] = tried(lambda: self.fs.info(self.key))
             return found
 
     def stat(self, **_: Any) -> os.stat_result:
-        """Size, and when it was written. Raises FileNotFoundError."""
+        """Size and modification time. Raises FileNotFoundError."""
         found = self.info()
         with self._read():
             changed = self.fs.modified(self.key).timestamp() if found["type"] == "file" else 0.0
@@ -108,18 +108,18 @@ class BucketPath(PosixPath):
         return os.stat_result((kind | 0o644, 0, 0, 1, 0, 0, found.get("size") or 0, changed, changed, changed))
 
     def lstat(self) -> os.stat_result:
-        """The same: buckets have no links."""
+        """Same as `stat`: buckets have no links."""
         return self.stat()
 
     def iterdir(self) -> Iterator["BucketPath"]:  # type: ignore[override]
-        """What is in the folder. Raises FileNotFoundError if nothing is."""
+        """The files and folders in the folder. Raises FileNotFoundError if there are none."""
         with self._read():
             found = tried(lambda: self.fs.ls(self.key, detail=False))
         names = {PurePosixPath(each).name for each in found if each.strip("/") != self.key}
         return (self / name for name in sorted(names))
 
     def files(self) -> dict[str, dict[str, Any]]:
-        """What the bucket says of every file below, by relative path; none if there is none."""
+        """The bucket's metadata of every file below the folder, by relative path; empty if there are none."""
         with self._read():
             try:
                 found = tried(lambda: self.fs.find(self.key, detail=True))
@@ -129,12 +129,12 @@ class BucketPath(PosixPath):
         return {
             key[len(start) :]: info
             for key, info in sorted(found.items())
-            # Objects whose name ends with a slash stand for folders.
+            # Objects with a name that ends with a slash represent folders.
             if key.startswith(start) and not key.endswith("/") and info.get("type") == "file"
         }
 
     def glob(self, pattern: str, **_: Any) -> Iterator["BucketPath"]:  # type: ignore[override]
-        """What is below by a pattern of any depth but `**`, for which there is `files`."""
+        """Paths below the folder that match a pattern of any depth, without `**`. Use `files` instead of `**`."""
         first, rest = (*pattern.split("/", 1), "")[:2]
         try:
             found = [path for path in self.iterdir() if fnmatch.fnmatchcase(path.name, first)]
@@ -147,17 +147,17 @@ class BucketPath(PosixPath):
                 yield path
 
     def rglob(self, pattern: str, **_: Any) -> Iterator["BucketPath"]:  # type: ignore[override]
-        """Files at any depth, by their names."""
+        """Files at any depth whose names match the pattern."""
         return (self / name for name in self.files() if fnmatch.fnmatchcase(PurePosixPath(name).name, pattern))
 
     def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
-        """Nothing: a bucket has no folders."""
+        """Does nothing: a bucket has no folders."""
 
     def rmdir(self) -> None:
-        """Nothing either."""
+        """Does nothing: a bucket has no folders."""
 
     def unlink(self, missing_ok: bool = False) -> None:
-        """Removes a file."""
+        """Removes a file. Raises FileNotFoundError unless `missing_ok`."""
         try:
             with explained(self, "removed"):
                 self.fs.rm_file(self.key)
@@ -166,14 +166,14 @@ class BucketPath(PosixPath):
                 raise
 
     def remove_tree(self) -> None:
-        """Removes all that is below, if anything is."""
+        """Removes all files below the folder, if there are any."""
         names = list(self.files())
         with explained(self, "removed"):
             if names:
                 self.fs.rm([f"{self.key}/{name}" for name in names])
 
     def rename(self, target: str | os.PathLike) -> "BucketPath":
-        """Copies to another place in the bucket, then removes: not at one stroke, unlike a local rename."""
+        """Copies to another path in the bucket, then removes the original. Unlike a local rename, it is not atomic."""
         assert isinstance(target, BucketPath) and target.scheme == self.scheme
         names = list(self.files()) or [""]
         for name in names:
@@ -193,20 +193,20 @@ class BucketPath(PosixPath):
         errors: str | None = None,
         newline: str | None = None,
     ) -> io.BytesIO | io.TextIOWrapper:
-        """For reading a small file, which is in memory then. `files.new_file` writes one."""
+        """Opens a small file for reading, and reads it into memory. Use `files.new_file` for writing."""
         if mode not in ("r", "rt", "rb"):
             raise UserError(f"{self}: a file in a bucket cannot be opened for writing; name a local path")
         data = io.BytesIO(self.read_bytes())
         return data if "b" in mode else io.TextIOWrapper(data, encoding or "utf-8", errors, newline)
 
     def write_bytes(self, data: Any) -> int:
-        """Writes a small file at one stroke."""
+        """Writes a small file atomically."""
         with self._written():
             tried(lambda: self.fs.pipe_file(self.key, bytes(data)))
         return len(data)
 
     def create(self, data: bytes) -> bool:
-        """Writes a small file if there is none of the name; of several who try at once, one succeeds."""
+        """Writes a small file if the name is free, and returns whether it did. Of several at once, one succeeds."""
         with self._written():
             try:
                 self.fs.pipe_file(self.key, data, mode="create")
@@ -215,18 +215,18 @@ class BucketPath(PosixPath):
         return True
 
     def read_bytes(self) -> bytes:
-        """All of a small file. Raises FileNotFoundError."""
+        """The content of a small file. Raises FileNotFoundError."""
         with self._read():
             data: bytes = tried(lambda: self.fs.cat_file(self.key))
             return data
 
     def upload(self, file: Path) -> None:
-        """Makes a local file this one, whole or not at all."""
+        """Uploads a local file to this path, atomically."""
         with self._written():
             tried(lambda: self.fs.put_file(os.fspath(file), self.key))
 
     def download(self, file: Path) -> None:
-        """Copies into a new local file. Raises FileNotFoundError if there is nothing to copy."""
+        """Downloads into a new local file. Raises FileNotFoundError."""
         with self._read():
             tried(lambda: self.fs.get_file(self.key, os.fspath(file)))
 
@@ -238,9 +238,10 @@ class BucketPath(PosixPath):
 
 
 def as_path(path: str | os.PathLike) -> Path:
-    """What a person named: a `BucketPath` for gs:// and s3://, also if it went through pathlib, else a local path.
+    """The path that a user has named: a `BucketPath` for gs:// and s3://, otherwise a local path.
 
-    Raises UserError for a bucket's path without a bucket, without the extra, or of another scheme.
+    It also recognizes bucket paths that pathlib has changed to one slash. Raises UserError if the bucket's name is
+    missing, the extra is not installed, or the scheme is another one.
     """
     made = path if isinstance(path, Path) else Path(path)
     if isinstance(made, BucketPath) or not made.parts or not made.parts[0].endswith(":"):
@@ -252,12 +253,12 @@ def as_path(path: str | os.PathLike) -> Path:
         check_installed(_SCHEMES[first])
         return BucketPath(*made.parts)
     if _OTHER_SCHEME.fullmatch(first) and not os.path.exists(first):
-        raise UserError(f"{first}// is not read or written; local paths, gs:// and s3:// are")
+        raise UserError(f"{first}// is not supported; use a local path, gs:// or s3://")
     return made
 
 
 def with_paths(value: T) -> T:
-    """Settings with every path in them, at any depth of dataclasses and tuples, made by `as_path`. Raises as that."""
+    """Applies `as_path` to every path in settings, at any depth of dataclasses and tuples. Raises its errors."""
     return _with_paths(value)  # type: ignore[no-any-return]
 
 
@@ -269,7 +270,7 @@ def _with_paths(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         before = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
         after = {name: _with_paths(each) for name, each in before.items()}
-        # An equal path may be of the other class.
+        # Compared by identity: equal paths may be of different classes.
         changed = {name: each for name, each in after.items() if not _same(each, before[name])}
         return dataclasses.replace(value, **changed) if changed else value
     return value
@@ -282,10 +283,10 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def refuse(path: Path | None, what: str) -> None:
-    """Raises UserError if this is in a bucket; for what cannot be there, before any work.
+    """Raises UserError if the path is in a bucket. For options that need a local path, before any work.
 
     Args:
-      what: of the command it is, such as "--compare".
+      what: the option, such as "--compare".
     """
     if isinstance(path, BucketPath):
         raise UserError(f"{what} {path} cannot be in a bucket; name a local path")

@@ -1,4 +1,4 @@
-"""Files and folders into buckets: a file whole or not at all, a folder under a mark until it is complete."""
+"""Uploads files and folders to buckets. A file is written atomically; a folder has a marker until it is complete."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from xpsr_jax.errors import UserError
 
 @contextlib.contextmanager
 def new_file(file: BucketPath) -> Iterator[Path]:
-    """A local name to write to, which is uploaded as `file` at the end, or nothing after an error."""
+    """Gives a local path to write to, which is uploaded as `file` at the end. After an error, nothing is uploaded."""
     with local_workplace(file) as folder:
         made = folder / file.name
         yield made
@@ -24,7 +24,7 @@ def new_file(file: BucketPath) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_folder(folder: BucketPath) -> Iterator[Path]:
-    """A local folder to fill, which replaces `folder` at the end, or nothing after an error."""
+    """Gives a local folder to fill, which replaces `folder` at the end. After an error, nothing is uploaded."""
     with local_workplace(folder) as place:
         made = place / folder.name
         made.mkdir()
@@ -39,19 +39,19 @@ def new_folder(folder: BucketPath) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def incomplete(folder: BucketPath) -> Iterator[None]:
-    """Marks a folder as incomplete; the mark goes when all is done, and stays after an error."""
+    """Marks a folder as incomplete during the block. The marker is removed at the end, but kept after an error."""
     mark_incomplete(folder)
     yield
     (folder / INCOMPLETE).unlink(missing_ok=True)
 
 
 def mark_incomplete(folder: BucketPath) -> None:
-    """Whoever reads the folder is told that it is incomplete."""
-    (folder / INCOMPLETE).write_bytes(b"This folder is being written, or that was stopped. Nobody reads it.\n")
+    """Marks a folder as incomplete, so that reading it is an error."""
+    (folder / INCOMPLETE).write_bytes(b"This folder is incomplete: it is being written, or writing was stopped.\n")
 
 
 def upload_files(source: Path, folder: BucketPath) -> list[str]:
-    """Uploads all files below a local folder, many at once; returns their relative paths."""
+    """Uploads all files below a local folder, many in parallel; returns their relative paths."""
     names = sorted(path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file())
     with writing(folder):
         if names:
@@ -61,7 +61,7 @@ def upload_files(source: Path, folder: BucketPath) -> list[str]:
 
 
 def check_writable(folder: BucketPath) -> None:
-    """Writes an object into a folder for a moment. Raises UserError if the bucket refuses."""
+    """Writes an object into a folder and removes it. Raises UserError if the bucket refuses."""
     probe = folder / f".probe-{os.getpid()}-{os.urandom(4).hex()}"
     probe.write_bytes(b"")
     probe.unlink(missing_ok=True)
@@ -69,11 +69,11 @@ def check_writable(folder: BucketPath) -> None:
 
 @contextlib.contextmanager
 def local_workplace(target: BucketPath) -> Iterator[Path]:
-    """A temporary local folder for what is on its way into a bucket."""
+    """A temporary local folder for files that will be uploaded to a bucket."""
     try:
         folder = Path(tempfile.mkdtemp(prefix="xpsr_jax-upload-"))
     except OSError as error:
-        raise UserError(f"{target}: there is no room for it on its way, in {tempfile.gettempdir()}: {error}") from error
+        raise UserError(f"{target}: no temporary folder for it in {tempfile.gettempdir()}: {error}") from error
     try:
         yield folder
     finally:

@@ -1,4 +1,4 @@
-"""Converting weights into a model folder, checked against our networks and streamed one tensor at a time."""
+"""Converts weights into a model folder. They are checked against our networks and streamed one tensor at a time."""
 
 import collections
 import dataclasses
@@ -29,10 +29,10 @@ class Converted:
     """What a conversion wrote.
 
     Attributes:
-      sources: where each component, by its subfolder, came from.
-      missing: subfolders that sampling needs and no source had.
+      sources: for the subfolder of each component, the path that it came from.
+      missing: subfolders that sampling needs and that no source had.
       tensors, parameters: counts over all networks.
-      history: what was done to the weights on the way, a line each.
+      history: the changes made to the weights during conversion, one line each.
     """
 
     sources: dict[str, Path]
@@ -44,7 +44,7 @@ class Converted:
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """A network to write: what was opened of it, its configuration, and its tensors by our paths."""
+    """A network to write: its opened weights, its configuration, and its tensors by our paths."""
 
     network: Network
     weights: Weights
@@ -63,26 +63,27 @@ def convert(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Converted:
-    """Merges sources by component, later ones first choice, into a new model folder, which appears when it is complete.
+    """Merges sources by component into a new model folder, which appears only when it is complete.
 
-    Every tensor is checked and written under today's name; tokenizer and scheduler are copied.
+    Where several sources have the same component, the last one is used. Every tensor is checked and written under its
+    current name. The tokenizer and the scheduler are copied.
 
     Args:
-      to: safetensors files under PyTorch's names, or an Orbax checkpoint for each network.
-      dtype: to cast to; None: as they are, bit for bit.
+      to: "torch": safetensors files with PyTorch's names. "orbax": an Orbax checkpoint for each network.
+      dtype: type that the tensors are cast to. None: unchanged, bit for bit.
       shard_bytes: start another safetensors file above this size.
-      verify: read what was written again, and compare every tensor and what each network computes.
+      verify: read the result back, and compare every tensor and the output of each network.
       overwrite: replace an existing model folder.
       progress: show a progress bar.
 
-    Raises UserError: the output exists or holds a source; there is nothing to convert, or what there is does not fit
-    the networks: everything that is wrong with it is named.
+    Raises UserError: the output exists or contains a source; there is nothing to convert; or the weights do not fit
+    the networks. The error lists every problem.
     """
     replaceable = model_folder.ENTRIES if overwrite else None
     source = merge(sources)
     for origin in (*source.origins.values(), *source.also_read):
         if output.resolve() in (origin.resolve(), *origin.resolve().parents):
-            raise UserError(f"the output {output} would replace the source {origin}; name another folder")
+            raise UserError(f"the output {output} would replace the source {origin}; choose another folder")
     check_free(output, replaceable=replaceable)
     if not source.networks:
         raise UserError(f"no networks to convert; expected some of the subfolders {listed(ALL_NETWORKS)}")
@@ -133,7 +134,7 @@ def convert(
 
 
 def _card(source: Source) -> Card:
-    """The card of what is made of a source: where each component comes from, and what is known of that."""
+    """The card of the new model: where each component comes from, and what the cards of the sources say."""
     made = [f"{SUBFOLDERS[name]}/ from {public_name(origin)}" for name, origin in source.origins.items()]
     for line in source.history:
         for path in source.also_read:
@@ -143,12 +144,12 @@ def _card(source: Source) -> Card:
     card = card_of(folders, made)
     if source.card is not None:
         card = dataclasses.replace(source.card, made=card.made, licence=source.card.licence or card.licence)
-    # What was measured was another model.
+    # Changed weights are another model: the old scores do not apply to it.
     return dataclasses.replace(card, scores={}) if source.history else card
 
 
 def _open(source: Source) -> dict[str, _Job]:
-    """All that is wrong with the networks' names and shapes, and in that case with their values, is one error."""
+    """Opens all networks. One error lists all wrong names and shapes, and then also all wrong values."""
 
     def open_one(name: str) -> _Job:
         weights = source.networks[name]()
@@ -162,7 +163,7 @@ def _open(source: Source) -> dict[str, _Job]:
     try:
         return dict(zip(names, together(*(functools.partial(open_one, name) for name in names)), strict=True))
     except UserError:
-        # Values are looked at as they are written. Nothing will be, so now is the time.
+        # Values are usually checked while they are written. Nothing will be written, so they are checked here.
         together(*(functools.partial(read_one, name) for name in names))
         raise
 

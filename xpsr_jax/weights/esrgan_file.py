@@ -1,4 +1,4 @@
-"""ESRGAN's networks in one file, under any of the names that their authors and BasicSR have given to the layers."""
+"""Reads an ESRGAN network from one file, with the layer names of BasicSR or of ESRGAN's own releases."""
 
 import re
 from collections.abc import Mapping
@@ -8,9 +8,9 @@ from typing import Any
 from xpsr_jax.errors import UserError, listed
 from xpsr_jax.weights.tensors import Tensor, without_shared_prefix
 
-# What BasicSR's files hold beside one another: the trained parameters' moving average, and themselves.
+# BasicSR's files may hold two groups: the moving average of the trained parameters, and the parameters themselves.
 _AVERAGE, _TRAINED = "params_ema.", "params."
-# (pattern, BasicSR's name): of ESRGAN's own code, the later and the first release.
+# (pattern, BasicSR's name), for the later and for the first release of ESRGAN's own code.
 _LATER = (
     (r"^RRDB_trunk\.", "body."),
     (r"^trunk_conv\.", "conv_body."),
@@ -33,23 +33,25 @@ def is_esrgan(keys: Mapping[str, Tensor]) -> bool:
 
 
 def read_esrgan(file: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """config.json and tensors, under BasicSR's names, of what a file holds; of a moving average and what trained, that.
+    """The config.json and the tensors of a file, with BasicSR's names.
 
-    Raises UserError if it is no whole RRDBNet.
+    If the file has both a moving average and the trained parameters, the moving average is read.
+
+    Raises UserError if it is not a complete RRDBNet.
     """
     tensors = without_shared_prefix(tensors, file, known=(_AVERAGE, _TRAINED, "conv_first.", "model.0.", "model.1."))
     for prefix in (_AVERAGE, _TRAINED):
         if any(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): each for key, each in tensors.items() if key.startswith(prefix)}
             break
-    named = {_today(key, tensors): tensor for key, tensor in tensors.items()}
+    named = {_basicsr_name(key, tensors): tensor for key, tensor in tensors.items()}
     try:
         return _config(named), named
     except (KeyError, ValueError) as error:
-        raise UserError(f"{file} is no whole RRDBNet: {error}; found {listed(sorted(tensors))}") from error
+        raise UserError(f"{file} is not a complete RRDBNet: {error}; found {listed(sorted(tensors))}") from error
 
 
-def _today(key: str, tensors: Mapping[str, Tensor]) -> str:
+def _basicsr_name(key: str, tensors: Mapping[str, Tensor]) -> str:
     """BasicSR's name of a tensor."""
     if not key.startswith("model."):
         for pattern, replacement in _LATER:
@@ -59,7 +61,7 @@ def _today(key: str, tensors: Mapping[str, Tensor]) -> str:
         key = re.sub(pattern, replacement, key)
     if not (found := re.fullmatch(r"model\.(\d+)\.(weight|bias)", key)):
         return key
-    # Each doubling is three modules: enlarge, convolve, activate. Then come two convolutions, with another activation.
+    # Each doubling has three modules: enlarge, convolve, activate. Two convolutions follow, with an activation between.
     number, last = int(found[1]), max(int(other.split(".")[1]) for other in tensors)
     names = {last: "conv_last", last - 2: "conv_hr"}
     return f"{names.get(number, f'conv_up{number // 3}')}.{found[2]}"
@@ -69,7 +71,7 @@ def _config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     features, channels, *_ = tensors["conv_first.weight"].shape
     unshuffle = {3: 1, 12: 2, 48: 4}.get(channels)
     if unshuffle is None:
-        raise ValueError(f"it takes {channels} channels, not 3, 12 or 48")
+        raise ValueError(f"it has {channels} input channels, expected 3, 12 or 48")
     doublings = sum(re.fullmatch(r"conv_up\d\.weight", key) is not None for key in tensors)
     return {
         "_class_name": "RRDBNet",

@@ -1,4 +1,4 @@
-"""The weights that diffusers (until 0.39) and transformers (until 4) saved of their Flax models: `*.msgpack`."""
+"""Reads `*.msgpack`: the weights of Flax models, as diffusers (up to 0.39) and transformers (up to 4) saved them."""
 
 import functools
 import mmap
@@ -17,16 +17,16 @@ from xpsr_jax.weights.rules import LEAVES, TO_TORCH
 from xpsr_jax.weights.tensors import Tensor
 from xpsr_jax.weights.torch_files import unreadable
 
-# Parts that end in a number of PyTorch's own, which is no index of a list.
+# Module names that end in a number in PyTorch too. The number is not an index of a list.
 _NUMBERED = re.compile(r"linear_\d+")
 
 
 def read_msgpack(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file, by PyTorch's keys and in its layout; the data are read when asked for.
+    """The tensors of a file, by PyTorch's keys and in PyTorch's layout. Their data are read only when needed.
 
-    msgpack is no pickle: there is nothing in it but numbers and texts.
+    Unlike a pickle, a msgpack file holds only numbers and texts.
 
-    Raises UserError: the file is truncated, or is not what Flax saves.
+    Raises UserError: the file is truncated, or Flax did not write it.
     """
     try:
         with open_regular(file) as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -37,14 +37,14 @@ def read_msgpack(file: Path) -> dict[str, Tensor]:
 
 
 def torch_key(path: tuple[str, ...]) -> str:
-    """PyTorch's key: ("down_blocks_0", "norm1", "scale") is "down_blocks.0.norm1.weight"."""
+    """PyTorch's key of a path: ("down_blocks_0", "norm1", "scale") gives "down_blocks.0.norm1.weight"."""
     *modules, leaf = path
     parts = [part if _NUMBERED.fullmatch(part) else re.sub(r"_(\d+)$", r".\1", part) for part in modules]
     return ".".join([*parts, LEAVES.get(leaf, leaf)])
 
 
 def _leaves(data: mmap.mmap) -> Iterator[tuple[tuple[str, ...], int, int, tuple[int, ...], np.dtype]]:
-    """Path, place in the file, shape and type of every array."""
+    """Path, offset, length in bytes, shape and type of every array in the file."""
     unpacker = msgpack.Unpacker(data, raw=False, max_buffer_size=2**31 - 1, ext_hook=lambda code, content: None)
     end = len(data)
 
@@ -52,7 +52,7 @@ def _leaves(data: mmap.mmap) -> Iterator[tuple[tuple[str, ...], int, int, tuple[
         for _ in range(unpacker.read_map_header()):
             name = unpacker.unpack()
             start = unpacker.tell()
-            # A map: 0x80 to 0x8f, or 0xde, or 0xdf. Flax splits arrays above 1 GiB into a map of chunks.
+            # A map begins with 0x80 to 0x8f, 0xde or 0xdf. Flax splits arrays above 1 GiB into a map of chunks.
             is_map = data[start] & 0xF0 == 0x80 or data[start] in (0xDE, 0xDF)
             if is_map and b"__msgpack_chunked_array__" not in data[start : start + 64]:
                 yield from walk((*path, name))
@@ -60,12 +60,12 @@ def _leaves(data: mmap.mmap) -> Iterator[tuple[tuple[str, ...], int, int, tuple[
             unpacker.skip()
             array = np.asarray(msgpack_restore(data[start : unpacker.tell()]))
             if array.dtype.kind in "OSU":
-                raise ValueError(f"{'/'.join((*path, name))} is no array")
+                raise ValueError(f"{'/'.join((*path, name))} is not an array")
             yield (*path, name), start, unpacker.tell() - start, array.shape, array.dtype
 
     yield from walk(())
     if unpacker.tell() != end:
-        raise ValueError(f"{end - unpacker.tell()} bytes too many")
+        raise ValueError(f"{end - unpacker.tell()} surplus bytes at the end")
 
 
 def _tensor(

@@ -1,4 +1,4 @@
-"""The weights in a component's folder, whichever library wrote them."""
+"""Reads the weights in a component's folder, whichever library wrote them."""
 
 import functools
 import re
@@ -14,7 +14,7 @@ from xpsr_jax.weights.tensors import Tensor, without_shared_prefix
 from xpsr_jax.weights.torch_files import STEMS, read_file, read_shards
 
 Read = Callable[[Path], dict[str, Tensor]]
-# Extension, names (diffusers', transformers') and reader of each kind of file, first choice first.
+# Extension, names (diffusers', transformers') and reader of each kind of file, in order of preference.
 _KINDS: tuple[tuple[str, tuple[str, ...], Read], ...] = (
     ("safetensors", STEMS, read_file),
     ("bin", ("diffusion_pytorch_model", "pytorch_model"), read_pickle),
@@ -27,16 +27,16 @@ _VARIANT = re.compile(rf"(?:{_NAMES})\.(?:(\w+)\.(?:safetensors|bin)|(?:safetens
 def read_folder(
     folder: Path, names: rules.Names = rules.UNET_NAMES, *, variant: str | None = None
 ) -> dict[str, Tensor]:
-    """The tensors of a component's folder by PyTorch's keys and in its layout; only what describes them is read yet.
+    """The tensors of a component's folder, by PyTorch's keys and in PyTorch's layout. Their data are read later.
 
-    Of a model of the hub, the files are fetched now.
+    For a model on the hub, the files are downloaded now.
 
     Args:
-      names: of the network, for a checkpoint that has our paths (Orbax).
-      variant: read "model.VARIANT.safetensors" where there is one, such as "fp16", rather than "model.safetensors".
-        A folder with nothing but one variant is read without being asked.
+      names: the network's naming rules. Needed for an Orbax checkpoint, which has our paths.
+      variant: such as "fp16": prefer "model.VARIANT.safetensors" to "model.safetensors" where it exists. A folder
+        that holds nothing but one variant is read even with None.
 
-    Raises UserError if there are none, or a file is missing, truncated, corrupt, or cannot be read safely.
+    Raises UserError if the folder has no weights, or a file is missing, truncated, corrupt, or not safe to read.
     """
     hub.complete(folder, variant=variant)
     found = sorted(entries(folder))
@@ -49,13 +49,13 @@ def read_folder(
         tensors = orbax_files.read(folder / orbax_files.FOLDER)
         return dict(rules.to_torch(path, tensor, names) for path, tensor in tensors.items())
     if variants:
-        raise UserError(f"{folder} holds only variants: {', '.join(sorted(variants))}; say which (--variant)")
+        raise UserError(f"{folder} holds only variants: {', '.join(sorted(variants))}; choose one with --variant")
     expected = " or ".join(f"{stem}.safetensors" for stem in STEMS)
     raise UserError(f"{folder} holds no weights: expected {expected}, found {', '.join(found) or 'nothing'}")
 
 
 def variants_in(folder: Path) -> set[str]:
-    """The variants that a component's weights come in, such as "fp16"; without the plain one."""
+    """The variants of a component's weights, such as "fp16". The plain files are not counted."""
     names = [*entries(folder), *hub.names_in(folder)]
     return {match[1] or match[2] for name in names if (match := _VARIANT.fullmatch(name))}
 

@@ -1,8 +1,8 @@
-"""Models of the Hugging Face hub: `owner/name`, `owner/name@revision`, `owner/name:subfolder` in a folder's place.
+"""Models on the Hugging Face hub: `owner/name`, `owner/name@revision` or `owner/name:subfolder` instead of a folder.
 
-What is needed of a model comes into the hub client's own cache: first the small files, and a network's weights when
-they are opened. Whatever exists as a local path is that path. Nothing here imports JAX, and the hub's client is
-imported for a name of the hub alone.
+The needed files are downloaded into the cache of the hub's client: the small files first, a network's weights when
+they are opened. A local path that exists takes precedence over a name on the hub. Nothing here imports JAX. The hub's
+client is imported only when a name on the hub is used.
 """
 
 import dataclasses
@@ -23,20 +23,20 @@ from xpsr_jax.weights.local_models import local_model
 
 _NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([^@:]+))?(?::([^:]+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# Of the first answer: who waits longer is without a network.
+# Time to wait for the first answer. After that, there is probably no network.
 _SECONDS = 10.0
-# From this many bytes on it is said what is being fetched.
+# A download of at least this many bytes is announced.
 _LARGE = 10_000_000
 
 
 @dataclass(frozen=True)
 class HubName:
-    """The name of a model on the hub; as a text, `owner/name@revision:inside`.
+    """The name of a model on the hub. `str` gives `owner/name@revision:inside`.
 
     Attributes:
       repository: owner/name.
-      revision: branch, tag or commit; None: the newest.
-      inside: a folder in it, or a file; "": all of it.
+      revision: branch, tag or commit; None: the newest commit of the default branch.
+      inside: a folder or a file in the repository; "": the whole repository.
     """
 
     repository: str
@@ -49,17 +49,17 @@ class HubName:
 
     @property
     def is_pinned(self) -> bool:
-        """Whether the revision is a commit, which never changes."""
+        """Whether the revision is a commit. A commit never changes."""
         return self.revision is not None and _COMMIT.fullmatch(self.revision) is not None
 
 
 def hub_name(path: str | Path) -> HubName | None:
-    """The name of the hub that a path is meant as; None: it is a local path, one that exists or no name can be."""
+    """The name on the hub that a path means. None if it exists locally, is in a bucket, or is not a valid name."""
     return None if isinstance(as_path(path), BucketPath) or os.path.exists(path) else parsed(path)
 
 
 def parsed(path: str | Path) -> HubName | None:
-    """The name of the hub that a path may be, whether it exists here or not; None: it can be none."""
+    """A path as a name on the hub, even if it also exists locally. None if it is not a valid name."""
     found = _NAME.fullmatch(str(path))
     if found is None or found[1].endswith(hub_files.SINGLE_FILES):
         return None
@@ -69,13 +69,13 @@ def parsed(path: str | Path) -> HubName | None:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A model of the hub at one commit.
+    """A model on the hub at one commit.
 
     Attributes:
-      name: with the commit as its revision.
-      folder: of the whole repository in the cache.
-      sizes: of every file in the repository, in bytes; of what is cached alone, if `is_cached`.
-      is_cached: the hub was not to be reached, so this is what its cache has.
+      name: the name, with the commit as its revision.
+      folder: the cache folder of the whole repository.
+      sizes: size in bytes of every file in the repository; only of the cached files if `is_cached`.
+      is_cached: whether the hub could not be reached, so that only cached files are known.
     """
 
     name: HubName
@@ -85,20 +85,21 @@ class Snapshot:
 
     @property
     def root(self) -> Path:
-        """The folder or file in the cache that the name means."""
+        """The folder or file in the cache that the name refers to."""
         return self.folder / self.name.inside
 
     def below(self, folder: str = "") -> list[str]:
-        """Names of the files below a folder of what is meant, relative to it."""
+        """Names of the files below a folder (relative to `root`), relative to that folder."""
         return _below(self.sizes, _joined(self.name.inside, folder))
 
     def fetch(self, files: Collection[str], folder: str = "") -> None:
-        """Brings files into the cache that are not there, and says how many and how large they are.
+        """Downloads the files that the cache lacks, and announces their number and size.
 
         Args:
-          files: names relative to `folder` of what is meant.
+          files: names relative to `folder`.
+          folder: a folder relative to `root`.
 
-        Raises UserError if the hub does not give them.
+        Raises UserError if the hub refuses or cannot be reached.
         """
         prefix = _joined(self.name.inside, folder)
         absent = [prefix + name for name in files if not (self.folder / (prefix + name)).exists()]
@@ -107,12 +108,12 @@ class Snapshot:
 
 
 def local(path: str | Path) -> Path:
-    """The path itself; or of a name on the hub, its folder or file in the cache; or a copy of what is in a bucket.
+    """The local path of a model: a local path is returned unchanged, anything else as its path in the cache.
 
-    A model's small files are there then. The weights of its networks come when `complete` is told of their folder,
-    as it is whenever they are opened.
+    For a name on the hub, only the small files are downloaded here. The weights of a network follow when `complete` is
+    called with its folder, which happens whenever they are opened. A path in a bucket is copied.
 
-    Raises UserError if the hub does not have it, does not give it, or is not to be reached.
+    Raises UserError if the hub does not have the model, refuses it, or cannot be reached.
     """
     name = hub_name(path)
     if name is None:
@@ -123,7 +124,7 @@ def local(path: str | Path) -> Path:
 
 
 def commit_of(name: HubName) -> str:
-    """The commit that a name means today, or in the cache where the hub is not to be reached. Raises as `local`."""
+    """The current commit of a name, or the cached one if the hub cannot be reached. Raises the errors of `local`."""
     commit = name.revision if name.is_pinned else open_snapshot(name).name.revision
     assert commit is not None
     return commit
@@ -135,19 +136,19 @@ def pinned_name(name: HubName) -> HubName:
 
 
 def pinned(path: str | Path) -> Path:
-    """The path itself; or a name on the hub, as `pinned_name`."""
+    """For a name on the hub, `pinned_name` as a path. Any other path is returned unchanged."""
     name = hub_name(path)
     return as_path(path) if name is None else Path(str(pinned_name(name)))
 
 
 def complete(folder: Path, *, variant: str | None = None) -> None:
-    """Fetches the weights of one component, if its folder is one of a model of the hub; what is there stays.
+    """Downloads the weights of one component that the cache lacks. A folder that is not from the hub is ignored.
 
     Args:
-      folder: of the component, as `local` gave it or below that.
+      folder: the component's folder, either returned by `local` or directly below that.
       variant: as in `hub_files.weights`.
 
-    Raises UserError if the hub does not give them.
+    Raises UserError if the hub refuses or cannot be reached.
     """
     found = _opened(folder)
     if found is None:
@@ -155,17 +156,19 @@ def complete(folder: Path, *, variant: str | None = None) -> None:
     snapshot, inside = found
     chosen = hub_files.weights(snapshot.below(inside), variant=variant)
     if not chosen and snapshot.is_cached:
-        raise UserError(f"{shown(folder)}: its weights are not in the cache, and the hub is not to be reached")
+        raise UserError(f"{shown(folder)}: its weights are not in the cache, and the hub cannot be reached")
     snapshot.fetch(chosen, inside)
 
 
 def fetch(name: HubName, *, variant: str | None = None) -> dict[str, Path]:
-    """All files that a model needs, or the one that is meant: each file's name there, and where it is in the cache.
+    """Downloads all files that a model needs, or the one named file.
 
     Args:
-      variant: as in `hub_files.weights`, of every component.
+      variant: as in `hub_files.weights`, for every component.
 
-    Raises UserError if the hub does not give them.
+    Returns the path in the cache of each file, by its name on the hub.
+
+    Raises UserError if the hub refuses or cannot be reached.
     """
     snapshot = open_snapshot(name)
     if snapshot.root.is_file():
@@ -179,19 +182,19 @@ def fetch(name: HubName, *, variant: str | None = None) -> dict[str, Path]:
 
 
 def names_in(folder: Path) -> list[str]:
-    """Names of the files that the hub has of a component's folder; [] of a folder that is not of the hub."""
+    """Names of the files that the hub has for a component's folder; [] if the folder is not from the hub."""
     found = _opened(folder)
     return found[0].below(found[1]) if found else []
 
 
 def repository_folder(folder: Path) -> Path:
-    """Of a folder of a model of the hub, that of the whole repository in the cache; any other folder is itself."""
+    """The cache folder of the whole repository that a folder belongs to. Other folders are returned unchanged."""
     found = _opened(folder)
     return found[0].folder if found else folder
 
 
 def shown(path: Path) -> str:
-    """A path for people: of a component of a model of the hub its name there, of anything else the path itself."""
+    """A path for messages: the name on the hub for a model or component from the hub, otherwise the path itself."""
     found = _opened(path)
     if found is None:
         return str(path)
@@ -201,32 +204,32 @@ def shown(path: Path) -> str:
 
 @functools.cache
 def open_snapshot(name: HubName) -> Snapshot:
-    """Asks the hub what a name means, once a process, and fetches the small files, or the one file that is meant.
+    """Asks the hub for the commit of a name, once per process, and downloads the small files or the one named file.
 
-    Where the hub is not to be reached, it is what the cache has. Raises UserError if that is nothing.
+    If the hub cannot be reached, the cache is used. Raises UserError if the cache has nothing either.
     """
     from huggingface_hub import HfApi
 
     try:
         info = HfApi().model_info(name.repository, revision=name.revision, files_metadata=True, timeout=_SECONDS)
-    # Which errors of a network there are depends on the release of the client.
+    # The types of network errors depend on the release of the client.
     except Exception as error:
         return _from_cache(name, error)
     assert info.sha is not None
     sizes = {each.rfilename: each.size or 0 for each in info.siblings or ()}
-    # By the revision's own name: the client notes which commit it is, for when there is no network.
+    # By the revision's own name: the client then stores its commit, for use without a network.
     folder = _download(name, {each: sizes[each] for each in _first_files(name, sizes)})
-    if folder.name != info.sha:  # It became another commit just now.
+    if folder.name != info.sha:  # The revision has changed between the two requests.
         return open_snapshot(dataclasses.replace(name, revision=folder.name))
     return Snapshot(dataclasses.replace(name, revision=info.sha), folder, sizes)
 
 
-# By the folder that `local` gave.
+# The snapshots that `local` has opened, by the path that it returned.
 _OPENED: dict[Path, Snapshot] = {}
 
 
 def _opened(folder: Path) -> tuple[Snapshot, str] | None:
-    """The model of the hub that a folder is, or is a component of, and the component's subfolder ("": itself)."""
+    """The snapshot that a folder belongs to, and the component's subfolder in it ("" for the snapshot's root)."""
     for root, inside in ((folder, ""), (folder.parent, folder.name)):
         if root in _OPENED:
             return _OPENED[root], inside
@@ -234,47 +237,47 @@ def _opened(folder: Path) -> tuple[Snapshot, str] | None:
 
 
 def _first_files(name: HubName, sizes: Mapping[str, int]) -> list[str]:
-    """The one file that is meant, or the small ones of a model folder. Raises UserError if there are none."""
+    """The one named file, or the small files of a model folder. Raises UserError if there are none."""
     if name.inside in sizes:
         return [name.inside]
     prefix = _joined(name.inside)
     names = _below(sizes, prefix)
     if found := hub_files.descriptions(names):
-        card = [each for each in ("README.md",) if prefix and each in sizes]  # of the repository: it says the licence
+        card = [each for each in ("README.md",) if prefix and each in sizes]  # the repository's card has the licence
         return [*card, *(prefix + each for each in found)]
     single = [each for each in names if each.endswith(hub_files.SINGLE_FILES)]
     if single:
-        raise UserError(f"{name} is no model folder; name one of its files, {name.repository}:{prefix}{single[0]}")
+        raise UserError(f"{name} is not a model folder; name one of its files, {name.repository}:{prefix}{single[0]}")
     inside = listed(sorted({each.partition("/")[0] for each in sizes})) or "nothing"
     raise UserError(f"{name.repository} on the hub has no {name.inside or 'model'}; it has {inside}")
 
 
 def _from_cache(name: HubName, error: Exception) -> Snapshot:
-    """What the cache has of it, after an error of asking the hub. Raises UserError if nothing, or if it was refused."""
+    """The cached snapshot, after a request to the hub failed. Raises UserError if there is none or the hub refused."""
     from huggingface_hub import snapshot_download
 
     if not is_unreachable(error):
         raise explained(error, str(name)) from error
     try:
-        # No pattern: the folder, whatever is in it.
+        # Without patterns, the client returns the folder whatever it contains.
         found = snapshot_download(name.repository, revision=name.revision, local_files_only=True, allow_patterns=[])
     except Exception:
         raise explained(error, str(name)) from error
     folder = Path(found)
     sizes = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
     _first_files(name, sizes)
-    say(f"{name.repository}: the hub is not asked or not reached; the cache has commit {folder.name}", to_stderr=True)
+    say(f"{name.repository}: offline, or the hub cannot be reached; using cached commit {folder.name}", to_stderr=True)
     return Snapshot(dataclasses.replace(name, revision=folder.name), folder, sizes, is_cached=True)
 
 
 def _download(name: HubName, sizes: Mapping[str, int]) -> Path:
-    """Brings files of a revision into the cache; the folder there. Raises UserError if the hub does not give them."""
+    """Downloads files of a revision into the cache; returns the folder there. Raises UserError if that fails."""
     from huggingface_hub import snapshot_download
 
     if (size := sum(sizes.values())) >= _LARGE:
         shown = min(sizes) if len(sizes) == 1 else f"{len(sizes)} files"
         say(f"{name.repository}: {shown}, {size / 1e6:,.0f} MB", to_stderr=True)
-    # Patterns, to the client.
+    # The client takes patterns, not names.
     patterns = [glob.escape(each) for each in sizes]
     try:
         return Path(snapshot_download(name.repository, revision=name.revision, allow_patterns=patterns))

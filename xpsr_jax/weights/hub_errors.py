@@ -1,19 +1,19 @@
-"""What the hub's client says when something goes wrong, in one line for the person who can put it right."""
+"""Turns the errors of the hub's client into one line that says what the user can do."""
 
 from collections.abc import Iterator
 
 from xpsr_jax.errors import UserError
 
-# The server is there and works, but not now.
+# Temporary errors: the same request may succeed later.
 _LATER = (408, 429, 500, 502, 503, 504)
 
 
 def explained(error: BaseException, name: str, *, writing: bool = False) -> UserError:
-    """What to tell of an error of the hub's client.
+    """The UserError for an error of the hub's client.
 
     Args:
-      name: what was asked for, `owner/name` and more.
-      writing: it was to be written to.
+      name: the requested model, `owner/name` and more.
+      writing: whether the request was an upload.
     """
     from huggingface_hub import errors
 
@@ -27,12 +27,12 @@ def explained(error: BaseException, name: str, *, writing: bool = False) -> User
         return found
     if _any(kinds, errors.OfflineModeIsEnabled):
         return UserError(
-            f"{name} is no path here and not in the cache of the hub, and HF_HUB_OFFLINE forbids to fetch it"
+            f"{name} is not a local path and not in the hub's cache, and HF_HUB_OFFLINE forbids the download"
         )
     if _any(kinds, errors.GatedRepoError):
         return UserError(
-            f"{name}: its owner lets in who has asked. Do so on its page of the hub ({repository}), then log in with "
-            "`hf auth login`, or set HF_TOKEN"
+            f"{name}: its owner must grant access. Ask for it on the model's page on the hub ({repository}), then log "
+            "in with `hf auth login`, or set HF_TOKEN"
         )
     if _any(kinds, errors.RevisionNotFoundError):
         return UserError(f"{name}: {repository} has no such revision on the hub; name a branch, a tag or a commit")
@@ -40,30 +40,30 @@ def explained(error: BaseException, name: str, *, writing: bool = False) -> User
         return UserError(f"{name}: the hub lists a file that it does not have ({_first_line(error)}); try again later")
     if _any(kinds, errors.RepositoryNotFoundError) or status == 404:
         return UserError(
-            f"{name} is no path here, and the hub has no model {repository} that you may see: check the name; for a "
-            "private one log in with `hf auth login`, or set HF_TOKEN"
+            f"{name} is not a local path, and the hub shows you no model {repository}: check the name; for a private "
+            "model log in with `hf auth login`, or set HF_TOKEN"
         )
     if status in (401, 403):
         return UserError(
-            f"{name}: the hub does not let you in ({status}): log in with `hf auth login`, or set HF_TOKEN to a token "
+            f"{name}: the hub denies you access ({status}): log in with `hf auth login`, or set HF_TOKEN to a token "
             "that may read it"
         )
     if status == 429:
         return UserError(
-            f"{name}: the hub was asked too often (429): wait some minutes and try again, or log in, which allows more"
+            f"{name}: too many requests to the hub (429): try again in a few minutes, or log in for a higher limit"
         )
     if status is not None:
-        return UserError(f"{name}: the hub answers with error {status}; try again later")
+        return UserError(f"{name}: the hub answered with error {status}; try again later")
     if "Consistency check failed" in str(error):
-        return UserError(f"{name}: a file came in another size than the hub says ({_first_line(error)}); try again")
+        return UserError(f"{name}: a downloaded file has the wrong size ({_first_line(error)}); try again")
     if isinstance(error, errors.HFValidationError):
-        return UserError(f"{name} is no path here and no name that the hub can have: {_first_line(error)}")
+        return UserError(f"{name} is not a local path and not a valid name on the hub: {_first_line(error)}")
     if is_unreachable(error):
         return UserError(
-            f"{name} is no path here, and the hub is not to be reached ({_first_line(chain[-1])}): check the network, "
+            f"{name} is not a local path, and the hub cannot be reached ({_first_line(chain[-1])}): check the network, "
             "or name a local folder"
         )
-    what = "written to" if writing else "fetched from"
+    what = "uploaded to" if writing else "downloaded from"
     return UserError(f"{name} cannot be {what} the hub: {_first_line(error)}")
 
 
@@ -71,19 +71,19 @@ def _refused_to_write(chain: list[BaseException], status: int | None, name: str)
     from huggingface_hub import errors
 
     if any(isinstance(each, errors.OfflineModeIsEnabled) for each in chain):
-        return UserError(f"{name}: HF_HUB_OFFLINE forbids to write to the hub")
+        return UserError(f"{name}: HF_HUB_OFFLINE forbids uploads to the hub; unset it")
     if status in (401, 403, 404):
         return UserError(
             f"{name}: the hub does not let you write there ({status}): log in with `hf auth login`, or set HF_TOKEN to "
-            "a token that may write, and look whether the owner is you"
+            "a token that may write, and check that you own the repository"
         )
     if status is None and is_unreachable(chain[0]):
-        return UserError(f"{name}: the hub is not to be reached ({_first_line(chain[-1])}): check the network")
+        return UserError(f"{name}: the hub cannot be reached ({_first_line(chain[-1])}): check the network")
     return None
 
 
 def is_unreachable(error: BaseException) -> bool:
-    """Whether the hub gave no answer of its own, or one that it may give otherwise later."""
+    """Whether the hub gave no answer, or a temporary error."""
     from huggingface_hub import errors
 
     chain = list(_chain(error))
@@ -91,7 +91,7 @@ def is_unreachable(error: BaseException) -> bool:
         return status in _LATER
     if any(isinstance(each, errors.OfflineModeIsEnabled) for each in chain):
         return True
-    # Those of the HTTP library, of which the client has had three.
+    # Errors of the HTTP library: the client's releases use different ones.
     return any(type(each).__module__.partition(".")[0] in _HTTP_LIBRARIES for each in chain) or any(
         isinstance(each, ConnectionError | TimeoutError) for each in chain
     )
@@ -105,7 +105,7 @@ def _any(kinds: tuple[type, ...], wanted: type) -> bool:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, and those that led to it, the first one last."""
+    """The error and its causes, the original cause last."""
     seen: BaseException | None = error
     while seen is not None:
         yield seen

@@ -1,13 +1,13 @@
-"""Which files of a repository on the hub a model needs, by their names alone. Nothing here imports JAX."""
+"""Decides by name which files of a repository on the hub a model needs. Nothing here imports JAX."""
 
 import re
 from collections.abc import Iterable
 
 # The subfolders of a model folder (`sources.SUBFOLDERS`).
 COMPONENTS = ("unet", "controlnet", "vae", "text_encoder", "first_stage", "tokenizer", "scheduler")
-# Files of weights that are a whole model by themselves, or a part of it.
+# Weight files that can hold a whole model, or a part of one.
 SINGLE_FILES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
-# What diffusers and transformers call their weights, first choice first: a pickle comes last.
+# The file names of diffusers and transformers, in order of preference: pickles come last.
 _KINDS = (
     ("safetensors", ("diffusion_pytorch_model", "model")),
     ("msgpack", ("diffusion_flax_model", "flax_model")),
@@ -29,12 +29,12 @@ def descriptions(names: Iterable[str]) -> list[str]:
 
 
 def weights(names: Iterable[str], *, variant: str | None = None) -> list[str]:
-    """The files of one component's weights: safetensors, or else Flax's or Orbax's, or else a pickle; [] if none.
+    """The weight files of one component: safetensors, otherwise Flax's or Orbax's, otherwise a pickle; [] if none.
 
     Args:
-      names: of the component's files, below its folder.
-      variant: "fp16": those of this variant where there are some. None: the plain ones; without plain ones that are
-        safe to open, those of the only variant.
+      names: names of the component's files, relative to its folder.
+      variant: such as "fp16": prefer files of this variant. None: prefer the plain files; if none of those is safe to
+        open and there is only one variant, that variant.
     """
     names = list(names)
     found = [variants_of(names)] if variant is None else []
@@ -52,7 +52,7 @@ def weights(names: Iterable[str], *, variant: str | None = None) -> list[str]:
 
 
 def variants_of(names: Iterable[str]) -> set[str]:
-    """The variants that a component's weights come in, such as "fp16"; without the plain one."""
+    """The variants of a component's weights, such as "fp16". The plain files are not counted."""
     return {found[1] for name in names if (found := _VARIANT.fullmatch(name))}
 
 
@@ -63,7 +63,7 @@ def _of_kinds(names: list[str], variant: str | None, kinds: Iterable[tuple[str, 
             if (whole := f"{stem}{suffix}.{extension}") in names:
                 return [whole]
             if (index := f"{stem}.{extension}.index{suffix}.json") in names:
-                # The variant stands before or behind the shard's number.
+                # The variant's name is before or after the shard's number.
                 shard = re.compile(
                     rf"{stem}{re.escape(suffix)}-\d+-of-\d+\.{extension}|{stem}-\d+-of-\d+{re.escape(suffix)}\.{extension}"
                 )

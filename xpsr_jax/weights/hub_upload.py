@@ -1,4 +1,4 @@
-"""A model folder onto the hub."""
+"""Uploads a model folder to the hub."""
 
 from pathlib import Path
 
@@ -11,27 +11,29 @@ from xpsr_jax.weights.sources import SUBFOLDERS
 
 
 def upload_folder(folder: Path, name: str, *, private: bool = False, message: str = "Upload a model") -> str:
-    """Puts a model folder, and nothing else that is in it, onto the hub; returns the address of its page.
+    """Uploads the files of a model folder to the hub, without any other files in it; returns the URL of its page.
 
     Args:
-      name: owner/name, or owner/name@branch; the repository is made if it is not there.
-      private: whether only its owner sees a repository that is made.
-      message: of the commit.
+      name: owner/name, or owner/name@branch. The repository is created if it does not exist.
+      private: whether a newly created repository is private.
+      message: commit message.
 
-    Raises UserError: it is no model folder, the name can be none, or the hub refuses or is not to be reached.
+    Raises UserError: it is not a model folder, the name is not valid, or the hub refuses or cannot be reached.
     """
     found = hub.parsed(name)
     if found is None or found.inside or found.is_pinned:
-        raise UserError(f"{name} is no name to upload to: say owner/name, or owner/name@branch")
+        raise UserError(f"{name} is not a name to upload to: use owner/name, or owner/name@branch")
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; name a model folder, as `xpsr convert` and a training write it")
+        raise UserError(f"{folder} is not a folder; name a model folder, as `xpsr convert` and `xpsr train` write it")
     parts = [sub for sub in SUBFOLDERS.values() if (folder / sub).is_dir()]
     if not parts or not (folder / INDEX).is_file():
         inside = listed(sorted(path.name for path in folder.iterdir())) or "nothing"
-        raise UserError(f"{folder} is no model folder: expected {INDEX} and subfolders such as unet/; found {inside}")
+        raise UserError(
+            f"{folder} is not a model folder: expected {INDEX} and subfolders such as unet/; found {inside}"
+        )
     if not (folder / CARD).is_file():
         raise UserError(
-            f"{folder} has no {CARD}, which is the model's page there; write one, or convert the folder again"
+            f"{folder} has no {CARD}, which the hub shows as the model's page; write one, or convert the folder again"
         )
     from huggingface_hub import HfApi
 

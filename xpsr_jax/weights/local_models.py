@@ -1,4 +1,4 @@
-"""Local copies of model folders and files of weights that are in buckets."""
+"""Local copies of model folders and weight files in buckets."""
 
 from pathlib import Path
 
@@ -8,11 +8,12 @@ from xpsr_jax.weights import hub_files
 
 
 def local_model(path: str | Path) -> Path:
-    """A local path is itself; of one in a bucket it is a copy's, without what lies beside a model in its folder.
+    """The path of a local copy of what is in a bucket. A local path is returned unchanged.
 
-    A path in a bucket where nothing is, is itself too.
+    Only the model's own files are copied, not others in its folder. A path in a bucket that does not exist is
+    returned unchanged too.
 
-    Raises UserError if it is incomplete, or larger than the cache (`buckets.cache`).
+    Raises UserError if the copy is incomplete, or larger than the cache (`buckets.cache`).
     """
     path = as_path(path)
     if not isinstance(path, BucketPath):
@@ -21,14 +22,14 @@ def local_model(path: str | Path) -> Path:
         return local_file(path)
     if not path.is_dir():
         return path
-    whole = any("/" in name and _is_of_a_model(name) for name in path.files())
-    return local_folder(path, _is_of_a_model if whole else _is_of_a_component)
+    whole = any("/" in name and _is_model_file(name) for name in path.files())
+    return local_folder(path, _is_model_file if whole else _is_component_file)
 
 
-def _is_of_a_model(name: str) -> bool:
+def _is_model_file(name: str) -> bool:
     first, *inside = name.split("/")
     return first in hub_files.COMPONENTS if inside else first.endswith(".json") or first == "README.md"
 
 
-def _is_of_a_component(name: str) -> bool:
+def _is_component_file(name: str) -> bool:
     return "/" not in name or name.startswith("orbax/")

@@ -1,4 +1,4 @@
-"""LoRA merged into the weights of a model: W + strength * alpha / rank * up @ down (Hu et al., 2022)."""
+"""Merges LoRA into the weights of a model: W + strength * alpha / rank * up @ down (Hu et al., 2022)."""
 
 import dataclasses
 import functools
@@ -14,19 +14,19 @@ from xpsr_jax.weights.networks import NETWORKS, Network, Weights
 from xpsr_jax.weights.sources import SUBFOLDERS, Source
 from xpsr_jax.weights.tensors import Tensor, WeightsError, contiguous
 
-# A weight's changes: what to add, and how strong.
+# The changes of one weight: the matrices of each, and its strength.
 Changes = list[tuple[Pair, float]]
 
 
 def with_loras(source: Source, loras: Sequence[tuple[str | Path, float]]) -> Source:
-    """A source with LoRA files merged into its UNet and its text encoder, each tensor in the type that it has.
+    """Merges LoRA files into the UNet and the text encoder of a source. Each tensor keeps its type.
 
     Args:
       loras: each file and its strength.
 
     Raises:
-      UserError: a file is no LoRA, or changes what the source does not have.
-      WeightsError: a file has modules that the network lacks, or of another shape; it names all of them.
+      UserError: a file is not a LoRA, or changes a component that the source does not have.
+      WeightsError: a file has modules that the network lacks, or with another shape. It lists all of them.
     """
     changes: dict[str, dict[Path, dict[str, Pair]]] = {}
     strengths: dict[Path, float] = {}
@@ -66,15 +66,15 @@ def _merged(
         problems = []
         for module, pair in pairs.items():
             if (key := keys.get(module)) is None:
-                problems.append(f"unknown: {module}, the network has no such weight")
+                problems.append(f"unknown: {module}; the network has no such weight")
             elif not _fits(pair, tensors[key].shape):
                 problems.append(
-                    f"misshapen: {module} is {pair.up.shape} by {pair.down.shape}, for {tensors[key].shape}"
+                    f"wrong shape: {module} is {pair.up.shape} by {pair.down.shape}, for {tensors[key].shape}"
                 )
             else:
                 changes.setdefault(key, []).append((pair, strengths[file]))
         if problems:
-            hint = f"a LoRA for another kind of model than this {network.subfolder}"
+            hint = f"the LoRA is for another kind of {network.subfolder}"
             raise WeightsError(file, problems, hint)
     for key, each in changes.items():
         tensors[key] = dataclasses.replace(tensors[key], read=functools.partial(_changed, tensors[key], each))
@@ -82,10 +82,10 @@ def _merged(
 
 
 def _by_module(tensors: Mapping[str, Tensor], network: Network) -> dict[str, str]:
-    """The key of each weight by the names that its module may have: dots or underscores, with a prefix or without."""
+    """The key of each weight, by every name its module may have: dots or underscores, with or without a prefix."""
     found = {}
     for key in tensors:
-        module, _, leaf = rules.today_s_key(key, network.names).rpartition(".")
+        module, _, leaf = rules.current_key(key, network.names).rpartition(".")
         if leaf == "weight":
             for name in (module, module.removeprefix(network.names.prefix)):
                 found[name] = found[name.replace(".", "_")] = key
@@ -93,7 +93,7 @@ def _by_module(tensors: Mapping[str, Tensor], network: Network) -> dict[str, str
 
 
 def _fits(pair: Pair, shape: tuple[int, ...]) -> bool:
-    """Whether up @ down has this shape; a linear layer may stand for a pointwise convolution, and back."""
+    """Whether up @ down has this shape. Linear layers and pointwise convolutions are interchangeable."""
     rank, up, down = pair.down.shape[0], pair.up.shape, pair.down.shape
 
     def same(a: tuple[int, ...], b: tuple[int, ...]) -> bool:

@@ -1,4 +1,4 @@
-"""Files of LoRA adapters, under the names of kohya's scripts, of diffusers and of PEFT."""
+"""Reads files of LoRA adapters, with the names of kohya's scripts, of diffusers or of PEFT."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from xpsr_jax.weights.single_file import SUFFIXES, read_tensors
 from xpsr_jax.weights.tensors import Tensor
 from xpsr_jax.weights.torch_files import read_metadata
 
-# What a key has that belongs to another kind of adapter, and how that is called.
+# (pattern of a key, kind of adapter that has such keys): kinds that cannot be merged.
 _OTHERS = (
     (r"\.hada_[wt]\d", "LoHa (hada_w1_a)"),
     (r"\.lokr_[wt]\d", "LoKr (lokr_w1)"),
@@ -40,9 +40,9 @@ class Pair:
     """A change of one weight: scale * up @ down.
 
     Attributes:
-      name: of the weight's module in the file, for messages.
-      down: (rank, in), or (rank, in, height, width) of a convolution.
-      up: (out, rank), or (out, rank, 1, 1).
+      name: the module's name in the file, for messages.
+      down: shape (rank, in), or (rank, in, height, width) for a convolution.
+      up: shape (out, rank), or (out, rank, 1, 1).
       scale: alpha / rank.
     """
 
@@ -54,12 +54,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class LoRA:
-    """What a file holds.
+    """The content of a LoRA file.
 
     Attributes:
-      file: it.
-      modules: "unet" or "text_encoder" -> module -> its pair. A module's name has dots, or, by kohya's scripts,
-        underscores in their place.
+      file: its path.
+      modules: "unet" or "text_encoder" -> module -> its pair. A module's name has dots; kohya's scripts write
+        underscores instead.
     """
 
     file: Path
@@ -67,7 +67,7 @@ class LoRA:
 
 
 def split_strength(text: str) -> tuple[str, float]:
-    """ "FILE:0.7" is (FILE, 0.7); without a number the strength is 1. Raises UserError for any other strength."""
+    """Splits "FILE:0.7" into (FILE, 0.7). Without a number the strength is 1. Raises UserError for NaN or infinity."""
     file, _, number = text.rpartition(":")
     try:
         strength = float(number)
@@ -79,17 +79,17 @@ def split_strength(text: str) -> tuple[str, float]:
 
 
 def read_lora(path: str | Path) -> LoRA:
-    """The adapters of a file, or of a file on the hub; what they are is read, their numbers not yet.
+    """The adapters of a local file or of a file on the hub. Their data are read later.
 
-    Raises UserError if it is no LoRA, or of a kind that is not merged, which it names.
+    Raises UserError if it is not a LoRA, or is of a kind that cannot be merged. The error names the kind.
     """
     file = hub.local(path)
     if not file.is_file():
-        raise UserError(f"{file} is no file; --lora names a LoRA's file, {' or '.join(SUFFIXES)}")
+        raise UserError(f"{file} is not a file; --lora needs the path of a LoRA file, {' or '.join(SUFFIXES)}")
     tensors = read_tensors(file)
     for pattern, kind in _OTHERS:
         if any(re.search(pattern, key) for key in tensors):
-            raise UserError(f"{file} is {kind}, which is not merged; LoRA is, also of convolutions (LoCon)")
+            raise UserError(f"{file} is {kind}, which cannot be merged; supported are LoRA and plain LoCon")
     parts: dict[tuple[str, str], dict[str, Tensor]] = {}
     unknown = []
     for key, tensor in tensors.items():
@@ -101,23 +101,23 @@ def read_lora(path: str | Path) -> LoRA:
             raise UserError(f"{file} has {part} of {module} twice")
         parts[component, module][part] = tensor
     if unknown or not parts:
-        raise UserError(f"{file} is no LoRA that is known; it holds {listed(unknown, limit=3) or 'nothing'}")
+        raise UserError(f"{file} is not a known kind of LoRA; it holds {listed(unknown, limit=3) or 'nothing'}")
     settings = _settings(file)
     modules: dict[str, dict[str, Pair]] = {"unet": {}, "text_encoder": {}}
     for (component, module), halves in parts.items():
         if not {"down", "up"} <= halves.keys():
-            raise UserError(f"{file} lacks a half of {module}: it has {', '.join(sorted(halves))}")
+            raise UserError(f"{file} is incomplete: {module} has only {', '.join(sorted(halves))}")
         scale = _scale(settings, component, module, halves)
         modules[component][module] = Pair(module, halves["down"], halves["up"], scale)
     return LoRA(file, {component: pairs for component, pairs in modules.items() if pairs})
 
 
 def _parsed(key: str) -> tuple[str, str, str] | None:
-    """Component, module, and "down", "up" or "alpha"."""
+    """The component, the module, and "down", "up" or "alpha". None for an unknown key."""
     if kohya := re.fullmatch(r"lora_(unet|te1?)_(\w+)\.(?:lora_(down|up)\.weight|(alpha))", key):
         return _KOHYA[kohya[1]], kohya[2], kohya[3] or kohya[4]
     component, rest = _component(key)
-    # As diffusers wrote them before it used PEFT.
+    # diffusers wrote these names before it used PEFT.
     rest = rest.replace(".lora_linear_layer.", ".lora.")
     if component == "text_encoder":
         rest = re.sub(r"\.(to_q|to_k|to_v|to_out)_lora\.", lambda found: f".{_TEXT[found[1]]}.lora.", rest)
@@ -133,7 +133,7 @@ def _parsed(key: str) -> tuple[str, str, str] | None:
 
 
 def _component(key: str) -> tuple[str, str]:
-    """The component and the rest of a key. Without a prefix, the text encoder's are known by their names."""
+    """The component and the rest of a key. The text encoder's keys are recognized without a prefix too."""
     key = key.removeprefix("base_model.model.")
     for component in ("unet", "text_encoder"):
         if key.startswith(f"{component}."):
@@ -142,7 +142,7 @@ def _component(key: str) -> tuple[str, str]:
 
 
 def _settings(file: Path) -> Mapping[str, Any]:
-    """What PEFT's configuration says: within the file, or, for all components, beside it."""
+    """PEFT's configuration: from the file's metadata, or for all components from adapter_config.json beside it."""
     if file.suffix == ".safetensors" and (text := read_metadata(file).get("lora_adapter_metadata")):
         return parse_json(text.encode(), f"{file}: lora_adapter_metadata")
     beside = file.with_name("adapter_config.json")
@@ -150,7 +150,7 @@ def _settings(file: Path) -> Mapping[str, Any]:
 
 
 def _scale(settings: Mapping[str, Any], component: str, module: str, parts: Mapping[str, Tensor]) -> float:
-    """alpha / rank (PEFT's rsLoRA: alpha / sqrt(rank)); alpha is the rank where nothing says another."""
+    """alpha / rank; with PEFT's rsLoRA, alpha / sqrt(rank). The default of alpha is the rank."""
 
     def setting(name: str, default: Any = None) -> Any:
         return settings.get(f"{component}.{name}", settings.get(name, default))
@@ -163,5 +163,5 @@ def _scale(settings: Mapping[str, Any], component: str, module: str, parts: Mapp
         patterns = setting("alpha_pattern") or {}
         alpha = next((a for each, a in patterns.items() if re.fullmatch(rf"(.*\.)?({each})", module)), named)
     if not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise UserError(f"the alpha of {module} must be a number, not {json.dumps(alpha, default=str)[:60]}")
+        raise UserError(f"alpha of {module} must be a finite number, not {json.dumps(alpha, default=str)[:60]}")
     return alpha / (math.sqrt(rank) if setting("use_rslora") else rank)

@@ -1,7 +1,7 @@
-"""The card of a model folder, README.md: what it is, how it came to be, its settings, scores and licence.
+"""The card of a model folder, README.md: what the model is, how it was made, its settings, scores and licence.
 
-It begins as the Hugging Face hub wants it, with a block of YAML. A README that somebody wrote or changed stays: a card
-of ours ends with a hash of itself, and is written anew only while that is right.
+The card begins with a block of YAML, as the Hugging Face hub expects. It ends with a hash of its text. If the hash does
+not match, a user has written or changed the README, and it is kept as it is.
 """
 
 import dataclasses
@@ -18,30 +18,30 @@ from xpsr_jax.files import read_regular, write_text
 from xpsr_jax.weights import hub
 
 CARD = "README.md"
-_MOST_BYTES = 2**20  # of one that is looked into
-_LARGEST = 2**26  # of one that is kept
+_MOST_BYTES = 2**20  # limit for a README that is parsed
+_LARGEST = 2**26  # limit for a README that is copied
 _END = re.compile(r"\n<!-- written by xpsr_jax, (\w{16}) -->\s*\Z")
 _FRONT = re.compile(r"\A---\r?\n(.*?)\r?\n---\r?\n", re.DOTALL)
 _TAGS = ("super-resolution", "image-restoration", "stable-diffusion", "controlnet", "jax")
-# Those of models of this kind, under the hub's names. Others are "other" there, with a name of their own.
+# The usual licences of such models, by the hub's names. For any other, the hub wants "other" and a separate name.
 _LICENCES = ("creativeml-openrail-m", "openrail", "openrail++", "bigscience-openrail-m", "apache-2.0", "mit")
-# What people choose most often; model_index.json has all.
+# The settings that users change most often. model_index.json has all of them.
 _SETTINGS = ("sampler", "steps", "guidance_scale", "guidance_form", "start", "upscale", "process_size", "color_fix")
 _PROMPTS = ("positive_words", "negative_high", "negative_low")
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a card says beside what the folder itself tells.
+    """The content of a card that cannot be read from the folder itself.
 
     Attributes:
-      name: of the model; "": its folder's.
-      base: what the model was made of, names of the hub or of folders.
-      licence: of the base, as the hub writes it ("creativeml-openrail-m"); "": it is not known.
-      from_nothing: there is no base; all of it was trained from random numbers.
-      made: how it came to be, a line each.
-      training: how and on what it was trained, a line each.
-      scores: of its validation, by the name of the metric.
+      name: the model's name; "": the folder's name.
+      base: the models that it was made from: names on the hub or of folders.
+      licence: the base's licence, as the hub writes it ("creativeml-openrail-m"); "": unknown.
+      from_nothing: whether the whole model was trained from scratch, without a base.
+      made: how it was made, one line per step.
+      training: how and on which data it was trained, one line each.
+      scores: validation scores, by the name of the metric.
     """
 
     name: str = ""
@@ -54,10 +54,10 @@ class Card:
 
 
 def card_of(folders: Iterable[Path], made: Iterable[str] = ()) -> Card:
-    """What the cards of the folders say that a model is made of: the licence, and how it was trained.
+    """Collects licence, base and training from the cards of the folders that a model is made from.
 
     Args:
-      folders: later ones first choice.
+      folders: model folders; later ones take precedence.
       made: see `Card`.
     """
     card = Card(made=tuple(map(printable, made)))
@@ -78,13 +78,12 @@ def card_of(folders: Iterable[Path], made: Iterable[str] = ()) -> Card:
 
 
 def write_card(folder: Path, card: Card, *, final: Path, defaults: Sampling | None, note: str) -> None:
-    """Writes the card of a folder that has its other files already.
+    """Writes the card of a folder. All other files of the folder must exist already.
 
     Args:
-      final: what the folder will be called. If there is such a folder already, with a README that is not ours, that
-        one stays.
-      defaults: settings to sample with; None: it is a part that cannot sample alone.
-      note: what whoever uses it should know.
+      final: the final path of the folder. If it exists and its README was written by a user, that README is kept.
+      defaults: sampling settings; None: the folder holds a part of a model, which cannot sample alone.
+      note: a note for users of the model.
     """
     if (final / CARD).is_file() and not _is_ours(_read(final / CARD)):
         (folder / CARD).write_bytes(read_regular(final / CARD, max_bytes=_LARGEST))
@@ -96,7 +95,7 @@ def write_card(folder: Path, card: Card, *, final: Path, defaults: Sampling | No
 
 
 def public_name(path: Path) -> str:
-    """A path in words that may be published: of the hub its name there, else its last two parts."""
+    """A name of the path that can be published: the name on the hub, otherwise the last two parts of the path."""
     shown = hub.shown(path)
     return shown if shown != str(path) else "/".join(path.parts[-2:]).lstrip("/")
 
@@ -116,8 +115,8 @@ def _text(card: Card, *, name: str, parts: list[str], defaults: Sampling | None,
         lines += [f"A part of an XPSR model for xpsr_jax: {', '.join(parts)}.", ""]
     else:
         lines += [
-            "An XPSR model for xpsr_jax. It restores and enlarges photographs with Stable Diffusion, which is steered "
-            "by the photograph, a caption of what it shows and a caption of how it is degraded.",
+            "An XPSR model for xpsr_jax. It restores and enlarges photographs with Stable Diffusion. The photograph, a "
+            "caption of what it shows and a caption of how it is degraded steer the result.",
             "",
             "```",
             "xpsr restore PHOTO --output restored --model FOLDER",
@@ -139,14 +138,14 @@ def _text(card: Card, *, name: str, parts: list[str], defaults: Sampling | None,
 
 def _licence(card: Card) -> str:
     if card.from_nothing:
-        return "This model was trained from nothing. Its licence is for its maker to choose."
+        return "This model was trained from scratch. Its author chooses the licence."
     if card.licence:
         return (
-            f"The licence of the base is {card.licence}. What is made of it, such as this model, is bound by its terms."
+            f"The licence of the base is {card.licence}. Its terms also apply to models made from it, such as this one."
         )
     return (
-        "The licence of the base was not found beside its files. Look it up before you pass this model on: what is "
-        "made of Stable Diffusion is bound by the terms of its licence (CreativeML Open RAIL-M for version 1.5)."
+        "The licence of the base was not found beside its files. Look it up before you share this model: the licence "
+        "of Stable Diffusion (CreativeML Open RAIL-M for version 1.5) also applies to models made from it."
     )
 
 
@@ -155,7 +154,7 @@ def _listed(title: str, lines: Iterable[str]) -> list[str]:
 
 
 def _read(file: Path) -> str | None:
-    """The text of a README; None: there is none that can be read."""
+    """The text of a README; None if it is missing or cannot be read."""
     try:
         return read_regular(file, max_bytes=_MOST_BYTES).decode("utf-8", errors="replace") if file.exists() else None
     except UserError:
@@ -163,7 +162,7 @@ def _read(file: Path) -> str | None:
 
 
 def _front(text: str, key: str) -> str:
-    """A plain value of the block of YAML that the text begins with; "": there is none."""
+    """A plain value from the block of YAML at the beginning of the text; "" if there is none."""
     block = _FRONT.match(text)
     found = block and re.search(rf'^{key}:[ \t]*"?([\w./+-]+)"?[ \t]*\r?$', block[1], re.MULTILINE)
     return found[1] if found else ""
@@ -181,7 +180,7 @@ def _scores(text: str) -> dict[str, float]:
 
 
 def _is_ours(text: str | None) -> bool:
-    """Whether this module wrote it, and nobody has changed it since."""
+    """Whether this module wrote the text, and it has not been changed since."""
     end = _END.search(text or "")
     return end is not None and text is not None and _hash(text[: end.start()]) == end[1]
 

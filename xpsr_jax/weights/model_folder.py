@@ -1,4 +1,4 @@
-"""Model folders: diffusers' layout, a subfolder a component, and model_index.json with the settings to sample with."""
+"""Model folders: diffusers' layout, one subfolder per component, and model_index.json with the sampling settings."""
 
 import dataclasses
 import functools
@@ -47,13 +47,13 @@ _CLASSES = {network.subfolder: network.torch_class for network in ALL_NETWORKS.v
     "tokenizer": ("transformers", "CLIPTokenizer"),
     "scheduler": ("diffusers", "DDPMScheduler"),
 }
-# All that may be in a folder that is overwritten: one with anything else in it is not only a model.
+# A folder may be overwritten only if it holds nothing else.
 ENTRIES = frozenset({*SUBFOLDERS.values(), INDEX, CARD})
 
 
 @runtime_checkable
 class ClipTokenizer(Protocol):
-    """What is used of transformers' CLIPTokenizer, which takes long to import."""
+    """The used part of transformers' CLIPTokenizer. Importing the class itself takes long."""
 
     model_max_length: int
     bos_token_id: int
@@ -66,29 +66,29 @@ class ClipTokenizer(Protocol):
 
         Args:
           text: a caption or prompt words.
-          options: `add_special_tokens`, `padding`, `truncation`, `verbose` and others of transformers.
+          options: transformers' options, such as `add_special_tokens`, `padding`, `truncation` and `verbose`.
         """
         ...
 
     def save_pretrained(self, folder: Path, /) -> object:
-        """Writes its files."""
+        """Writes the tokenizer's files into the folder."""
         ...
 
 
 @dataclass(frozen=True)
 class Model:
-    """All that restores photographs.
+    """A complete model, which can restore photographs.
 
     Attributes:
       unet: Stable Diffusion's UNet with Conditional Attention.
       controlnet: XPSR's ControlNet.
-      autoencoder: between images and latents.
-      text_encoder: of both captions.
+      autoencoder: converts between images and latents.
+      text_encoder: encodes both captions.
       tokenizer: transformers' CLIPTokenizer.
-      schedule: of the diffusion that the networks were trained on.
-      defaults: settings to sample with unless others are asked for.
-      note: what whoever uses the model should know of it; may be empty.
-      first_stage: cleans the LR picture before the others see it; None: there is none.
+      schedule: the noise schedule that the networks were trained with.
+      defaults: default sampling settings.
+      note: a note for users of the model; may be empty.
+      first_stage: network that cleans the LR picture before the other networks get it; None: not used.
     """
 
     unet: UNet
@@ -112,21 +112,22 @@ def load_networks(
     mesh: jax.sharding.Mesh | None = None,
     variant: str | None = None,
 ) -> tuple[UNet, ControlNet]:
-    """The two networks of XPSR from a folder with `unet/` and `controlnet/`, such as a released `checkpoint-N`.
+    """Loads XPSR's two networks from a folder with `unet/` and `controlnet/`, such as a released `checkpoint-N`.
 
     Args:
-      folder: its files may be PyTorch's, Flax's or Orbax's (docs/reference/formats.md).
-      dtype: of the parameters and of the computation.
-      fusion: of the captions; None: as the ControlNet's config.json says, "sfa" where it says nothing, as the
-        released ones.
-      with_constraint_heads: build the Degradation-Free Constraint's heads; None: if the file has them.
+      folder: the folder. Its files may be PyTorch's, Flax's or Orbax's (docs/reference/formats.md).
+      dtype: type of the parameters and of the computation.
+      fusion: how the captions are fused. None: from the ControlNet's config.json, or "sfa" if that does not say, as
+        in the released checkpoints.
+      with_constraint_heads: whether to build the Degradation-Free Constraint's heads; None: if the file has them.
       compute: kernel, remat and separate dtypes, instead of `dtype`.
-      mesh: to split the parameters over; None: all on one device. An Orbax folder is restored straight into its parts.
-      variant: of the weight files, such as "fp16"; of a component that has none, the plain files.
+      mesh: devices to split the parameters over; None: one device. An Orbax checkpoint is restored directly into the
+        parts.
+      variant: variant of the weight files, such as "fp16". For a component without it, the plain files are read.
 
     Raises:
-      UserError: it is no such folder, or a file cannot be read.
-      WeightsError: the weights do not fit; it names everything that is wrong with them.
+      UserError: the folder does not have both networks, or a file cannot be read.
+      WeightsError: the weights do not fit. The error lists every problem.
     """
     source = open_source(as_path(folder), variant=variant)
     require(source, ("unet", "controlnet"), [as_path(folder)])
@@ -159,23 +160,25 @@ def load(
     first_stage: str | Path = "own",
     shapes_only: bool = False,
 ) -> Model:
-    """All that restores photographs, from one source or from several, of which later ones are first choice.
+    """Loads a complete model from one or more sources.
 
-    Stable Diffusion 1.5's folder, or single file, followed by XPSR's `checkpoint-N` makes a whole model. The ControlNet
-    is built without the Degradation-Free Constraint's heads, which only training needs.
+    Where several sources have the same component, the last one is used. For example, Stable Diffusion 1.5's folder or
+    single file and then XPSR's `checkpoint-N` make a complete model. The ControlNet is built without the
+    Degradation-Free Constraint's heads, which only training needs.
 
     Args:
-      folder: a model folder, a single file, or a model of the hub (docs/reference/formats.md).
-      more: further ones.
-      dtype: of the parameters and of the computation.
+      folder: a model folder, a single file, or a model on the hub (docs/reference/formats.md).
+      more: further sources. Later ones take precedence.
+      dtype: type of the parameters and of the computation.
       compute: kernel, remat and separate dtypes, instead of `dtype`.
-      mesh: to split the parameters over; None: all on one device.
-      variant: of the weight files, such as "fp16"; of a component that has none, the plain files.
-      first_stage: what cleans and enlarges an LR picture before the others see it: "own" (the last source's that has
-        one), "none", or the path of an ESRGAN network's folder or file, or of a model folder that has one.
-      shapes_only: networks with shapes in the place of arrays: what is planned for them is known, and nothing computed.
+      mesh: devices to split the parameters over; None: one device.
+      variant: variant of the weight files, such as "fp16". For a component without it, the plain files are read.
+      first_stage: network that cleans and enlarges an LR picture before the other networks get it. "own": from the
+        last source that has one; "none": not used; otherwise the path of an ESRGAN network's folder or file, or of a
+        model folder that has one.
+      shapes_only: build the networks with shapes instead of arrays, for planning without computing.
 
-    Raises: as `load_networks`; of several networks that are wrong, every one is named.
+    Raises the errors of `load_networks`. If several networks are wrong, the error names all of them.
     """
     paths = [as_path(folder), *map(as_path, more)]
     sources = [open_source(path, variant=variant) for path in paths]
@@ -187,7 +190,7 @@ def load(
     if variant:
         lacking_variant(source, variant)
     compute = compute or Compute(dtype=dtype, param_dtype=dtype)
-    # What is small and may be wrong comes before what is large.
+    # Small files first: an error in them is then found before the large ones are read.
     assert source.schedule is not None and source.tokenizer is not None
     schedule = load_schedule(source.schedule)
     tokenizer = load_tokenizer(source.tokenizer)
@@ -237,12 +240,12 @@ def save(
     """Writes a model folder, whole or not at all.
 
     Args:
-      parts: a model, or some of its fields by name. A component may also be the path of a folder to copy as it is.
-      folder: must not exist, unless `overwrite` and it holds nothing but a model.
-      dtype: of the networks' tensors; None: their own. Copied folders stay as they are.
+      parts: a model, or some of its fields by name. A component may also be the path of a folder, which is copied
+        unchanged.
+      folder: must not exist. With `overwrite`, it may exist if it holds nothing but a model.
+      dtype: type of the networks' tensors; None: their own. Copied folders are not cast.
       shard_bytes: start another file above this size.
-      card: what its README.md says of how it came to be. A README of somebody else's in a folder that is overwritten
-        stays.
+      card: content of the README.md. A README written by a user in an overwritten folder is kept.
 
     Raises:
       UserError: the folder exists, or cannot be written.
@@ -274,7 +277,7 @@ def save(
 
 
 def load_schedule(folder: Path | Schedule) -> Schedule:
-    """The noise schedule of a `scheduler/` folder; a schedule is itself."""
+    """The noise schedule of a `scheduler/` folder. A `Schedule` is returned unchanged."""
     if isinstance(folder, Schedule):
         return folder
     file = folder / "scheduler_config.json"
@@ -282,31 +285,31 @@ def load_schedule(folder: Path | Schedule) -> Schedule:
 
 
 def load_tokenizer(folder: Path) -> ClipTokenizer:
-    """CLIP's tokenizer of a `tokenizer/` folder. Raises UserError if its vocabulary is not there."""
+    """Loads CLIP's tokenizer from a `tokenizer/` folder. Raises UserError if its vocabulary is missing."""
     folder = local_model(folder)
     files = entries(folder)
-    # transformers would silently make a tokenizer without a vocabulary.
+    # transformers would silently build a tokenizer without a vocabulary.
     if not ({"vocab.json", "merges.txt"} <= files or "tokenizer.json" in files):
         found = ", ".join(sorted(files)) or "nothing"
         raise UserError(f"{folder} holds no tokenizer: expected vocab.json and merges.txt, found {found}")
-    # It would advise to install PyTorch.
+    # Without this, transformers advises to install PyTorch.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import CLIPTokenizer
 
     try:
-        # Special tokens in a caption are text. Stable Diffusion 2's tokenizer pads with "!", and would take each one in
-        # a caption for padding, which the text encoder did not meet in its training.
+        # Special tokens in a caption are plain text. Stable Diffusion 2's tokenizer pads with "!", so it would read
+        # each "!" in a caption as padding. The text encoder was not trained with that.
         tokenizer: ClipTokenizer = CLIPTokenizer.from_pretrained(
             folder, local_files_only=True, split_special_tokens=True
         )
         return tokenizer
-    # Broken files raise bare Exceptions there.
+    # For broken files, the library raises plain Exceptions.
     except Exception as error:
         raise UserError(f"{folder}: the tokenizer cannot be read: {error}") from error
 
 
 def save_tokenizer(tokenizer: ClipTokenizer, folder: Path) -> None:
-    """Writes a tokenizer for any release of transformers: today's files and the older vocab.json and merges.txt."""
+    """Writes a tokenizer for any release of transformers: current files, and the older vocab.json and merges.txt."""
     tokenizer.save_pretrained(folder)
     tokenizer.backend_tokenizer.model.save(str(folder))
 
@@ -314,13 +317,13 @@ def save_tokenizer(tokenizer: ClipTokenizer, folder: Path) -> None:
 def write_index(folder: Path, defaults: Sampling | None, note: str) -> None:
     """Writes model_index.json for the components that the folder has.
 
-    Without `defaults` it says nothing about sampling, so that merging one component keeps the other folders' settings.
+    Without `defaults` it has no sampling settings. Merging such a folder then keeps the settings of the others.
     """
     classes: dict[str, Any] = {sub: list(names) for sub, names in _CLASSES.items() if (folder / sub).is_dir()}
     if defaults is not None:
         classes["xpsr_jax"] = {"sampling": dataclasses.asdict(defaults), "note": note}
-    # A class that diffusers does not have: one of its own would load these networks without their Conditional
-    # Attention, and no more than warn.
+    # A class name that diffusers does not know. Its own classes would load these networks without their Conditional
+    # Attention, and would only warn.
     write_json({"_class_name": "XPSRPipeline", **classes}, folder / INDEX)
 
 

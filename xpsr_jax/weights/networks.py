@@ -1,4 +1,4 @@
-"""One network from its weights under PyTorch's names, and back."""
+"""Loads one network from its weights with PyTorch's names, and writes it back."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -28,22 +28,22 @@ from xpsr_jax.weights.folders import read_folder
 from xpsr_jax.weights.tensors import Tensor, WeightsError, read_finite
 from xpsr_jax.weights.torch_files import STEMS, write_folder
 
-# What a file may lack as a whole, by its keys: Stable Diffusion's UNet has no Conditional Attention, and only training
-# needs the Degradation-Free Constraint's heads.
+# Keys that a file may lack altogether: Stable Diffusion's UNet has no Conditional Attention, and only training needs
+# the Degradation-Free Constraint's heads.
 CONSTRAINT_HEADS = r"^conv_degradation(_mid)?\.|^controlnet_cond_embedding\.to_rgbs\."
 CONDITIONAL_ATTENTION = r"\.pixel_attentions\."
-# What only diffusers' Flax models had in their config.json, which changes no result.
+# Fields that only diffusers' Flax models had in config.json. They change no result.
 _FLAX_ONLY = {"dtype", "use_memory_efficient_attention", "split_head_dim", "sample_size"}
 
 
 class Keys(nnx.Rngs):
-    """`nnx.Rngs` without its counter, which is a variable: tracing that takes time as the square of the layers."""
+    """`nnx.Rngs` without a counter variable, whose tracing time grows with the square of the number of layers."""
 
     def __init__(self, key: jax.Array):
         self.key, self.count = nnx.data(key), 0
 
     def params(self) -> jax.Array:
-        """Another key each time, by the number of calls."""
+        """A new key for each call, made from the number of calls."""
         self.count += 1
         return jax.random.fold_in(self.key, self.count - 1)
 
@@ -59,11 +59,11 @@ class Network(Generic[C, M]):
     """A kind of network, here and in PyTorch.
 
     Attributes:
-      subfolder: of a model folder.
-      config, module: ours.
-      names: what is particular to its keys.
-      stem: what its weights' file is called.
-      torch_class: library and class that model_index.json states.
+      subfolder: its subfolder in a model folder.
+      config, module: our classes.
+      names: special rules for its keys.
+      stem: file name of its weights, without the extension.
+      torch_class: library and class in model_index.json.
     """
 
     subfolder: str
@@ -93,26 +93,26 @@ TEXT_ENCODER = Network(
 FIRST_STAGE = Network(
     "first_stage", RRDBNetConfig, RRDBNet, rules.FIRST_STAGE_NAMES, _DIFFUSERS, ("basicsr", "RRDBNet")
 )
-# What every model has, by the name of the field of `model_folder.Model`.
+# The networks of every model, by the name of the field of `model_folder.Model`.
 NETWORKS: dict[str, Network[Any, Any]] = {
     "unet": UNET,
     "controlnet": CONTROLNET,
     "autoencoder": AUTOENCODER,
     "text_encoder": TEXT_ENCODER,
 }
-# And what it may have.
+# With the optional one.
 ALL_NETWORKS: dict[str, Network[Any, Any]] = NETWORKS | {"first_stage": FIRST_STAGE}
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A network's weights as a file or folder holds them, whatever the format.
+    """A network's weights from a file or folder of any format.
 
     Attributes:
       where: the file or folder, for messages.
-      config: what a config.json says of it.
-      tensors: in PyTorch's layout, by PyTorch's keys, of today or older.
-      checkpoint: Orbax's folder of the same, which can be restored straight into shardings.
+      config: content of its config.json.
+      tensors: in PyTorch's layout, by PyTorch's keys, current or old.
+      checkpoint: Orbax folder of the same weights, which can be restored directly into shardings.
     """
 
     where: Path
@@ -122,19 +122,19 @@ class Weights:
 
 
 def open_folder(network: Network[Any, Any], folder: Path, *, variant: str | None = None) -> Weights:
-    """What a component's folder holds. Raises UserError if a file is missing, broken or cannot be read safely."""
+    """Opens a component's folder. Raises UserError if a file is missing, broken or not safe to read."""
     checkpoint = folder / orbax_files.FOLDER
     tensors = read_folder(folder, network.names, variant=variant)
     return Weights(folder, read_json(folder / "config.json"), tensors, checkpoint if checkpoint.is_dir() else None)
 
 
 def read_config(network: Network[C, M], folder: Path) -> C:
-    """A folder's configuration of the network. Raises UserError naming what our networks do not support."""
+    """The network's configuration in a folder. Raises UserError naming every setting that is not supported."""
     return parse_config(network, read_json(folder / "config.json"), folder / "config.json")
 
 
 def parse_config(network: Network[C, M], data: Mapping[str, Any], where: object) -> C:
-    """The configuration that a config.json describes. Raises UserError naming what our networks do not support."""
+    """The configuration in a config.json. Raises UserError naming every setting that is not supported."""
     if str(data.get("_class_name", "")).startswith("Flax"):
         surplus = _FLAX_ONLY - {field.name for field in dataclasses.fields(network.config)}
         data = {key: value for key, value in data.items() if key not in surplus}
@@ -145,7 +145,7 @@ def parse_config(network: Network[C, M], data: Mapping[str, Any], where: object)
 
 
 def abstract(network: Network[C, M], config: C, *, compute: Compute | None = None, **options: Any) -> M:
-    """The network with shapes in the place of arrays: nothing is initialised or allocated.
+    """The network with shapes instead of arrays: nothing is initialised or allocated.
 
     Raises UserError if the configuration contradicts itself.
     """
@@ -156,7 +156,7 @@ def abstract(network: Network[C, M], config: C, *, compute: Compute | None = Non
     try:
         return nnx.eval_shape(make)
     except ValueError as error:
-        raise UserError(f"no {network.module.__name__} can be made of this configuration: {error}") from error
+        raise UserError(f"no {network.module.__name__} can be built from this configuration: {error}") from error
 
 
 def load_network(
@@ -169,20 +169,20 @@ def load_network(
     mesh: jax.sharding.Mesh | None = None,
     shapes_only: bool = False,
 ) -> M:
-    """A network with the weights of a component's folder, which are read one tensor at a time.
+    """Builds a network with the weights of a component's folder, which are read one tensor at a time.
 
     Args:
-      source: the folder, or what was opened.
-      compute: its `param_dtype` is what the parameters are cast to (None: float32).
-      config: to use instead of the folder's config.json.
-      with_constraint_heads: of a ControlNet; None: if the file has them.
-      mesh: to split the parameters over (`sharding.parameter_shardings`); None: all on the first device. Of an Orbax
-        checkpoint each process reads only its own part.
-      shapes_only: with shapes in the place of arrays, of which nothing is read but what the files say of them.
+      source: the folder, or its opened weights.
+      compute: the parameters are cast to its `param_dtype` (None: float32).
+      config: used instead of the folder's config.json.
+      with_constraint_heads: for a ControlNet, whether to build the heads; None: if the file has them.
+      mesh: devices to split the parameters over (`sharding.parameter_shardings`); None: the first device. Each process
+        reads only its own part of an Orbax checkpoint.
+      shapes_only: build the network with shapes instead of arrays. Only the headers of the files are read.
 
     Raises:
-      WeightsError: naming every tensor that is unknown, missing or misshapen, or holds NaN or infinity.
-      UserError: no such folder, or its files cannot be read or describe what our networks do not support.
+      WeightsError: lists every tensor that is unknown, missing, has a wrong shape, or holds NaN or infinity.
+      UserError: the folder does not exist, its files cannot be read, or its configuration is not supported.
     """
     weights = source if isinstance(source, Weights) else open_folder(network, Path(source))
     compute, where = compute or Compute(), weights.where
@@ -221,7 +221,7 @@ def save_network(
 
 
 def as_weights(network: Network[Any, Any], module: AnyNetwork, *, where: Path) -> Weights:
-    """A network in memory, as PyTorch's files have it."""
+    """The weights of a network in memory, with PyTorch's names and layout."""
     config: AnyConfig = module.config
     if isinstance(module, ControlNet):
         heads, rgbs = hasattr(module, "conv_degradation"), hasattr(module.controlnet_cond_embedding, "to_rgbs")
@@ -234,10 +234,10 @@ def as_weights(network: Network[Any, Any], module: AnyNetwork, *, where: Path) -
 
 
 def checked(network: Network[C, M], weights: Weights) -> tuple[C, dict[str, Tensor]]:
-    """The configuration, and the tensors that it describes by our paths and in our layout, none too many or too few.
+    """The configuration, and the tensors by our paths and in our layout. They fit the configuration exactly.
 
-    A UNet may be Stable Diffusion's own, without Conditional Attention. Raises as `load_network`, except that NaN
-    shows when the tensors are read.
+    A UNet may be Stable Diffusion's own, without Conditional Attention. Raises the errors of `load_network`, except
+    that NaN is found only when the tensors are read.
     """
     config = parse_config(network, weights.config, weights.where)
     if isinstance(config, UNetConfig) and not rules.holds(weights.tensors, CONDITIONAL_ATTENTION):
@@ -248,7 +248,7 @@ def checked(network: Network[C, M], weights: Weights) -> tuple[C, dict[str, Tens
 def _fitted(
     network: Network[C, M], weights: Weights, config: C, compute: Compute, with_constraint_heads: bool | None
 ) -> tuple[M, dict[str, Tensor]]:
-    """The abstract network of this configuration, and its tensors by our paths and in our layout."""
+    """The abstract network for this configuration, and its tensors by our paths and in our layout."""
     options = {}
     if network is CONTROLNET:
         if with_constraint_heads is None:
@@ -266,7 +266,7 @@ def _shardings(structs: Mapping[str, jax.ShapeDtypeStruct], mesh: jax.sharding.M
 
 
 def _all_finite(arrays: dict[str, jax.Array], where: object) -> dict[str, jax.Array]:
-    """Raises WeightsError naming every array with NaN or infinity, wherever its parts are."""
+    """Raises WeightsError naming every array with NaN or infinity, on whichever device its parts are."""
     finite = jax.jit(lambda arrays: {path: jnp.isfinite(array).all() for path, array in arrays.items()})(arrays)
     if problems := [f"NaN or infinity: in {path} {arrays[path].shape}" for path, fine in finite.items() if not fine]:
         raise WeightsError(where, problems)

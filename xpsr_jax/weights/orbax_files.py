@@ -1,4 +1,4 @@
-"""A network's weights as an Orbax checkpoint, which each process restores straight into its part of the devices.
+"""A network's weights as an Orbax checkpoint, which each process restores directly onto its own devices.
 
 The checkpoint is a dict of arrays by our parameter paths, in our layout.
 """
@@ -19,16 +19,16 @@ from xpsr_jax.files import without_patterns
 from xpsr_jax.weights.tensors import Tensor
 
 FOLDER = "orbax"
-# Bytes that are on their way to the disk at a time, beside the arrays themselves; one array must fit.
+# Limit of the bytes being written at the same time, in addition to the arrays themselves. One array must fit.
 _CONCURRENT_BYTES = 100_000_000
 
 
 def write(arrays: Iterable[tuple[str, np.ndarray]], folder: Path) -> None:
-    """Writes arrays, by path; all of them are in memory at once.
+    """Writes arrays by path. All of them are in memory at the same time.
 
     Raises UserError if the folder cannot be written.
     """
-    # As JAX's arrays, on the host: of numpy's, Orbax copies all at once, whatever the limit.
+    # As JAX arrays on the host: Orbax would copy all numpy arrays at the same time, whatever the limit.
     with jax.default_device(sharding.host()):
         tree = {path: jax.device_put(array) for path, array in arrays}
     try:
@@ -40,9 +40,9 @@ def write(arrays: Iterable[tuple[str, np.ndarray]], folder: Path) -> None:
 
 
 def read(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by our paths and in our layout; only names, shapes and types are read yet.
+    """The tensors of a checkpoint, by our paths and in our layout. Only names, shapes and types are read at first.
 
-    Raises UserError if it is none, or incomplete.
+    Raises UserError if the folder is not a checkpoint, or is incomplete.
     """
     try:
         with without_patterns(folder) as plain, _checkpointer() as checkpointer:
@@ -51,13 +51,13 @@ def read(folder: Path) -> dict[str, Tensor]:
             path: Tensor(path, tuple(array.shape), np.dtype(array.dtype), functools.partial(_read, folder, path))
             for path, array in tree.items()
         }
-    # Whatever may be wrong with its many files.
+    # Damage in its many files raises errors of many types.
     except Exception as error:
         raise _incomplete(folder, error) from error
 
 
 def restore(folder: Path, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    """Arrays of these types, each placed as its `sharding` says: a process reads only what its devices need.
+    """Restores arrays of these types, each with its `sharding`. A process reads only the parts for its own devices.
 
     Raises UserError if the checkpoint is incomplete.
     """
@@ -74,14 +74,14 @@ def restore(folder: Path, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict[
 
 
 def _checkpointer(concurrent_bytes: int = _CONCURRENT_BYTES) -> Any:
-    # A fraction of a GB is taken, though the annotation says int; a little more, for it is rounded on the way.
+    # Orbax accepts a fraction of a GB, though the annotation says int. A little more, because the value is rounded.
     limit: Any = 1.01 * concurrent_bytes / 1e9
     handler = ocp.PyTreeCheckpointHandler(use_zarr3=True, save_concurrent_gb=limit)
     return ocp.Checkpointer(handler)
 
 
 def _read(folder: Path, path: str) -> np.ndarray:
-    """One array. Orbax would read the whole checkpoint's description for each, 20 times slower."""
+    """One array. Orbax would read the metadata of the whole checkpoint for each array, which is 20 times slower."""
     base = {"driver": "file", "path": f"{folder.resolve()}/"}
     store = {"driver": "ocdbt", "base": base, "path": f"{path}/"}
     try:
@@ -92,4 +92,4 @@ def _read(folder: Path, path: str) -> np.ndarray:
 
 def _incomplete(folder: Path, error: Exception) -> UserError:
     reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-    return UserError(f"{folder} is no Orbax checkpoint, or it is incomplete: convert it again ({reason})")
+    return UserError(f"{folder} is not an Orbax checkpoint, or is incomplete: convert it again ({reason})")

@@ -1,4 +1,4 @@
-"""XPSR on another Stable Diffusion 1.5: what trained stays, and what was frozen comes from the other checkpoint."""
+"""Puts XPSR on another Stable Diffusion 1.5: trained tensors are kept, frozen ones come from the other checkpoint."""
 
 import dataclasses
 import functools
@@ -13,9 +13,9 @@ from xpsr_jax.weights.networks import CONDITIONAL_ATTENTION, NETWORKS, UNET, Wei
 from xpsr_jax.weights.sources import SUBFOLDERS, Source, open_source
 from xpsr_jax.weights.tensors import Tensor
 
-# Frozen in XPSR's training beside the UNet's own part.
+# Frozen in XPSR's training, in addition to most of the UNet.
 _FROZEN = ("autoencoder", "text_encoder")
-# Of a UNet's configuration, what changes nothing that it computes, or is compared in another way.
+# Fields of a UNet's configuration that do not change its results, or are compared separately.
 _NOT_COMPARED = {
     "sample_size",
     "conditional_attention",
@@ -26,18 +26,19 @@ _NOT_COMPARED = {
 
 
 def with_other_base(source: Source, path: str | Path, *, variant: str | None = None, ema: bool = False) -> Source:
-    """The source with every frozen tensor of another checkpoint: its UNet, autoencoder and text encoder.
+    """Replaces every frozen tensor of a source by another checkpoint's: in UNet, autoencoder and text encoder.
 
-    The ControlNet and the UNet's Conditional Attention stay the source's. A tokenizer and a schedule are taken only
-    where the source has none.
+    The ControlNet and the UNet's Conditional Attention are kept. Tokenizer and schedule are replaced only if the
+    source has none.
 
     Args:
-      path: a folder, single file or model of the hub, as `open_source` reads them.
-      variant, ema: of it, as there.
+      source: XPSR's weights.
+      path: the other checkpoint: a folder, a single file, or a model on the hub.
+      variant, ema: as in `open_source`, for the other checkpoint.
 
     Raises:
-      UserError: the source is no XPSR, or the other checkpoint no Stable Diffusion 1.5 (inpainting, XL and others are
-        named), or neither has one network's size.
+      UserError: the source is not XPSR, the other checkpoint is not Stable Diffusion 1.5 (inpainting, XL and others are
+        named), or their networks have different sizes.
     """
     if "unet" not in source.networks:
         raise UserError("--base-unet keeps the Conditional Attention of XPSR's UNet: name XPSR's folder as a source")
@@ -70,7 +71,7 @@ def with_other_base(source: Source, path: str | Path, *, variant: str | None = N
         if name in other.origins and name not in source.origins:
             origins[name] = other.origins[name]
     names = ", ".join(f"{SUBFOLDERS[name]}/" for name in taken)
-    line = f"frozen tensors of {path}: {len(frozen)} of unet/ beside {len(trained)} that trained; taken of it: {names}"
+    line = f"frozen tensors of {path}: {len(frozen)} of unet/, with {len(trained)} trained ones kept; replaced: {names}"
     return dataclasses.replace(
         source,
         origins=origins,
@@ -83,42 +84,42 @@ def with_other_base(source: Source, path: str | Path, *, variant: str | None = N
 
 
 def _by_key(unet: Weights) -> dict[str, Tensor]:
-    """Its tensors, which are as they should be, by today's keys."""
+    """The UNet's tensors, checked, by their current keys."""
     return dict(rules.to_torch(path, tensor, UNET.names) for path, tensor in checked(UNET, unet)[1].items())
 
 
 def _check_kind(weights: Weights, path: str | Path) -> None:
-    """Raises UserError for a UNet that is none of Stable Diffusion 1's, by its name."""
+    """Raises UserError naming the kind of a UNet that is not Stable Diffusion 1's."""
     config: Mapping[str, Any] = weights.config
     channels = config.get("in_channels", UNetConfig.in_channels)
     if config.get("addition_embed_type") == "text_time" or config.get("cross_attention_dim") == 2048:
         raise UserError(f"{path} is Stable Diffusion XL; XPSR's ControlNet is for Stable Diffusion 1.5")
     if channels == 9:
         raise UserError(
-            f"{path} is an inpainting model: its UNet has 9 input channels, five of them for a mask and what it hides; "
+            f"{path} is an inpainting model: its UNet has 9 input channels, 5 of them for a mask and the masked image; "
             "name the plain model"
         )
     if channels == 8:
-        raise UserError(f"{path} edits by instructions (InstructPix2Pix): its UNet has 8 input channels, not 4")
+        raise UserError(f"{path} is an InstructPix2Pix model: its UNet has 8 input channels, not 4")
     if channels != UNetConfig.in_channels:
-        raise UserError(f"{path} is no Stable Diffusion 1.5: its UNet has {channels} input channels, not 4")
+        raise UserError(f"{path} is not Stable Diffusion 1.5: its UNet has {channels} input channels, not 4")
 
 
 def _check_same(ours: UNetConfig, theirs: UNetConfig, path: str | Path) -> None:
-    """Raises UserError naming where two UNets differ."""
+    """Raises UserError naming the differences between two UNets."""
     names = [field.name for field in dataclasses.fields(UNetConfig) if field.name not in _NOT_COMPARED]
     if differing := [name for name in [*names, "heads"] if getattr(ours, name) != getattr(theirs, name)]:
         values = "; ".join(f"{n} {getattr(theirs, n)} instead of {getattr(ours, n)}" for n in differing)
-        other = " (as Stable Diffusion 2)" if theirs.cross_attention_dim == 1024 else ""
-        raise UserError(f"{path} is another kind of model{other} than XPSR was trained on: {values}")
+        other = " (like Stable Diffusion 2)" if theirs.cross_attention_dim == 1024 else ""
+        raise UserError(f"{path} is not the kind of model that XPSR was trained on{other}: {values}")
 
 
 def _check_component(name: str, ours: Weights, theirs: Weights) -> None:
-    """Raises UserError naming where the configurations of a component differ."""
+    """Raises UserError naming the differences between two configurations of a component."""
     network = NETWORKS[name]
     a, b = parse_config(network, ours.config, ours.where), parse_config(network, theirs.config, theirs.where)
     fields = [field.name for field in dataclasses.fields(a) if field.name not in ("sample_size", "scaling_factor")]
     if differing := [
         f"{n} {getattr(b, n)} instead of {getattr(a, n)}" for n in fields if getattr(a, n) != getattr(b, n)
     ]:
-        raise UserError(f"{theirs.where}: another {SUBFOLDERS[name]}/ than {ours.where}: {'; '.join(differing)}")
+        raise UserError(f"{theirs.where}: its {SUBFOLDERS[name]}/ differs from {ours.where}: {'; '.join(differing)}")

@@ -1,8 +1,8 @@
 """Names and layouts: our parameter paths and PyTorch's keys, one set of rules for both directions (method §5).
 
-A parameter's path here ("mid_block.attentions.0.proj_in.kernel") gives its key in PyTorch
-("mid_block.attentions.0.proj_in.weight") by rule. Reading inverts that over the paths that a network has: so the two
-directions cannot disagree, and what is unknown or missing is what the two sets of keys do not share.
+The rules turn a parameter's path ("mid_block.attentions.0.proj_in.kernel") into its key in PyTorch
+("mid_block.attentions.0.proj_in.weight"). Reading applies them to all paths of a network and inverts the result. The
+two directions therefore always agree. Unknown and missing tensors are the differences between the two sets of keys.
 """
 
 import re
@@ -17,34 +17,34 @@ from xpsr_jax.weights.tensors import FLOATS, Tensor, WeightsError, not_finite
 
 A = TypeVar("A", np.ndarray, Array, Tensor)
 
-# Modules that PyTorch calls otherwise: ours, PyTorch's. They match whole parts of a path; {n} is a number.
+# Modules with another name in PyTorch: (our name, PyTorch's). They match whole parts of a path; {n} is a number.
 MODULES = (
     ("ff.proj", "ff.net.0.proj"),
     ("ff.out", "ff.net.2"),
     ("to_out", "to_out.0"),
     ("conv_degradation.{n}", "conv_degradation.{n}.0"),
     ("conv_degradation_mid", "conv_degradation_mid.0"),
-    # The first stage's, which BasicSR counts from 1.
+    # In the first stage. BasicSR counts from 1.
     ("conv_up.0", "conv_up1"),
     ("conv_up.1", "conv_up2"),
     ("conv_up.2", "conv_up3"),
 )
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
-# How to transpose a linear's or a convolution's kernel, by its number of axes.
+# Axes for transposing the kernel of a linear layer or a convolution, by its number of axes.
 TO_TORCH = {2: (1, 0), 4: (3, 2, 0, 1)}
 TO_OURS = {2: (1, 0), 4: (2, 3, 1, 0)}
 
 
 @dataclass(frozen=True)
 class Names:
-    """What is particular to the PyTorch files of one kind of network.
+    """Special rules for the PyTorch files of one kind of network.
 
     Attributes:
-      prefix: of every key.
-      old: (pattern, replacement) of names that other releases of its library write: read, never written.
-      pointwise: keys of linears that other releases save as 1x1 convolutions.
-      skipped: keys that hold no parameter.
-      optional: parts without which a network may be built. Their keys are skipped then, and only then.
+      prefix: prefix of every key.
+      old: (pattern, replacement) for names of other releases of its library. They are read, but never written.
+      pointwise: keys of linear layers that other releases save as 1x1 convolutions.
+      skipped: keys that are not parameters.
+      optional: parts that a network may be built without. Their keys are skipped only in that case.
     """
 
     prefix: str = ""
@@ -62,14 +62,14 @@ CONTROLNET_NAMES = Names(
         r"^conv_degradation\.",
         r"^conv_degradation_mid\.",
         r"^controlnet_cond_embedding\.to_rgbs\.",
-        # Transformers that fusion "serial", "high" or "low" does without.
+        # Transformers that are not used by fusion "serial", "high" or "low".
         r"\.attentions\.",
         r"\.attentions_lowlevel\.",
         r"\.attentions_connect\.",
     )
 )
 AUTOENCODER_NAMES = Names(
-    # diffusers before 0.12, and Stable Diffusion 1.5's own folder.
+    # Names of diffusers before 0.12, also used in Stable Diffusion 1.5's own folder.
     old=(
         (r"(\.attentions\.\d+)\.query\.", r"\1.to_q."),
         (r"(\.attentions\.\d+)\.key\.", r"\1.to_k."),
@@ -80,9 +80,9 @@ AUTOENCODER_NAMES = Names(
 )
 TEXT_ENCODER_NAMES = Names(
     prefix="text_model.",
-    # transformers 5 has no prefix in its module.
+    # transformers 5 writes no prefix.
     old=((r"^(?!text_model\.)", "text_model."),),
-    # 0, 1, ..., 76: a constant, which transformers before 4.31 saved.
+    # The constant 0, 1, ..., 76, which transformers before 4.31 saved.
     skipped=(r"^text_model\.embeddings\.position_ids$",),
 )
 
@@ -101,18 +101,18 @@ def torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def to_torch(path: str, array: A, names: Names = UNET_NAMES) -> tuple[str, A]:
-    """PyTorch's key and layout of one of our parameters: a numpy array (then a view), a JAX array or a `Tensor`."""
+    """PyTorch's key and layout of one of our parameters: a numpy array (gives a view), a JAX array or a `Tensor`."""
     layout = array.transpose(TO_TORCH[len(array.shape)]) if path.endswith(".kernel") else array
     return torch_key(path, names), layout
 
 
 def to_ours(path: str, array: A) -> A:
-    """Our layout, as parameter `path` has it, of what PyTorch has under `torch_key(path)`."""
+    """Our layout of an array that has the key `torch_key(path)` in PyTorch."""
     return array.transpose(TO_OURS[len(array.shape)]) if path.endswith(".kernel") else array
 
 
-def today_s_key(key: str, names: Names) -> str:
-    """A key of a file, of today or older, as it is written today."""
+def current_key(key: str, names: Names) -> str:
+    """The current name of a key. The key may be current already, or written by an older release."""
     for pattern, replacement in names.old:
         key = re.sub(pattern, replacement, key)
     return key
@@ -121,40 +121,41 @@ def today_s_key(key: str, names: Names) -> str:
 def match(
     tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], names: Names, *, where: object
 ) -> dict[str, Tensor]:
-    """The tensors of a PyTorch file under our paths and in our layout.
+    """The tensors of a PyTorch file by our paths and in our layout.
 
     Args:
-      tensors: by the file's keys, today's or old.
-      shapes: of every parameter that the network has, by path.
+      tensors: by the file's keys, current or old.
+      shapes: the shape of every parameter of the network, by path.
       where: the file or folder, for the error.
 
     Raises:
-      WeightsError: naming everything that is unknown, missing, misshapen, given twice or no floating-point tensor,
-        with both shapes; and then also what holds NaN or infinity, which otherwise shows when it is read.
+      WeightsError: lists every tensor that is unknown, missing, present twice, has a wrong shape (with both shapes) or
+        is not floating-point. In that case it also lists tensors with NaN or infinity, which are otherwise found when
+        they are read.
     """
     paths = {torch_key(path, names): path for path in shapes}
     skipped = (*names.skipped, *(pattern for pattern in names.optional if not holds(paths, pattern)))
     found: dict[str, Tensor] = {}
     problems = []
     for key, tensor in tensors.items():
-        today = today_s_key(key, names)
-        if any(re.search(pattern, today) for pattern in skipped):
+        current = current_key(key, names)
+        if any(re.search(pattern, current) for pattern in skipped):
             continue
-        label = today if tensor.name == today else f"{tensor.name} (today {today})"
-        path = paths.get(today)
+        label = current if tensor.name == current else f"{tensor.name} (current name {current})"
+        path = paths.get(current)
         if path is None:
-            problems.append(f"unknown: {label} {tensor.shape}, the network has no such tensor")
+            problems.append(f"unknown: {label} {tensor.shape}; the network has no such tensor")
             continue
         if path in found:
-            problems.append(f"given twice: {label} {tensor.shape}, also as {found[path].name}")
+            problems.append(f"present twice: {label} {tensor.shape}, also as {found[path].name}")
             continue
         expected = torch_shape(path, shapes[path])
-        if names.pointwise and tensor.shape == (*expected, 1, 1) and re.search(names.pointwise, today):
+        if names.pointwise and tensor.shape == (*expected, 1, 1) and re.search(names.pointwise, current):
             tensor = tensor.reshape(expected)
         if tensor.dtype not in FLOATS.values():
             problems.append(f"wrong type: {label} is {tensor.dtype.name}, expected one of {', '.join(FLOATS)}")
         if tensor.shape != expected:
-            problems.append(f"misshapen: {label} is {tensor.shape}, the network's is {expected}")
+            problems.append(f"wrong shape: {label} is {tensor.shape}, expected {expected}")
         found[path] = to_ours(path, tensor) if tensor.shape == expected else tensor
     missing = [key for key, path in paths.items() if path not in found]
     problems += [f"missing: {key} {torch_shape(paths[key], shapes[paths[key]])}" for key in missing]
@@ -165,13 +166,13 @@ def match(
 
 
 def holds(keys: Iterable[str], pattern: str) -> bool:
-    """Whether the pattern is found in any of the keys."""
+    """Whether the pattern matches somewhere in one of the keys."""
     return any(re.search(pattern, key) for key in keys)
 
 
 def _hint(missing: list[str]) -> str:
     if missing and all(".pixel_attentions." in key for key in missing):
-        return "this UNet has no Conditional Attention: it is not XPSR's; name XPSR's own folder last"
+        return "this UNet is not XPSR's, it has no Conditional Attention; name XPSR's own folder last"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""The settings to sample with that a model folder carries in its model_index.json. Nothing here imports JAX."""
+"""Reads the sampling settings in the model_index.json of a model folder. Nothing here imports JAX."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ INDEX = "model_index.json"
 
 @dataclass(frozen=True)
 class _Block:
-    """What stands under "xpsr_jax" there."""
+    """The content of the key "xpsr_jax" in model_index.json."""
 
     sampling: Sampling = PAPER
     note: str = ""
 
 
 def load_defaults(folders: Sequence[Path]) -> tuple[Sampling, str]:
-    """Sampling settings and note of the last folder whose model_index.json has them; else the preset "paper", no note.
+    """The sampling settings and the note of the last folder whose model_index.json has them.
 
-    Raises UserError for settings that do not exist, or have values that they cannot have.
+    Without any, the preset "paper" and no note. Raises UserError for unknown settings and invalid values.
     """
     for file in [as_path(folder) / INDEX for folder in reversed(folders)]:
         block = read_json(file).get("xpsr_jax") if file.exists() else None

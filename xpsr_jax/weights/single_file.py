@@ -1,7 +1,7 @@
-"""Stable Diffusion in one file, `.safetensors` or `.ckpt`, under the names of the code it was published with (LDM).
+"""Reads Stable Diffusion from one file, `.safetensors` or `.ckpt`, with the names of its original code (LDM).
 
-Versions 1 and 2 are known. The file has no configuration: sizes are those of its tensors, and what shapes do not tell
-(heads, activations) is what these versions have.
+Versions 1 and 2 are supported. The file has no configuration. Sizes are taken from the shapes of its tensors. Heads and
+activations, which the shapes do not show, are those of the version.
 """
 
 import re
@@ -21,17 +21,17 @@ T = TypeVar("T")
 SUFFIXES = (".safetensors", *PICKLES)
 _UNET, _EMA, _VAE = "model.diffusion_model.", "model_ema.", "first_stage_model."
 _TEXT_1, _TEXT_2 = "cond_stage_model.transformer.", "cond_stage_model.model."
-# An autoencoder by itself, with or without its prefix; and what its training had beside it.
+# A file of the autoencoder alone, with or without its prefix. "loss." is from its training.
 _VAE_ALONE = (_VAE, "encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "loss.")
-# What belongs to no network: the averaged UNet, unless it is asked for; the schedule's tables; how CLIP was trained.
+# Ignored tensors: the averaged UNet (unless requested), the schedule's tables, and parts of CLIP's training.
 _SKIPPED = re.compile(
     rf"{re.escape(_EMA)}.*|(alphas_cumprod|betas|sqrt_|log_one_minus|posterior_|lvlb_weights|logvar|scale_factor)\w*"
     r"|first_stage_model\.loss\..*|cond_stage_model\.(model\.(text_projection|logit_scale|attn_mask)|logit_scale)"
 )
-# Stable Diffusion 1's noise schedule, in diffusers' words. Version 2 has two that differ in what the UNet predicts.
+# The noise schedule of Stable Diffusion 1. Version 2 has two schedules, which differ in what the UNet predicts.
 SCHEDULE_1 = Schedule()
 
-# (pattern, PyTorch's name), in order, on keys without the network's prefix.
+# (pattern, PyTorch's name), applied in order to keys without the network's prefix.
 _RESNET = (
     (r"\.in_layers\.0\.", ".norm1."),
     (r"\.in_layers\.2\.", ".conv1."),
@@ -77,12 +77,12 @@ _OPEN_CLIP = (
 
 @dataclass(frozen=True)
 class SingleFile:
-    """What one file holds.
+    """The content of a single file.
 
     Attributes:
-      version: of Stable Diffusion, 1 or 2.
-      networks: config.json and tensors (by today's keys of diffusers and transformers) of each component, by
-        the name of `Model`'s field.
+      version: version of Stable Diffusion, 1 or 2.
+      networks: for each field of `Model` that the file has: the config.json, and the tensors by the current keys of
+        diffusers and transformers.
     """
 
     version: int
@@ -90,7 +90,7 @@ class SingleFile:
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """A file's tensors under its own names; only what describes them is read yet. Raises UserError if that fails."""
+    """A file's tensors by its own names. Their data are read later. Raises UserError if the file cannot be read."""
     return read_file(file) if file.suffix == ".safetensors" else read_pickle(file)
 
 
@@ -98,32 +98,32 @@ def read_single_file(file: Path, tensors: Mapping[str, Tensor], *, ema: bool = F
     """The networks of a file.
 
     Args:
-      tensors: the file's, from `read_tensors`.
-      ema: take the UNet's moving average, which checkpoints of a training have beside what was trained.
+      tensors: the file's tensors, from `read_tensors`.
+      ema: read the moving average of the UNet, which training checkpoints have in addition to the trained UNet.
 
     Raises:
-      UserError: it is no such file, or it holds what belongs to no Stable Diffusion, which is named.
+      UserError: it is not a Stable Diffusion file, or it holds unknown tensors, which are named.
     """
     if any(key.startswith("conditioner.embedders.") or ".label_emb." in key for key in tensors):
-        raise UserError(f"{file} is Stable Diffusion XL or another successor; versions 1 and 2 are read")
+        raise UserError(f"{file} is Stable Diffusion XL or a later one; only versions 1 and 2 can be read")
     tensors = without_shared_prefix(tensors, file, known=(_UNET, _VAE, _EMA, _TEXT_1, _TEXT_2, *_VAE_ALONE))
     if all(key.startswith(_VAE_ALONE) for key in tensors):
-        # An autoencoder by itself has the same names without their prefix.
+        # A file of the autoencoder alone has the same names without the prefix.
         tensors = {key if key.startswith(_VAE) else f"{_VAE}{key}": tensor for key, tensor in tensors.items()}
         if f"{_VAE}encoder.down.0.block.0.conv2.weight" not in tensors:
-            raise UserError(f"{file} is one component's file: name its folder, with its config.json")
+            raise UserError(f"{file} is the file of one component: name its folder, which has a config.json")
         return SingleFile(1, {"autoencoder": _whole(file, lambda: _autoencoder(_under(tensors, _VAE)))})
     if not any(key.startswith(_UNET) for key in tensors):
         found = ", ".join(sorted({key.partition(".")[0] for key in tensors})[:8])
-        raise UserError(f"{file} is no Stable Diffusion checkpoint: no {_UNET}* in it, but {found}")
+        raise UserError(f"{file} is not a Stable Diffusion checkpoint: expected {_UNET}*, found {found}")
     parts = {prefix: _under(tensors, prefix) for prefix in (_UNET, _VAE, _TEXT_1, _TEXT_2)}
     known = {f"{prefix}{key}" for prefix, part in parts.items() for key in part}
     if unknown := [key for key in tensors if key not in known and not _SKIPPED.fullmatch(key)]:
-        raise UserError(f"{file} holds tensors of no network that is known: {listed(unknown)}")
+        raise UserError(f"{file} holds tensors of an unknown network: {listed(unknown)}")
     unet = _averaged(file, tensors, parts[_UNET]) if ema else parts[_UNET]
 
     def networks() -> SingleFile:
-        # Version 2 has another text encoder, and linear layers in the place of pointwise convolutions.
+        # Version 2 has another text encoder, and linear layers instead of pointwise convolutions.
         version = 2 if parts[_TEXT_2] or len(unet["middle_block.1.proj_in.weight"].shape) == 2 else 1
         networks = {"unet": _unet(unet, version)}
         if parts[_VAE]:
@@ -138,11 +138,11 @@ def read_single_file(file: Path, tensors: Mapping[str, Tensor], *, ema: bool = F
 
 
 def _whole(file: Path, read: Callable[[], T]) -> T:
-    """What `read` returns. Raises UserError where it finds that the file lacks something."""
+    """Calls `read`. Raises UserError if it fails because the file is incomplete."""
     try:
         return read()
     except (KeyError, ValueError) as error:
-        raise UserError(f"{file} is no whole checkpoint of Stable Diffusion 1 or 2: {error}") from error
+        raise UserError(f"{file} is not a complete checkpoint of Stable Diffusion 1 or 2: {error}") from error
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -154,7 +154,7 @@ def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _averaged(file: Path, tensors: Mapping[str, Tensor], unet: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The UNet's averages, whose names lack the dots."""
+    """The moving average of the UNet. Its names in the file have no dots."""
     names = {key: f"{_EMA}diffusion_model{key.replace('.', '')}" for key in unet}
     if missing := [name for name in names.values() if name not in tensors]:
         raise UserError(f"{file} has no moving average of its UNet: no {missing[0]} (and {len(missing) - 1} more)")
@@ -168,7 +168,7 @@ def _renamed(key: str, rules: Iterable[tuple[str, str]]) -> str:
 
 
 def _unet(tensors: dict[str, Tensor], version: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    # A level is its layers and a halving, which the last one lacks.
+    # A level consists of its layers and a halving. The last level has no halving.
     inputs = 1 + max(_indices(tensors, r"input_blocks\.(\d+)\."))
     halvings = sorted(_indices(tensors, r"input_blocks\.(\d+)\.0\.op\."))
     layers = halvings[0] - 1 if halvings else inputs - 1
@@ -189,7 +189,7 @@ def _unet(tensors: dict[str, Tensor], version: int) -> tuple[dict[str, Any], dic
         "up_block_types": ["CrossAttnUpBlock2D" if has else "UpBlock2D" for has in reversed(has_text)],
         "cross_attention_dim": text,
         "transformer_layers_per_block": 1 + max(_indices(tensors, rf"{re.escape(mid)}transformer_blocks\.(\d+)\.")),
-        # Eight heads in version 1, heads of 64 channels in version 2.
+        # Version 1 has 8 heads. Version 2 has heads of 64 channels.
         "attention_head_dim": 8 if version == 1 else [width // 64 for width in widths],
         "use_linear_projection": len(tensors[f"{mid}proj_in.weight"].shape) == 2,
         "sample_size": 64,
@@ -232,7 +232,7 @@ def _autoencoder(tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, 
     }
 
     def name(key: str) -> str:
-        # The decoder's levels are counted from the finest there, from the coarsest here.
+        # The file counts the decoder's levels from the finest, diffusers from the coarsest.
         key = re.sub(r"^decoder\.up\.(\d+)\.", lambda found: f"decoder.up.{levels - 1 - int(found[1])}.", key)
         return _renamed(key, _AUTOENCODER)
 
@@ -256,7 +256,7 @@ def _text_encoder(tensors: dict[str, Tensor], activation: str) -> tuple[dict[str
 
 
 def _open_clip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """OpenCLIP's text encoder as CLIP's, without its last layer: version 2 takes the features before it."""
+    """OpenCLIP's text encoder with CLIP's names. The last layer is left out: version 2 uses the features before it."""
     last = max(_indices(tensors, r"transformer\.resblocks\.(\d+)\."))
     kept = {key: tensor for key, tensor in tensors.items() if not key.startswith(f"transformer.resblocks.{last}.")}
 
@@ -274,14 +274,14 @@ def _open_clip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _rename(tensors: Mapping[str, Tensor], name: Callable[[str], str]) -> dict[str, Tensor]:
-    """Raises ValueError if two would have one name."""
+    """Renames the tensors. Raises ValueError if two get the same name."""
     renamed = {name(key): tensor for key, tensor in tensors.items()}
     if len(renamed) < len(tensors):
         twice = [key for key, tensor in tensors.items() if renamed[name(key)] is not tensor]
-        raise ValueError(f"given twice: {listed(twice)}")
+        raise ValueError(f"present twice: {listed(twice)}")
     return renamed
 
 
 def _indices(tensors: Iterable[str], pattern: str) -> set[int]:
-    """The numbers that a pattern captures at the beginning of keys. Raises ValueError if there are none."""
+    """The numbers that a pattern captures at the beginning of keys."""
     return {int(found[1]) for key in tensors if (found := re.match(pattern, key))}

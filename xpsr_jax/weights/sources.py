@@ -1,4 +1,4 @@
-"""What a path holds of a model, whatever its format, and several of them merged. Nothing large is read yet."""
+"""Finds the components of a model at a path, in any format, and merges several sources. Large data are read later."""
 
 import functools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -19,12 +19,12 @@ from xpsr_jax.weights.local_models import local_model
 from xpsr_jax.weights.model_card import Card
 from xpsr_jax.weights.networks import ALL_NETWORKS, NETWORKS, Weights, open_folder
 
-# Fields of `model_folder.Model` that are components, and their subfolders.
+# Subfolder of each component, by the field of `model_folder.Model`.
 SUBFOLDERS = {name: network.subfolder for name, network in ALL_NETWORKS.items()} | {
     "tokenizer": "tokenizer",
     "schedule": "scheduler",
 }
-# Those without which nothing can be restored.
+# Components that restoring needs.
 REQUIRED = (*NETWORKS, "tokenizer", "schedule")
 SHIPPED_TOKENIZER = ASSETS / "tokenizer"
 
@@ -34,16 +34,16 @@ class Source:
     """Components of a model.
 
     Attributes:
-      origins: where each comes from, by the name of `Model`'s field; for people.
-      networks: what opens each network's weights.
-      tokenizer: its folder.
-      schedule: its folder, or itself.
-      settings: to sample with, and a note; None: as a model_index.json says.
-      folders: that may have a model_index.json, of which the last one's settings hold.
-      reads_base: it was made with weights of sources before it, as a training checkpoint is with its base's.
-      card: what is known of how it came to be, if that is not in its folders.
-      history: what was done to its weights, a line each; for people.
-      also_read: further paths that its weights are read from.
+      origins: path that each component comes from, by the field of `Model`; for messages.
+      networks: for each network, a function that opens its weights.
+      tokenizer: the tokenizer's folder.
+      schedule: the schedule, or its folder.
+      settings: sampling settings and a note; None: from a model_index.json.
+      folders: folders that may have a model_index.json. The settings of the last one are used.
+      reads_base: whether it uses weights of the sources before it, as a training checkpoint uses its base model.
+      card: how the model was made, if the folders do not say it.
+      history: changes made to the weights, one line each; for messages.
+      also_read: other paths that its weights are read from.
     """
 
     origins: Mapping[str, Path]
@@ -59,19 +59,19 @@ class Source:
 
 
 def open_source(path: Path, *, variant: str | None = None, ema: bool = False) -> Source:
-    """A model folder (PyTorch's files, Flax's or Orbax's), the folder of one component, or a single file.
+    """Opens a model folder (with PyTorch's, Flax's or Orbax's files), the folder of one component, or a single file.
 
     Args:
-      path: of it, or a name on the hub, of which the weights are fetched when a network is opened; or in a
-        bucket, of which the source is a copy (`hub.local`).
-      variant: of a folder's weight files, such as "fp16", where a component has it.
-      ema: take a single file's averaged UNet.
+      path: a local path; a name on the hub, whose weights are downloaded when a network is opened; or a path in a
+        bucket, which is copied (`hub.local`).
+      variant: variant of a folder's weight files, such as "fp16", for components that have it.
+      ema: read the averaged UNet of a single file.
 
-    Raises UserError if it is none of them, or holds no part of a model, or the single file cannot be read.
+    Raises UserError if the path is none of these, holds no part of a model, or is a single file that cannot be read.
     """
     path = as_path(path)
     if isinstance(path, BucketPath) and is_training_checkpoint(path):
-        raise UserError(f"{path} is a training checkpoint: xpsr convert makes a model folder of it")
+        raise UserError(f"{path} is a training checkpoint: make a model folder from it with `xpsr convert`")
     path = hub.local(path)
     if path.is_file() and path.suffix in single_file.SUFFIXES:
         return _open_single_file(path, ema=ema)
@@ -83,7 +83,7 @@ def open_source(path: Path, *, variant: str | None = None, ema: bool = False) ->
             f"or a single file of Stable Diffusion or of an ESRGAN ({', '.join(single_file.SUFFIXES)})"
         )
     if is_training_checkpoint(path):
-        raise UserError(f"{path} is a training checkpoint: xpsr convert makes a model folder of it")
+        raise UserError(f"{path} is a training checkpoint: make a model folder from it with `xpsr convert`")
     found = find_components(path)
     networks = {
         name: functools.partial(open_folder, ALL_NETWORKS[name], folder, variant=variant)
@@ -94,11 +94,12 @@ def open_source(path: Path, *, variant: str | None = None, ema: bool = False) ->
 
 
 def find_components(path: Path) -> dict[str, Path]:
-    """The folders of the components that a folder holds, by the name of `Model`'s field.
+    """The folders of the components in a model folder, by the field of `Model`.
 
-    They are its subfolders; or, if it has none of these, it is one itself (as sd-vae-ft-mse is): its files say which.
+    They are its subfolders. A folder without such subfolders may be a component itself (such as sd-vae-ft-mse); its
+    files then show which one.
 
-    A folder in a bucket is copied, and the components' are those of the copy.
+    A folder in a bucket is copied, and the folders of the copy are returned.
 
     Raises UserError if it holds no part of a model.
     """
@@ -112,7 +113,7 @@ def find_components(path: Path) -> dict[str, Path]:
         found = {name: path for name, network in ALL_NETWORKS.items() if network.torch_class[1] in names}
         if not found:
             classes = ", ".join(network.torch_class[1] for network in ALL_NETWORKS.values())
-            raise UserError(f"{path / 'config.json'} is of {listed_names(names) or 'no class'}; known are {classes}")
+            raise UserError(f"{path / 'config.json'} is for {listed_names(names) or 'no class'}; known are {classes}")
     elif "scheduler_config.json" in entries:
         found = {"schedule": path}
     elif {"vocab.json", "merges.txt"} <= entries or "tokenizer.json" in entries:
@@ -126,20 +127,20 @@ def find_components(path: Path) -> dict[str, Path]:
 
 
 def _class_names(file: Path) -> list[str]:
-    """What a config.json says that it is, in PyTorch's words."""
+    """The PyTorch class names in a config.json."""
     data = read_json(file)
     said = [data.get("_class_name"), *(data["architectures"] if isinstance(data.get("architectures"), list) else [])]
     return [name.removeprefix("Flax") for name in said if isinstance(name, str)]
 
 
 def is_training_checkpoint(path: Path) -> bool:
-    """Whether it is what `xpsr train` saves during a run: a checkpoint, or the run's folder of them, or the run's."""
+    """Whether a path is a checkpoint saved by `xpsr train`, or a folder of checkpoints, or the folder of a run."""
     steps = [path, *path.glob("[0-9]*"), *path.glob("checkpoints/[0-9]*")]
     return any((step / "state").is_dir() and (step / "config").is_dir() for step in steps)
 
 
 def merge(sources: Sequence[Source]) -> Source:
-    """All that the sources have; of what several have, the last one's."""
+    """Merges sources. Where several have the same component, the last one is used."""
     merged = Source({}, {})
     for source in sources:
         merged = Source(
@@ -157,21 +158,21 @@ def merge(sources: Sequence[Source]) -> Source:
 
 
 def check_each_is_used(paths: Sequence[Path], held: Sequence[Collection[str]]) -> None:
-    """Raises UserError for a path of which nothing is used, because later ones have all that it holds.
+    """Raises UserError for a path that is not used, because later ones have all its components.
 
     Args:
-      held: the names of the components that each path holds, and that are looked for.
+      held: for each path, the names of its components that can be used.
     """
     for i, path in enumerate(paths):
         if not set(held[i]).difference(*held[i + 1 :]):
             later = listed_names(paths[i + 1 :])
             names = [name for name in SUBFOLDERS if name in held[i]]
-            why = f"later ones have its {listed(names)} too ({later})" if names else "it has no component that is"
-            raise UserError(f"{path}: no part of it is used, {why}; leave it out, or name it after them")
+            why = f"later ones also have {listed(names)} ({later})" if names else "it has no usable component"
+            raise UserError(f"{path} is not used: {why}; leave it out, or name it after them")
 
 
 def require(source: Source, names: Sequence[str], paths: Sequence[Path]) -> None:
-    """Raises UserError saying which of the components are nowhere, and what is there."""
+    """Raises UserError naming missing components, and the folders that were found."""
     if missing := [name for name in names if name not in source.origins]:
         folders = [folder for folder in map(hub.local, paths) if folder.is_dir()]
         there = sorted({entry.name for folder in folders for entry in folder.iterdir() if entry.is_dir()})
@@ -181,22 +182,22 @@ def require(source: Source, names: Sequence[str], paths: Sequence[Path]) -> None
 
 
 def lacking_variant(source: Source, variant: str) -> list[str]:
-    """Networks of which there are only files without the variant, which are read in its place.
+    """The networks that do not have the variant. Their plain files are read instead.
 
-    Raises UserError if no network has the variant: then it is a mistake.
+    Raises UserError if no network has the variant, which is probably a mistake.
     """
     found = {name: variants_in(source.origins[name]) for name in source.networks}
     if not any(variant in variants for variants in found.values()):
         known = ", ".join(sorted(set().union(*found.values()))) or "none"
-        raise UserError(f"no weights come in the variant {variant}; variants found: {known}")
+        raise UserError(f"no weights have the variant {variant}; variants found: {known}")
     return [name for name, variants in found.items() if variant not in variants]
 
 
 def listed(names: Iterable[str]) -> str:
-    """For messages: the subfolders of components, as "unet/, controlnet/".
+    """The subfolders of components for messages, such as "unet/, controlnet/".
 
     Args:
-      names: of components, each a key of `SUBFOLDERS`.
+      names: names of components, which are keys of `SUBFOLDERS`.
     """
     return ", ".join(f"{SUBFOLDERS[name]}/" for name in names)
 
@@ -213,7 +214,7 @@ def _open_single_file(file: Path, *, ema: bool) -> Source:
     networks = {name: functools.partial(opened, *parts) for name, parts in content.networks.items()}
     origins = dict.fromkeys(networks, file)
     if content.version == 1 and "unet" in networks:
-        # All of version 1 have these. Version 2 comes with two schedules, between which nothing in the file decides.
+        # These are the same for all of version 1. Version 2 has two schedules, and the file does not say which.
         origins |= {"tokenizer": SHIPPED_TOKENIZER, "schedule": file}
         return Source(origins, networks, SHIPPED_TOKENIZER, single_file.SCHEDULE_1)
     return Source(origins, networks)

@@ -1,4 +1,4 @@
-"""Tensors that are read only when asked for, so that a network passes through memory one tensor at a time."""
+"""Tensors whose data are read only when needed, so that only one tensor of a network is in memory at a time."""
 
 import functools
 import math
@@ -20,15 +20,15 @@ FLOATS: dict[str, np.dtype] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 
-# Columns copied at a time: a transposed copy of a whole matrix misses the cache at every element (10 times slower).
+# Columns copied at a time. Copying a whole transposed matrix misses the cache at every element, and is 10 times slower.
 _COLUMNS = 64
 
 
 class WeightsError(UserError):
-    """Everything that is wrong with a network's weights: a summary, then a line for each problem, naming its tensor.
+    """All problems of a network's weights: a summary, then a line for each problem, which names its tensor.
 
     Attributes:
-      problems: the lines.
+      problems: the lines for the problems.
     """
 
     def __init__(self, where: object, problems: Sequence[str], hint: str = ""):
@@ -43,9 +43,9 @@ class Tensor:
     """An array in a file or in memory.
 
     Attributes:
-      name: in its file, for messages.
-      shape, dtype: known without reading.
-      read: gives the array. It may be a view into something larger: it is not to be written to.
+      name: name in its file, for messages.
+      shape, dtype: known before the data are read.
+      read: returns the array. It may be a view of a larger one: do not write to it.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Tensor:
 
     @classmethod
     def of(cls, name: str, array: np.ndarray | Array) -> "Tensor":
-        """A numpy array, or a JAX array, which is fetched from its device when read."""
+        """Wraps a numpy array, or a JAX array, which is copied from its device when it is read."""
         return cls(name, tuple(array.shape), np.dtype(array.dtype), lambda: np.asarray(array))
 
     @property
@@ -65,11 +65,11 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the array takes in memory."""
+        """Size of the array in memory, in bytes."""
         return self.size * self.dtype.itemsize
 
     def transpose(self, axes: Sequence[int]) -> "Tensor":
-        """The tensor with its axes in this order, as `numpy.transpose`. Nothing is read yet."""
+        """The tensor with its axes in this order, as in `numpy.transpose`. Nothing is read yet."""
         return replace(self, shape=tuple(self.shape[axis] for axis in axes), read=lambda: self.read().transpose(axes))
 
     def rows(self, start: int, stop: int) -> "Tensor":
@@ -77,21 +77,21 @@ class Tensor:
         return replace(self, shape=(stop - start, *self.shape[1:]), read=lambda: self.read()[start:stop])
 
     def reshape(self, shape: Sequence[int]) -> "Tensor":
-        """The tensor in another shape of as many elements, row-major; -1 is not possible. Nothing is read yet."""
+        """The tensor in another shape with the same number of elements, row-major. -1 is not allowed. Reads nothing."""
         return replace(self, shape=tuple(shape), read=lambda: self.read().reshape(shape))
 
 
-# What libraries that wrap a module put before its names: DistributedDataParallel, torch.compile, Lightning.
+# Prefixes added by libraries that wrap a module: DistributedDataParallel, torch.compile, Lightning.
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
 
 
 def without_shared_prefix(
     tensors: Mapping[str, Tensor], where: object, *, known: tuple[str, ...] = ()
 ) -> dict[str, Tensor]:
-    """The tensors without the prefixes of wrappers, if all their names share them; says so on stderr.
+    """Removes a wrapper's prefix that all names share, and reports it on stderr.
 
     Args:
-      known: beginnings of names that are as they should be.
+      known: prefixes of correct names. If a name has one of them, nothing is removed.
     """
     taken, found = "", dict(tensors)
     while found and not any(key.startswith(known) for key in found):
@@ -101,13 +101,13 @@ def without_shared_prefix(
         taken += prefix
         found = {key.removeprefix(prefix): tensor for key, tensor in found.items()}
     if taken:
-        _say_once(f"{where}: the prefix {taken} is taken off all names of tensors")
+        _say_once(f"{where}: the prefix {taken} is removed from the names of all tensors")
     return found
 
 
 @functools.cache
 def _say_once(text: str) -> None:
-    """A file may be read several times."""
+    """Prints a message once, even if the file is read several times."""
     say(text, to_stderr=True)
 
 
@@ -116,8 +116,8 @@ def read_finite(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Reads one tensor after another, row-major and in `dtype` (None: its own).
 
-    Raises, after the last one, WeightsError naming every tensor that holds NaN or infinity or that `dtype` cannot
-    hold: who stops early learns nothing.
+    After the last tensor, raises WeightsError naming every tensor that holds NaN or infinity, or whose values do not
+    fit into `dtype`. A caller that stops early gets no error.
     """
     problems = []
     for key, tensor in tensors.items():
@@ -135,9 +135,9 @@ def read_finite(
 
 
 def together(*parts: Callable[[], Any]) -> list[Any]:
-    """What each part returns. If some fail, the others are still tried, and one UserError names everything.
+    """Calls each part and returns the results. If some fail, the others are still called.
 
-    Raises the UserError of the only one that failed, or one with all their messages.
+    If one part failed, raises its UserError; if several failed, raises one UserError with all their messages.
     """
     results, errors = [], []
     for part in parts:
@@ -148,7 +148,7 @@ def together(*parts: Callable[[], Any]) -> list[Any]:
     if len(errors) == 1:
         raise errors[0]
     if errors:
-        # The first lines of each, 20 in all: no more than a screen.
+        # The first lines of each error, 20 in all, to fit on a screen.
         each = max(0, 20 // len(errors) - 2)
         together = UserError(*(line for error in errors for line in error.lines(each)))
         together.limit = 20
@@ -157,12 +157,12 @@ def together(*parts: Callable[[], Any]) -> list[Any]:
 
 
 def not_finite(tensor: Tensor) -> str:
-    """The line of a `WeightsError`."""
+    """The line of a `WeightsError` for a tensor with NaN or infinity."""
     return f"NaN or infinity: in {tensor.name} {tensor.shape}"
 
 
 def contiguous(array: np.ndarray, dtype: DTypeLike | None = None) -> np.ndarray:
-    """The array in row-major order and in `dtype` (None: its own): itself if it is so already."""
+    """The array in row-major order and in `dtype` (None: its own). Returned unchanged if it already is."""
     dtype = array.dtype if dtype is None else np.dtype(dtype)
     with np.errstate(over="ignore"):
         if array.flags.c_contiguous:

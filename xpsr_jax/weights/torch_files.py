@@ -1,4 +1,4 @@
-"""safetensors files, read and written: whole or in shards with an index."""
+"""Reads and writes safetensors files: single files, or shards with an index."""
 
 import functools
 import json
@@ -17,7 +17,7 @@ from xpsr_jax.files import new_file, open_regular
 from xpsr_jax.json_files import parse_json, read_json, write_json
 from xpsr_jax.weights.tensors import Tensor, read_finite
 
-# What diffusers and transformers call a component's weights.
+# File names (without extension) of a component's weights in diffusers and transformers.
 STEMS = ("diffusion_pytorch_model", "model")
 
 _DTYPES: dict[str, np.dtype] = {
@@ -36,15 +36,15 @@ _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 def read_file(file: Path) -> dict[str, Tensor]:
-    """The tensors of one safetensors file, by key; only the header is read yet.
+    """The tensors of one safetensors file, by key. Only the header is read at first.
 
-    The library checks the header, but the data are read here: through it every tensor would be in memory twice, or
-    mapped, which counts as memory too.
+    The library checks the header, but this module reads the data. With the library, every tensor would be in memory
+    twice, or mapped, which counts as memory too.
     """
     header, length = _header(file)
     header.pop("__metadata__", None)
     if odd := [f"{key} ({entry['dtype']})" for key, entry in header.items() if entry["dtype"] not in _DTYPES]:
-        raise UserError(f"{file}: tensors of types that are not supported: {listed(odd)}")
+        raise UserError(f"{file}: tensors with unsupported types: {listed(odd)}")
     tensors = {}
     for key, entry in header.items():
         shape, dtype, offset = tuple(entry["shape"]), _DTYPES[entry["dtype"]], 8 + length + entry["data_offsets"][0]
@@ -53,7 +53,7 @@ def read_file(file: Path) -> dict[str, Tensor]:
 
 
 def read_metadata(file: Path) -> dict[str, str]:
-    """The texts that a safetensors file says of itself. Raises UserError if it cannot be read."""
+    """The metadata of a safetensors file. Raises UserError if it cannot be read."""
     metadata = _header(file)[0].get("__metadata__")
     return dict(metadata) if isinstance(metadata, dict) else {}
 
@@ -61,7 +61,7 @@ def read_metadata(file: Path) -> dict[str, str]:
 def _header(file: Path) -> tuple[dict[str, Any], int]:
     """The header, and its length in bytes."""
     try:
-        # First, because the library would wait for a pipe.
+        # Opened here first to refuse a pipe: the library would wait for its data.
         with open_regular(file) as stream, safe_open(file, framework="np"):
             length = int.from_bytes(stream.read(8), "little")
             return parse_json(stream.read(length), file), length
@@ -70,9 +70,9 @@ def _header(file: Path) -> tuple[dict[str, Any], int]:
 
 
 def read_shards(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors of the files that an index names, each of which `read` reads.
+    """The tensors of all files that an index names. `read` reads each file.
 
-    Raises UserError if one of them, or a tensor in it, is not there, or if it would lead out of the folder.
+    Raises UserError if a file or a tensor is missing, or if a file name points outside the folder.
     """
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -83,10 +83,10 @@ def read_shards(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> dict[
     if elsewhere := [name for name in names if Path(name).name != name]:
         raise UserError(f"{index} names files outside its folder: {listed(elsewhere)}")
     if absent := [name for name in names if not (index.parent / name).exists()]:
-        raise UserError(f"{index} names files that are not there: {listed(absent)}")
+        raise UserError(f"{index} names files that do not exist: {listed(absent)}")
     shards = {name: read(index.parent / name) for name in names}
     if absent := [f"{key} in {name}" for key, name in weight_map.items() if key not in shards[name]]:
-        raise UserError(f"{index} names tensors that are not there: {listed(absent)}")
+        raise UserError(f"{index} names tensors that are missing: {listed(absent)}")
     return {key: shards[name][key] for key, name in weight_map.items()}
 
 
@@ -99,17 +99,17 @@ def write_folder(
     dtype: DTypeLike | None = None,
     shard_bytes: int | None = None,
 ) -> None:
-    """Writes a component's tensors, one in memory at a time, as diffusers and transformers read them.
+    """Writes a component's tensors in the format of diffusers and transformers, with one in memory at a time.
 
     Args:
       tensors: by key, in PyTorch's layout.
-      folder: exists already.
-      stem: of the file's name, one of `STEMS`.
-      where: the tensors come from, for errors.
-      dtype: to cast to (None: as they are).
+      folder: an existing folder.
+      stem: file name without extension, one of `STEMS`.
+      where: source of the tensors, for errors.
+      dtype: type to cast to (None: unchanged).
       shard_bytes: start another file above this size, and write an index.
 
-    Raises: as `write_file`.
+    Raises the errors of `write_file`.
     """
     shards: list[dict[str, Tensor]] = [{}]
     size = total = 0
@@ -134,15 +134,15 @@ def write_folder(
 
 
 def write_file(tensors: Mapping[str, Tensor], file: Path, *, where: object, dtype: DTypeLike | None = None) -> None:
-    """Writes one safetensors file, byte for byte what the library writes, which needs all tensors in memory at once.
+    """Writes one safetensors file, with the same bytes as the library, but without all tensors in memory at once.
 
     Raises:
-      WeightsError: naming every tensor that holds NaN or infinity, or that `dtype` cannot hold.
+      WeightsError: names every tensor that holds NaN or infinity, or whose values do not fit into `dtype`.
       UserError: the file cannot be written.
     """
     types = {key: np.dtype(dtype or tensor.dtype) for key, tensor in tensors.items()}
     order = sorted(tensors, key=lambda key: (-types[key].itemsize, key))
-    # diffusers refuses a file that does not say which framework it is for.
+    # diffusers refuses a file that does not name its framework.
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for key in order:
@@ -167,12 +167,12 @@ def _read(file: Path, shape: tuple[int, ...], dtype: np.dtype, offset: int) -> n
     except OSError as error:
         raise unreadable(file, error) from error
     if flat.size != count:
-        raise UserError(f"{file} became shorter while it was read")
+        raise UserError(f"{file} became shorter while it was being read; try again")
     return flat.reshape(shape)
 
 
 def unreadable(file: Path, error: Exception) -> UserError:
-    """What to tell of a file of weights that cannot be read."""
+    """The UserError for a weight file that cannot be read."""
     if isinstance(error, OSError) and error.strerror:
         return UserError(f"{file} cannot be read: {error.strerror}")
     with file.open("rb") as stream:
@@ -180,5 +180,5 @@ def unreadable(file: Path, error: Exception) -> UserError:
             return UserError(f"{file} is only a Git LFS pointer; fetch the file itself with `git lfs pull`")
     size, reason = file.stat().st_size, str(error).strip().partition("\n")[0] or type(error).__name__
     return UserError(
-        f"{file} ({size:,} bytes) is truncated, corrupt or no {file.suffix} file ({reason}); copy it again"
+        f"{file} ({size:,} bytes) is truncated, corrupt or not a {file.suffix} file ({reason}); copy it again"
     )

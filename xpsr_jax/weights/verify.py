@@ -1,4 +1,4 @@
-"""Whether a converted network is the one that it was made of: the same tensors, the same results."""
+"""Checks that a converted network equals its source: the same tensors and the same results."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,23 +20,23 @@ from xpsr_jax.weights.tensors import contiguous
 
 
 def verify_network(network: Network, source: Weights, folder: Path, *, dtype: DTypeLike | None = None) -> None:
-    """Compares what was converted with what is in the folder, both read again.
+    """Reads the source and the converted folder again, and compares them.
 
-    Every tensor is compared bit for bit, cast to `dtype` (None: as it is), and so is what both networks compute of a
-    small random input.
+    Every tensor is compared bit for bit, after a cast to `dtype` (None: no cast). The outputs of both networks for a
+    small random input are compared in the same way.
 
-    Raises UserError naming what differs: then a disk, a memory or this program is broken.
+    Raises UserError naming the differences. A difference means that a disk, the memory or this program is broken.
     """
     _, before = checked(network, source)
     config, after = checked(network, open_folder(network, folder))
     differing = [path for path, tensor in before.items() if not _same(tensor.read(), after[path].read(), dtype)]
     if differing:
-        raise UserError(f"{folder}: not what was to be written, in {', '.join(differing)}; convert it again")
+        raise UserError(f"{folder}: these tensors differ from the source: {', '.join(differing)}; convert it again")
     compute = Compute(param_dtype=jnp.dtype(dtype or jnp.float32))
     first = _compute(load_network(network, source, config=config, compute=compute))
     second = _compute(load_network(network, folder, config=config, compute=compute))
     if not all(np.array_equal(a, b) for a, b in zip(first, second, strict=True)):
-        raise UserError(f"{folder}: the network computes something else than {source.where}; convert it again")
+        raise UserError(f"{folder}: the network's output differs from that of {source.where}; convert it again")
 
 
 def _same(before: np.ndarray, after: np.ndarray, dtype: DTypeLike | None) -> bool:
@@ -45,7 +45,7 @@ def _same(before: np.ndarray, after: np.ndarray, dtype: DTypeLike | None) -> boo
 
 
 def _compute(module: AnyNetwork) -> list[np.ndarray]:
-    """All that a network gives for a small random input, operation by operation: to compile it takes minutes."""
+    """All outputs of a network for a small random input. It is not compiled, which would take minutes."""
     rng = np.random.default_rng(0)
 
     def normal(*shape: int) -> jax.Array:
@@ -81,7 +81,7 @@ def _compute(module: AnyNetwork) -> list[np.ndarray]:
 def _residuals(
     config: UNetConfig, size: int, normal: Callable[..., jax.Array]
 ) -> tuple[tuple[jax.Array, ...], jax.Array]:
-    """As a ControlNet would give them: one for conv_in, and of each level one a layer and one halved."""
+    """Random residuals like a ControlNet's: one for conv_in; for each level one per layer and one for the halving."""
     last = len(config.block_out_channels) - 1
     sizes = [size]
     for level in range(last + 1):
