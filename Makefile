@@ -1,25 +1,25 @@
-# Everything runs in .venv, which is made on first use with plain venv and pip. A stamp file for each set of extras keeps
-# that to once, and does it again when what is to be installed has changed.
+# Everything runs in .venv, which is created on first use with plain venv and pip. For each set of extras there is a
+# stamp file, so that it is installed only once, and again when the requirements have changed.
 #
 #   make demo           restore the photograph that ships with the package: demo/restored.png, demo/comparison.png
 #   make test           the tests, without PyTorch;   make test ARGS="-k guidance"   some of them
-#   make test-shapes    the tests that call the package, and more cases of them, with every annotation checked at each call
-#   make soak           commands that are killed, trainings of several processes, on several meshes, on a full disk; all of
-#                       the hostile corpus and 2,000 damaged files; what else is slow
-#   make soak-long      1,000 kills and 10,000 damaged files, with and without PyTorch, and the marker "long"; it takes hours
+#   make test-shapes    the tests that call the package, and more cases of them, with every annotation checked
+#   make soak           slow tests: killed commands, training in several processes, on several meshes and on a full
+#                       disk, the whole hostile corpus, 2,000 damaged files, and others
+#   make soak-long      1,000 kills, 10,000 damaged files with and without PyTorch, and the marker "long"; takes hours
 #   make test-torch     live comparisons with PyTorch, diffusers and transformers
-#   make test-app       the web page in Chromium, which apt-get installs if it is not there
-#   make test-wheel     the package as users get it: built, installed into a new environment, every command tried
-#   make docs           the site of docs/ in site/: strict, so a link that leads nowhere ends it
-#   make lint           ruff and mypy;   make format   lets ruff put right what it can
+#   make test-app       the web page in Chromium, which is installed with apt-get if it is missing
+#   make test-wheel     builds the package, installs it into a new environment, and tries every command
+#   make docs           builds the site of docs/ into site/; a broken link is an error
+#   make lint           ruff and mypy;   make format   lets ruff fix what it can
 #   make clean          removes .venv and all caches
 
 PYTHON ?= python3
 JOBS ?= 2
 ARGS ?=
-# Without those that need PyTorch, a browser, or an environment of their own.
+# Without the tests that need PyTorch, a browser, or a separate environment.
 PLAIN := tests $(addprefix --ignore=tests/,torch app wheel)
-# Processes that tests start run without these checks: tests that only start some gain nothing from them.
+# Processes that tests start run without these checks. Tests that only start processes are therefore left out.
 SHAPES := $(PLAIN) $(addprefix --ignore=tests/,hostile soak test_accelerator_alone.py test_imports.py test_package.py)
 
 BIN := .venv/bin
@@ -32,15 +32,15 @@ SHARED_OUT := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 demo: .venv/.demo
 	$(BIN)/python -m xpsr_jax.demo $(ARGS)
 
-# One file's tests stay in one process, so that what they share is compiled once; the longest files come first.
+# The tests of a file run in one process, so that shared programs are compiled once. The longest files come first.
 test: .venv/.test
 	$(PYTEST) $(PLAIN) -m "not soak and not more" $(SHARED_OUT) $(ARGS)
 
-# A step of its own: the checks take a part of the tests' time. They show wrong shapes and dtypes at the call that has them.
+# A separate target, because the checks take time. They report wrong shapes and dtypes at the call that causes them.
 test-shapes: .venv/.test
 	XPSR_JAX_CHECK_SHAPES=1 $(PYTEST) $(SHAPES) -m "not soak" $(SHARED_OUT) $(ARGS)
 
-# -rfEP: what was measured is printed at the end, and after it what failed.
+# -rfEP: measured figures are printed at the end, followed by the failures.
 soak: .venv/.test
 	$(PYTEST) $(PLAIN) -m "soak and not long" $(SHARED_OUT) -rfEP $(ARGS)
 
@@ -64,7 +64,7 @@ docs: .venv/.docs
 chromium:
 	@command -v chromium >/dev/null \
 	  || { echo "Installing Debian's chromium." && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } \
-	  || { echo "make test-app needs Chromium under the name chromium; as root on Debian it installs it itself." >&2; exit 1; }
+	  || { echo "make test-app needs the command chromium. On Debian, make test-app as root installs it." >&2; exit 1; }
 
 lint: .venv/.test
 	$(BIN)/ruff check .
@@ -84,11 +84,11 @@ clean:
 .venv/.test-app: EXTRAS := [dev,app,browser]
 .venv/.docs: EXTRAS := [docs]
 .venv/.demo .venv/.test .venv/.test-torch .venv/.test-app .venv/.docs: pyproject.toml constraints.txt | $(BIN)/python
-	@echo "Installing xpsr-jax$(EXTRAS) into .venv; this takes a minute or two."
+	@echo "Installing xpsr-jax$(EXTRAS) into .venv. This takes a minute or two."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".$(EXTRAS)"
 	@touch $@
 
-# Without torchvision, which it asks for: not every build of that goes with every PyTorch, and these networks need none.
+# Without its dependency torchvision: not every build of it works with every PyTorch, and these networks do not need it.
 .venv/.spandrel: constraints.txt | .venv/.test-torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps spandrel
 	@touch $@

@@ -1,4 +1,4 @@
-"""Converts weights of every kind into a model folder: `xpsr_jax/cli/convert.py`, which says how it is used."""
+"""Converts weights of any format into a model folder: the same as `xpsr convert`. See `xpsr_jax/cli/convert.py`."""
 
 import sys
 

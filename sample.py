@@ -1,4 +1,4 @@
-"""Restores low-resolution photographs: `xpsr_jax/cli/restore.py`, which says how it is used."""
+"""Restores low-resolution photographs: the same as `xpsr restore`. See `xpsr_jax/cli/restore.py`."""
 
 import sys
 

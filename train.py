@@ -1,4 +1,4 @@
-"""Trains XPSR: `xpsr_jax/cli/train.py`, which says how it is used."""
+"""Trains XPSR: the same as `xpsr train`. See `xpsr_jax/cli/train.py`."""
 
 import sys
 

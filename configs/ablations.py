@@ -1,20 +1,21 @@
-"""What XPSR is without its parts: trainings that differ from configs/xpsr.py in one thing each.
+"""Ablations of XPSR. Each variant differs from configs/xpsr.py in one thing.
 
     xpsr train --config ablations:serial --networks.base STABLE_DIFFUSION --images.folder PHOTOS
 
-Table 3 of the paper compares ways to fuse the two captions; `serial`, `high` and `low` are its alternatives to
-Semantic-Fusion Attention. The paper also trains variants for its Tables 4, on the Degradation-Free Constraint, and 6.
-Their rows were not known to whoever wrote this file, so the others are the switches that the method has: the constraint
-by pixels, by latents or not at all, its weight λ, and Conditional Attention. Its Tables 2 and 5 are flags of sample.py,
-not trainings. Every other field is that of configs/xpsr.py. benchmarks/ablation_trainings.py trains some of them small.
+Table 3 of the paper compares ways to fuse the two captions. `serial`, `high` and `low` are its alternatives to
+Semantic-Fusion Attention. The paper also trains variants for its Table 4 (Degradation-Free Constraint) and Table 6.
+Their rows were not available for this file. The other variants are therefore the options of the method: the constraint
+on pixels, on latents or not at all, its weight λ, and Conditional Attention. Tables 2 and 5 are options of sample.py,
+which need no training. All other fields are those of configs/xpsr.py. benchmarks/ablation_trainings.py trains some
+variants at a small size.
 
     default                    XPSR itself
-    serial                     the low-level caption after the high-level one, one stream
-    high, low                  one caption alone
+    serial                     one stream: first the high-level caption, then the low-level one
+    high, low                  only one of the captions
     unconstrained              no Degradation-Free Constraint: λ = 0, without its heads
-    pixel, latent              the constraint's pixel heads alone, its latent heads alone
+    pixel, latent              only the pixel heads of the constraint, only its latent heads
     lambda_0.005, lambda_0.5   λ ten times smaller, ten times larger than 0.05
-    unconditional              no Conditional Attention: the UNet is Stable Diffusion's own, the ControlNet alone trains
+    unconditional              no Conditional Attention: Stable Diffusion's own UNet, and only the ControlNet is trained
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ from typing import Any
 
 from xpsr_jax.config import Config, load_config
 
-# What each sets otherwise: fields of the ControlNet, of the UNet, and of the constraint.
+# The changes of each variant: fields of the ControlNet, of the UNet, and of the losses.
 _CHANGES: dict[str, dict[str, Any]] = {
     "default": {},
     "serial": {"controlnet": {"fusion": "serial"}},
@@ -44,7 +45,7 @@ def config(variant: str = "default") -> Config:
 
 
 def ablate(whole: Config, variant: str) -> Config:
-    """`whole` without the part that `variant` leaves out."""
+    """The config `whole`, changed to `variant`."""
     changes = _CHANGES[variant]
     networks = dataclasses.replace(
         whole.networks,

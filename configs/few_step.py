@@ -1,14 +1,14 @@
-"""A student of one, two or four evaluations without guidance, made of a trained XPSR.
+"""A student with one, two or four evaluations and without guidance, trained from a trained XPSR.
 
     xpsr train --config few_step --networks.base XPSR --images.folder PHOTOS
 
-XPSR is a whole model folder (the guided teacher, from which the student also begins), PHOTOS holds images and
-captions.jsonl. What trains: the ControlNet, the Conditional Attention, and low-rank adapters of the UNet's attention
-and convolutions, which the exported folder has added to its kernels.
+XPSR is a complete model folder: it is the guided teacher, and the student's initial weights. PHOTOS has images and
+captions.jsonl. Trained are the ControlNet, the Conditional Attention, and low-rank adapters of the UNet's attention
+and convolutions. The export merges the adapters into the kernels.
 
     xpsr train --config few_step:tiny --images.folder PHOTOS
 
-"tiny" makes one of the small model that ships with the package, on two CPU cores.
+"tiny" trains a student of the small model that ships with the package, on two CPU cores.
 """
 
 import dataclasses
@@ -30,13 +30,13 @@ def config(variant: str = "default") -> Config:
         batch_size=16,
         networks=Networks(base=(Path("models/xpsr"),), from_scratch=()),
         loss=Loss(constraint=0.05, reconstruction=1.0, perceptual=1.0, metric="lpips_vgg"),
-        # 256 of the crop's 512 pixels are decoded and compared: the decoder's activations are the largest of all.
+        # A square of 256 of the crop's 512 pixels is decoded and compared: the decoder has the largest activations.
         few_step=FewStep(decoded=32),
         optimizer=dataclasses.replace(paper.optimizer, learning_rate=5e-5, warmup=200, ema=0.999),
         validation=Validation(every=1000, sampling=FEW_STEP),
         sampling=FEW_STEP,
         checkpoint_every=1000,
-        note="A student of few evaluations: --steps 1, 2 or 4.",
+        note="A student with few evaluations: use --steps 1, 2 or 4.",
     )
     if variant == "default":
         return default
@@ -47,7 +47,7 @@ def config(variant: str = "default") -> Config:
         name="few_step_tiny",
         steps=400,
         batch_size=4,
-        # Those photographs are held out that its teacher never saw.
+        # The photographs that its teacher never saw are held out.
         images=tiny.images,
         data=dataclasses.replace(tiny.data, caption_dropout=0.0, negative_target_probability=0.0),
         networks=Networks(base=(ASSETS / "tiny",), from_scratch=()),
@@ -59,7 +59,7 @@ def config(variant: str = "default") -> Config:
         validation=Validation(every=400, sampling=sampling),
         sampling=sampling,
         checkpoint_every=100,
-        note="A student of the small model, of few evaluations: --steps 1, 2 or 4.",
+        note="A student of the small model, with few evaluations: use --steps 1, 2 or 4.",
     )
     if variant == "tiny":
         return whole

@@ -1,15 +1,15 @@
-"""XPSR on Stable Diffusion 2.1: the training of `configs/xpsr.py` at 768 pixels, predicting the velocity.
+"""XPSR on Stable Diffusion 2.1: the training of `configs/xpsr.py` at 768 pixels, with v-prediction.
 
     xpsr train --config sd21 --networks.base STABLE_DIFFUSION_2_1 --images.folder PHOTOS
 
-The base is Stable Diffusion 2.1 in diffusers' layout (the 768-pixel one). Its folder says what is new against 1.5: text
-by OpenCLIP's ViT-H, one attention head for every 64 channels, linear projections, v-prediction. The networks are also
-written out below, for the ControlNet is made after them.
+The base is Stable Diffusion 2.1 in diffusers' layout (the 768-pixel version). Its config files contain the differences
+from 1.5: the text encoder of OpenCLIP's ViT-H, one attention head for every 64 channels, linear projections,
+v-prediction. The networks are also described below, because the ControlNet's configuration is derived from the UNet's.
 
     xpsr train --config sd21:tiny --images.folder ANY_PHOTOS
 
-The variant "tiny" is the same kind of networks in a size for two CPU cores, everything at random. It tries the whole
-road, from training to a model folder, on any folder of photographs, and restores nothing.
+The variant "tiny" has the same kind of networks in a size for two CPU cores, with random weights. It tests the whole
+workflow, from training to a model folder, with any folder of photographs. The model cannot restore images.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from xpsr_jax.models.configs import AutoencoderConfig, ControlNetConfig, TextEnc
 VARIANTS = ("default", "tiny")
 
 SIZE = 768
-# All but the last of OpenCLIP ViT-H/14's 24 layers.
+# All layers except the last of OpenCLIP ViT-H/14, which has 24.
 TEXT_ENCODER = TextEncoderConfig(
     hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16, hidden_act="gelu"
 )
@@ -40,7 +40,7 @@ def config(variant: str = "default") -> Config:
     if variant == "tiny":
         return _tiny()
     paper = load_config(str(Path(__file__).with_name("xpsr.py")))
-    # The networks see an enlarged photograph of 768 pixels or more, as in training.
+    # The networks get an enlarged photograph of at least 768 pixels, as in training.
     sampling = dataclasses.replace(PAPER, process_size=SIZE)
     return dataclasses.replace(
         paper,
@@ -68,7 +68,7 @@ def _tiny() -> Config:
     unet = dataclasses.replace(
         UNET,
         block_out_channels=(8, 16),
-        # Captions are read in the mid block alone: more would mostly be compiled for longer.
+        # Only the mid block reads the captions: more attention would mostly take longer to compile.
         down_block_types=("DownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "UpBlock2D"),
         layers_per_block=1,
@@ -104,6 +104,6 @@ def _tiny() -> Config:
         mesh=Mesh(data=-1, fsdp=1),
         validation=Validation(every=50, count=1, sampling=sampling),
         sampling=sampling,
-        note="A trial of the networks of Stable Diffusion 2.1's kind, begun at random: it restores nothing.",
+        note="A test of networks like Stable Diffusion 2.1's, with random weights: it cannot restore images.",
         checkpoint_every=50,
     )

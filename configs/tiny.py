@@ -1,17 +1,18 @@
-"""A small XPSR for two CPU cores, trained from nothing on photographs.
+"""A small XPSR for two CPU cores, trained from scratch on photographs.
 
-There is no pretrained Stable Diffusion, so everything trains. PHOTOS is a folder of images with captions.jsonl.
+It does not use a pretrained Stable Diffusion; all networks are trained. PHOTOS is a folder of images with
+captions.jsonl.
 
     xpsr train --config tiny:autoencoder --images.folder PHOTOS
     xpsr train --config tiny --images.folder PHOTOS
     xpsr train --config tiny:decoder --images.folder PHOTOS
     xpsr convert runs/tiny_decoder/model --output tiny --dtype float16
 
-Of two folders with 42 and 372 photographs beside those held out, every photograph comes equally often with
-`--images.mixture 42 PHOTOS 372 MORE` in place of `--images.folder PHOTOS`.
+To train on two folders, with 42 and 372 photographs that are not held out, use `--images.mixture 42 PHOTOS 372 MORE`
+instead of `--images.folder PHOTOS`. Every photograph is then used equally often.
 
-Each begins from what the one before exported. The decoder is trained on because a diffusion this small leaves errors
-in its latents: the decoder learns to make the best of them.
+Each stage starts from the export of the previous one. The decoder is fine-tuned because such a small diffusion model
+leaves errors in the latents, and the decoder learns to correct them.
 """
 
 import dataclasses
@@ -24,10 +25,11 @@ from xpsr_jax.models.configs import AutoencoderConfig, ControlNetConfig, TextEnc
 
 VARIANTS = ("default", "autoencoder", "decoder")
 
-# Photographs that no stage sees, 61 of every source (the name up to its first "_"). Of the first folder the eight that
-# were always held out, two of each source. Of the second a tenth of each source, rounded up and two at least: those
-# whose names have the smallest SHA-256, in that order. Every other one, from the first on, is there to choose settings
-# on; the others to report what came of them (`evaluation.crops.halves`).
+# 61 photographs that no stage is trained on, from all sources (a source is the name up to its first "_"). From the
+# first folder: the eight that were always held out, two per source. From the second folder: a tenth of each source,
+# rounded up, and at least two. They are those whose names have the smallest SHA-256, in that order. Every other
+# photograph, beginning with the first, is used to choose settings; the rest to report results
+# (`evaluation.crops.halves`).
 HELD_OUT = (
     "lomiri_Kleiber_by_Lukas_Baubkus.jpg",
     "lomiri_Bridge_by_Sander_Klootwijk.jpg",
@@ -99,9 +101,9 @@ AUTOENCODER = AutoencoderConfig(
     down_block_types=("DownEncoderBlock2D",) * 3,
     up_block_types=("UpDecoderBlock2D",) * 3,
     layers_per_block=1,
-    # Groups of two channels would take each image's own brightness and contrast away.
+    # Groups of two channels would remove each image's own brightness and contrast.
     norm_num_groups=1,
-    # Attention between all of 128 x 128 cells would take longer than the rest of it.
+    # Attention between all 128 x 128 cells would take longer than the rest of the network.
     mid_block_add_attention=False,
     sample_size=128,
     scaling_factor=1.0,
@@ -119,13 +121,13 @@ UNET = UNetConfig(
     norm_num_groups=8,
 )
 CONTROLNET = ControlNetConfig.like_unet(UNET, conditioning_embedding_out_channels=(16, 32, 48))
-# The velocity, because a network of this size predicts the noise badly where there is nearly nothing but noise.
+# v-prediction, because a network of this size predicts the noise badly at the highest noise levels.
 SCHEDULE = Schedule(prediction_type="v_prediction")
 
 NEGATIVE_WORDS = ("blurry", "dotted", "noise", "unclear", "low-res", "over-smoothed")
-# Measured on 8 held-out crops: guidance gains nothing at this size (DISTS 0.83 of bicubic's without, 0.86 at 0.5).
+# Measured on 8 held-out crops: guidance does not help at this size (DISTS 0.83 of bicubic's without, 0.86 at 0.5).
 SAMPLING = Sampling(steps=4, guidance_scale=0.0, color_fix="wavelet", process_size=128)
-NOTE = "A small model that knows 42 photographs: it shows how XPSR works and is no match for a model of full size."
+NOTE = "A small model, trained on 42 photographs. It shows how XPSR works; a full-size model is much better."
 
 
 def config(variant: str = "default") -> Config:
@@ -140,7 +142,7 @@ def config(variant: str = "default") -> Config:
         images=images,
         data=DataConfig(crop_size=128, crop_scale=(0.5, 1.0), degrade=False),
         networks=Networks(from_scratch=("autoencoder",), autoencoder=AUTOENCODER),
-        # LPIPS on AlexNet costs a twentieth of that on VGG16, which is left to judge.
+        # LPIPS on AlexNet costs a twentieth of LPIPS on VGG16. The latter is kept for evaluation.
         loss=Loss(reconstruction=1.0, perceptual=0.5, dists=0.5, dists_side=64, kl=1e-3, metric="lpips_alex"),
         optimizer=Optimizer(learning_rate=1e-3, b2=0.99, schedule="cosine", warmup=100, ema=0.998),
         precision=cpu,
@@ -185,7 +187,7 @@ def config(variant: str = "default") -> Config:
         steps=900,
         batch_size=4,
         trained=((r"autoencoder\.(decoder|post_quant_conv)\..*", True),),
-        # Its targets are never degraded.
+        # The decoder's targets are never degraded.
         data=dataclasses.replace(xpsr.data, negative_target_probability=0.0),
         networks=Networks(base=(xpsr.run_folder / "model",)),
         loss=Loss(reconstruction=1.0, perceptual=1.0, metric="dists", patch=64),

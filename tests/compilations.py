@@ -1,4 +1,4 @@
-"""What JAX compiles."""
+"""Records which functions JAX compiles."""
 
 import contextlib
 import logging
@@ -10,9 +10,10 @@ import jax
 
 @contextlib.contextmanager
 def compilations() -> Iterator[list[str]]:
-    """The names of the functions that are compiled meanwhile, or taken from the cache on disk.
+    """The names of the functions that are compiled in the block, or loaded from the cache on disk.
 
-    A function's `_cache_size` may count calls that differ for the dispatcher alone, and are not compiled again.
+    A function's `_cache_size` is not used: it may count calls that only the dispatcher distinguishes, and that are not
+    compiled again.
     """
     names: list[str] = []
 

@@ -1,6 +1,7 @@
-"""One setting for every test: eight CPU devices, full float32 matrix products, compiled programs kept on disk.
+"""The same settings for every test: eight CPU devices, full float32 matrix products, compiled programs cached on disk.
 
-Environment variables, not jax.config, and before anything imports jax: so the processes that tests start get the same.
+They are environment variables instead of jax.config, and are set before anything imports jax. The processes that tests
+start therefore get them too.
 """
 
 import gc
@@ -18,33 +19,33 @@ ROOT = Path(__file__).parents[1]
 assert "jax" not in sys.modules, "jax was imported before tests/conftest.py could choose its devices"
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Sharding is tested on eight devices. Other tests use the first one and pay nothing for the rest
+# Sharding is tested on eight devices. Other tests use the first one, and the rest cost nothing
 # (docs/understand/decisions.md).
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
-# No test asks the Hugging Face hub; those in tests/hub have a server of their own.
+# No test uses the real Hugging Face hub. Those in tests/hub have their own server.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
-# Tracing makes millions of small objects that live on. Python's collector, as it is set by default, goes through all of
-# them again and again: a fifth of the time of tests that compile.
+# Tracing creates millions of small objects that are kept. With its default settings, Python's garbage collector scans
+# all of them again and again, which takes a fifth of the time of tests that compile.
 gc.set_threshold(100_000, 20, 10)
 
-# Its tests need checked annotations, which other targets do not have.
+# test_shapes.py needs checked annotations, so it runs only with this variable.
 collect_ignore = [] if os.environ.get("XPSR_JAX_CHECK_SHAPES") else ["test_shapes.py"]
-# `make test-shapes`: every annotation of the package is checked at each call, shapes and dtypes included. An int may
-# stand for a float, as everywhere in Python. Processes that tests start run without these checks, as users do.
+# `make test-shapes`: every annotation of the package is checked at each call, shapes and dtypes included. An int is
+# accepted as a float, as usual in Python. Processes that tests start run without these checks, like a user's.
 if os.environ.get("XPSR_JAX_CHECK_SHAPES"):
-    assert not any(name.startswith("xpsr_jax") for name in sys.modules), "xpsr_jax is there already, unchecked"
+    assert not any(name.startswith("xpsr_jax") for name in sys.modules), "xpsr_jax was already imported, without checks"
     install_import_hook("xpsr_jax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
-# Under pytest-xdist each worker keeps to one core: XLA takes its number of threads from the cores it may use.
+# With pytest-xdist, each worker uses one core. XLA sets its number of threads to the number of cores that it may use.
 if hasattr(os, "sched_setaffinity") and (worker := os.environ.get("PYTEST_XDIST_WORKER")):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
-# Files that take longest. Workers take whole files: one of these at the end would leave the others idle.
+# The files that take longest. Workers run whole files: if one of these came last, the other workers would be idle.
 SLOWEST = (
     "test_kills",
     "test_few_step",
@@ -72,31 +73,31 @@ SLOWEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take longest come first (see --no-loadscope-reorder in the Makefile)."""
+    """Puts the files that take longest first (see --no-loadscope-reorder in the Makefile)."""
     items.sort(key=lambda item: SLOWEST.index(item.path.stem) if item.path.stem in SLOWEST else len(SLOWEST))
 
 
 @pytest.fixture(scope="session")
 def vectors() -> Path:
-    """The folder of golden files; its README.md says where each comes from."""
+    """The folder of golden files. Its README.md describes the source of each."""
     return ROOT / "tests" / "vectors"
 
 
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Annotations are not checked: of tests that pass what they do not allow, to see what a user is told."""
+    """Turns the checks of annotations off, for tests that pass wrong types to see the error for users."""
     monkeypatch.setattr(jaxtyping_config, "jaxtyping_disable", True)
 
 
 @pytest.fixture(scope="module")
 def compiled_quickly() -> Iterator[None]:
-    """Half the time of compilation for hardly more time of execution on small arrays; rounding is larger.
+    """Halves the time of compilation. Small arrays take hardly longer, but rounding errors are larger.
 
-    Also in the processes that these tests start. Of each module: a folder is no package to pytest, and a fixture of
-    that scope would stay until the last of all tests.
+    It also applies to processes that these tests start. Its scope is the module: with the scope "package", pytest would
+    keep the fixture until the end of all tests, because a folder is not a package for it.
 
-    The profile's version changes nothing in a program, but it is a part of the key under which jit keeps it, and the
-    optimizations are not: without it a test would run what another compiled in the other way, and round in its way.
+    The profile's version does not change a program, but it is part of jit's cache key. The optimizations are not part
+    of that key: without the version, a test could use a program that was compiled with the other setting.
     """
     import jax
 

@@ -1,4 +1,4 @@
-"""Which cases of a test are run when."""
+"""Markers for the cases of a test."""
 
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -7,12 +7,12 @@ import pytest
 
 
 def marked_long(cases: Iterable[str], long: Collection[str]) -> list[Any]:
-    """The cases as parameters of a test, some of them with the marker `long`."""
+    """The cases as parameters of a test. Those in `long` get the marker `long`."""
     return _marked(pytest.mark.long, cases, long)
 
 
 def marked_more(cases: Iterable[str], more: Collection[str]) -> list[Any]:
-    """The same with the marker `more`."""
+    """The cases as parameters of a test. Those in `more` get the marker `more`."""
     return _marked(pytest.mark.more, cases, more)
 
 

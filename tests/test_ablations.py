@@ -1,4 +1,4 @@
-"""configs/ablations.py: what each variant changes, and how many parameters it trains at full size."""
+"""configs/ablations.py: the change of each variant, and its number of trained parameters at full size."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ from xpsr_jax.models.parameters import parameters
 from xpsr_jax.training.structure import select
 from xpsr_jax.weights import networks
 
-# Of the ControlNet; Conditional Attention has 248,234,560 more.
+# Trained parameters of the ControlNet. Conditional Attention has 248,234,560 more.
 CONTROLNET = {
     "default": 620_216_909,
     "serial": 489_433_549,  # without the fusing transformers
@@ -35,7 +35,7 @@ def shapes(name, config):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_what_it_trains(variant):
+def test_number_of_trained_parameters(variant):
     config = load_config(f"configs/ablations.py:{variant}")
     unet, controlnet = config.networks.unet, config.networks.controlnet
     found = shapes("unet", unet) | shapes("controlnet", controlnet)
@@ -43,7 +43,7 @@ def test_what_it_trains(variant):
     assert trained == CONTROLNET[variant] + (248_234_560 if unet.conditional_attention else 0)
 
 
-def test_each_differs_from_the_paper_in_one_thing():
+def test_each_variant_differs_from_the_paper_in_one_thing():
     paper = load_config("configs/xpsr.py")
     assert load_config("configs/ablations.py") == paper
     for variant in VARIANTS[1:]:

@@ -1,4 +1,4 @@
-"""JAX_PLATFORMS=cuda or tpu alone: JAX then has no CPU. Played by JAX's CPU under another name."""
+"""With JAX_PLATFORMS=cuda or tpu, JAX has no CPU device. JAX's CPU with another name simulates the accelerator."""
 
 import os
 import subprocess
@@ -34,7 +34,7 @@ print(arrays[path].shape, np.array_equal(orbax_files.read(Path(sys.argv[1]))[pat
 """
 
 
-def test_parameters_are_made_and_written_without_a_cpu(tmp_path):
+def test_parameters_are_initialised_and_written_without_a_cpu(tmp_path):
     environment = os.environ | {"JAX_PLATFORMS": "accelerator", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "orbax")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -42,7 +42,7 @@ def test_parameters_are_made_and_written_without_a_cpu(tmp_path):
     assert done.stdout == "there is no CPU\n(8,) True\n"
 
 
-def test_no_module_uses_what_jax_does_not_promise():
+def test_no_module_uses_private_parts_of_jax():
     """`jax._src` changes without notice."""
     files = [file for folder in ("xpsr_jax", "benchmarks", "configs") for file in (ROOT / folder).rglob("*.py")]
     assert len(files) > 100

@@ -1,4 +1,4 @@
-"""The help of commands: options in groups, defaults as they will be; and what the shell completes."""
+"""The help of commands, with groups of options and real defaults; and shell completion."""
 
 import re
 import shutil
@@ -64,7 +64,7 @@ pytestmark = pytest.mark.usefixtures("terminal")
 
 @pytest.fixture
 def terminal(monkeypatch):
-    """Of 100 columns, which shows boxes."""
+    """A terminal with 100 columns, which can show boxes."""
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr("tyro._fmtlib._FORCE_UTF8_BOXES", True)
 
@@ -80,7 +80,7 @@ def shown(kind, capsys, *words, name="test"):
     return capsys.readouterr().out
 
 
-def test_options_are_parsed_as_they_were_declared():
+def test_grouped_options_are_parsed_into_the_dataclass():
     kind = grouped(Options, GROUPS)
     assert parse(kind, ["a", "b"], name="test", text="") == Options((Path("a"), Path("b")))
     words = ["a", "--rest", "3", "--t", "5", "--on", "True", "--name", "n"]
@@ -118,7 +118,7 @@ COMMANDS_WITH_GROUPS = {
 
 
 @pytest.mark.parametrize("name", COMMANDS_WITH_GROUPS)
-def test_every_option_is_in_a_group_and_says_what_it_is(name, capsys):
+def test_every_option_is_in_a_group_and_has_a_description(name, capsys):
     module, groups = COMMANDS_WITH_GROUPS[name]
     text = shown(module.arguments(), capsys, *name.split()[1:], name=name.split()[0])
     assert {len(line) for line in text.splitlines() if line.startswith("│")} == {100}
@@ -131,13 +131,13 @@ def test_every_option_is_in_a_group_and_says_what_it_is(name, capsys):
         for option in options:
             said = re.sub(r"--?[\w-]+|\{[^}]*\}|\b[A-Z]{2,}\b|\(default: .*\)", "", option)
             assert re.search(r"[a-z]{2}", said), option
-            # None says nothing to who did not write the program.
+            # Users do not know what None means.
             assert "(default: None)" not in option or "None:" in option
 
 
 @pytest.fixture(scope="module")
 def bash(tmp_path_factory):
-    """What bash offers for words, of which the last is being written."""
+    """A function that returns bash's completions of the last word of a command line."""
     if not shutil.which("bash"):
         pytest.skip("needs bash")
     script = tmp_path_factory.mktemp("completion") / "xpsr"

@@ -1,4 +1,4 @@
-"""How commands end, and that their help does not wait for JAX."""
+"""Errors, signals and exit codes of commands; and their help, which must not import JAX."""
 
 import ast
 import importlib
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(function, capsys) -> tuple[int, str]:
-    """The exit code of a command that does that, and what it says on stderr."""
+    """Runs a command that calls the function; returns its exit code and its output on stderr."""
     main = command(interrupted="interrupted; nothing was written", lower="lower --batch-size")(function)
     return main([]), capsys.readouterr().err
 
@@ -36,7 +36,7 @@ def test_the_exit_code_is_what_the_function_returns(capsys):
     assert run(lambda argv: 1, capsys) == (1, "")
 
 
-def test_what_a_person_can_put_right_is_one_line(capsys):
+def test_an_error_that_users_can_correct_is_one_line(capsys):
     def wrong(argv):
         raise UserError("photo.png: no such file")
 
@@ -45,7 +45,7 @@ def test_what_a_person_can_put_right_is_one_line(capsys):
 
 @pytest.fixture
 def ctrl_c():
-    """Ctrl-C is heard; a shell's background has switched it off."""
+    """Turns the handling of Ctrl-C on. It is off if a shell runs the tests in the background."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -53,7 +53,7 @@ def ctrl_c():
 
 @pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_with_130_and_its_files_are_removed(number, capsys, monkeypatch):
+def test_a_signal_ends_a_command_with_130_and_removes_its_files(number, capsys, monkeypatch):
     removed = []
 
     def work(argv):
@@ -62,13 +62,12 @@ def test_a_signal_ends_it_with_130_and_its_files_are_removed(number, capsys, mon
         finally:
             removed.append(True)
 
-    # Whatever pytest was started with.
     assert run(work, capsys) == (130, "interrupted; nothing was written\n")
     assert removed == [True] and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_a_name_that_cannot_be_printed_ends_nothing(monkeypatch):
-    """On a terminal that knows ASCII alone; and a name that is not UTF-8 has no encoding anywhere."""
+def test_names_that_cannot_be_printed_are_escaped(monkeypatch):
+    """The terminal supports only ASCII. A name that is not UTF-8 cannot be encoded anywhere."""
     written = io.BytesIO()
     stream = io.TextIOWrapper(written, "ascii", errors="strict")
     monkeypatch.setattr(sys, "stdout", stream)
@@ -84,8 +83,8 @@ def test_a_name_that_cannot_be_printed_ends_nothing(monkeypatch):
     assert stream.errors == "strict"
 
 
-def test_whatever_is_printed_is_made_printable():
-    """By `errors.say`. What is printed otherwise has no text of other people."""
+def test_foreign_text_is_printed_only_by_say():
+    """`errors.say` makes a text printable. The modules listed here print no foreign text."""
     allowed = {"errors.py", "cli/run.py", "app/passwords.py", "app/door.py"}
     package = ROOT / "xpsr_jax"
     found = {
@@ -97,7 +96,7 @@ def test_whatever_is_printed_is_made_printable():
     assert found == allowed
 
 
-def test_it_also_runs_in_a_thread(capsys):
+def test_a_command_also_runs_in_a_thread(capsys):
     codes = []
     main = command(interrupted="", lower="")(lambda argv: 3)
     thread = threading.Thread(target=lambda: codes.append(main([])))
@@ -107,7 +106,7 @@ def test_it_also_runs_in_a_thread(capsys):
 
 
 class OutOfMemoryError(RuntimeError):
-    """As PyTorch's."""
+    """An error with the name of PyTorch's."""
 
 
 @pytest.mark.parametrize(
@@ -118,14 +117,14 @@ class OutOfMemoryError(RuntimeError):
         (MemoryError("Unable to allocate 7 GiB"), "this machine"),
     ],
 )
-def test_no_memory_left_is_one_line_that_says_what_to_lower(error, where, capsys):
+def test_out_of_memory_is_one_line_that_says_what_to_lower(error, where, capsys):
     def work(argv):
         raise error
 
     assert run(work, capsys) == (1, f"error: {where} is out of memory: lower --batch-size\n")
 
 
-def test_a_real_allocation_that_is_too_large(capsys):
+def test_a_real_allocation_that_is_too_large_is_one_line(capsys):
     def work(argv):
         jax.numpy.zeros((2**46,), "uint8").block_until_ready()
 
@@ -161,14 +160,14 @@ def test_any_other_error_keeps_its_traceback(capsys):
         (preflight.main, f"--config {ROOT / 'configs' / 'tiny.py'} --gpus 0", "--gpus must be at least 1, not 0"),
     ],
 )
-def test_numbers_that_make_no_sense_are_refused(main, words, said, capsys, tmp_path, monkeypatch):
+def test_numbers_out_of_range_are_refused(main, words, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(words.split()) == 1
     assert capsys.readouterr().err.rstrip().endswith(said)
     assert not list(tmp_path.iterdir())
 
 
-# With "import tests" of what no help may wait for: JAX takes seconds to import.
+# Prints which slow packages were imported. JAX, for example, takes seconds to import.
 _HELP = """
 import runpy, sys
 file, *sys.argv[1:] = sys.argv[1:]
@@ -196,13 +195,13 @@ except SystemExit as end:
     ],
     ids=" ".join,
 )
-def test_help_is_there_without_importing_jax(words):
+def test_help_does_not_import_jax(words):
     done = subprocess.run([sys.executable, "-c", _HELP, *words, "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "0", done.stdout + done.stderr
     assert len(done.stdout) > 100
 
 
-# The same for `xpsr`, a command after the other, so that JAX would be found after the first that imports it.
+# The same for all commands of `xpsr` in one process. JAX would be found after the first command that imports it.
 _ALL_HELP = """
 import contextlib, io, sys
 from xpsr_jax.cli.commands import COMMANDS, main
@@ -228,7 +227,7 @@ def test_help_of_every_command_of_xpsr_imports_no_jax(tmp_path):
 
 
 def in_checkout() -> dict[str, str]:
-    """The environment of a process that is to find this package, wherever it is started."""
+    """The environment of a process that must find this package from any folder."""
     return os.environ | {"PYTHONPATH": str(ROOT)}
 
 
@@ -247,18 +246,18 @@ def test_python_m_is_the_same_as_xpsr(tmp_path):
     ("words", "said"),
     [
         ([], "usage: xpsr COMMAND"),
-        (["restor", "a.png"], "error: there is no command 'restor': do you mean restore? (xpsr --help)\n"),
-        (["zoom"], "error: there is no command 'zoom': there are restore, "),
+        (["restor", "a.png"], "error: unknown command 'restor'; did you mean restore? (xpsr --help)\n"),
+        (["zoom"], "error: unknown command 'zoom'; commands are restore, "),
     ],
 )
-def test_a_command_that_is_not_there(words, said, capsys):
+def test_unknown_commands(words, said, capsys):
     assert xpsr(words) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.startswith(said)
 
 
 def test_a_command_is_given_its_words(monkeypatch, tmp_path, capsys):
-    """And its exit code is that of xpsr, whether it is given the words or those of the process."""
+    """xpsr returns the command's exit code, with words as arguments or with those of the process."""
     missing = ["evaluate", "--restored", str(tmp_path / "a"), "--reference", str(tmp_path / "b")]
     assert xpsr(missing) == 1
     expected = capsys.readouterr().err
@@ -267,7 +266,7 @@ def test_a_command_is_given_its_words(monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().err == expected and expected.startswith("error: ") and str(tmp_path) in expected
 
 
-def test_ctrl_c_while_a_command_is_still_being_imported(monkeypatch, capsys):
+def test_ctrl_c_while_a_command_is_being_imported(monkeypatch, capsys):
     def interrupted(name):
         raise KeyboardInterrupt
 
@@ -277,8 +276,8 @@ def test_ctrl_c_while_a_command_is_still_being_imported(monkeypatch, capsys):
 
 
 @pytest.mark.usefixtures("ctrl_c")
-def test_ctrl_c_in_the_middle_of_an_import_waits_for_its_end(tmp_path, monkeypatch, capsys):
-    """jaxlib would crash, or end in a traceback."""
+def test_ctrl_c_during_an_import_is_delayed_until_its_end(tmp_path, monkeypatch, capsys):
+    """Otherwise jaxlib could crash, or end with a traceback."""
     (tmp_path / "interrupted_import.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\nwhole = True\n")
     monkeypatch.syspath_prepend(tmp_path)
     seen = []

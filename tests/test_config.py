@@ -1,4 +1,4 @@
-"""The configs that ship, and what is wrong with others."""
+"""The project's configs, and errors for wrong ones."""
 
 import dataclasses
 import math
@@ -25,7 +25,7 @@ NAMES = "ablations, few_step, sd21, tiny, xpsr, xpsr_released"
 
 
 def differences(a, b):
-    """Fields that differ, by dotted name."""
+    """The fields that differ, by dotted name."""
 
     def flat(tree, prefix=""):
         for name, value in tree.items():
@@ -39,7 +39,7 @@ def differences(a, b):
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.py")), ids=lambda file: file.stem)
-def test_every_variant_of_every_config(file):
+def test_every_variant_of_every_config_can_be_loaded(file):
     import importlib.util
 
     spec = importlib.util.spec_from_file_location(file.stem, file)
@@ -47,11 +47,11 @@ def test_every_variant_of_every_config(file):
     spec.loader.exec_module(module)
     assert module.VARIANTS[0] == "default"
     names = [load_config(f"{file}:{variant}").name for variant in module.VARIANTS]
-    assert len(set(names)) == len(names)  # each has a run folder of its own
+    assert len(set(names)) == len(names)  # each has its own run folder
     assert load_config(str(file)) == load_config(f"{file}:default")
 
 
-def test_paper_and_released_code_differ_as_method_11_says():
+def test_paper_and_released_code_differ_as_in_method_11():
     paper, released = (load_config(str(CONFIGS / f"{name}.py")) for name in ("xpsr", "xpsr_released"))
     found = differences(paper, released)
     sampling = {f.name: (getattr(PAPER, f.name), getattr(RELEASED, f.name)) for f in dataclasses.fields(Sampling)}
@@ -69,8 +69,7 @@ def test_paper_and_released_code_differ_as_method_11_says():
     assert sampling.keys() >= {"steps", "guidance_scale", "guidance_form", "start", "positive_words", "negative_low"}
 
 
-def test_the_released_training_to_the_letter():
-    """Method §6."""
+def test_the_released_training_has_the_values_of_method_6():
     config = load_config(str(CONFIGS / "xpsr_released.py"))
     optimizer, data = config.optimizer, config.data
     assert (config.batch_size, config.accumulation, config.loss.constraint) == (32, 1, 0.05)
@@ -86,21 +85,21 @@ def test_the_released_training_to_the_letter():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("configs/nothing.py", f"There is no config file configs/nothing.py; by name there are {NAMES}."),
-        ("nothing", f"There is no config 'nothing'; there are {NAMES}. A file of your own: --config FILE.py"),
-        ("nothing:small", "There is no config 'nothing'"),
-        (f"{ROOT}/README.md", "README.md is no config file: its name does not end with .py"),
+        ("configs/nothing.py", f"config file configs/nothing.py does not exist; configs with a name are {NAMES}"),
+        ("nothing", f"unknown config 'nothing'; configs are {NAMES}, and your own files: --config FILE.py"),
+        ("nothing:small", "unknown config 'nothing'"),
+        (f"{ROOT}/README.md", "README.md is not a config file: its name does not end with .py"),
         (f"{CONFIGS}/tiny.py:huge", "has no variant 'huge'; it has default, autoencoder"),
-        (__file__, "is no config file"),
+        (__file__, "is not a config file"),
     ],
 )
-def test_what_is_no_config(name, message):
+def test_wrong_configs_are_refused(name, message):
     with pytest.raises(UserError, match=message):
         load_config(name)
 
 
-def test_configs_have_names(tmp_path, monkeypatch):
-    """Wherever one is, also where there is something of that name."""
+def test_configs_are_found_by_name(tmp_path, monkeypatch):
+    """From any folder, even if it has a file or folder with that name."""
     monkeypatch.chdir(tmp_path)
     for name in ("tiny", "tiny:autoencoder", "few_step"):
         file, _, variant = name.partition(":")
@@ -111,27 +110,27 @@ def test_configs_have_names(tmp_path, monkeypatch):
     assert load_config("tiny.py") == load_config("./tiny.py") == Config(name="my own")
 
 
-def test_an_installed_package_has_the_configs_in_it(tmp_path, monkeypatch):
+def test_an_installed_package_contains_the_configs(tmp_path, monkeypatch):
     monkeypatch.setattr("xpsr_jax.config.files._PACKAGE", tmp_path / "xpsr_jax")
     (tmp_path / "xpsr_jax" / "configs").mkdir(parents=True)
     (tmp_path / "xpsr_jax" / "configs" / "other.py").write_text(FILE.format(name="other"))
     assert load_config("other") == Config(name="other")
-    with pytest.raises(UserError, match=r"There is no config 'tiny'; there are other\. A file"):
+    with pytest.raises(UserError, match=r"unknown config 'tiny'; configs are other, and your own files"):
         load_config("tiny")
 
 
 @pytest.mark.parametrize("field", ["steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep"])
-def test_numbers_that_cannot_be(field):
+def test_counts_must_be_at_least_1(field):
     with pytest.raises(UserError, match=f"{field} must be at least 1, not 0"):
         Config(**{field: 0})
 
 
-def test_microbatches_are_equal():
+def test_microbatches_have_equal_sizes():
     with pytest.raises(UserError, match="batch_size=8 cannot be split into accumulation=3"):
         Config(batch_size=8, accumulation=3)
 
 
-def test_patches_fill_the_crop():
+def test_the_patch_size_divides_the_crop_size():
     with pytest.raises(UserError, match=r"loss.patch=48 must divide data.crop_size=512"):
         Config(loss=Loss(patch=48))
 
@@ -153,7 +152,7 @@ def test_run_folder():
         (Optimizer, {"learning_rate": 0.0}, "learning_rate must be above 0"),
         (Optimizer, {"learning_rate": math.nan}, "learning_rate must be a finite number"),
         (Loss, {"patch": 0}, "patch must be at least 1"),
-        (Mesh, {"data": 0}, "data and fsdp must be at least 1, or -1"),
+        (Mesh, {"data": 0}, r"mesh\.data and mesh\.fsdp must be at least 1, or -1"),
         (Mesh, {"fsdp": -2}, "fsdp must be at least -1"),
         (Images, {"mixture": ((0.0, Path("a")),)}, r"mixture\[0\]\[0\] must be above 0"),
         (Images, {"mixture": ((math.nan, Path("a")),)}, r"mixture\[0\]\[0\] must be a finite number"),
@@ -167,6 +166,6 @@ def test_run_folder():
         (Config, {"batch_size": -1}, "batch_size must be at least 1"),
     ],
 )
-def test_numbers_that_make_no_sense_are_refused(make, fields, problem):
+def test_numbers_out_of_range_are_refused(make, fields, problem):
     with pytest.raises(UserError, match=problem):
         make(**fields)

@@ -1,4 +1,4 @@
-"""convert_weights.py: what it writes, what it says, what it refuses."""
+"""convert_weights.py: its output files, its messages and its errors."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 MODEL = "diffusion_pytorch_model.safetensors"
 
 
-def test_merges_into_a_whole_model_bit_for_bit(base, released, tmp_path, capsys):  # noqa: F811
+def test_sources_are_merged_bit_for_bit_into_a_complete_model(base, released, tmp_path, capsys):  # noqa: F811
     main(Arguments((base, released), tmp_path / "out"))
     printed = capsys.readouterr().out
     assert f"unet/          from {released}/unet\n" in printed and f"vae/           from {base}/vae\n" in printed
@@ -37,9 +37,9 @@ def test_merges_into_a_whole_model_bit_for_bit(base, released, tmp_path, capsys)
     assert load(tmp_path / "out").controlnet.config.cross_attention_dim == 24
 
 
-def test_types_shards_and_what_is_still_missing(released, tmp_path, capsys):  # noqa: F811
+def test_types_shards_and_missing_components(released, tmp_path, capsys):  # noqa: F811
     main(Arguments((released,), tmp_path / "out", dtype="bfloat16", shard_gb=0.001))
-    assert "it still needs vae/, text_encoder/, tokenizer/, scheduler/" in capsys.readouterr().out
+    assert "the model still needs vae/, text_encoder/, tokenizer/, scheduler/" in capsys.readouterr().out
     index = json.loads((tmp_path / "out" / "unet" / f"{MODEL}.index.json").read_text())
     before = load_file(released / "unet" / MODEL)
     assert index["weight_map"].keys() == before.keys() and len(set(index["weight_map"].values())) == 2
@@ -57,21 +57,21 @@ def test_stable_diffusion_s_own_unet_converts(released, tmp_path):  # noqa: F811
     assert load_file(tmp_path / "out" / "unet" / MODEL).keys() == stock.keys()
 
 
-def test_a_variant_that_only_some_have(released, tmp_path, capsys):  # noqa: F811
+def test_a_variant_that_only_some_components_have(released, tmp_path, capsys):  # noqa: F811
     shutil.copytree(released, tmp_path / "source")
     half = {key: array.astype("float16") for key, array in load_file(released / "unet" / MODEL).items()}
     save_file(half, tmp_path / "source" / "unet" / MODEL.replace(".s", ".fp16.s"))
     main(Arguments((tmp_path / "source",), tmp_path / "out", variant="fp16"))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"unet/          from {tmp_path}/source/unet"
-    assert lines[1] == f"controlnet/    from {tmp_path}/source/controlnet (which has no fp16 files)"
+    assert lines[1] == f"controlnet/    from {tmp_path}/source/controlnet (it has no fp16 files)"
     types = {
         n: {str(a.dtype) for a in load_file(tmp_path / "out" / n / MODEL).values()} for n in ("unet", "controlnet")
     }
     assert types == {"unet": {"float16"}, "controlnet": {"float32"}}
 
 
-def test_refuses_what_it_cannot_do(released, tmp_path):  # noqa: F811
+def test_wrong_sources_and_options_are_refused(released, tmp_path):  # noqa: F811
     def refused(sources, match, output=tmp_path / "out", **options):
         with pytest.raises(UserError, match=match):
             main(Arguments(tuple(sources), output, **options))
@@ -86,13 +86,13 @@ def test_refuses_what_it_cannot_do(released, tmp_path):  # noqa: F811
     refused([released], "no weights have the variant fp16; variants found: none", variant="fp16")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "unet").mkdir()
-    refused([released], "taken exists already", output=tmp_path / "taken")
+    refused([released], "taken already exists", output=tmp_path / "taken")
     (tmp_path / "flax" / "unet").mkdir(parents=True)
     (tmp_path / "flax" / "unet" / "diffusion_flax_model.msgpack").touch()
     refused([tmp_path / "flax"], r"msgpack \(0 bytes\) is truncated")
 
 
-def test_weights_that_are_wrong_leave_nothing_behind(released, tmp_path):  # noqa: F811
+def test_wrong_weights_leave_no_output(released, tmp_path):  # noqa: F811
     source = tmp_path / "source"
     shutil.copytree(released, source)
     tensors = load_file(source / "controlnet" / MODEL)
@@ -103,7 +103,7 @@ def test_weights_that_are_wrong_leave_nothing_behind(released, tmp_path):  # noq
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-def test_the_command_line_says_one_line_and_fails(tmp_path):
+def test_the_command_fails_with_one_line(tmp_path):
     command = [
         sys.executable,
         str(ROOT / "convert_weights.py"),

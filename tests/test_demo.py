@@ -1,4 +1,4 @@
-"""The demo, with a network of a few channels in the place of the model that ships."""
+"""The demo, with networks of a few channels instead of the shipped model."""
 
 import json
 
@@ -16,7 +16,7 @@ from xpsr_jax.weights.model_folder import save
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
-def test_writes_both_pictures_and_says_where(tmp_path, monkeypatch, capsys) -> None:
+def test_it_writes_both_pictures_and_prints_their_paths(tmp_path, monkeypatch, capsys) -> None:
     photo, shipped = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8), tmp_path / "assets"
     (shipped / "demo").mkdir(parents=True)
     Image.fromarray(photo).save(shipped / "demo" / "original.png")
@@ -37,13 +37,13 @@ def test_writes_both_pictures_and_says_where(tmp_path, monkeypatch, capsys) -> N
     assert all(str(tmp_path / "out" / name) in said for name in ("restored.png", "comparison.png"))
 
 
-def test_what_is_missing_gets_one_line(tmp_path, monkeypatch, capsys) -> None:
+def test_missing_files_are_one_line(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(demo, "DEMO", tmp_path)
     assert main([str(tmp_path / "out")]) == 1
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_pictures_stand_side_by_side_under_their_labels() -> None:
+def test_pictures_are_side_by_side_below_their_labels() -> None:
     red = np.full((40, 200, 3), (255, 0, 0), np.uint8)
     blue = np.full((40, 100, 3), (0, 0, 255), np.uint8)
     picture = side_by_side({"before": red, "after": blue})

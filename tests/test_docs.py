@@ -1,4 +1,4 @@
-"""What the documents name is there: files, modules, functions, variants of configs, documents and their headings."""
+"""Everything that the documents name exists: files, modules, functions, variants of configs, documents, headings."""
 
 import ast
 import dataclasses
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 SITE_FROM_CODE = ("commands.md", "settings.md", "api.md")
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *PAGES]
-# What a file may be named from.
+# Folders that names of files may be relative to.
 FOLDERS = (ROOT, ROOT / "xpsr_jax", ROOT / "configs")
 CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.MULTILINE | re.DOTALL)
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
@@ -35,18 +35,18 @@ LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_what_it_names_is_there(document: Path):
+def test_everything_that_it_names_exists(document: Path):
     assert list(missing(document)) == []
 
 
-def test_the_site_leads_to_every_document_and_the_readme_to_the_site():
+def test_the_site_has_every_document_and_the_readme_links_the_site():
     site = list(pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
     assert sorted(site) == sorted(path.relative_to(ROOT / "docs").as_posix() for path in PAGES)
     assert "docs/index.md" in {link for link, _ in LINK.findall((ROOT / "README.md").read_text())}
 
 
-def test_what_the_site_takes_from_the_code_is_all_there_is():
-    """Every command, every setting of a training and every name of the package has its place."""
+def test_the_reference_pages_are_complete():
+    """They have every command, every group of training settings and every public name of the package."""
     commands, settings, api = ((ROOT / "docs/reference" / name).read_text() for name in SITE_FROM_CODE)
     assert set(re.findall(r"^<!-- xpsr (\w+).* --help -->$", commands, re.M)) == set(COMMANDS)
     assert {f"xpsr_jax.{name}" for name in xpsr_jax.__all__} <= set(re.findall(r"xpsr_jax\.\w+", api))
@@ -79,7 +79,7 @@ def test_what_the_site_takes_from_the_code_is_all_there_is():
         ("[text](docs/nothing.md)", True),
     ],
 )
-def test_what_is_not_there_is_found(text: str, lacks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_missing_things_are_found(text: str, lacks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     document = tmp_path / "README.md"
     document.write_text(text)
     (tmp_path / "docs").symlink_to(ROOT / "docs")
@@ -122,7 +122,7 @@ def missing(document: Path) -> Iterator[str]:
 
 @functools.cache
 def names(path: Path) -> set[str]:
-    """Of what a module defines or imports, and of its classes' members as `Class.member`."""
+    """The names that a module defines or imports, and its classes' members as `Class.member`."""
     return set(_names(ast.parse(path.read_text()).body))
 
 
@@ -145,7 +145,7 @@ def _names(body: list[ast.stmt], prefix: str = "") -> Iterator[str]:
 
 
 def is_variant(path: Path, name: str) -> bool:
-    """Whether it is one of a config file's variants."""
+    """Whether a config file has this variant."""
     try:
         return path.parent.name == "configs" and bool(load_config(f"{path}:{name}"))
     except UserError:
@@ -153,7 +153,7 @@ def is_variant(path: Path, name: str) -> bool:
 
 
 def is_config(name: str) -> bool:
-    """Whether a config is found by that name."""
+    """Whether a config has this name."""
     try:
         return bool(load_config(name))
     except UserError:
@@ -161,7 +161,7 @@ def is_config(name: str) -> bool:
 
 
 def is_there(name: str) -> bool:
-    """Whether a dotted name is a module's, or stands in one; nothing is imported but packages, which cost nothing."""
+    """Whether a dotted name is a module, or a name in one. Modules are parsed, not imported."""
     parts = name.split(".")
     for count in range(len(parts), 0, -1):
         path = ROOT.joinpath(*parts[:count])
@@ -173,6 +173,6 @@ def is_there(name: str) -> bool:
 
 @functools.cache
 def headings(document: Path) -> set[str]:
-    """The anchors of a document's headings, as GitHub makes them."""
+    """The anchors of a document's headings, in GitHub's format."""
     lines = re.findall(r"^#+ (.+)$", FENCE.sub("", document.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in lines}

@@ -1,4 +1,4 @@
-"""xpsr doctor: what it says, also where something is broken."""
+"""xpsr doctor: its output, even if something is broken."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from xpsr_jax.version import __version__
 
 
 def said(capsys) -> dict[str, list[str]]:
-    """Each section's lines."""
+    """The lines of each section."""
     assert doctor.main([]) == 0
     sections: dict[str, list[str]] = {}
     for line in capsys.readouterr().out.splitlines():
@@ -22,12 +22,12 @@ def said(capsys) -> dict[str, list[str]]:
 
 @pytest.fixture
 def without_jax(monkeypatch, tmp_path) -> Path:
-    """The file of another jax, which processes that are started find."""
+    """The file of a fake jax, which new processes import."""
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(doctor.__file__).parents[2]}")
     return tmp_path / "jax.py"
 
 
-def test_it_says_versions_devices_kernels_caches_room_and_extras(capsys, monkeypatch, tmp_path):
+def test_it_shows_versions_devices_kernels_caches_free_space_and_extras(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", str(Path(doctor.__file__).parents[2]))
     monkeypatch.setenv("XPSR_JAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "programs"))
@@ -42,7 +42,7 @@ def test_it_says_versions_devices_kernels_caches_room_and_extras(capsys, monkeyp
     )
     assert sections["devices"] == [f"cpu {i}: cpu" for i in range(8)]
     assert sections["kernels"][0] == "attention, float32: chunked"
-    assert sections["caches"][0] == f"xpsr_jax: {tmp_path / 'cache'}, nothing yet"
+    assert sections["caches"][0] == f"xpsr_jax: {tmp_path / 'cache'}, does not exist yet"
     assert sections["caches"][1] == f"compiled programs: {tmp_path / 'programs'}, 2 MB in 1 files"
     assert re.fullmatch(r"memory: [\d.]+ [GM]B of [\d.]+ [GM]B free", sections["room"][0])
     assert any(line.startswith("dev: ") for line in sections["extras"])
@@ -53,7 +53,7 @@ def test_it_says_versions_devices_kernels_caches_room_and_extras(capsys, monkeyp
     ("program", "line"),
     [
         ("raise ImportError('libcudart is missing\\nhere')", r"failed: ImportError: libcudart is missing\\nhere"),
-        ("import os; os.abort()", r"failed: the process ended with -6: .*"),
+        ("import os; os.abort()", r"failed: the process ended with exit code -6: .*"),
         ("def local_devices(): raise RuntimeError('no TPU')", r"failed: RuntimeError: no TPU"),
     ],
 )
@@ -65,7 +65,7 @@ def test_a_broken_jax_is_one_line(program, line, without_jax, capsys):
     assert sections["versions"] and sections["room"]
 
 
-def test_a_device_that_never_answers(without_jax, capsys, monkeypatch):
+def test_a_device_that_never_answers_is_one_line(without_jax, capsys, monkeypatch):
     without_jax.write_text("import time; time.sleep(60)")
     monkeypatch.setattr(doctor, "_PATIENCE", 0.2)
     assert said(capsys)["devices"] == ["failed: no answer within 0.2 s"]

@@ -1,4 +1,4 @@
-"""xpsr restore --dry-run: what it says, and that it writes nothing."""
+"""xpsr restore --dry-run: its output, and that it writes nothing."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ from xpsr_jax.weights.model_folder import save
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory) -> Path:
-    """A model, and photographs of which one is large and one is none."""
+    """A model, two small photographs and a large one."""
     folder = tmp_path_factory.mktemp("work")
     save(tiny_model(), folder / "model")
     (folder / "photos").mkdir()
@@ -30,13 +30,13 @@ def dry_run(work: Path, *more: object, code: int = 0) -> None:
     assert sorted(work.rglob("*")) == before
 
 
-def test_it_says_sizes_tiles_evaluations_and_memory(work, capsys, monkeypatch):
+def test_it_shows_sizes_tiles_evaluations_and_memory(work, capsys, monkeypatch):
     monkeypatch.setattr("jax.local_devices", lambda: jax.devices()[:1])
     dry_run(work, "--tile", 12, "--tile-overlap", 3)
     lines = capsys.readouterr().out.splitlines()
-    assert f"3 of 3 images would be restored to {work / 'out'}, on one device (cpu)." in lines
+    assert f"3 of 3 images would be restored to {work / 'out'} on one device (cpu)." in lines
     assert "2 of 2 steps of ddpm, guidance of 1.5 in 2 of them." in lines
-    assert "An image, or a tile of a large one, takes 4 evaluations of the networks." in lines
+    assert "Each image, or tile of a large one, needs 4 evaluations of the networks." in lines
     rows = [re.split(r"  +", line) for line in lines]
     assert ["image", "size", "becomes", "networks see", "tiles", "evaluations"] in rows
     assert [row[1:] for row in rows if row[0].endswith("a.png")] == [["9 × 7", "36 × 28", "64 × 32", "1", "4"]]
@@ -45,13 +45,13 @@ def test_it_says_sizes_tiles_evaluations_and_memory(work, capsys, monkeypatch):
     ]
     assert "In all 68 evaluations of the networks, in 3 batches." in lines
     memory = (
-        r"Memory, an estimate: \d+ MB for the weights, \d+ MB to compute with, about 1\.0 GB for the process itself\."
+        r"Estimated memory: \d+ MB for the weights, \d+ MB for the computation, about 1\.0 GB for the process itself\."
     )
     assert re.fullmatch(memory, lines[-2])
-    assert lines[-1] == "This was a dry run: nothing was computed or written."
+    assert lines[-1] == "This was a dry run. Nothing was computed or written."
 
 
-def test_what_cannot_be_restored_is_said(work, capsys):
+def test_broken_images_are_reported(work, capsys):
     (work / "photos" / "none.png").write_bytes(b"no picture")
     try:
         dry_run(work, code=1)

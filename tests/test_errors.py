@@ -1,4 +1,4 @@
-"""Messages stay on one screen and do nothing to the terminal."""
+"""Messages fit on one screen, and have no effect on the terminal."""
 
 import pickle
 
@@ -25,7 +25,7 @@ def test_printable(text, shown):
     shown.encode()
 
 
-def test_long_lists_are_cut():
+def test_long_lists_are_shortened():
     assert listed("abc") == "a, b, c"
     assert listed(range(12)) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
     text = str(UserError("many:", *(f"  {i}" for i in range(12))))
@@ -33,11 +33,11 @@ def test_long_lists_are_cut():
     assert len(str(UserError("x" * 100_000))) < 2100
 
 
-def test_errors_pass_between_processes():
+def test_errors_can_be_sent_between_processes():
     error = pickle.loads(pickle.dumps(UserError("first \x1b", "second")))
     assert str(error) == "first \\x1b\nsecond"
 
 
-def test_a_foreign_text_is_one_line_of_at_most_a_screen():
+def test_a_foreign_text_becomes_one_line_that_fits_on_a_screen():
     assert in_one_line("good\nand \x1b[31mred") == "good\\nand \\x1b[31mred"
     assert len(shown := in_one_line("x" * 100_000)) < 2100 and " [...] " in shown

@@ -1,4 +1,4 @@
-"""Files and folders that appear when they are complete, and the reading of nothing but regular files."""
+"""Files and folders appear only when they are complete, and only regular files are read."""
 
 import os
 import subprocess
@@ -14,13 +14,13 @@ from xpsr_jax.machine import cache_folder
 
 @pytest.fixture(scope="module")
 def dead():
-    """The id of a process that is no more."""
+    """The id of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-S", "-c", ""])
     process.wait()
     return process.pid
 
 
-def test_leftovers_of_killed_processes_go(dead, tmp_path):
+def test_leftovers_of_killed_processes_are_removed(dead, tmp_path):
     node = files._node()
     gone = [tmp_path / f".a.json.{node}-{dead}.partial", tmp_path / f".b.{node}-{dead}.partial"]
     kept = [tmp_path / f".a.json.{node}-{os.getppid()}.partial", tmp_path / f".a.json.other-{dead}.partial"]
@@ -34,16 +34,16 @@ def test_leftovers_of_killed_processes_go(dead, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"a.json", "b", *(path.name for path in kept)}
 
 
-def test_a_folder_is_put_back_when_a_process_was_killed_between_two_names(dead, tmp_path):
+def test_a_folder_is_put_back_if_a_process_was_killed_while_replacing_it(dead, tmp_path):
     folder, old = tmp_path / "model", tmp_path / f".model.{files._node()}-{dead}.old"
     others = tmp_path / f".model2.{files._node()}-{dead}.old"
     for each in (old, others):
         each.mkdir()
         (each / "unet").write_text("old")
-    with pytest.raises(UserError, match="model exists already"), new_folder(folder):
+    with pytest.raises(UserError, match="model already exists"), new_folder(folder):
         pass
     assert (folder / "unet").read_text() == "old" and others.is_dir() and not old.exists()
-    # Killed a moment later: the new one has its name.
+    # Killed a moment later, when the new folder already had its final name.
     folder.rename(old)
     with new_folder(folder.with_name("new")) as made:
         (made / "unet").write_text("new")
@@ -54,7 +54,7 @@ def test_a_folder_is_put_back_when_a_process_was_killed_between_two_names(dead, 
     assert {path.name for path in tmp_path.iterdir()} == {"model", others.name}
 
 
-def test_a_file_stays_as_it_was_after_an_error(tmp_path):
+def test_a_file_is_unchanged_after_an_error(tmp_path):
     (tmp_path / "a").write_text("before")
     with pytest.raises(UserError, match="a cannot be written: No space left"), new_file(tmp_path / "a") as temporary:
         temporary.write_text("after")
@@ -63,7 +63,7 @@ def test_a_file_stays_as_it_was_after_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a", "b" * 255, "é" * 127, "c" * 143, os.fsdecode(b"\xff" * 255)])
-def test_temporary_names_need_no_more_bytes_than_the_result(name, tmp_path):
+def test_temporary_names_are_not_longer_than_the_result(name, tmp_path):
     with new_file(tmp_path / name) as temporary:
         assert len(os.fsencode(temporary.name)) <= max(143, len(os.fsencode(name)))
         temporary.write_text("whole")
@@ -72,7 +72,7 @@ def test_temporary_names_need_no_more_bytes_than_the_result(name, tmp_path):
     assert (tmp_path / name).read_text() == (tmp_path / "folder" / name / "in").read_text() == "whole"
 
 
-def test_long_names_stay_apart(tmp_path):
+def test_shortened_names_remain_different(tmp_path):
     long = [tmp_path / ("b" * 254 + end) for end in "12"]
     assert beside(long[0], "lock") != beside(long[1], "lock")
     assert beside(long[0], "lock") == beside(long[0], "lock")
@@ -105,7 +105,7 @@ def test_no_more_than_the_limit_is_read(tmp_path):
     (tmp_path / "file").write_bytes(b"12345")
     with pytest.raises(UserError, match="5 bytes, more than the limit of 4"):
         open_regular(tmp_path / "file", max_bytes=4)
-    # Files of the system say that they are empty.
+    # The size of such system files is 0, although they have content.
     with pytest.raises(UserError, match="more bytes than the limit of 4"):
         read_regular(files.Path("/proc/self/status"), max_bytes=4)
 
@@ -118,7 +118,7 @@ def test_check_writable(tmp_path):
     assert list((tmp_path / "new").iterdir()) == []
 
 
-def test_there_may_be_no_cache(monkeypatch, tmp_path):
+def test_the_cache_folder_is_optional(monkeypatch, tmp_path):
     monkeypatch.setenv("XPSR_JAX_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path
     monkeypatch.setenv("XPSR_JAX_CACHE", "")

@@ -1,4 +1,4 @@
-"""Imports point one way, as docs/understand/architecture.md draws. Imports within functions count like any others."""
+"""Imports point in one direction: docs/understand/architecture.md shows the floors. Imports within functions count too."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "architecture.svg"
 
-# From the top down. Modules of one line do not import each other.
+# From the top down. Modules on the same line do not import each other.
 FLOORS = (
     {"cli"},
     {"app"},
@@ -26,12 +26,12 @@ FLOORS = (
     {"buckets"},
     {"errors", "machine", "assets", "version"},
 )
-# What `python -m` names. They call a command and have no floor.
+# Modules for `python -m`. They call a command, and are on no floor.
 DOORS = {"__main__", "demo", "evaluate", "preflight", "prepare_data", "app.__main__", "caption.__main__"}
 
 
 def imports(*more: tuple[str, str]) -> grimp.ImportGraph:
-    """Who imports whom, without the doors; `more`: as if there were these imports too."""
+    """The graph of imports, without the doors, and with the additional imports `more`."""
     graph = grimp.build_graph("xpsr_jax", cache_dir=None)
     for door in DOORS:
         graph.remove_module(f"xpsr_jax.{door}")
@@ -42,7 +42,7 @@ def imports(*more: tuple[str, str]) -> grimp.ImportGraph:
 
 
 def upward(graph: grimp.ImportGraph) -> set[str]:
-    """Each chain of imports that goes up, or to a neighbour, as "a -> b -> c"."""
+    """Every chain of imports to a higher floor, or to a neighbour on the same floor, as "a -> b -> c"."""
     found = graph.find_illegal_dependencies_for_layers(layers=FLOORS, containers={"xpsr_jax"})
     routes = [route for each in found for route in each.routes]
     return {
@@ -50,13 +50,13 @@ def upward(graph: grimp.ImportGraph) -> set[str]:
     }
 
 
-def test_every_part_has_its_floor():
+def test_every_part_is_on_a_floor():
     parts = {name.removeprefix("xpsr_jax.") for name in imports().find_children("xpsr_jax")}
     assert parts == set().union(*FLOORS) and len(parts) == sum(map(len, FLOORS))
 
 
 def test_the_picture_shows_these_floors():
-    """A row's rooms stand at one height, and higher rows have smaller ones."""
+    """All rooms of a row have the same y. Higher rows have a smaller y."""
     rooms = re.findall(r'y="(\d+)"[^>]*monospace[^>]*>(\w+)<', PICTURE.read_text())
     heights = sorted({int(y) for y, _ in rooms})
     assert [{name for y, name in rooms if int(y) == height} for height in heights] == list(FLOORS)
@@ -82,11 +82,11 @@ def test_doors_only_call_a_command():
         ("xpsr_jax.app.one", "xpsr_jax.cli.run"),
     ],
 )
-def test_an_import_upward_is_found(importer: str, imported: str):
+def test_an_upward_import_is_found(importer: str, imported: str):
     assert f"{importer} -> {imported}" in upward(imports((importer, imported)))
 
 
-def test_an_import_upward_by_way_of_the_package_is_found():
-    """`import xpsr_jax` brings what its __init__ imports."""
+def test_an_upward_import_through_the_package_is_found():
+    """`import xpsr_jax` also imports everything that its __init__ imports."""
     chains = upward(imports(("xpsr_jax.errors", "xpsr_jax")))
     assert "xpsr_jax.errors -> xpsr_jax -> xpsr_jax.training.loop" in chains

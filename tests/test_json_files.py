@@ -1,4 +1,4 @@
-"""JSON from outside: what is wrong with it is one line with the file and the place, whatever it is."""
+"""Foreign JSON: every problem is an error of one line, with the file and the position."""
 
 import pytest
 
@@ -9,12 +9,12 @@ _WRONG = {
     b"": "Expecting value, line 1, column 1",
     b"{": "Expecting property name",
     b'{"a":\n 1,}': "line 2, column",
-    b"[1]": "should hold a JSON object, not list",
-    b"3": "should hold a JSON object, not int",
-    b'{"a": NaN}': "NaN is not a number that JSON has",
-    b'{"a": -Infinity}': "-Infinity is not a number",
+    b"[1]": "must hold a JSON object, not list",
+    b"3": "must hold a JSON object, not int",
+    b'{"a": NaN}': "NaN is not a valid JSON number",
+    b'{"a": -Infinity}': "-Infinity is not a valid JSON number",
     b'{"a": ' + b"9" * 5000 + b"}": "a number of 5000 digits",
-    b'{"a": 1, "a": 2}': "the key 'a' is there twice",
+    b'{"a": 1, "a": 2}': "duplicate key 'a'",
     b'{"a": ' + b"[" * 100_000 + b"}": "nested too deeply",
     b'{"a": "\xff"}': "byte 8 is not UTF-8",
     b'{"a": {"b": ["\\ud800"]}}': r"a.b\[0\] holds half a character",
@@ -25,7 +25,7 @@ _WRONG = {
 
 
 @pytest.mark.parametrize(("data", "problem"), _WRONG.items(), ids=range(len(_WRONG)))
-def test_what_is_wrong_is_one_line(data, problem, tmp_path):
+def test_problems_are_one_line(data, problem, tmp_path):
     file = tmp_path / "file.json"
     file.write_bytes(data)
     with pytest.raises(UserError, match=problem) as caught:
@@ -33,7 +33,7 @@ def test_what_is_wrong_is_one_line(data, problem, tmp_path):
     assert str(caught.value).startswith(str(file)) and "\n" not in str(caught.value)
 
 
-def test_what_is_right_is_read(tmp_path):
+def test_valid_json_is_read(tmp_path):
     file = tmp_path / "file.json"
     file.write_bytes(b'\xef\xbb\xbf{"a": "\\ud83d\\ude00 \\udcff", "b": 1e999, "c": 123456789012345678901234567890}')
     assert read_json(file) == {"a": "😀 \udcff", "b": float("inf"), "c": 123456789012345678901234567890}
@@ -43,7 +43,7 @@ def test_what_is_right_is_read(tmp_path):
         read_json(file, max_bytes=10)
 
 
-def test_lines(tmp_path):
+def test_json_lines(tmp_path):
     file = tmp_path / "file.jsonl"
     file.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\n  \n{"a": 2}')
     assert list(read_json_lines(file)) == [(f"{file}, line 1", {"a": 1}), (f"{file}, line 4", {"a": 2})]

@@ -1,4 +1,4 @@
-"""Two of the same: the second is refused at once, and what a killed process held is free again."""
+"""Locks: a second process is refused at once, and the lock of a killed process is released."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from xpsr_jax.errors import UserError
 from xpsr_jax.locks import locked, locked_folder, locked_output
 
 
-def test_the_second_is_refused_at_once(tmp_path):
+def test_a_second_process_is_refused_at_once(tmp_path):
     with locked_folder(tmp_path):
         with pytest.raises(UserError, match=rf"{tmp_path} is being written by another process \({os.getpid()} on "):
             locked_folder(tmp_path).__enter__()
@@ -21,7 +21,7 @@ def test_the_second_is_refused_at_once(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_processes_of_one_job_share(tmp_path):
+def test_processes_of_one_job_share_the_lock(tmp_path):
     first, second = (locked_folder(tmp_path, shared=True) for _ in range(2))
     with first, second, pytest.raises(UserError):
         locked_folder(tmp_path).__enter__()
@@ -29,7 +29,7 @@ def test_processes_of_one_job_share(tmp_path):
         pass
 
 
-def test_an_output_that_is_not_there_yet(tmp_path):
+def test_an_output_that_does_not_exist_yet(tmp_path):
     output = tmp_path / "new" / ("b" * 255)
     with locked_output(output):
         assert not output.exists()

@@ -1,4 +1,4 @@
-"""The package as a whole: cheap to import, everything in its place."""
+"""The package as a whole: fast imports, all public names, and pinned dependencies."""
 
 import re
 import subprocess
@@ -18,14 +18,14 @@ def test_importing_the_package_imports_no_jax() -> None:
 
 
 def test_the_settings_import_no_array_library() -> None:
-    """So a command's help is there at once, and a wrong setting is refused before anything else is loaded."""
+    """Help is therefore shown at once, and wrong settings are refused before anything else is loaded."""
     heavy = {"cv2", "flax", "grain", "huggingface_hub", "jax", "numpy", "orbax", "PIL", "scipy", "transformers"}
     program = f"import sys, xpsr_jax.config, configs.tiny, configs.xpsr; print({heavy!r} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
 
 
-def test_all_names_are_there() -> None:
+def test_all_public_names_exist() -> None:
     assert all(getattr(xpsr_jax, name) for name in xpsr_jax.__all__)
 
 

@@ -1,4 +1,4 @@
-"""The Python example of README.md runs."""
+"""The Python example in README.md runs."""
 
 import re
 import shutil
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 def test_the_python_example_runs(tmp_path, monkeypatch):
-    """With networks of a few channels in the place of the real ones."""
+    """Uses networks of a few channels instead of the real ones."""
     save(tiny_model(), tmp_path / "stable-diffusion-v1-5")
     for name in ("unet", "controlnet"):
         shutil.move(tmp_path / "stable-diffusion-v1-5" / name, tmp_path / "checkpoint-300000" / name)

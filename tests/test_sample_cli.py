@@ -46,7 +46,7 @@ def model_folder(tmp_path_factory):
 
 @pytest.fixture
 def photos(tmp_path):
-    """A folder of two photographs, one below, and their captions."""
+    """A folder of two photographs, one in a subfolder, and their captions."""
     folder = tmp_path / "photos"
     for name in ("b.png", "a/c.jpg"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -60,15 +60,15 @@ def outputs(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_second_job_for_one_folder_is_refused(photos, tmp_path, capsys):
-    """Before any model is loaded. Processes of one job share the folder."""
+def test_a_second_job_for_the_same_folder_is_refused(photos, tmp_path, capsys):
+    """It is refused before any model is loaded. Processes of one job may share the folder."""
     output, command = tmp_path / "out", [str(photos), "--output", str(tmp_path / "out"), "--missing-captions", "empty"]
     output.mkdir()
     with locked_folder(output):
         assert sample.main(command) == 1
     assert f"{output} is being written by another process" in capsys.readouterr().err
     with locked_folder(output, shared=True):
-        # The next thing to be refused.
+        # The next error is about the model.
         command += ["--processes", "2", "--process", "0", "--model", str(tmp_path / "none")]
         assert sample.main(command) == 1
     assert "none does not exist" in capsys.readouterr().err
@@ -83,7 +83,7 @@ def test_seeds_have_64_bits(photos, tmp_path, capsys):
 
 
 def test_a_folder_is_restored(model_folder, photos, tmp_path):
-    """As people run it: a process of its own, every device that it finds, a folder with a subfolder and captions."""
+    """Normal use: a separate process, all devices, and a folder with a subfolder and captions."""
     output = tmp_path / "restored"
     command = [sys.executable, ROOT / "sample.py", photos, "--output", output, "--model", model_folder, "--captions"]
     run = subprocess.run(
@@ -109,7 +109,7 @@ def restored(photos, output, *model):
 
 
 @pytest.mark.soak
-def test_a_model_of_orbax(model_folder, photos, tmp_path):
+def test_an_orbax_model(model_folder, photos, tmp_path):
     convert([open_source(model_folder)], tmp_path / "orbax", to="orbax")
     expected = restored(photos, tmp_path / "from_torch", model_folder)
     np.testing.assert_array_equal(restored(photos, tmp_path / "from_orbax", tmp_path / "orbax"), expected)
@@ -117,7 +117,7 @@ def test_a_model_of_orbax(model_folder, photos, tmp_path):
 
 @pytest.mark.soak
 def test_a_single_file_and_the_released_layout(photos, tmp_path):
-    """Stable Diffusion as one file brings all but XPSR's networks."""
+    """The single file of Stable Diffusion has all components except XPSR's networks."""
     save(tiny_model(AUTOENCODER_CONFIG, dataclasses.replace(TEXT_1, vocab_size=49408)), tmp_path / "whole")
     for name in ("unet", "controlnet"):
         shutil.copytree(tmp_path / "whole" / name, tmp_path / "checkpoint-1" / name)
@@ -144,21 +144,21 @@ def arguments_of(*words):
 
 
 def chosen(folder, sampling, *words):
-    """The settings that a command line leads to, with a model that has settings of its own."""
+    """The settings from a command line, with a model that has its own settings."""
     write_index(folder, sampling, "")
     return arguments_of("--model", folder, *words).sampling.chosen()
 
 
-def test_settings_of_the_command_line_go_before_the_presets(tmp_path):
+def test_the_command_line_overrides_the_preset(tmp_path):
     sampling = chosen(tmp_path, Sampling(steps=3), "--preset", "released", "--steps", 7, "--positive", "")
     assert sampling == dataclasses.replace(RELEASED, steps=7, positive_words="")
     assert chosen(tmp_path, Sampling(steps=3)) == Sampling(steps=3)
-    # Also None goes before a preset's words.
+    # None overrides a preset's words too.
     assert chosen(tmp_path, PAPER, "--preset=released", "--negative-low", "None").negative_low is None
     assert arguments_of().sampling.chosen() == load_defaults([TINY_MODEL])[0]
 
 
-def test_flags_have_their_short_names_and_their_fields_names(tmp_path):
+def test_options_have_short_names_and_the_names_of_their_fields(tmp_path):
     short = ["--positive", "a", "--negative", "b", "--tile", 64, "--vae-tile", 48, "--karras", "True"]
     long = ["--positive-words", "a", "--negative-high", "b", "--tile-size", 64, "--vae-tile-size", 48]
     other = ["--sampler", "euler", "--guidance-interval", 0.1, "0.5"]
@@ -176,13 +176,13 @@ def test_flags_have_their_short_names_and_their_fields_names(tmp_path):
 
 
 @pytest.mark.parametrize("preset", ["paper", "released", "few_step"])
-def test_a_preset_keeps_the_size_that_the_model_was_trained_on(preset, tmp_path):
+def test_a_preset_keeps_the_size_that_the_model_was_trained_with(preset, tmp_path):
     model = Sampling(steps=3, guidance_scale=0.0, process_size=128)
     expected = dataclasses.replace(SAMPLING_PRESETS[preset], process_size=128)
     assert chosen(tmp_path, model, "--preset", preset) == expected
 
 
-def test_a_sampler_that_is_named_comes_without_anothers_settings(tmp_path):
+def test_another_sampler_does_not_get_the_default_sampler_s_settings(tmp_path):
     defaults = Sampling(sampler="ddim", eta=1.0, guidance_interval=(0.0, 0.5))
     words = ["--sampler", "unipc", "--karras", "True", "--guidance-interval", 0.2, 0.8]
     expected = Sampling(sampler="unipc", karras=True, guidance_interval=(0.2, 0.8))
@@ -191,7 +191,7 @@ def test_a_sampler_that_is_named_comes_without_anothers_settings(tmp_path):
     assert same == dataclasses.replace(defaults, strength=0.5)
 
 
-def test_help_shows_the_defaults_of_the_model_and_preset_that_are_named(capsys, tmp_path):
+def test_help_shows_the_defaults_of_the_chosen_model_and_preset(capsys, tmp_path):
     write_index(tmp_path, Sampling(steps=37, negative_high="murky"), "")
     for words, expected in [
         (["--model", str(tmp_path)], ["(default: 37)", "(default: murky)"]),
@@ -203,17 +203,17 @@ def test_help_shows_the_defaults_of_the_model_and_preset_that_are_named(capsys, 
         assert stopped.value.code == 0 and all(each in text for each in expected), text
 
 
-def test_captions_are_found_and_switched_off(photos):
+def test_captions_are_found_and_can_be_turned_off(photos):
     inputs = list_inputs([photos])
     file = photos / "captions.jsonl"
     assert find_captions(inputs, file) == [Caption("a house", "blurry")] * 2
     tasks = sample.make_tasks(inputs, [Path("a"), Path("b")], arguments_of("--captions", file, "--no-high-captions"))
     assert [task.caption for task in tasks] == [Caption("", "blurry")] * 2
-    # By their path below an input folder, if the captions file lies elsewhere.
+    # If the caption file is elsewhere, images are found by their path below an input folder.
     moved = photos.parent / "elsewhere.jsonl"
     moved.write_text(file.read_text())
     assert find_captions(inputs, moved) == [Caption("a house", "blurry")] * 2
-    # A link has its own, or else those of the image.
+    # A link has its own captions, otherwise those of the image.
     (photos / "link.png").symlink_to("b.png")
     link = list_inputs([photos / "link.png"])
     assert find_captions(link, file) == [Caption("a house", "blurry")]
@@ -222,7 +222,7 @@ def test_captions_are_found_and_switched_off(photos):
     assert find_captions(link, file) == [Caption("a hut", "noisy")]
 
 
-def test_no_such_input(capsys, tmp_path):
+def test_missing_input(capsys, tmp_path):
     assert "no such file" in one_line(capsys, [tmp_path / "nowhere.png", "--output", tmp_path / "out"])
 
 
@@ -245,7 +245,7 @@ def test_broken_captions_file(capsys, photos, tmp_path):
     assert "broken.jsonl, line 1" in line
 
 
-def test_two_inputs_of_one_name(capsys, photos, tmp_path):
+def test_two_inputs_with_the_same_output(capsys, photos, tmp_path):
     (photos / "b.bmp").write_bytes((photos / "b.png").read_bytes())
     assert "would both become" in one_line(capsys, [photos, "--output", tmp_path / "out"])
 
@@ -264,8 +264,8 @@ def test_an_output_that_exists_or_is_an_input(capsys, photos, tmp_path):
 
 
 @pytest.mark.more
-def test_stopped_work_goes_on(capsys, photos, tmp_path, monkeypatch, model_folder):
-    """Killed while the second image is written, the same command makes that one alone; with other settings nothing."""
+def test_interrupted_work_is_resumed(capsys, photos, tmp_path, monkeypatch, model_folder):
+    """Interrupted during the second image, the same command makes only that one. Other settings are refused."""
     output = tmp_path / "out"
     argv = [photos, "--output", output, "--model", model_folder, "--captions", photos / "captions.jsonl"]
     argv = [str(argument) for argument in argv]
@@ -282,7 +282,7 @@ def test_stopped_work_goes_on(capsys, photos, tmp_path, monkeypatch, model_folde
     first = {name: (output / name).read_bytes() for name in outputs(output)}
     assert len(first) == 2 and "restored.jsonl" in first
     assert sample.main(argv) == 0
-    assert "1 of 2 images were restored before." in capsys.readouterr().out
+    assert "1 of 2 images are already restored." in capsys.readouterr().out
     assert written == ["c.png", "b.png", "b.png"]
     assert outputs(output) == ["a/c.png", "b.png", "restored.jsonl"]
     assert (output / "a" / "c.png").read_bytes() == first["a/c.png"]
@@ -314,15 +314,15 @@ def test_transparency_and_format(photos, tmp_path, model_folder):
     assert (restored[:, :12] == 0).all() and (restored[:, 20:] == 255).all()
 
 
-def test_pictures_that_would_be_too_large(capsys, photos, tmp_path, model_folder):
+def test_pictures_that_would_become_too_large(capsys, photos, tmp_path, model_folder):
     Image.new("RGB", (1, 900)).save(photos / "thin.png")
     argv = [photos / "thin.png", "--output", tmp_path / "out", "--missing-captions", "empty", "--model", model_folder]
     error = one_line(capsys, [*argv, "--max-megapixels", 0.5])
     assert "thin.png: 1 x 900 pixels would be restored at 32 x 28800, which is more than 0.5 million" in error
 
 
-def test_limits_that_are_none(capsys, photos, tmp_path):
-    """Found out before a model is loaded: there is none."""
+def test_invalid_limits(capsys, photos, tmp_path):
+    """They are refused before a model is loaded: here it does not exist."""
     argv = [photos, "--output", tmp_path / "out", "--model", tmp_path / "nowhere", "--missing-captions", "measured"]
     for value in ("nan", "0", "-1"):
         assert "--max-megapixels must be above 0" in one_line(capsys, [*argv, "--max-megapixels", value])
@@ -350,11 +350,11 @@ def test_impossible_settings(capsys, photos, tmp_path, model_folder):
     assert "tiles of 20 latent cells cannot overlap by 16" in one_line(capsys, [*argv, "--tile", 20])
     assert "vae_tile_size must be at least 32" in one_line(capsys, [*argv, "--vae-tile", 20])
     assert "--process must be from 0 to" in one_line(capsys, [*argv, "--processes", 2, "--process", 2])
-    assert "goes with no --coordinator" in one_line(capsys, [*argv, "--distributed", "off", "--processes", 2])
+    assert "cannot be used with --coordinator" in one_line(capsys, [*argv, "--distributed", "off", "--processes", 2])
 
 
-def test_processes_that_are_told_which_they_are():
-    """What they make is in tests/soak/test_sampling.py."""
+def test_process_numbers_from_arguments():
+    """The results of several processes are tested in tests/soak/test_sampling.py."""
     assert part_of(processes=3, process=1) == (1, 3)
     assert part_of("off") == (0, 1)
     assert part_of() == (0, 1)
@@ -366,13 +366,13 @@ def test_weights_that_are_not_finite(capsys, photos, tmp_path, model_folder):
     save_file(load_file(file) | {"conv_out.bias": np.full(4, np.nan, np.float32)}, file)
     argv = [photos, "--output", tmp_path / "out", "--missing-captions", "empty", "--model", tmp_path / "model"]
     assert sample.main([str(argument) for argument in argv]) == 1
-    error = capsys.readouterr().err  # a line for each such tensor
+    error = capsys.readouterr().err  # one line for each such tensor
     assert "conv_out.bias" in error and "Traceback" not in error
 
 
 def test_a_broken_image_stops_or_is_skipped(capsys, photos, tmp_path, model_folder):
     Image.fromarray(RNG.integers(0, 256, (64, 64, 3), np.uint8)).save(photos / "d.jpg")
-    (photos / "d.jpg").write_bytes((photos / "d.jpg").read_bytes()[:3000])  # its header is whole
+    (photos / "d.jpg").write_bytes((photos / "d.jpg").read_bytes()[:3000])  # its header is complete
     (photos / "e.png").write_text("no picture")
     argv = [photos, "--output", tmp_path / "out", "--missing-captions", "empty", "--model", model_folder]
     assert "e.png: not an image" in one_line(capsys, argv)
@@ -385,7 +385,7 @@ def test_a_broken_image_stops_or_is_skipped(capsys, photos, tmp_path, model_fold
     assert "d.jpg: damaged" in captured.err and "e.png: not an image" in captured.err
 
 
-def test_networks_that_give_nan(capsys, photos, tmp_path, monkeypatch, model_folder):
+def test_networks_that_return_nan(capsys, photos, tmp_path, monkeypatch, model_folder):
     monkeypatch.setattr(restore, "Restorer", _NotFinite)
     argv = [photos / "b.png", "--output", tmp_path / "out", "--missing-captions", "empty", "--model", model_folder]
     assert not_finite(str(photos / "b.png")) in one_line(capsys, argv)

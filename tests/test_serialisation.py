@@ -1,4 +1,4 @@
-"""Settings from JSON: what is wrong is named with the path of its field, in one error."""
+"""Settings from JSON: one error names all problems with the paths of their fields."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +42,7 @@ class Settings:
             raise ValueError("there is no such name")
 
 
-def test_what_json_has_becomes_what_the_hints_say():
+def test_json_is_converted_by_the_type_hints():
     data = {
         "name": "x",
         "counts": [1, 2],
@@ -57,7 +57,7 @@ def test_what_json_has_becomes_what_the_hints_say():
         "x", 1, (1, 2), (3, 4), (0, 0.5), ((1, Path("a/b")),), Path("c"), Inner(2, False), Other("b", 1)
     )
     assert from_json(Settings, data, "f") == expected
-    # Whole numbers stay what they are: records and hashes of them do.
+    # Whole numbers are not converted to float, so that records and their hashes do not change.
     assert isinstance(from_json(Settings, data, "f").inner.rate, int)
 
 
@@ -74,7 +74,7 @@ def test_what_json_has_becomes_what_the_hints_say():
         ({"name": "x", "count": None}, "f: count must be a whole number, not null"),
         ({"name": "x", "count": 0}, "f: count must be from 1 to 64, not 0"),
         ({"name": "x", "count": 10**9}, "f: count must be from 1 to 64, not 1000000000"),
-        ({"name": "x", "count": 10**30}, "f: count must be a number of ordinary size, not 1" + "0" * 30),
+        ({"name": "x", "count": 10**30}, "f: count must be a finite number below 2^64, not 1" + "0" * 30),
         ({"name": "x", "counts": []}, "f: counts must have 1 to 3 entries, not 0"),
         ({"name": "x", "counts": [1, 0, "a"]}, "f: counts[1] must be from 1 to 64, not 0; counts[2] must be a whole"),
         ({"name": "x", "heads": 0}, "f: heads must be from 1 to 64, not 0"),
@@ -82,7 +82,7 @@ def test_what_json_has_becomes_what_the_hints_say():
         ({"name": "x", "heads": "a"}, 'f: heads must be a whole number or a list or null, not "a"'),
         ({"name": "x", "interval": [1]}, "f: interval must be a list of 2 values, not [1]"),
         ({"name": "x", "pairs": [[1]]}, "f: pairs[0] must be a list of 2 values, not [1]"),
-        ({"name": "x", "inner": {"rate": float("nan")}}, "f: inner.rate must be a number of ordinary size, not NaN"),
+        ({"name": "x", "inner": {"rate": float("nan")}}, "f: inner.rate must be a finite number below 2^64, not NaN"),
         ({"name": "x", "inner": {"rate": 0}}, "f: inner.rate must be above 0, not 0"),
         ({"name": "x", "inner": {"on": 1}}, "f: inner.on must be true or false, not 1"),
         ({"name": "x", "inner": {"of": 1}}, "f: inner.of=1 is an unknown field"),
@@ -92,14 +92,14 @@ def test_what_json_has_becomes_what_the_hints_say():
         ({str(i): i for i in range(20)}, "f: name is missing; 0=0 is an unknown field; 1=1 is an unknown field"),
     ],
 )
-def test_what_is_wrong_is_named(data, problem):
+def test_problems_are_named(data, problem):
     with pytest.raises(UserError) as caught:
         from_json(Settings, data, "f")
     assert str(caught.value).startswith(problem) and "\n" not in str(caught.value)
 
 
 def test_unknown_fields_may_be_ignored():
-    """Of a union the member that has all the fields is taken first."""
+    """In a union, the member that has all fields takes precedence."""
     data = {"name": "x", "gone": 1, "inner": {"gone": 2}, "either": {"depth": 3}}
     assert from_json(Settings, data, "f", unknown="ignore") == Settings("x", either=Other(depth=3))
     assert from_json(Settings, data | {"either": {"gone": 3}}, "f", unknown="ignore") == Settings("x")
@@ -114,6 +114,6 @@ def test_unknown_fields_may_be_ignored():
         ({"counts": (1,) * 4}, "counts must have 1 to 3 entries, not 4"),
     ],
 )
-def test_ranges_hold_in_python_too(fields, problem):
+def test_ranges_are_checked_in_python_too(fields, problem):
     with pytest.raises(UserError, match=problem):
         Settings("x", **fields)

@@ -1,4 +1,4 @@
-"""What annotations say of shapes and dtypes is checked where `make test-shapes` runs the tests."""
+"""`make test-shapes` checks annotated shapes and dtypes."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ def test_layers_refuse_wrong_shapes() -> None:
 
 
 def test_the_autoencoder_refuses_wrong_shapes() -> None:
-    """At the time of tracing, as under jit: nothing is computed."""
+    """They are refused during tracing, as in jit, before anything is computed."""
     config = AutoencoderConfig(
         block_out_channels=(4, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,

@@ -1,4 +1,4 @@
-"""Placement: the mesh, the rules by path and shape, and what they do to the full-size training."""
+"""Placement: the mesh, the rules by path and shape, and their effect on the full-size training."""
 
 import dataclasses
 import math
@@ -33,16 +33,16 @@ def test_mesh(sizes, shape):
 
 
 @pytest.mark.parametrize("sizes", [(3, -1), (-1, -1), (2, 2), (16, 1)])
-def test_mesh_that_cannot_be(sizes):
+def test_sizes_that_do_not_fit_the_devices_are_refused(sizes):
     with pytest.raises(UserError, match=rf"mesh.data={sizes[0]} and mesh.fsdp={sizes[1]} .* 8 devices"):
         sharding.make_mesh(Mesh(*sizes))
 
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
-    [((0, 8), "data and fsdp must be at least 1, or -1, not 0"), ((-2, 4), "data must be at least -1, not -2")],
+    [((0, 8), "must be at least 1, or -1, not 0"), ((-2, 4), "data must be at least -1, not -2")],
 )
-def test_mesh_of_sizes_that_make_no_sense(sizes, message):
+def test_sizes_out_of_range_are_refused(sizes, message):
     with pytest.raises(UserError, match=message):
         Mesh(*sizes)
 
@@ -51,9 +51,9 @@ def test_parameters_by_path_and_shape():
     mesh = sharding.make_mesh(Mesh(data=2, fsdp=4))
     shapes = {
         "a.kernel": (3, 3, 512, 1024),  # its largest dimension
-        "b.kernel": (3, 3, 1024, 511),  # the largest that 4 divides
-        "c.kernel": (1023, 511),  # none does
-        "d.kernel": (256, 256),  # 256 KiB and no more
+        "b.kernel": (3, 3, 1024, 511),  # the largest dimension that is divisible by 4
+        "c.kernel": (1023, 511),  # none is divisible
+        "d.kernel": (256, 256),  # exactly 256 KiB
         "e.bias": (1_000_000,),  # by its path
         "f.embedding": (49408, 768),
     }
@@ -73,7 +73,7 @@ def test_parameters_by_path_and_shape():
     assert {s.spec for s in alone.values()} == {PartitionSpec()}
 
 
-def test_each_device_has_its_part():
+def test_each_device_gets_its_part():
     mesh = sharding.make_mesh(Mesh(data=2, fsdp=4))
     array = np.arange(32, dtype=np.float32).reshape(8, 4)
     where = sharding.parameter_shardings({"a.kernel": array}, mesh, replicated_bytes=0)["a.kernel"]
@@ -85,8 +85,8 @@ def test_each_device_has_its_part():
     np.testing.assert_array_equal(batch, array)
 
 
-def test_layers_bring_split_kernels_together_and_split_nothing_else():
-    """2 heads on 8 devices: a split that spread to the activations could not go on there. Gradients stay where put."""
+def test_layers_gather_split_kernels_and_split_nothing_else():
+    """With 2 heads on 8 devices, activations could not be split. Gradients keep the kernels' shardings."""
     mesh = sharding.make_mesh(Mesh(data=1, fsdp=8))
     layer = Attention(64, 2, compute=Compute(), rngs=nnx.Rngs(0))
     graph, state = nnx.split(layer)
@@ -112,7 +112,7 @@ def test_layers_bring_split_kernels_together_and_split_nothing_else():
 
 
 def test_the_full_size_training_on_a_pod():
-    """configs/xpsr.py on 64 chips, as shapes: what trains is all there and split; nothing is allocated (method §5)."""
+    """configs/xpsr.py on 64 chips, with shapes only: all trained parameters are found and split (method §5)."""
     config = load_config("configs/xpsr.py")
     structure = make_structure(dataclasses.replace(config, networks=Networks(from_scratch=EVERYTHING)))
     shapes = structure.shapes()
@@ -133,5 +133,5 @@ def test_the_full_size_training_on_a_pod():
 
 
 def size(shape, array):
-    """Bytes."""
+    """Size in bytes."""
     return math.prod(shape) * array.dtype.itemsize

@@ -1,4 +1,4 @@
-"""train.py: what it prints and how it exits. Real training is in tests/training."""
+"""train.py: its output and its exit codes. Real training is tested in tests/training."""
 
 import dataclasses
 import re
@@ -14,11 +14,11 @@ from xpsr_jax.errors import UserError
 from xpsr_jax.training import loop
 
 TINY = "configs/tiny.py"
-# In this process devices are in use already, so it could not be joined with others.
+# Devices are already in use in this process, so it cannot join others.
 ALONE = ("--distributed", "off")
 
 
-def test_alone_it_says_how_it_is_used(capsys):
+def test_without_arguments_it_shows_the_help(capsys):
     assert train.main([]) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and "usage: xpsr train --config NAME[:VARIANT]" in printed.err
@@ -27,20 +27,20 @@ def test_alone_it_says_how_it_is_used(capsys):
     named = re.findall(r"^  ([\w:]+)  ", out[out.index("configs:") :], re.MULTILINE)
     assert {name.partition(":")[0] for name in named} == set(config_names())
     assert all(load_config(name) for name in named)
-    assert "--help" in out and "goes on from there" in out
+    assert "--help" in out and "Run the same command again" in out
 
 
 def names(kind, prefix=""):
-    """Of all fields, as the command line calls them."""
+    """The names of all fields on the command line."""
     for name, hint in typing.get_type_hints(kind).items():
         flag = prefix + name.replace("_", "-")
         if dataclasses.is_dataclass(hint):
             yield from names(hint, f"{flag}.")
-        elif flag != "validation.images":  # set in a config file
+        elif flag != "validation.images":  # can only be set in a config file
             yield flag
 
 
-def test_help_lists_every_field_and_says_what_it_is(capsys):
+def test_help_describes_every_field(capsys):
     with pytest.raises(SystemExit) as stopped:
         train.main(["--config", TINY, "--help"])
     assert stopped.value.code == 0
@@ -57,11 +57,11 @@ def test_help_lists_every_field_and_says_what_it_is(capsys):
 
 
 def words(text):
-    """A field's help without its type: what is left is what it says."""
+    """A field's help without its name, type and default: its description."""
     return re.sub(r"--[\w.-]+|\{[^}]*\}|\b[A-Z]{3,}\b", "", text)
 
 
-def test_config_may_come_last(capsys):
+def test_config_may_be_the_last_option(capsys):
     with pytest.raises(SystemExit):
         train.main(["--steps", "3", f"--config={TINY}:autoencoder", "-h"])
     assert "tiny_autoencoder" in capsys.readouterr().out
@@ -70,13 +70,13 @@ def test_config_may_come_last(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config", "configs/nothing.py"], "There is no config file configs/nothing.py"),
+        (["--config", "configs/nothing.py"], "config file configs/nothing.py does not exist"),
         (["--config", f"{TINY}:huge"], "has no variant 'huge'; it has default, autoencoder, decoder"),
         (["--config", TINY, "--steps", "0"], "steps must be at least 1, not 0"),
         (["--config", TINY, "--networks.base", "/nowhere"], "base model /nowhere does not exist; .*--networks.base"),
     ],
 )
-def test_one_line_for_what_is_wrong(arguments, message, capsys):
+def test_errors_are_one_line(arguments, message, capsys):
     assert train.main([*ALONE, *arguments]) == 1
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -86,14 +86,17 @@ def test_one_line_for_what_is_wrong(arguments, message, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--distributed", "off", "--process", "1"], "--distributed off goes with no --coordinator, --processes"),
+        (
+            ["--distributed", "off", "--process", "1"],
+            "--distributed off cannot be used with --coordinator, --processes",
+        ),
         (["--distributed", "on"], "coordinator_address should be defined.*--coordinator HOST:PORT, --processes N"),
         (["--processes", "2"], "coordinator_address should be defined.*--coordinator HOST:PORT, --processes N"),
         (["--coordinator", "localhost:1", "--processes", "2", "--process", "2"], "Got process_id=2, num_processes=2"),
     ],
 )
 def test_processes_that_cannot_be_joined(flags, message, monkeypatch, capsys):
-    # JAX asks this first, and here they are.
+    # JAX checks this first, and in this process it would be True.
     monkeypatch.setattr("jax._src.xla_bridge.backends_are_initialized", lambda: False)
     assert train.main(["--config", TINY, *flags]) == 1
     assert re.fullmatch(f"error: .*{message}.*\n", capsys.readouterr().err)
@@ -106,7 +109,7 @@ def test_unknown_field(capsys):
     assert "--steps" in capsys.readouterr().err
 
 
-def test_fields_reach_the_training_and_its_end_the_exit_code(monkeypatch, capsys):
+def test_fields_are_passed_to_the_training_and_its_result_sets_the_exit_code(monkeypatch, capsys):
     seen = []
 
     def pretend(result):

@@ -1,10 +1,10 @@
-"""XPSR in JAX: image super-resolution by Stable Diffusion, steered by a high- and a low-level caption.
+"""XPSR in JAX: image super-resolution with Stable Diffusion, steered by a high-level and a low-level caption.
 
-`load` reads a model folder, `restore` restores photographs with it, guided by a `Caption` of each and by settings, a
-`Sampling`. `convert` makes a model folder of other weights, `train` of photographs. `load_networks` reads the two
-networks of XPSR alone. `dists`, `lpips`, `psnr` and `ssim` measure how alike two images are.
+`load` reads a model folder. `restore` restores photographs with the model, a `Caption` of each photograph, and settings
+in a `Sampling`. `convert` makes a model folder from other weights, `train` makes one from photographs. `load_networks`
+reads only XPSR's two networks. `dists`, `lpips`, `psnr` and `ssim` compare two images.
 
-All are imported when first used, so `import xpsr_jax` alone costs nothing and touches no device.
+Each is imported when it is first used. `import xpsr_jax` alone is therefore fast, and touches no device.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""python -m xpsr_jax: the same as `xpsr`, which is `xpsr_jax/cli/commands.py`."""
+"""python -m xpsr_jax: the same as `xpsr`. See `xpsr_jax/cli/commands.py`."""
 
 import sys
 

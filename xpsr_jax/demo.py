@@ -1,4 +1,4 @@
-"""python -m xpsr_jax.demo: `xpsr_jax/cli/demo.py`, which says how it is used."""
+"""python -m xpsr_jax.demo: the same as `xpsr demo`. See `xpsr_jax/cli/demo.py`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What went wrong, said to the person who can put it right; and how foreign text is shown."""
+"""Errors that the user can correct, and safe printing of foreign text."""
 
 import sys
 import unicodedata
@@ -13,16 +13,16 @@ _MOST_CHARACTERS = 2000
 class UserError(Exception):
     """A wrong input, file or setting. Its message is one line: what was wrong, where, what to do.
 
-    The command lines print it without a traceback and exit with a non-zero code. Any other exception is a bug and keeps
-    its traceback. The message is printable, whatever names and texts of other people are in it, and at most one screen
-    long: of many details the first ten are shown, then how many more there are.
+    The commands print it without a traceback, and exit with a non-zero code. Any other exception is a bug, and keeps
+    its traceback. The message is always printable, even if it contains foreign names and texts, and fits on one screen.
+    Of many details, the first ten are shown, then the number of the others.
 
     Args:
       message: the line.
       details: further lines, one for each of several problems.
 
     Attributes:
-      limit: how many details are shown.
+      limit: number of details that are shown.
     """
 
     limit = 10
@@ -34,17 +34,17 @@ class UserError(Exception):
         return _cut("\n".join(self.lines(self.limit)))
 
     def lines(self, limit: int) -> list[str]:
-        """The message, the first `limit` details, and how many more there are."""
+        """The message, the first `limit` details, and the number of the others."""
         message, *details = self.args
         more = len(details) - limit
         return [message, *details[:limit], *([f"  and {more} more"] if more > 0 else [])]
 
 
 def printable(text: object) -> str:
-    """The text with control characters, escape sequences and what has no encoding replaced by escapes such as \\x1b.
+    """Replaces control characters, escape sequences and characters without an encoding by escapes such as \\x1b.
 
-    A terminal then shows it and does nothing else, and any UTF-8 output can take it. Bytes of a file name that are not
-    UTF-8 (Python has them as surrogates) are shown as \\xff.
+    The result has no effect on a terminal, and can be written to any UTF-8 output. Bytes of a file name that are not
+    UTF-8 (surrogates in Python) are shown as \\xff.
     """
     text = str(text)
     if text.isascii() and text.isprintable():
@@ -53,12 +53,12 @@ def printable(text: object) -> str:
 
 
 def in_one_line(text: object) -> str:
-    """A foreign text as one `printable` line that is at most one screen long."""
+    """A foreign text as one `printable` line, which fits on one screen."""
     return _cut(printable(text))
 
 
 def say(text: object, *, to_stderr: bool = False) -> None:
-    """Prints a text for a person, its lines made `printable`, above the progress bars."""
+    """Prints a text above the progress bars. Its lines are made `printable`."""
     stream = sys.stderr if to_stderr else sys.stdout
     if stream is not None:
         tqdm.write("\n".join(map(printable, str(text).split("\n"))), file=stream)
@@ -66,7 +66,7 @@ def say(text: object, *, to_stderr: bool = False) -> None:
 
 
 def listed(items: Iterable[object], *, separator: str = ", ", limit: int = 10) -> str:
-    """The first `limit` items, then how many more there are: "a, b and 3 more"."""
+    """The first `limit` items and the number of the others: "a, b and 3 more"."""
     texts = [printable(item) for item in items]
     more = len(texts) - limit
     return separator.join(texts[:limit]) + (f" and {more} more" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""python -m xpsr_jax.evaluate: `xpsr_jax/cli/evaluate.py`, which says how it is used."""
+"""python -m xpsr_jax.evaluate: the same as `xpsr evaluate`. See `xpsr_jax/cli/evaluate.py`."""
 
 import sys
 

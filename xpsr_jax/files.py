@@ -1,7 +1,7 @@
-"""Files and folders: written whole or not at all, and read only if they are what they should be.
+"""Writes files and folders atomically, and reads only regular files.
 
-Paths in buckets are served too (`buckets.paths.as_path`), of which the functions say nothing else where all is as on a
-disk: what a bucket cannot do or the extra is missing for is a UserError.
+Paths in buckets work too (`buckets.paths.as_path`). The docstrings mention buckets only where they differ from a disk.
+Operations that a bucket does not support, and a missing extra, are a UserError.
 """
 
 import contextlib
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
 ByteFile = io.BufferedReader | io.BytesIO
 """An open file of bytes, on disk or in memory."""
 
-# The longest name that every file system in use takes, in bytes (eCryptfs; most take 255).
+# The longest name, in bytes, that all common file systems support (eCryptfs; most support 255).
 _NAME_BYTES = 143
 
 
 @contextlib.contextmanager
 def new_file(file: Path) -> Iterator[Path]:
-    """A name beside `file` to write to, which becomes `file` at the end, or nothing after an error.
+    """Gives a temporary path next to `file` to write to. At the end it becomes `file`; after an error it is removed.
 
-    For a file in a bucket it is a name on this machine, and what it names is uploaded.
+    For a file in a bucket, the temporary path is local, and the file is uploaded at the end.
 
-    Raises UserError where the system refuses to write (no permission, disk full).
+    Raises UserError if writing fails (no permission, disk full).
     """
     if isinstance(file := as_path(file), BucketPath):
         with uploads.new_file(file) as made:
@@ -60,23 +60,24 @@ def new_file(file: Path) -> Iterator[Path]:
 
 
 def write_text(text: str, file: Path) -> None:
-    """Writes a text file in UTF-8; bytes of file names that are not UTF-8 as escapes. Raises as `new_file`."""
+    """Writes a text file in UTF-8. Bytes of file names that are not UTF-8 are escaped. Raises errors of `new_file`."""
     with new_file(file) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextlib.contextmanager
 def new_folder(folder: Path, *, replaceable: frozenset[str] | None = None) -> Iterator[Path]:
-    """An empty folder beside `folder` to fill, which becomes `folder` at the end, or nothing after an error.
+    """Gives an empty temporary folder to fill. At the end it becomes `folder`; after an error it is removed.
 
-    For a folder in a bucket it is one on this machine, and is uploaded: the folder is marked as incomplete meanwhile.
+    For a folder in a bucket, the temporary folder is local. It is uploaded at the end, and `folder` is marked as
+    incomplete during the upload.
 
     Args:
-      replaceable: None: `folder` must not exist, or be empty. Otherwise it is replaced if it holds only entries of
+      replaceable: None: `folder` must not exist, or must be empty. Otherwise it is replaced if all its entries have
         these names.
 
     Raises:
-      UserError: `folder` exists and may not be replaced, or cannot be made.
+      UserError: `folder` exists and may not be replaced, or cannot be created.
     """
     folder = resolved(as_path(folder))
     if not isinstance(folder, BucketPath):
@@ -92,7 +93,7 @@ def new_folder(folder: Path, *, replaceable: frozenset[str] | None = None) -> It
         _remove_leftovers(folder.parent)
         temporary.mkdir()
     except OSError as error:
-        raise UserError(f"{folder} cannot be made: {error.strerror} ({error.filename})") from error
+        raise UserError(f"{folder} cannot be created: {error.strerror} ({error.filename})") from error
     try:
         yield temporary
         if folder.exists():
@@ -121,9 +122,9 @@ def _put_back(folder: Path) -> None:
 
 
 def entries(folder: Path) -> set[str]:
-    """The names of what is in a folder; none if there is no such folder.
+    """The names in a folder; empty if the folder does not exist.
 
-    Asked once: what another process removes, also the last of a bucket's folder, is never met between two questions.
+    It makes a single request. If another process removes the folder, this cannot happen between two requests.
     """
     try:
         return {path.name for path in folder.iterdir()}
@@ -132,23 +133,23 @@ def entries(folder: Path) -> set[str]:
 
 
 def check_free(folder: Path, *, replaceable: frozenset[str] | None = None) -> None:
-    """Raises UserError unless `new_folder` may make this folder; to be asked before long work."""
+    """Raises UserError if `new_folder` would refuse this folder. Call it before long work."""
     folder = as_path(folder)
     if not (folder.exists() or folder.is_symlink()):
         return
     if not folder.is_dir():
-        raise UserError(f"{folder} is a file; name a folder")
+        raise UserError(f"{folder} is a file; choose a folder")
     names = entries(folder)
     if isinstance(folder, BucketPath):
         names.discard(INCOMPLETE)
     if names and replaceable is None:
-        raise UserError(f"{folder} exists already; name another folder or say --overwrite")
+        raise UserError(f"{folder} already exists; choose another folder, or use --overwrite")
     if other := sorted(names - (replaceable or frozenset())):
-        raise UserError(f"{folder} is not replaced, because it also holds {listed(other)}; name another folder")
+        raise UserError(f"{folder} is not replaced, because it also holds {listed(other)}; choose another folder")
 
 
 def check_writable(folder: Path) -> None:
-    """Makes a folder, and a file in it for a moment: better to raise `UserError` now than after hours of work."""
+    """Creates a folder and a temporary file in it, to raise `UserError` now and not after hours of work."""
     if isinstance(folder := as_path(folder), BucketPath):
         return uploads.check_writable(folder)
     try:
@@ -160,9 +161,10 @@ def check_writable(folder: Path) -> None:
 
 
 def beside(path: Path, ending: str) -> Path:
-    """A hidden name in the same folder, `.NAME.ending`: always the same one for the same path.
+    """A hidden path in the same folder, `.NAME.ending`. The same path always gives the same result.
 
-    It needs no more bytes than the path's own name (or than any file system takes): a long one is shortened.
+    Long names are shortened: the result needs no more bytes than the path's own name, or than the limit of all file
+    systems.
     """
     name, room = path.name, max(_NAME_BYTES, len(os.fsencode(path.name))) - len(f"..{ending}")
     if len(encoded := os.fsencode(name)) > room:
@@ -173,19 +175,21 @@ def beside(path: Path, ending: str) -> Path:
 def open_regular(path: Path, *, max_bytes: int | None = None) -> io.BufferedReader:
     """Opens a regular file, or a link to one, for reading.
 
-    Raises UserError for anything else (a pipe would wait for ever, a device never end), for loops of links, for what
-    cannot be read, and for files of more than `max_bytes`. A file in a bucket is copied first (`buckets.cache`).
+    A file in a bucket is copied first (`buckets.cache`).
+
+    Raises UserError if it is not a regular file (reading a pipe or a device might never end), if the links form a loop,
+    if it cannot be read, or if it has more than `max_bytes`.
     """
     if isinstance(path, BucketPath):
         with copy_file(path, max_bytes=max_bytes) as copy:
             return copy.path.open("rb")
     try:
-        # A pipe that came here after the first look would let open() wait.
+        # O_NONBLOCK, because the file may have been replaced by a pipe after os.stat: open() would wait.
         kind = os.stat(path).st_mode
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC) if stat.S_ISREG(kind) else None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # NUL, or a text that is no file name
+    except ValueError as error:  # a NUL character, or another invalid name
         raise UserError(f"{path} cannot be read: it is not a valid file name") from error
     if file is None or not stat.S_ISREG((status := os.fstat(file)).st_mode):
         if file is not None:
@@ -198,11 +202,11 @@ def open_regular(path: Path, *, max_bytes: int | None = None) -> io.BufferedRead
 
 
 def read_regular(path: Path, *, max_bytes: int) -> bytes:
-    """All bytes of a regular file. Raises as `open_regular`."""
+    """All bytes of a regular file. Raises the errors of `open_regular`."""
     with open_regular(path, max_bytes=max_bytes) as file:
         parts, room = [], max_bytes + 1
         try:
-            # Not `read(room)`, which takes memory for all of it. A file may have more than it said, or grow.
+            # Not `read(room)`, which allocates memory for all of it. A file may be larger than its size says, or grow.
             size = max(os.fstat(file.fileno()).st_size, 2**16)
             while room and (part := file.read(min(room, size + 1))):
                 parts.append(part)
@@ -216,12 +220,12 @@ def read_regular(path: Path, *, max_bytes: int) -> bytes:
 
 @contextlib.contextmanager
 def without_patterns(path: Path) -> Iterator["Path | epath.Path"]:
-    """Another path to the same place without characters of patterns, for Orbax: it takes [1] in a path for a pattern.
+    """Gives a path to the same place without pattern characters. Orbax treats [1] in a path as a pattern.
 
-    The path is absolute; in a bucket it is etils' kind of path. Where it has such characters, it leads through a
+    The path is absolute; in a bucket it is a path of etils. A path with such characters is replaced by one through a
     temporary link to its folder.
 
-    Raises UserError if there can be no such path.
+    Raises UserError if that is not possible.
     """
     path = resolved(path)
     if not glob.has_magic(str(path)):
@@ -242,7 +246,7 @@ def _no_patterns(path: Path) -> UserError:
 
 
 def remove_tree(folder: Path) -> None:
-    """Removes a folder with all that is in it, or as much as can be, if it is there."""
+    """Removes a folder and its content, as far as possible. A missing folder is ignored."""
     if isinstance(folder, BucketPath):
         folder.remove_tree()
     else:
@@ -250,12 +254,12 @@ def remove_tree(folder: Path) -> None:
 
 
 def leads_out(name: str) -> bool:
-    """Whether a relative path in a file of somebody else may lead out of the folder that it should be below."""
+    """Whether a relative path from a foreign file may point outside its folder."""
     return name.startswith("/") or ".." in name.split("/")
 
 
 def resolved(path: Path) -> Path:
-    """`path.resolve()`, with UserError for loops of links and names that cannot be."""
+    """`path.resolve()`, with UserError for loops of links and invalid names."""
     try:
         return path.resolve()
     except (OSError, RuntimeError, ValueError) as error:
@@ -274,13 +278,13 @@ def _mine(ending: str) -> str:
 
 @functools.cache
 def _node() -> str:
-    """This machine, in a few characters."""
+    """A short name of this machine."""
     return "xpsr" + hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
 @functools.lru_cache(maxsize=1024)
 def _remove_leftovers(parent: Path) -> None:
-    """Removes what processes of this machine left here that were killed before they could; once a process."""
+    """Removes temporary files and folders of killed processes of this machine. Runs once per process and folder."""
     pattern = re.compile(rf"\..*\.{_node()}-(\d+)\.partial", re.DOTALL)
     with os.scandir(parent) as entries:
         leftovers = [entry for entry in entries if (m := pattern.fullmatch(entry.name)) and not process_runs(int(m[1]))]

@@ -1,4 +1,4 @@
-"""JSON from outside, read within limits and with one line of error; and JSON written."""
+"""Reads foreign JSON within limits, with errors of one line; and writes JSON."""
 
 import collections
 import json
@@ -10,31 +10,31 @@ from typing import Any, BinaryIO, Literal
 from xpsr_jax.errors import UserError
 from xpsr_jax.files import open_regular, read_regular, write_text
 
-# Of a configuration or an index: Stable Diffusion's largest is 0.2 MB. In memory JSON may need 25 times as much.
+# Limit for a configuration or an index. Stable Diffusion's largest has 0.2 MB. In memory, JSON may need 25 times more.
 MAX_BYTES = 2**24
-# Of a line of JSON lines: two captions and whatever else is told of an image.
+# Limit for a line of JSON lines, which has two captions and other data of an image.
 MAX_LINE_BYTES = 2**20
-# Longer numbers are in no file of this kind, and take time as the square of their length.
+# No real file has longer numbers, and the time to parse them grows with the square of their length.
 _MAX_DIGITS = 40
-# Escapes of what may not be in a text: halves of surrogate pairs, and NUL. Of pairs, only the first half is seen.
+# Escapes that need a check: halves of surrogate pairs, and NUL. Of a valid pair, only the first half matches.
 _SUSPICIOUS = re.compile(rb"\\u(?:[dD][89a-fA-F]|0000)")
 
 
 def read_json(file: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
-    """A JSON object.
+    """Reads a JSON object.
 
-    Raises UserError if the file is no regular file, is larger than `max_bytes`, or holds none. Also refused is what is
-    no JSON strictly (NaN, a key that is there twice) or cannot be meant: numbers of many digits, deep nesting, texts
-    with half a character or NUL.
+    Raises UserError if the file is not a regular file, is larger than `max_bytes`, or does not hold a JSON object. It
+    also refuses NaN, duplicate keys, numbers with too many digits, nesting that is too deep, and texts with half a
+    character or NUL.
     """
     return parse_json(read_regular(file, max_bytes=max_bytes), file)
 
 
 def parse_json(data: bytes, where: object) -> dict[str, Any]:
-    """`read_json` of what was read already from `where`."""
+    """Like `read_json`, for bytes that were read from `where`."""
     value = _parsed(data, where)
     if not isinstance(value, dict):
-        raise UserError(f"{where} should hold a JSON object, not {type(value).__name__}")
+        raise UserError(f"{where} must hold a JSON object, not {type(value).__name__}")
     return value
 
 
@@ -45,13 +45,14 @@ def read_json_lines(
     cut_off: Literal["error", "skip"] = "error",
     allow_nan: bool = False,
 ) -> Iterator[tuple[str, Any]]:
-    """The values of a file of JSON lines, each with where it is ("FILE, line N"); empty lines are skipped.
+    """The values of a file of JSON lines, each with its position ("FILE, line N"). Empty lines are skipped.
 
     Args:
-      cut_off: a line that lacks its end is an error if it is not whole, or is left out: what wrote it was killed.
-      allow_nan: read NaN and Infinity, which Python writes.
+      cut_off: what to do with a last line without a newline, whose writer may have been killed: "error": it must be
+        valid. "skip": it is ignored.
+      allow_nan: accept NaN and Infinity, which Python writes.
 
-    Raises UserError as `read_json`, with the number of the line; and for lines longer than `max_line_bytes`.
+    Raises the errors of `read_json` with the number of the line, and UserError for lines above `max_line_bytes`.
     """
     with open_regular(file) as lines:
         number = 0
@@ -69,12 +70,12 @@ def read_json_lines(
 
 
 def write_json(data: Mapping[str, Any], file: Path, *, indent: int = 2) -> None:
-    """Writes a JSON object for people to read. Raises UserError where the system refuses."""
+    """Writes a JSON object in a readable layout. Raises UserError if writing fails."""
     write_text(json.dumps(data, indent=indent) + "\n", file)
 
 
 def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as they are when they were written to JSON and read again: lists for tuples, texts for paths."""
+    """Settings after writing them to JSON and reading them again: tuples become lists, and paths become texts."""
     read: dict[str, Any] = json.loads(json.dumps(settings, default=str))
     return read
 
@@ -112,21 +113,21 @@ def _integer(text: str) -> int:
 
 
 def _refuse_constant(text: str) -> float:
-    raise ValueError(f"{text} is not a number that JSON has")
+    raise ValueError(f"{text} is not a valid JSON number")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         twice = collections.Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"the key {twice[:100]!r} is there twice")
+        raise ValueError(f"duplicate key {twice[:100]!r}")
     return found
 
 
 def _check_texts(value: Any, where: object, path: str) -> None:
-    """Raises UserError for a text with NUL or half a surrogate pair, which no file name or prompt can have.
+    """Raises UserError for a text with NUL or half a surrogate pair. No file name or prompt can contain these.
 
-    Halves that stand for a byte of a file name that is not UTF-8 (U+DC80 to U+DCFF) are allowed.
+    U+DC80 to U+DCFF are allowed: they represent bytes of a file name that are not UTF-8.
     """
     if isinstance(value, dict):
         for key, each in value.items():
@@ -141,4 +142,4 @@ def _check_texts(value: Any, where: object, path: str) -> None:
             ("half a character", re.search("[\ud800-\udc7f\udd00-\udfff]", value)),
         ):
             if bad:
-                raise UserError(f"{where}: {path[:200] or 'a text'} holds {name}, which cannot be in a text")
+                raise UserError(f"{where}: {path[:200] or 'a text'} holds {name}, which is not allowed")

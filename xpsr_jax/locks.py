@@ -1,4 +1,4 @@
-"""Locks that keep two commands from writing the same output; a process that ends, however it does, releases its own."""
+"""Locks that prevent two commands from writing the same output. A process that ends or is killed releases its locks."""
 
 import contextlib
 import errno
@@ -13,20 +13,20 @@ from xpsr_jax.buckets.paths import BucketPath
 from xpsr_jax.errors import UserError
 from xpsr_jax.files import beside
 
-# What file systems say that have no locks. There the commands go on without.
+# Errors of file systems without locks. On these, the commands work without a lock.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextlib.contextmanager
 def locked(file: Path, what: object, *, shared: bool = False) -> Iterator[None]:
-    """Holds the lock that `file` stands for. The file is made for it, and removed again unless the lock was shared.
+    """Holds a lock on `file`. The file is created for it, and removed at the end unless the lock was shared.
 
     Args:
-      file: in a folder that exists.
-      what: is locked, for the message.
-      shared: several may hold the lock at once, if all of them ask for it so: processes of one job.
+      file: lock file, in an existing folder.
+      what: the locked file or folder, for the message.
+      shared: several processes may hold the lock at the same time if all of them set this: processes of one job.
 
-    In a bucket the file is an object that its holder renews (`buckets.lock`).
+    In a bucket, the file is an object that its holder renews (`buckets.lock`).
 
     Raises UserError at once if another process holds it, or if the file cannot be written.
     """
@@ -39,26 +39,26 @@ def locked(file: Path, what: object, *, shared: bool = False) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(OSError):
-            # While it is still held: who opened the file before it went sees that it is another by then.
+            # Removed while the lock is held: a process that has already opened the file notices that it was replaced.
             if not shared:
                 file.unlink(missing_ok=True)
-            # Not only closed: a child process may have it open too.
+            # Unlocked and not only closed, because a child process may have it open too.
             fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
 
 def locked_folder(folder: Path, *, shared: bool = False) -> contextlib.AbstractContextManager[None]:
-    """The lock of a folder that exists and is written into; its file is `.lock` in it."""
+    """The lock of an existing folder that is written into. The lock file is `.lock` in the folder."""
     return locked(folder / ".lock", folder, shared=shared)
 
 
 @contextlib.contextmanager
 def locked_output(output: Path) -> Iterator[None]:
-    """The lock of a file or folder that appears when it is complete; its file is beside it."""
+    """The lock of a file or folder that appears only when it is complete. The lock file is next to it."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{output} cannot be made: {error.strerror} ({error.filename})") from error
+        raise UserError(f"{output} cannot be created: {error.strerror} ({error.filename})") from error
     with locked(beside(output, "lock"), output):
         yield
 
@@ -72,7 +72,7 @@ def _acquire(file: Path, what: object, shared: bool) -> int:
         try:
             if not _hold(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
                 raise UserError(
-                    f"{what} is being written by another process{_holder(descriptor)}: wait until it ends, or name "
+                    f"{what} is being written by another process{_holder(descriptor)}: wait until it ends, or choose "
                     "another output"
                 )
             if _is_still(file, descriptor):
@@ -84,7 +84,7 @@ def _acquire(file: Path, what: object, shared: bool) -> int:
             if isinstance(error, OSError):
                 raise UserError(f"{file} cannot be locked: {error.strerror}") from error
             raise
-        # The one that held it has ended, and removed the file, after it was opened here.
+        # After it was opened here, the previous holder has removed the file.
         os.close(descriptor)
 
 

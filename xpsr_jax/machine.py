@@ -1,13 +1,13 @@
-"""What this machine has: a place for results that can be made again, processes."""
+"""Facts about this machine: its cache folder and its processes."""
 
 import os
 from pathlib import Path
 
 
 def cache_folder() -> Path | None:
-    """Where results that can be made again are kept: XPSR_JAX_CACHE, else ~/.cache/xpsr_jax.
+    """The cache folder: XPSR_JAX_CACHE if it is set, otherwise ~/.cache/xpsr_jax.
 
-    None (nothing is kept) if XPSR_JAX_CACHE is empty, or if there is no home folder.
+    None (no cache) if XPSR_JAX_CACHE is empty, or if there is no home folder.
     """
     if (named := os.environ.get("XPSR_JAX_CACHE")) is not None:
         return Path(named) if named else None
@@ -18,11 +18,11 @@ def cache_folder() -> Path | None:
 
 
 def process_runs(pid: int) -> bool:
-    """Whether a process of this number runs here, anybody's."""
+    """Whether a process with this id runs on this machine, of any user."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except OSError:  # It is another user's.
+    except OSError:  # another user's process
         return True
     return True

@@ -1,4 +1,4 @@
-"""python -m xpsr_jax.preflight: `xpsr_jax/cli/preflight.py`, which says how it is used."""
+"""python -m xpsr_jax.preflight: the same as `xpsr preflight`. See `xpsr_jax/cli/preflight.py`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""python -m xpsr_jax.prepare_data: `xpsr_jax/cli/prepare.py`, which says how it is used."""
+"""python -m xpsr_jax.prepare_data: the same as `xpsr prepare`. See `xpsr_jax/cli/prepare.py`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Frozen dataclasses of settings from JSON: types, ranges, unknown and missing fields checked, one error for all.
+"""Makes frozen dataclasses of settings from JSON. Types, ranges, unknown and missing fields give one error for all.
 
     Width = Annotated[int, Range(1, 65536)]
 
@@ -28,20 +28,20 @@ from xpsr_jax.errors import UserError, listed
 
 T = TypeVar("T")
 
-# No setting is larger, and what is computes wrongly in 64 bits.
+# No setting is larger, and larger numbers do not fit into 64 bits.
 _LARGEST = 2**63
 
 
 @dataclass(frozen=True)
 class Range:
-    """Bounds of a number, both allowed; with `above`, the lower one is not."""
+    """Inclusive bounds of a number. With `above`, the lower bound is exclusive."""
 
     least: float = -math.inf
     most: float = math.inf
     above: bool = False
 
     def wrong(self, value: float) -> str | None:
-        """What the value must be, if it is not; None if it is."""
+        """The requirement, as a text, if the value does not meet it; otherwise None."""
         if (self.least < value if self.above else self.least <= value) and value <= self.most:
             return None
         if self.most == math.inf:
@@ -53,18 +53,18 @@ class Range:
 
 @dataclass(frozen=True)
 class Length:
-    """Bounds of the number of entries of a tuple, both allowed."""
+    """Inclusive bounds of the number of entries of a tuple."""
 
     least: int
     most: int
 
 
 class Mismatch(ValueError):
-    """What is wrong with a value, each problem with the path of its field.
+    """The problems of a value, each with the path of its field.
 
     Attributes:
-      problems: one for each field.
-      other_kind: the value is of another kind altogether: a text, say, where a number should be.
+      problems: one for each wrong field.
+      other_kind: whether the value has a completely different type, such as a text instead of a number.
     """
 
     def __init__(self, *problems: str, other_kind: bool = False):
@@ -73,14 +73,15 @@ class Mismatch(ValueError):
 
 
 def from_json(kind: type[T], data: Any, where: object, *, unknown: Literal["refuse", "ignore"] = "refuse") -> T:
-    """Makes a dataclass of a JSON object; nested dataclasses, tuples, unions, Literals and paths as its hints say.
+    """Makes a dataclass from a JSON object, with nested dataclasses, tuples, unions, Literals and paths.
 
     Args:
-      data: as JSON has it: lists for tuples, texts for paths. Absent fields have their defaults.
-      where: the data come from, for the message: a file, or a part of one.
-      unknown: fields that the class does not have.
+      kind: the dataclass. Its type hints decide how the data are read.
+      data: parsed JSON: lists for tuples, texts for paths. Missing fields get their defaults.
+      where: source of the data for the message: a file, or a part of one.
+      unknown: whether to refuse or ignore fields that the class does not have.
 
-    Raises UserError naming every field that is wrong, with its path and value.
+    Raises UserError naming every wrong field, with its path and value.
     """
     try:
         return structure(kind, data, unknown=unknown)
@@ -89,18 +90,18 @@ def from_json(kind: type[T], data: Any, where: object, *, unknown: Literal["refu
 
 
 def structure(kind: type[T], data: Any, *, unknown: Literal["refuse", "ignore"] = "refuse") -> T:
-    """`from_json`, raising Mismatch without saying where."""
+    """Like `from_json`, but raises Mismatch, without the source of the data."""
     made: T = _convert(kind, data, "", unknown == "ignore")
     return made
 
 
 def check_fields(settings: object, *, shown: Callable[[str], str] = str) -> None:
-    """Checks the ranges and lengths of a dataclass made in Python; for its `__post_init__`.
+    """Checks the ranges and lengths of a dataclass's fields; for its `__post_init__`.
 
     Args:
-      shown: what a message calls the field of a name.
+      shown: gives the text for a field's name in messages.
 
-    Raises UserError naming the first field that is outside of its range, or NaN or infinite.
+    Raises UserError naming the first field that is out of range, NaN or infinite.
     """
     kind: Any = type(settings)
     for name, hint in _hints(kind).items():
@@ -130,7 +131,7 @@ def _convert(hint: Any, value: Any, path: str, ignore: bool) -> Any:
         return value
     if hint in (int, float) and isinstance(value, hint | int) and not isinstance(value, bool):
         if not -_LARGEST <= value < 2 * _LARGEST:  # NaN too
-            raise Mismatch(f"{path} must be a number of ordinary size, not {_shown(value)}")
+            raise Mismatch(f"{path} must be a finite number below 2^64, not {_shown(value)}")
         return value
     if hint is bool and isinstance(value, bool):
         return value
@@ -170,9 +171,9 @@ def _make(kind: Any, value: Any, path: str, ignore: bool) -> Any:
 
 
 def _one_of(union: Any, value: Any, path: str, ignore: bool) -> Any:
-    """The first member of a union that takes the value as it is, or else without its unknown fields.
+    """Converts with the first member of a union that accepts the value, otherwise without the value's unknown fields.
 
-    If one member alone is of the value's kind, what is wrong is what it says.
+    If exactly one member has the value's type, its problems are reported.
     """
     mismatches = []
     for ignored in (False, True) if ignore else (False,):
@@ -199,7 +200,7 @@ def _each(hints: tuple[Any, ...], values: Any, path: str, ignore: bool) -> list[
 
 
 def _outside(hint: Any, value: Any, path: str) -> str | None:
-    """The problem of a value of the right type that is out of bounds; None if there is none."""
+    """The problem of a value with the right type that is out of bounds; otherwise None."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if isinstance(value, float) and not math.isfinite(value):
         return f"{path} must be a finite number, not {value}"
@@ -226,7 +227,7 @@ def _bounded(bounds: tuple[Any, ...], value: Any, path: str) -> str | None:
 
 
 def _is_of(hint: Any, value: Any) -> bool:
-    """Whether a value in Python may be of a member of a union: numbers and tuples are told apart."""
+    """Whether a Python value may belong to a member of a union. It distinguishes numbers and tuples."""
     while typing.get_origin(hint) is Annotated:
         hint = typing.get_args(hint)[0]
     if typing.get_origin(hint) is tuple:
@@ -255,7 +256,7 @@ def _described(hint: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value for a message, not longer than a line."""
+    """A value for a message, in at most one line."""
     if isinstance(value, Mapping):
         return "an object"
     if isinstance(value, list | tuple) and len(value) > 8:

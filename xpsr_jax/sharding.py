@@ -1,4 +1,4 @@
-"""Where arrays live: the device mesh, and rules that place parameters by path and shape. Layers do not know them."""
+"""Placement of arrays: the device mesh, and rules for parameters by path and shape. Layers do not depend on them."""
 
 import contextlib
 import math
@@ -15,45 +15,45 @@ from xpsr_jax import config
 from xpsr_jax.errors import UserError
 
 T = TypeVar("T")
-# Of devices, or of their number alone.
+# A mesh of devices, or only of their number.
 AnyMesh = jax.sharding.Mesh | AbstractMesh
 
-# Ordered (path pattern, axes), first match wins; what matches nothing follows `_by_shape`.
+# Ordered list of (path pattern, axes); the first match wins. Other parameters are placed by shape.
 RULES: tuple[tuple[str, PartitionSpec], ...] = ((r".*\.(scale|bias)$", PartitionSpec()),)
 
 
 def make_mesh(sizes: config.Mesh, devices: list[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """A mesh ("data", "fsdp") over all devices. Raises UserError where the sizes do not multiply to their number."""
+    """A mesh ("data", "fsdp") over all devices. Raises UserError if the product of the sizes is not their number."""
     devices = jax.devices() if devices is None else devices
     shape = mesh_shape(sizes, len(devices))
     return jax.make_mesh(shape, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)
 
 
 def mesh_shape(sizes: config.Mesh, devices: int) -> tuple[int, int]:
-    """(data, fsdp) of a mesh over so many devices. Raises UserError where they do not multiply to that number."""
+    """(data, fsdp) of a mesh over `devices` devices. Raises UserError if their product is not that number."""
     shape = [sizes.data, sizes.fsdp]
     if shape.count(-1) == 1:
         shape[shape.index(-1)] = devices // max(1, -shape[0] * shape[1])
     if min(shape) < 1 or math.prod(shape) != devices:
         raise UserError(
-            f"mesh.data={sizes.data} and mesh.fsdp={sizes.fsdp} do not multiply to the {devices} devices; "
-            "one of them may be -1 and takes what is left"
+            f"mesh.data={sizes.data} and mesh.fsdp={sizes.fsdp} do not fit {devices} devices: their product must be "
+            f"{devices}; set one of them to -1 to use all devices"
         )
     return shape[0], shape[1]
 
 
 def replicated(mesh: AnyMesh) -> NamedSharding:
-    """All of it on every device."""
+    """Sharding that puts the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: AnyMesh) -> NamedSharding:
-    """The first axis over all devices."""
+    """Sharding that splits the first axis over all devices."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def gathering_kernels(mesh: AnyMesh) -> contextlib.AbstractContextManager[object]:
-    """Within it, layers bring the parts of a split kernel together when they use it (FSDP), and split nothing else."""
+    """In this context, layers gather the parts of a split kernel when they use it (FSDP), and split nothing else."""
     return jax.sharding.use_abstract_mesh(mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh)
 
 
@@ -65,8 +65,8 @@ def parameter_shardings(
 ) -> dict[str, NamedSharding]:
     """The sharding of each parameter (arrays or shapes, by path).
 
-    By the first of `RULES` that matches its path. Otherwise the largest dimension that "fsdp" divides is split, if the
-    array is larger than `replicated_bytes` (`config.Mesh`).
+    The first rule of `RULES` that matches the path decides. Without a match, the largest dimension that is divisible
+    by "fsdp" is split, if the array is larger than `replicated_bytes` (`config.Mesh`).
     """
 
     def spec(path: str, parameter: np.ndarray | jax.Array | jax.ShapeDtypeStruct) -> PartitionSpec:
@@ -81,21 +81,21 @@ def parameter_shardings(
 
 
 def shard_batch(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-    """Global arrays, of every process's part of a batch."""
+    """Makes global arrays from the parts of a batch of all processes."""
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
 
 
 def place(array: np.ndarray, sharding: NamedSharding, dtype: DTypeLike) -> jax.Array:
-    """An array that every process has, cast and put where it belongs; each device is sent its own part only."""
+    """Casts an array that every process has, and places it on the devices. Each device gets only its own part."""
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index].astype(dtype, copy=False))
 
 
 def host() -> jax.Device:
-    """The CPU as a device of JAX, for arrays that are not to take an accelerator's memory.
+    """The CPU as a JAX device, for arrays that must not use an accelerator's memory.
 
-    With JAX_PLATFORMS=cuda or tpu alone JAX has no CPU; then it is the first device of this process.
-    JAX_PLATFORMS=cuda,cpu has both.
+    With JAX_PLATFORMS=cuda or tpu, JAX has no CPU device, and the first device of this process is returned. With
+    JAX_PLATFORMS=cuda,cpu it has both.
     """
     try:
         return jax.local_devices(backend="cpu")[0]
@@ -104,7 +104,7 @@ def host() -> jax.Device:
 
 
 def on_every_device(weights: T, mesh: jax.sharding.Mesh) -> T:
-    """A tree of arrays, each whole on every device of the mesh; those that are on all of them stay as they are."""
+    """Replicates a tree of arrays on every device of the mesh. Arrays that are on all of them are unchanged."""
     devices = set(mesh.devices.flat)
 
     def place_whole(weight: np.ndarray | jax.Array) -> jax.Array:

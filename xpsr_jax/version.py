@@ -1,3 +1,3 @@
-"""The package's version, for its parts, which do not import the package itself."""
+"""The package's version, in a module that other modules can import without the whole package."""
 
 __version__ = "0.1.0"

@@ -98,7 +98,7 @@ def test_folders_appear_complete(bucket: BucketPath):
         (made / "two").write_text("2")
         assert not folder.exists()
     assert sorted(folder.files()) == ["sub/one", "two"]
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         files.check_free(folder)
     with files.new_folder(folder, replaceable=frozenset({"sub", "two"})) as made:
         (made / "two").write_text("3")

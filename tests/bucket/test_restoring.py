@@ -61,7 +61,7 @@ def test_from_bucket_to_bucket(bucket: BucketPath, model_folder, photos, tmp_pat
     # State after a kill before the last image: its line may exist, but the picture does not.
     (bucket / "out" / "b.png").unlink()
     assert restore.main(command) == 0
-    assert "2 of 3 images were restored before." in capsys.readouterr().out
+    assert "2 of 3 images are already restored." in capsys.readouterr().out
     assert len((bucket / "out" / NAME).read_bytes().splitlines()) == 4
     (bucket / "out" / "a" / "c.png").upload(tmp_path / "out" / "b.png")
     assert restore.main(command) == 1

@@ -169,9 +169,7 @@ def test_shards_are_merged(folder, tmp_path, capsys):
     assert all(4 <= len(part) <= 12 for part in parts) and sum(map(len, parts)) == 24
     capsys.readouterr()
     assert main(["merge", *map(str, shards), str(shards[0]), "--output", str(output)]) == 0
-    assert capsys.readouterr().out.startswith(
-        f"24 captions in {output}; {len(parts[0])} lines were there twice, 0 repl"
-    )
+    assert capsys.readouterr().out.startswith(f"24 captions in {output}; {len(parts[0])} duplicate lines, 0 repl")
     assert read_captions(output) == parts[0] | parts[1] | parts[2]
     # The merged file is complete, so nothing is left to do.
     assert main(["measured", str(folder), "--output", str(output)]) == 0
@@ -283,7 +281,7 @@ def test_captions_are_written_into_pairs(tmp_path, capsys, dataset):
         | {f"{dataset}HR/a/b.png": Caption("sharp noise", ""), f"{dataset}LR/a/b.png": Caption("noise", "poor")},
     )
     assert main(["pairs", str(captions), "--pairs", str(tmp_path / "pairs")]) == 0
-    assert capsys.readouterr().out.endswith(f"3 texts written to {tmp_path / 'pairs'}\n")
+    assert capsys.readouterr().out.endswith(f"3 text files written to {tmp_path / 'pairs'}\n")
     [sample] = OfflinePairs(tmp_path / "pairs", missing="empty")
     assert (sample.caption, sample.lr_caption) == (Caption("sharp noise", ""), Caption("noise", "poor"))
     paint(tmp_path / "out.png", 0)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.test_sample_going_on import enlarged  # noqa: F401
+from tests.test_sample_resuming import enlarged  # noqa: F401
 from xpsr_jax.caption import measured
 from xpsr_jax.caption.measured import describe_quality
 from xpsr_jax.cli import restore as sample
@@ -52,7 +52,7 @@ def test_missing_captions_are_measured_when_an_image_is_restored(tmp_path, enlar
 
     # Finished images are not measured again.
     assert sample.main(words) == 1 and enlarged.images == 2 and len(described) == 1
-    assert "2 of 3 images were restored before." in capsys.readouterr().out
+    assert "2 of 3 images are already restored." in capsys.readouterr().out
     # A result without captions has other settings.
     assert sample.main([*words[:-4], "--missing-captions", "empty", "--overwrite", "--on-error", "skip"]) == 1
     assert enlarged.images == 3 and recorded()["b.png"]["low"] == ""

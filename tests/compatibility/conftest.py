@@ -1,4 +1,4 @@
-"""What a user of version 0.1 has on disk, in a folder of each test's own, and the commands as users give them."""
+"""The files of a user of version 0.1, in a separate folder for each test; and commands as users run them."""
 
 import runpy
 import shutil
@@ -19,12 +19,12 @@ Command = Callable[..., int]
 
 @pytest.fixture(scope="module", autouse=True)
 def quickly(compiled_quickly: None) -> None:
-    """As the files were made."""
+    """Compiles in the same way as when the files were made."""
 
 
 @pytest.fixture(scope="session")
 def as_made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files as version 0.1 left them. Tests only read them here."""
+    """The files as version 0.1 wrote them. Tests must not change these."""
     folder = tmp_path_factory.mktemp("v0_1") / "as_made"
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(folder, filter="data")
@@ -33,7 +33,7 @@ def as_made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(as_made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy to work in, which is the working directory."""
+    """A copy of the files, which is the working directory."""
     folder = tmp_path / "v0_1"
     shutil.copytree(as_made, folder)
     for name in ("restored", "restored_half", "restored_measured"):
@@ -45,14 +45,14 @@ def here(as_made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Runs `python NAME ARGUMENTS` in this process and returns its exit code; a NAME without .py is a module."""
+    """Runs `python NAME ARGUMENTS` in this process, and returns its exit code. A NAME without .py is a module."""
 
     def run(name: str, *arguments: object) -> int:
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             with warnings.catch_warnings():
-                # Another test has imported the module already.
+                # Another test may have imported the module.
                 warnings.filterwarnings("ignore", ".* found in sys.modules", RuntimeWarning)
                 if name.endswith(".py"):
                     runpy.run_path(str(ROOT / name), run_name="__main__")

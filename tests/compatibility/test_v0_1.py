@@ -1,7 +1,7 @@
-"""Files of version 0.1 are read, gone on with, exported, restored with and measured, as that version would have.
+"""Files of version 0.1 are read, resumed, exported, used for restoring and evaluated, as version 0.1 would do.
 
-Its own results are among the files. With the same compiler version 0.1 itself repeats them bit for bit. The tolerances
-are for other compiled programs: with XLA's optimisations on, losses differ by 2e-7 and trained weights by 1.2e-7.
+The files include its own results. With the same compiler, version 0.1 reproduces them bit for bit. The tolerances are
+for other compiled programs: with XLA's optimisations on, losses differ by 2e-7 and trained weights by 1.2e-7.
 """
 
 import json
@@ -41,7 +41,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def tensors(model: Path) -> dict[str, np.ndarray]:
-    """Of all networks of a model folder."""
+    """The tensors of all networks of a model folder."""
     return {
         f"{file.parent.name}/{key}": tensor
         for file in sorted(model.glob("*/*.safetensors"))
@@ -50,7 +50,7 @@ def tensors(model: Path) -> dict[str, np.ndarray]:
 
 
 def is_within(old: Any, new: Any) -> bool:
-    """Whether JSON has all that older JSON has; new keys may stand beside it."""
+    """Whether JSON contains all of the older JSON. New keys are allowed."""
     if isinstance(old, dict):
         return isinstance(new, dict) and all(name in new and is_within(each, new[name]) for name, each in old.items())
     return old == new
@@ -61,8 +61,8 @@ def pixels(file: Path) -> np.ndarray:
 
 
 @pytest.mark.soak
-def test_a_stopped_run_goes_on_to_the_same_end(here: Path, command: Command):
-    """It was stopped at step 3 of 6, between two lines of its log; runs/whole was not."""
+def test_a_stopped_run_is_resumed_with_the_same_result(here: Path, command: Command):
+    """runs/half was stopped at step 3 of 6, between two lines of its log. runs/whole was not stopped."""
     assert command("train.py", "--config", "config.py", "--distributed", "off", "--run", "runs/half") == 0
     said = (here / "runs/half/log.txt").read_text()
     assert "runs/half: step 3 of 6, 4 photographs" in said
@@ -83,7 +83,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(here: Path, command: Command):
 )
 def test_a_finished_run_is_exported_again(by: str, run: str, as_made: Path, here: Path, command: Command):
     if by == "train.py":
-        # Nothing is left to train.
+        # The run is finished, so it is only exported.
         exported = here / "runs" / run / "model"
         shutil.rmtree(exported)
         assert command("train.py", "--config", f"config.py:{run}", "--distributed", "off", "--run", f"runs/{run}") == 0
@@ -96,7 +96,7 @@ def test_a_finished_run_is_exported_again(by: str, run: str, as_made: Path, here
     for key in theirs:
         np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key)
     for file in expected.rglob("*.json"):
-        # The latents' scale is measured anew: a sum over pictures.
+        # The latents' scale is measured again. It is a sum over pictures, so it may be rounded differently.
         rewritten = json.loads((exported / file.relative_to(expected)).read_text())
         recorded = json.loads(file.read_text())
         for one in (rewritten, recorded):
@@ -105,13 +105,13 @@ def test_a_finished_run_is_exported_again(by: str, run: str, as_made: Path, here
         assert is_within(recorded, rewritten), file.name
 
 
-def test_restoring_goes_on_and_is_the_same(here: Path, command: Command, capsys: pytest.CaptureFixture[str]):
+def test_restoring_is_resumed_with_the_same_result(here: Path, command: Command, capsys: pytest.CaptureFixture[str]):
     arguments = ("validation/LR", "--model", "runs/whole/model", "--captions", "validation/LR/captions.jsonl")
     arguments += ("--distributed", "off", "--output")
     before = {file.name: file.stat().st_mtime_ns for file in (here / "restored_half").glob("*.png")}
     assert len(before) == 2
     assert command("sample.py", *arguments, "restored_half") == 0
-    assert "2 of 4 images were restored before" in capsys.readouterr().out
+    assert "2 of 4 images are already restored" in capsys.readouterr().out
     assert {name: (here / "restored_half" / name).stat().st_mtime_ns for name in before} == before
     for file in (here / "restored").glob("*.png"):
         assert np.abs(pixels(file) - pixels(here / "restored_half" / file.name)).max() <= 1, file.name
@@ -119,10 +119,10 @@ def test_restoring_goes_on_and_is_the_same(here: Path, command: Command, capsys:
     for old, new in zip(recorded, now, strict=True):
         assert is_within(old["settings"], new["settings"])
     assert command("sample.py", *arguments, "restored") == 0
-    assert "4 of 4 images were restored before" in capsys.readouterr().out
+    assert "4 of 4 images are already restored" in capsys.readouterr().out
     arguments = ("validation/LR/0_0.png", "--model", "runs/whole/model", "--missing-captions", "measured")
     assert command("sample.py", *arguments, "--distributed", "off", "--output", "restored_measured") == 0
-    assert "1 of 1 images were restored before" in capsys.readouterr().out
+    assert "1 of 1 images are already restored" in capsys.readouterr().out
 
 
 def test_an_orbax_folder_holds_the_model(here: Path):
@@ -166,14 +166,16 @@ def test_ready_made_pairs_are_read(here: Path):
         ("embeddings", ("embeddings", "photos", "--model", "base")),
     ],
 )
-def test_prepared_data_are_known_for_done(output: str, arguments: tuple[object, ...], here: Path, command: Command):
+def test_prepared_data_are_recognised_as_finished(
+    output: str, arguments: tuple[object, ...], here: Path, command: Command
+):
     before = contents(here)
     assert command("xpsr_jax.prepare_data", *arguments, "--output", output) == 0
     assert contents(here) == before
 
 
-def test_unfinished_records_are_gone_on_with(here: Path, command: Command):
-    """One of two files was written; then a photograph was broken, which now is whole."""
+def test_unfinished_records_are_resumed(here: Path, command: Command):
+    """One of two files was written, then a photograph was broken. Now the photograph is valid."""
     first = here / ".unfinished.partial" / "photographs-train.array_record-00000-of-00002"
     written = first.stat().st_mtime_ns
     arguments = ("records", "photos", "--output", "unfinished", "--images-per-file", 2, "--on-error", "stop", *PREPARE)
@@ -183,17 +185,15 @@ def test_unfinished_records_are_gone_on_with(here: Path, command: Command):
     assert contents(here / "unfinished") == contents(here / "records")
 
 
-def test_a_setting_that_did_not_exist_then_had_its_default(
-    here: Path, command: Command, capsys: pytest.CaptureFixture[str]
-):
-    """A later version has more settings than its files tell of: work goes on with their defaults alone."""
+def test_settings_added_later_have_their_defaults(here: Path, command: Command, capsys: pytest.CaptureFixture[str]):
+    """Old files lack settings that were added later. Work can be resumed only with the defaults of these settings."""
     restored, prepared = here / "restored/restored.jsonl", here / "records/prepared.json"
     without(restored, '"tile_weights": "centred", ')
     without(prepared, '    "minimum_bytes": 0,\n')
     without(here / ".unfinished.progress/settings.json", '  "minimum_bytes": 0,\n')
     arguments = ("validation/LR", "--model", "runs/whole/model", "--captions", "validation/LR/captions.jsonl")
     assert command("sample.py", *arguments, "--distributed", "off", "--output", "restored") == 0
-    assert "4 of 4 images were restored before" in capsys.readouterr().out
+    assert "4 of 4 images are already restored" in capsys.readouterr().out
     records = ("records", "photos", "--images-per-file", 2, "--on-error", "stop", *PREPARE)
     for output in ("records", "unfinished"):
         assert command("xpsr_jax.prepare_data", *records, "--output", output, "--minimum-bytes", 1) == 1
@@ -209,8 +209,8 @@ def without(file: Path, text: str) -> None:
     file.write_text(before.replace(text, ""))
 
 
-def test_captions_are_gone_on_with(here: Path, command: Command):
-    """A finished file stays as it is; the one of two images gets the others."""
+def test_captions_are_resumed(here: Path, command: Command):
+    """A finished file is unchanged. A file with captions of two images gets those of the others."""
     finished, half = here / "captions_measured.jsonl", here / "captions_half.jsonl"
     before, begun = finished.read_bytes(), half.read_bytes()
     for file in (finished, half):
@@ -245,7 +245,7 @@ def test_text_embeddings_are_those_of_the_text_encoder(here: Path):
         np.testing.assert_allclose(batches["embeddings"][f"{which}_embedding"], expected, rtol=0, atol=1e-5)
 
 
-def test_scores_are_the_same_and_stand_beside_those_of_others(
+def test_scores_are_the_same_and_shown_with_those_of_others(
     here: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ):
     (here / "others.json").write_text('{"SeeSR": {"psnr": 28.1, "ssim": 0.79}}')

@@ -206,7 +206,7 @@ def test_transparent_images_are_compared_on_white(folders, tmp_path, capsys):
         words = ["--restored", str(tmp_path / restored), "--reference", str(tmp_path / "HR"), "--metrics", "psnr"]
         assert evaluate.main([*words, "--json", str(tmp_path / "s.json")]) == 0
         assert json.loads((tmp_path / "s.json").read_text())["mean"]["psnr"] == pytest.approx(80, abs=1e-4)
-        assert "transparent in places: 1 of 1 images; they were compared as they are seen" in capsys.readouterr().out
+        assert "1 of 1 images are partly transparent; they were compared on a white" in capsys.readouterr().out
 
 
 def test_unreadable_images_are_skipped_on_request(folders, tmp_path, capsys):

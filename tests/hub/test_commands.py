@@ -26,7 +26,7 @@ def test_a_short_name_is_downloaded_and_the_files_are_listed(hub, base, capsys):
     assert [line.split("  ")[-1] for line in lines[: len(files)]] == files
     size = sum(path.stat().st_size for path in base.rglob("*") if path.is_file()) / 1e6
     assert lines[len(files)] == f"{SD}@{commit}: {len(files)} files, {size:,.1f} MB"
-    assert f"Name the model as {SD}, or, to keep to this state, as {SD}@{commit}." in said
+    assert f"Use the model as {SD}, or as {SD}@{commit} to stay with this commit." in said
     assert set(hub.fetched()) == set(files)
     count = len(hub.fetched())
     forget()
@@ -41,9 +41,9 @@ def test_download_into_a_folder(hub, base, tmp_path, capsys):
     for path in base.rglob("*.json"):
         assert (tmp_path / "out" / path.relative_to(base)).read_bytes() == path.read_bytes()
     assert not any(path.is_symlink() for path in (tmp_path / "out").rglob("*"))
-    assert f"They are copied to {tmp_path}/out" in capsys.readouterr().out
+    assert f"They were copied to {tmp_path}/out" in capsys.readouterr().out
     assert download.main(["a/b:sub", "--output", str(tmp_path / "out")]) == 1
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 def test_download_of_one_file(hub, base, tmp_path):
@@ -62,8 +62,8 @@ def test_xpsr_s_own_weights_are_elsewhere(hub, capsys):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("stable", "stable is no name of the hub: say owner/name, or one of stable-diffusion-v1-5, "),
-        ("a/b/c", "a/b/c is no name of the hub"),
+        ("stable", "stable is not a name on the hub: use owner/name, or one of stable-diffusion-v1-5, "),
+        ("a/b/c", "a/b/c is not a name on the hub"),
         ("a/b", "a/b is not a local path, and the hub shows you no model a/b"),
     ],
 )
@@ -89,7 +89,7 @@ def test_an_uploaded_folder_can_be_downloaded(hub, model, tmp_path, capsys, monk
     assert "the hub does not let you write there (401): log in with `hf auth login`" in capsys.readouterr().err
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     assert upload.main([str(model), "me/mine", "--message", "First"]) == 0, hub.requests
-    assert f"{model} is at {hub.url}/me/mine" in capsys.readouterr().out
+    assert f"{model} was uploaded to {hub.url}/me/mine" in capsys.readouterr().out
     sent = hub.repositories["me/mine"].commits[hub.repositories["me/mine"].refs["main"]]
     files = {"model_index.json", "README.md", "vae/config.json", "vae/diffusion_pytorch_model.safetensors"}
     assert set(sent) == files

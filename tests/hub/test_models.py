@@ -165,7 +165,7 @@ def test_variants(hub, released, tmp_path, capsys):
     save_file(half, tmp_path / "source" / "unet" / WEIGHTS.replace(".s", ".fp16.s"))
     hub.add("a/b", tmp_path / "source")
     convert_weights(Arguments((Path("a/b"),), tmp_path / "out", variant="fp16"))
-    assert "(which has no fp16 files)" in capsys.readouterr().out
+    assert "(it has no fp16 files)" in capsys.readouterr().out
     assert {str(a.dtype) for a in load_file(tmp_path / "out" / "unet" / WEIGHTS).values()} == {"float16"}
     assert f"unet/{WEIGHTS}" not in hub.fetched()
 

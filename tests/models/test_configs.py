@@ -44,7 +44,7 @@ def test_unsupported_values_are_all_named():
     ("network", "changed", "problem"),
     [
         (UNET, {"layers_per_block": 10**9}, "layers_per_block must be from 1 to 32, not 1000000000"),
-        (UNET, {"layers_per_block": 10**30}, "layers_per_block must be a number of ordinary size"),
+        (UNET, {"layers_per_block": 10**30}, "layers_per_block must be a finite number below 2"),
         (UNET, {"layers_per_block": 32, "transformer_layers_per_block": 32}, "give more than 128 layers"),
         (UNET, {"layers_per_block": [2, 2, 2, 1]}, r"layers_per_block must be a whole number, not \[2, 2, 2, 1\]"),
         (UNET, {"transformer_layers_per_block": [[1]] * 4}, r"transformer_layers_per_block must be a whole number"),
@@ -52,7 +52,7 @@ def test_unsupported_values_are_all_named():
         (UNET, {"block_out_channels": 3}, "block_out_channels must be a list, not 3"),
         (UNET, {"up_block_types": ["UpBlock2D"]}, "up_block_types must have one entry per level"),
         (CONTROLNET, {"attention_head_dim": [8, 8, 8, 0]}, r"attention_head_dim\[3\] must be from 1 to"),
-        (CONTROLNET, {"norm_eps": float("nan")}, "norm_eps must be a number of ordinary size, not NaN"),
+        (CONTROLNET, {"norm_eps": float("nan")}, "norm_eps must be a finite number below 2.64, not NaN"),
         (CONTROLNET, {"fusion": "sfb"}, 'fusion must be one of "sfa", "serial", "high", "low", not "sfb"'),
         (CONTROLNET, {"down_block_types": [1] * 4}, r"down_block_types\[0\] must be a text"),
         (AUTOENCODER, {"scaling_factor": -1}, "scaling_factor must be above 0, not -1"),

@@ -37,7 +37,7 @@ def test_a_program_that_fits_exits_with_0_and_is_compiled_once(compiled, capsys)
     calls, _ = compiled
     assert main([*ARGUMENTS, "--batch-size", "16"]) == 0
     first = capsys.readouterr().out
-    assert "fits" in first and "would make it smaller" not in first
+    assert "fits" in first and "To use less memory" not in first
     assert main([*ARGUMENTS, "--batch-size", "16", "--name", "other", "--log-every", "7"]) == 0
     assert capsys.readouterr().out == first and len(calls) == 1
     config, topology, options = calls[0]
@@ -63,10 +63,10 @@ def test_a_program_that_does_not_fit_exits_with_1_and_a_suggestion(compiled, cap
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config", "nothing.py", "--topology", "v5e:4x4"], "There is no config file nothing.py"),
+        (["--config", "nothing.py", "--topology", "v5e:4x4"], "config file nothing.py does not exist"),
         (["--config", "configs/xpsr.py", "--topology", "v4:4x4"], "--topology v4:4x4 is not one of v5e, v5p, v6e"),
         (["--config", "configs/xpsr.py", "--topology", "v5e"], "--topology v5e is not one of"),
-        (["--config", "configs/xpsr.py", "--gpus", "3", "--mesh.fsdp", "2"], "do not multiply to the 3 devices"),
+        (["--config", "configs/xpsr.py", "--gpus", "3", "--mesh.fsdp", "2"], "do not fit 3 devices"),
     ],
 )
 def test_errors(arguments, message, capsys):

@@ -89,7 +89,7 @@ def test_exit_codes(photos, tmp_path, capsys):
     assert run("records", photos, "--output", tmp_path / "a", *good) == 0
     assert "left out: 0 broken, 1 too small" in capsys.readouterr().out and contents(tmp_path) == before
     assert run("records", photos, "--output", tmp_path / "a") == 1
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert run("records", photos, "--output", tmp_path / "b", "--on-error", "stop") == 1
     assert "text.jpg: not an image" in capsys.readouterr().err and not (tmp_path / "b").exists()
     assert run("records", photos, "--output", tmp_path / "c", "--exclude", "a", "b") == 1

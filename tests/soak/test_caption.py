@@ -57,7 +57,7 @@ def test_interrupted_and_killed_work_is_resumed(tmp_path, number, code):
     _, said = process.communicate(timeout=30)
     assert process.returncode == code and time.monotonic() - begin < 5
     if number == signal.SIGINT:
-        assert said.endswith("interrupted; the same command goes on from here\n")
+        assert said.endswith("interrupted; run the same command again to resume\n")
     assert sorted(read_caption_records(output)) == ["0.png", "1.png", "2.png"]
     assert main(["measured", str(tmp_path / "photos"), "--output", str(output)]) == 0
     assert len(read_captions(output)) == 6

@@ -71,7 +71,7 @@ def differ(ours, theirs):
 @pytest.mark.parametrize("meet", marked_long(["as SLURM", "told"], ["as SLURM"]))
 def test_two_processes_share_the_images(folders, alone, tmp_path, meet):
     """Each process has two devices. With flags, the command runs again when nothing is left to do."""
-    texts = ["3 of 3 images restored", "3 of 3 images were restored before."]
+    texts = ["3 of 3 images restored", "3 of 3 images are already restored."]
     for text in texts if meet == "told" else texts[:1]:
         words = command(folders, tmp_path)
         if meet == "told":
@@ -96,7 +96,7 @@ def test_a_killed_process_does_not_stop_the_other_and_its_share_is_done_later(fo
     assert killed == -signal.SIGKILL and code == 0 and "2 of 2 images restored" in out
     assert len(pictures(tmp_path)) < IMAGES
     (out,) = runs.ended_well(runs.start(words))  # resumed by one process
-    assert "images were restored before." in out
+    assert "images are already restored." in out
     assert differ(pictures(tmp_path), alone) <= 1
 
 

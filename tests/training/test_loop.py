@@ -252,7 +252,7 @@ SETTINGS = tiny.config()
         ({"images": Images(folder=Path("nothing"))}, "There is no image folder nothing"),
         ({"batch_size": 12}, "batch_size=12 must be a multiple of 8: 8 devices x accumulation=1"),
         ({"accumulation": 2}, "batch_size=8 must be a multiple of 16: 8 devices x accumulation=2"),
-        ({"mesh": dataclasses.replace(SETTINGS.mesh, data=3)}, "do not multiply to the 8 devices"),
+        ({"mesh": dataclasses.replace(SETTINGS.mesh, data=3)}, "do not fit 8 devices"),
         ({"trained": ((r"unet\.konv\..*", True),)}, "konv.* matches no parameter"),
         ({"optimizer": dataclasses.replace(SETTINGS.optimizer, decayed=(("x", True),))}, "'x' matches no parameter"),
         (

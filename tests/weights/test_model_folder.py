@@ -321,7 +321,7 @@ def test_a_failed_save_leaves_nothing(networks, released, tmp_path):
 def test_existing_files_are_not_overwritten_by_accident(networks, tmp_path):
     parts = {"unet": networks[0]}
     save(parts, tmp_path / "out")
-    with pytest.raises(UserError, match="out exists already"):
+    with pytest.raises(UserError, match="out already exists"):
         save(parts, tmp_path / "out")
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match=r"not replaced, because it also holds thesis\.tex"):
@@ -329,5 +329,5 @@ def test_existing_files_are_not_overwritten_by_accident(networks, tmp_path):
     (tmp_path / "out" / "thesis.tex").unlink()
     save({"unet": networks[0], "controlnet": networks[1]}, tmp_path / "out", overwrite=True)
     assert (tmp_path / "out" / "controlnet").is_dir()
-    with pytest.raises(UserError, match="cannot be made"):
+    with pytest.raises(UserError, match="cannot be created"):
         save(parts, tmp_path / "out" / "model_index.json" / "below")

@@ -1,4 +1,4 @@
-"""The package as users get it: built, installed into a new environment, every command tried outside the checkout."""
+"""The built package, installed into a new environment. Every command is run outside the checkout."""
 
 import hashlib
 import json
@@ -21,13 +21,13 @@ from xpsr_jax.config.files import config_names
 from xpsr_jax.version import __version__
 
 ROOT = Path(__file__).parents[2]
-# Of a test's environment these would lead back to the checkout, or make eight devices of one.
+# Variables of the tests' environment that would lead back to the checkout, or simulate eight devices.
 NOT_OURS = ("PYTHONPATH", "XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION")
 CAPTIONS = {"high": "Fruit in a bowl.", "low": "The image is blurry."}
 
 
 def run(*words: object, cwd: Path, code: int = 0) -> str:
-    """Runs a program, which must exit with that code; returns what it printed, both streams together."""
+    """Runs a program, which must exit with this code; returns the output of both streams together."""
     environment = {name: value for name, value in os.environ.items() if name not in NOT_OURS}
     done = subprocess.run(
         [str(word) for word in words],
@@ -43,7 +43,7 @@ def run(*words: object, cwd: Path, code: int = 0) -> str:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory) -> Path:
-    """A folder with the sdist and the wheel that is built of it."""
+    """A folder with the sdist and the wheel built from it."""
     folder = tmp_path_factory.mktemp("built")
     run(sys.executable, "-m", "build", "--outdir", folder, ROOT, cwd=folder)
     return folder
@@ -57,7 +57,7 @@ def wheel(built) -> Path:
 
 @pytest.fixture(scope="session")
 def xpsr(wheel, tmp_path_factory) -> Path:
-    """The command, in an environment into which the wheel was installed with the constraints."""
+    """The command in a new environment, in which the wheel was installed with the constraints."""
     folder = tmp_path_factory.mktemp("installed")
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
@@ -80,7 +80,7 @@ def photos(tmp_path_factory) -> Path:
 
 
 def contents(wheel: Path) -> dict[str, str]:
-    """Each file's name and digest."""
+    """The name and digest of each file."""
     with zipfile.ZipFile(wheel) as archive:
         return {name: hashlib.sha256(archive.read(name)).hexdigest() for name in archive.namelist()}
 
@@ -92,7 +92,7 @@ def test_the_sdist_and_the_checkout_make_the_same_wheel(built, wheel, tmp_path):
     assert contents(direct) == contents(wheel)
 
 
-def test_what_is_in_them(built, wheel):
+def test_the_files_in_sdist_and_wheel(built, wheel):
     package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "xpsr_jax").rglob("*") if path.is_file()}
     package = {name for name in package if "__pycache__" not in name}
     configs = {f"xpsr_jax/configs/{name}.py" for name in config_names()}
@@ -112,7 +112,7 @@ def test_what_is_in_them(built, wheel):
     assert names >= there | top
 
 
-def test_the_command_is_there_in_three_forms(xpsr, tmp_path):
+def test_the_command_can_be_called_in_three_ways(xpsr, tmp_path):
     shown = run(xpsr, "--help", cwd=tmp_path)
     assert shown == run(xpsr.with_name("python"), "-m", "xpsr_jax", "--help", cwd=tmp_path)
     assert all(f"\n  {name} " in shown for name in COMMANDS)
@@ -127,7 +127,7 @@ def test_help_of_every_command(name, xpsr, tmp_path):
 
 
 def test_restore_then_evaluate(xpsr, tmp_path):
-    """The demo's photograph, small, with the model that ships; its original is the reference."""
+    """Restores a reduced copy of the demo's photograph with the shipped model. Its original is the reference."""
     for name, folder in (("lr.png", "lr"), ("original.png", "original")):
         (tmp_path / folder).mkdir()
         picture = Image.open(DEMO / name)
@@ -149,14 +149,14 @@ def test_restore_then_evaluate(xpsr, tmp_path):
 
 
 def test_prepare_train_convert_restore(xpsr, photos, tmp_path):
-    """Two steps of a config by its name upon the autoencoder that ships, of pictures that were stored before."""
+    """Two steps of a config found by name, with the shipped autoencoder as the base, on records."""
     run(xpsr, "prepare", "records", photos, "--output", "stored", "--minimum-pixels", 1, cwd=tmp_path)
     shipped = run(
         xpsr.with_name("python"), "-c", "from xpsr_jax.assets import TINY_MODEL; print(TINY_MODEL)", cwd=tmp_path
     )
     fields = {
         "networks.base": shipped.strip(),
-        "networks.first-stage": "none",  # it would be most of the step
+        "networks.first-stage": "none",  # it would take most of the step's time
         "images.folder": "stored",
         "steps": 2,
         "batch-size": 2,
@@ -188,9 +188,9 @@ def test_doctor_and_completion(xpsr, tmp_path):
     assert "restore" in run(xpsr, "completion", "bash", cwd=tmp_path)
 
 
-def test_what_needs_more_says_so(xpsr, tmp_path):
+def test_missing_requirements_are_reported(xpsr, tmp_path):
     assert run(xpsr, "app", cwd=tmp_path, code=1) == 'error: the page needs gradio: pip install "xpsr-jax[app]"\n'
     assert "Its authors keep them on a drive" in run(xpsr, "download", "xpsr", cwd=tmp_path, code=1)
-    assert "nowhere is no folder" in run(xpsr, "upload", "nowhere", "owner/name", cwd=tmp_path, code=1)
-    assert "there are ablations, few_step, sd21" in run(xpsr, "train", "--config", "no", cwd=tmp_path, code=1)
+    assert "nowhere is not a folder" in run(xpsr, "upload", "nowhere", "owner/name", cwd=tmp_path, code=1)
+    assert "configs are ablations, few_step, sd21" in run(xpsr, "train", "--config", "no", cwd=tmp_path, code=1)
     assert shutil.which("xpsr", path=xpsr.parent)

@@ -1,1 +1,1 @@
-"""The commands, one file each: its arguments, one call, what is printed. Nothing else imports from here."""
+"""The commands, one file each: arguments, one call, printed output. No other part of the package imports from here."""

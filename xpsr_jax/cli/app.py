@@ -2,7 +2,7 @@
 
     xpsr app        # then open http://127.0.0.1:7860
 
-Needs gradio: pip install "xpsr-jax[app]". Nothing leaves this machine, and uploads and results are deleted at the end.
+Needs gradio: pip install "xpsr-jax[app]". No data leave this machine. Uploads and results are deleted at the end.
 """
 
 import os
@@ -26,24 +26,25 @@ from xpsr_jax.images.limits import limit_from_millions
 
 @dataclass(frozen=True)
 class Arguments:
-    """How samples are made is chosen on the page.
+    """The command line. Sampling settings are chosen on the page.
 
     Attributes:
         model: The model.
-        host: Address to listen on. 0.0.0.0 lets everybody in who can reach this machine: give --auth, and see
-            docs/start/page.md.
+        host: Address to listen on. With 0.0.0.0, everybody who can reach this machine can use the page: set --auth, and
+            see docs/start/page.md.
         port: Port to listen on.
-        allowed_hosts: Further names under which browsers may open the page, such as example.org, *.example.org or
-            192.168.1.7; * is any. 127.0.0.1, localhost and --host are allowed.
-        root_path: Where a proxy in front shows the page: a path such as /xpsr, or the whole address.
-        auth: Names and hashes of passwords; python -m xpsr_jax.app.passwords NAME >> FILE adds one.
+        allowed_hosts: Additional host names of the page, such as example.org, *.example.org or 192.168.1.7; * allows
+            any. 127.0.0.1, localhost and --host are always allowed.
+        root_path: Address of the page behind a proxy: a path such as /xpsr, or the whole URL.
+        auth: File with names and hashes of passwords; python -m xpsr_jax.app.passwords NAME >> FILE adds one.
         max_upload_megabytes: Larger files are refused.
-        max_megapixels: Larger images are refused, and those that would be larger when restored.
-        max_files: Files to restore at one go, on the page's second tab.
-        max_queue: How many may wait while a photograph is restored; further ones are turned away.
-        max_sessions: Browser tabs at a time; further ones are turned away.
-        max_all_uploads_megabytes: All visitors' uploads together.
-        max_disk_megabytes: All visitors' uploads and results together, in the folder for temporary files.
+        max_megapixels: Images that are larger, before or after restoring, are refused.
+        max_files: Most files in one batch, on the page's second tab.
+        max_queue: Most requests that may wait while a photograph is restored; more are refused.
+        max_sessions: Most open browser tabs; more are refused.
+        max_all_uploads_megabytes: Limit of the uploads of all visitors together.
+        max_disk_megabytes: Limit of the uploads and results of all visitors together, in the folder for temporary
+            files.
     """
 
     model: Annotated[ModelOptions, tyro.conf.OmitArgPrefixes] = ModelOptions()
@@ -78,16 +79,16 @@ _GROUPS: Groups = {
 
 
 @command(
-    interrupted="The page has ended.",
-    lower="lower --max-megapixels, or take --dtype bfloat16",
+    interrupted="The page was closed.",
+    lower="lower --max-megapixels, or use --dtype bfloat16",
 )
 def main(argv: Sequence[str] | None) -> None:
-    """Runs the command line; returns the exit code: 1 after an error, 130 when it was ended."""
+    """Runs the command line; returns the exit code: 1 after an error, 130 after Ctrl-C."""
     run(parse(arguments(), argv, name="app", text=__doc__))
 
 
 def arguments() -> type[Grouped[Arguments]]:
-    """What a command line is parsed to."""
+    """The type that a command line is parsed into."""
     return grouped(Arguments, _GROUPS)
 
 
@@ -105,7 +106,7 @@ def run(arguments: Arguments) -> None:
     for name in ("max_files", "max_queue", "max_sessions"):
         if getattr(arguments, name) <= 0:
             raise UserError(f"--{name.replace('_', '-')} must be above 0, not {getattr(arguments, name)}")
-    # Gradio reads them when it is imported; the command line alone decides.
+    # Gradio reads these variables when it is imported. Only the command line decides here.
     for name in [name for name in os.environ if name.startswith("GRADIO_")]:
         del os.environ[name]
     with tempfile.TemporaryDirectory(prefix="xpsr-page-") as folder:
@@ -115,13 +116,13 @@ def run(arguments: Arguments) -> None:
 
 
 def serve_page(arguments: Arguments, folder: Path, limits: Limits, *, max_pixels: int) -> None:
-    """Serves the page of a model. Raises UserError, if it can before the model is loaded.
+    """Serves the page of a model. Raises UserError, where possible before the model is loaded.
 
     Args:
         arguments: the command line.
-        folder: for what visitors upload and what becomes of it.
-        limits: for all visitors together.
-        max_pixels: of a photograph, before and after.
+        folder: folder for uploads and results.
+        limits: limits for all visitors together.
+        max_pixels: limit of a photograph, before and after restoring.
     """
     from xpsr_jax.app.page import build_page
     from xpsr_jax.app.server import allowed_hosts, application, checked_root_path, listen, serve
@@ -140,6 +141,6 @@ def serve_page(arguments: Arguments, folder: Path, limits: Limits, *, max_pixels
         app = application(page, sessions, hosts=hosts, root_path=root_path, passwords=passwords)
         listener.listen()
         host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
-        say(f"The page: http://{host}:{listener.getsockname()[1]}/ (Ctrl-C ends it)")
-        say(f"Browsers may open it as {', '.join(hosts)}; others need --allowed-hosts.")
+        say(f"The page: http://{host}:{listener.getsockname()[1]}/ (Ctrl-C closes it)")
+        say(f"Browsers may open it as {', '.join(hosts)}; other names need --allowed-hosts.")
         serve(app, listener, sessions=limits.sessions)

@@ -1,7 +1,7 @@
-"""Writes captions of images, or works with files of them.
+"""Writes captions of images, or edits caption files.
 
-Captions are JSON lines {"image", "high", "low", "source", "sha256"}, appended as they come. The same command goes on
-where it was stopped, captions new and changed images, and tries failed ones again.
+Captions are JSON lines {"image", "high", "low", "source", "sha256"}, appended one by one. Run the same command again to
+resume: it captions new, changed and failed images.
 """
 
 import os
@@ -28,18 +28,19 @@ File = Annotated[Path, tyro.conf.arg(metavar="FILE")]
 
 @dataclass(frozen=True)
 class ImagesToCaption:
-    """What the work is about.
+    """Options for all captioners.
 
     Attributes:
-        images: A folder of images, at any depth; also images and patterns.
-        output: JSON lines to append to. With --shard captions.00000-of-00016.jsonl and so on in the place of
+        images: Folders of images (with subfolders), images, or patterns.
+        output: JSON lines to append to. With --shard, the names are captions.00000-of-00016.jsonl and so on, instead of
             captions.jsonl.
-        shard: Only the I-th of N parts, from 0/N; each image's part depends on its name alone. `merge` puts them
-            together.
-        limit: How many images to caption, from the first on (default: all).
-        rest: Captions to take what is not written here from, by content or else by path.
-        on_error: An image that fails is counted and named in captions.failed.txt, and the exit code is 1; or it ends
-            the work.
+        shard: Caption only part I of N, counted from 0. The part of an image depends only on its name. Merge the files
+            with xpsr caption merge.
+        limit: Number of images to caption, counted from the first (default: all).
+        rest: Existing captions for the parts that are not written here. Images are matched by content, otherwise by
+            path.
+        on_error: What to do if an image fails. skip: it is counted and named in captions.failed.txt, and the exit code
+            is 1. stop: the work ends.
     """
 
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES...")]
@@ -52,13 +53,13 @@ class ImagesToCaption:
 
 @dataclass(frozen=True)
 class AskedModel(ImagesToCaption):
-    """What a model that is asked is told.
+    """Options for captioners that ask a model.
 
     Attributes:
-        instructions: The paper's two instructions, or those of the released code, whose low-level one is for
+        instructions: The paper's two instructions, or those of the released code. The released low-level one is for
             Q-Instruct.
-        ask: What to ask for.
-        max_new_tokens: The most tokens of an answer.
+        ask: Captions to ask for.
+        max_new_tokens: Maximum length of an answer, in tokens.
     """
 
     instructions: Preset = "paper"
@@ -73,10 +74,10 @@ class LlavaCommand(AskedModel):
     Attributes:
         model: Folder, or name on the hub (owner/name[@revision][:folder]), of a LlavaForConditionalGeneration.
         dtype: Number format; auto: bfloat16 or float16 on a GPU, float32 on a CPU.
-        device: Where it runs: cuda, cuda:1, mps, cpu; auto: a GPU if there is one.
-        template: How an instruction becomes a prompt: as the released code does for LLaVA 1.5, or by the model's chat
-            template.
-        batch_size: Images at once.
+        device: Device to run on: cuda, cuda:1, mps, cpu; auto: a GPU if there is one.
+        template: How to make a prompt from an instruction: like the released code for LLaVA 1.5, or with the model's
+            chat template.
+        batch_size: Images per batch.
     """
 
     model: str = DEFAULT_MODEL
@@ -88,16 +89,15 @@ class LlavaCommand(AskedModel):
 
 @dataclass(frozen=True)
 class ServerCommand(AskedModel):
-    """A model behind an OpenAI-compatible server: vLLM, SGLang, Ollama. The variable OPENAI_API_KEY is its key.
+    """A model on an OpenAI-compatible server: vLLM, SGLang, Ollama. The variable OPENAI_API_KEY sets its key.
 
     Attributes:
         url: Address of the API.
-        model: Its name there (default: the only one there).
-        requests: In flight at once.
-        timeout: Seconds until an answer must be there in whole.
-        retries: Further tries while the server is busy, silent or broken: at once, after 1, 2, 4 ... and then every 60
-            s.
-        wait: Seconds to wait, before the first request, for a server that is starting.
+        model: Name of the model on the server (default: the only one there).
+        requests: Number of simultaneous requests.
+        timeout: Seconds to wait for a complete answer.
+        retries: Retries while the server is busy, silent or broken: at once, then after 1, 2, 4 ... and at most 60 s.
+        wait: Seconds to wait for a starting server before the first request.
     """
 
     url: str = "http://localhost:8000/v1"
@@ -110,11 +110,11 @@ class ServerCommand(AskedModel):
 
 @dataclass(frozen=True)
 class MeasuredCommand(ImagesToCaption):
-    """Low-level captions from measurements, without a model; high-level ones from --high or --rest, or empty.
+    """Low-level captions from measurements, without a model; high-level ones from --high or --rest, otherwise empty.
 
     Attributes:
-        high: High-level caption of all these images.
-        workers: Threads.
+        high: High-level caption for all these images.
+        workers: Number of threads.
     """
 
     high: str = ""
@@ -123,10 +123,10 @@ class MeasuredCommand(ImagesToCaption):
 
 @dataclass(frozen=True)
 class MergeCommand:
-    """Puts files of captions together, such as those of shards. Of two lines for one image the later file's stands.
+    """Merges caption files, such as those of shards. If several have an image, the last file takes precedence.
 
     Attributes:
-        files: Files of captions.
+        files: Caption files.
         output: File to write.
     """
 
@@ -136,13 +136,13 @@ class MergeCommand:
 
 @dataclass(frozen=True)
 class ReportCommand:
-    """One page with pictures and their captions, in one HTML file.
+    """Writes a web page with images and their captions, as one HTML file.
 
     Attributes:
-        captions: File of captions.
+        captions: Caption file.
         images: Folder that the image paths are relative to.
         output: HTML file to write.
-        count: Images to show, spread evenly over the file.
+        count: Number of images to show, spread evenly over the file.
     """
 
     captions: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
@@ -153,10 +153,10 @@ class ReportCommand:
 
 @dataclass(frozen=True)
 class PairsCommand:
-    """Captions of a folder of ready-made pairs into its text files: dataset_0/highlevel_prompt/a.txt and so on.
+    """Writes captions into the text files of a folder of ready-made pairs: dataset_0/highlevel_prompt/a.txt and so on.
 
     Attributes:
-        captions: File of captions, of images such as dataset_0/LR/a.png.
+        captions: Caption file for images such as dataset_0/LR/a.png.
         pairs: Folder of the pairs.
     """
 
@@ -169,7 +169,7 @@ _QUESTIONS = ("instructions", "ask", "max_new_tokens")
 
 
 def arguments() -> Any:
-    """What a command line is parsed to."""
+    """The type that a command line is parsed into."""
     llava: Groups = {
         "files": _FILES,
         "questions": _QUESTIONS,
@@ -192,20 +192,20 @@ def arguments() -> Any:
 
 
 @command(
-    interrupted="interrupted; the same command goes on from here",
-    lower="lower --batch-size, --workers or --requests; --dtype bfloat16 halves a model",
+    interrupted="interrupted; run the same command again to resume",
+    lower="lower --batch-size, --workers or --requests; --dtype bfloat16 halves the size of a model",
 )
 def main(argv: Sequence[str] | None) -> int:
-    """Runs the command line; returns the exit code: 0, 1 if an image failed or all did, 130 if interrupted."""
+    """Runs the command line; returns the exit code: 0, 1 after an error or if an image failed, 130 if interrupted."""
     return run_command(parse(arguments(), argv, name="caption", text=__doc__))
 
 
 def run_command(
     command: LlavaCommand | ServerCommand | MeasuredCommand | MergeCommand | ReportCommand | PairsCommand,
 ) -> int:
-    """Does what a parsed command line says; returns the exit code. Raises UserError."""
+    """Runs a parsed command line; returns the exit code. Raises UserError."""
     check_options(command)
-    # Imported late, so that --help is quick.
+    # Imported late, so that --help is fast.
     from xpsr_jax.caption.caption_page import write_caption_page
     from xpsr_jax.caption.captioning import caption_images, find_images, parse_shard, shard_file
     from xpsr_jax.caption.captions_file import CaptionsFile, merge_captions
@@ -213,18 +213,18 @@ def run_command(
 
     if isinstance(command, MergeCommand):
         count, same, replaced = merge_captions(command.files, command.output)
-        say(f"{count} captions in {command.output}; {same} lines were there twice, {replaced} replaced by later ones")
+        say(f"{count} captions in {command.output}; {same} duplicate lines, {replaced} replaced by later ones")
         return 0
     if isinstance(command, ReportCommand):
         say(write_caption_page(command.captions, command.images, command.output, count=command.count))
         return 0
     if isinstance(command, PairsCommand):
-        say(f"{write_into_pairs(command.captions, command.pairs)} texts written to {command.pairs}")
+        say(f"{write_into_pairs(command.captions, command.pairs)} text files written to {command.pairs}")
         return 0
     shard = parse_shard(command.shard)
     output = shard_file(command.output, shard)
     inputs = find_images(command.images, shard=shard, limit=command.limit)
-    with CaptionsFile(output) as file:  # before a model is loaded, or a server waited for: it may be in use
+    with CaptionsFile(output) as file:  # opened first: if it is in use, that is noticed before a model is loaded
         captioner, source = make_captioner(command)
         tally = caption_images(inputs, captioner, file, source=source, rest=command.rest, on_error=command.on_error)
     print_tally(tally, output)
@@ -232,7 +232,7 @@ def run_command(
 
 
 def make_captioner(command: LlavaCommand | ServerCommand | MeasuredCommand) -> "tuple[Captioner, str]":
-    """The captioner, and its name for the captions' "source"."""
+    """The captioner, and its name for the field "source" of the captions."""
     from xpsr_jax.caption import llava, server
     from xpsr_jax.caption.in_flight import in_flight
     from xpsr_jax.caption.measured import describe_quality
@@ -272,13 +272,13 @@ def make_captioner(command: LlavaCommand | ServerCommand | MeasuredCommand) -> "
 
 
 def print_tally(tally: "Tally", output: Path) -> None:
-    """Says what came of the images."""
+    """Prints the results of captioning."""
     from xpsr_jax.caption.captioning import failures_file
 
     say(f"{output}: {tally}")
     if tally.shortened:
-        say(f"{tally.shortened} captions were longer than CLIP's 77 tokens: their first sentences are kept")
+        say(f"{tally.shortened} captions were longer than CLIP's 77 tokens; only their first sentences were kept")
     if tally.cut:
-        say(f"{tally.cut} captions begin with a sentence that is longer than that: CLIP will not read its end")
+        say(f"{tally.cut} captions begin with a sentence of more than 77 tokens; CLIP does not read its end")
     if tally.failed:
-        say(f"{failures_file(output)} says what failed and why; the same command tries again")
+        say(f"{failures_file(output)} lists the failures and their causes; run the same command to retry them")

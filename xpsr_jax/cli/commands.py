@@ -1,4 +1,4 @@
-"""`xpsr NAME ...`, which is also `python -m xpsr_jax NAME ...`: one command for everything."""
+"""`xpsr NAME ...`, also `python -m xpsr_jax NAME ...`: one command for everything."""
 
 import difflib
 import sys
@@ -7,38 +7,38 @@ from collections.abc import Sequence
 from xpsr_jax.cli.start import start
 from xpsr_jax.version import __version__
 
-# Each is the `main` of the module of this name in `xpsr_jax.cli`; its `arguments` is what the shell completes.
+# For each command, `xpsr_jax.cli` has a module of this name. Its `main` runs it, its `arguments` is for completion.
 COMMANDS = {
     "restore": "restore photographs",
     "caption": "write captions: with LLaVA, with a server, or from measurements",
-    "evaluate": "measure restored images against their originals",
-    "app": "the web page, for one photograph or many",
+    "evaluate": "compare restored images with their originals",
+    "app": "open a web page that restores one photograph or many",
     "demo": "restore the photograph that ships with the package",
-    "convert": "convert weights of every kind into a model folder",
-    "download": "fetch a model of the Hugging Face hub, such as Stable Diffusion 1.5",
-    "upload": "put a model folder onto the hub",
+    "convert": "convert weights of any format into a model folder",
+    "download": "download a model from the Hugging Face hub, such as Stable Diffusion 1.5",
+    "upload": "upload a model folder to the hub",
     "train": "train XPSR on photographs",
     "prepare": "prepare data for training and evaluation",
-    "preflight": "compile a training for a TPU pod without having one: does it fit?",
-    "doctor": "say what is installed and what is there, for a report of an error",
-    "completion": "let the shell complete all this",
+    "preflight": "check, without a TPU, whether training fits on a TPU pod",
+    "doctor": "show versions, devices and free space, for bug reports",
+    "completion": "print a completion script for the shell",
 }
 _HELP = f"""\
 usage: xpsr COMMAND [OPTIONS]
 
-XPSR: restores photographs with Stable Diffusion, steered by two captions of each.
+XPSR restores photographs with Stable Diffusion. Two captions of each photograph steer it.
 
 commands:
 {"".join(f"  {name:11}{what}{chr(10)}" for name, what in COMMANDS.items())}
 options:
-  -h, --help   show this help; xpsr COMMAND --help: that of a command
+  -h, --help   show this help; xpsr COMMAND --help shows the help of a command
   --version    show the version
 
-Exit code: 0 done, 1 something is wrong (one line says what), 2 wrong arguments, 130 stopped."""
+Exit code: 0 done, 1 error (explained in one line), 2 wrong arguments, 130 stopped."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command that the first word names; returns its exit code, 2 if there is no such command."""
+    """Runs the command named by the first word; returns its exit code, or 2 for an unknown command."""
     words = sys.argv[1:] if argv is None else list(argv)
     first, *others = words or [""]
     if first in COMMANDS:
@@ -55,6 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(_HELP, to_stderr=True)
         return 2
     alike = difflib.get_close_matches(first, COMMANDS, n=1)
-    meant = f"do you mean {alike[0]}?" if alike else f"there are {', '.join(COMMANDS)}"
-    say(f"error: there is no command {first!r}: {meant} (xpsr --help)", to_stderr=True)
+    meant = f"did you mean {alike[0]}?" if alike else f"commands are {', '.join(COMMANDS)}"
+    say(f"error: unknown command {first!r}; {meant} (xpsr --help)", to_stderr=True)
     return 2

@@ -1,10 +1,10 @@
-"""Prints what lets a shell complete `xpsr`: its commands, their options, the options' choices.
+"""Prints a script with which a shell completes `xpsr`: commands, options, and values of options.
 
     xpsr completion bash > ~/.local/share/bash-completion/completions/xpsr
     xpsr completion zsh > ~/.zfunc/_xpsr        # a folder of $fpath
     xpsr completion fish > ~/.config/fish/completions/xpsr.fish
 
-The next shell that is opened has it.
+Then open a new shell.
 """
 
 import importlib
@@ -24,7 +24,7 @@ class Arguments:
     """The command line.
 
     Attributes:
-        shell: Which one.
+        shell: Your shell.
     """
 
     shell: Annotated[Literal["bash", "zsh", "fish"], tyro.conf.Positional]
@@ -39,5 +39,5 @@ def main(argv: Sequence[str] | None) -> None:
 
 
 def arguments() -> type[Grouped[Arguments]]:
-    """What a command line is parsed to."""
+    """The type that a command line is parsed into."""
     return grouped(Arguments, {})

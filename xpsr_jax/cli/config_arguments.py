@@ -1,4 +1,4 @@
-"""A config file and the fields that a command line changes in it."""
+"""Reads a config, and overrides its fields from the command line."""
 
 import dataclasses
 import typing
@@ -13,25 +13,25 @@ from xpsr_jax.config.files import config_names
 
 
 def read_config(name: str, fields: Sequence[str], *, program: str, help: bool = False) -> Config:
-    """The Config of a name or a file with fields overridden: ["--optimizer.learning-rate", "1e-4"].
+    """The Config of a name or file, with fields overridden: ["--optimizer.learning-rate", "1e-4"].
 
-    With `help` it prints every field and exits; for a field that does not exist it exits with 2.
+    With `help`, prints all fields and exits. For an unknown field, exits with 2.
 
-    Raises UserError for a file, a variant or a value that cannot be.
+    Raises UserError for an invalid file, variant or value.
     """
     config = tyro.cli(
         Config,
         default=load_config(name),
         args=[*fields, *(["--help"] if help else [])],
         prog=f"{program} --config {name}",
-        description=f"Every field of {name}; the defaults are its values.",
+        description=f"All fields of {name}. The defaults shown are its values.",
         config=(tyro.conf.AvoidSubcommands,),
     )
     return with_paths(config)
 
 
 def config_options(**options: Any) -> Any:
-    """What the shell completes: --config with the names of configs, options of these types, every field of a config."""
+    """The type for shell completion: --config with the names of configs, these options, and all fields of a config."""
     configs: Any = Literal[tuple(config_names())]
     config, hints = load_config("xpsr"), typing.get_type_hints(Config, include_extras=True)
     defaults = {name: dataclasses.field(default=getattr(config, name)) for name in hints}

@@ -1,12 +1,14 @@
-"""Converts weights of every kind into a model folder.
+"""Converts weights of any format into a model folder.
 
     xpsr convert SOURCE... --output DIR
 
-A SOURCE is a folder in diffusers' layout with some of the subfolders unet/, controlnet/, vae/, text_encoder/,
-tokenizer/ and scheduler/ (files of PyTorch, Flax or Orbax), a single file of Stable Diffusion 1 or 2 (.safetensors,
-.ckpt), a model of the Hugging Face hub (owner/name, owner/name@revision, owner/name:folder), or a checkpoint of
-xpsr train (runs/NAME). Several are merged: where two have a component, the later one's is taken. Stable Diffusion 1.5
-followed by XPSR's checkpoint-N makes a whole model. Old names of tensors become today's.
+A SOURCE is one of these: a folder in diffusers' layout with some of the subfolders unet/, controlnet/, vae/,
+text_encoder/, tokenizer/ and scheduler/ (with files of PyTorch, Flax or Orbax); a single file of Stable Diffusion 1
+or 2 (.safetensors, .ckpt); a model on the Hugging Face hub (owner/name, owner/name@revision, owner/name:folder); or a
+checkpoint of xpsr train (runs/NAME).
+
+Several sources are merged. Where several have the same component, the last one is used. For example, Stable Diffusion
+1.5 and then XPSR's checkpoint-N make a complete model. Old names of tensors are replaced by the current ones.
 """
 
 import sys
@@ -28,22 +30,22 @@ class Arguments:
     """The command line.
 
     Attributes:
-        sources: Folders and files to convert. Where several have a component, the last one's is taken.
-        output: Folder to write. It appears when it is complete.
-        to: torch: safetensors, which PyTorch and this package read. orbax: for restoring straight onto many devices.
-        dtype: Type of the weights; same: as they are, bit for bit.
-        variant: Read files such as model.fp16.safetensors: --variant fp16. Of a component that has none, the plain
-            files.
-        ema: Take the averaged UNet of a single file that has it beside the trained one.
-        average: Of a checkpoint of xpsr train take the moving average of what trained, if the run has one, as the run
-            itself does. --no-average: what trained.
-        base_unet: Another Stable Diffusion 1.5, in any of these forms: XPSR keeps what it trained, ControlNet and
-            Conditional Attention, and takes all frozen tensors (UNet, autoencoder, text encoder) of this one.
-        lora: A LoRA file to merge into the UNet and the text encoder, and after a colon its strength: --lora
-            style.safetensors:0.7. It can be given several times.
+        sources: Folders and files to convert. Where several have the same component, the last one is used.
+        output: Folder to write. It appears only when it is complete.
+        to: torch: safetensors, which PyTorch and this package read. orbax: for restoring directly onto many devices.
+        dtype: Type of the weights; same: unchanged, bit for bit.
+        variant: Variant of the weight files: --variant fp16 reads model.fp16.safetensors. Components without this
+            variant are read from the plain files.
+        ema: Use the averaged UNet of a single file, if it has one in addition to the trained one.
+        average: For a checkpoint of xpsr train, use the moving average of the trained parameters if the run has one, as
+            the run's own export does. --no-average: use the parameters themselves.
+        base_unet: Another Stable Diffusion 1.5, in any of the formats of a SOURCE. XPSR keeps its trained parts
+            (ControlNet and Conditional Attention); all frozen tensors (UNet, autoencoder, text encoder) are replaced.
+        lora: LoRA file to merge into the UNet and the text encoder, with its strength after a colon: --lora
+            style.safetensors:0.7. The option can be repeated.
         shard_gb: Start another safetensors file above this size, in GB (10^9 bytes).
-        verify: Read everything again and compare every tensor, and what each network computes, before the folder
-            appears.
+        verify: Before the folder appears, read everything again, and compare all tensors and the outputs of each
+            network.
         overwrite: Replace an existing model folder.
     """
 
@@ -74,7 +76,7 @@ _GROUPS: Groups = {
 
 @command(
     interrupted="interrupted; nothing was written",
-    lower="convert fewer networks at a time, or without --verify",
+    lower="convert fewer networks at a time, or leave out --verify",
 )
 def main(argv: Sequence[str] | None) -> None:
     """Runs the command line; returns the exit code: 0, 1 after an error, 130 if interrupted."""
@@ -82,14 +84,14 @@ def main(argv: Sequence[str] | None) -> None:
 
 
 def arguments() -> type[Grouped[Arguments]]:
-    """What a command line is parsed to."""
+    """The type that a command line is parsed into."""
     return grouped(Arguments, _GROUPS)
 
 
 def convert_weights(arguments: Arguments) -> None:
-    """Converts, and prints what came from where. Raises UserError."""
+    """Converts, and prints where each component came from. Raises UserError."""
     check_options(arguments)
-    # Imported late, so that --help is quick.
+    # Imported late, so that --help is fast.
     from xpsr_jax.training.conversion import open_weights
     from xpsr_jax.weights.convert import convert
     from xpsr_jax.weights.hub import shown
@@ -118,7 +120,7 @@ def convert_weights(arguments: Arguments) -> None:
     )
     plain = {SUBFOLDERS[name] for name in lacking}
     for subfolder, source in done.sources.items():
-        note = f" (which has no {arguments.variant} files)" if subfolder in plain else ""
+        note = f" (it has no {arguments.variant} files)" if subfolder in plain else ""
         say(f"{subfolder + '/':14s} from {shown(source)}{note}")
     for line in done.history:
         say(line)
@@ -126,4 +128,4 @@ def convert_weights(arguments: Arguments) -> None:
     say(f"{arguments.output}: {done.tensors:,} tensors, {done.parameters:,} parameters{verified}")
     if done.missing:
         missing = ", ".join(f"{name}/" for name in done.missing)
-        say(f"To restore images it still needs {missing}: name a folder that has them as another source.")
+        say(f"To restore images, the model still needs {missing}. Name a folder with them as another source.")

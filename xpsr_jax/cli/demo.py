@@ -1,4 +1,4 @@
-"""Restores the photograph that ships with the package, and puts before, after and the original side by side."""
+"""Restores the photograph that ships with the package, and shows input, result and original side by side."""
 
 import time
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class Arguments:
     """The command line.
 
     Attributes:
-        folder: Where to write restored.png and comparison.png.
+        folder: Folder for restored.png and comparison.png.
     """
 
     folder: Annotated[Path, tyro.conf.Positional] = Path("demo")
@@ -34,13 +34,13 @@ def main(argv: Sequence[str] | None) -> None:
 
 
 def arguments() -> type[Arguments]:
-    """What a command line is parsed to."""
+    """The type that a command line is parsed into."""
     return Arguments
 
 
 def run(folder: Path) -> None:
-    """Writes restored.png and comparison.png into `folder` and says where they are. Raises `UserError`."""
-    # Imported late, so that --help is quick.
+    """Writes restored.png and comparison.png into `folder` and prints their paths. Raises `UserError`."""
+    # Imported late, so that --help is fast.
     import numpy as np
     from PIL import Image
 
@@ -58,15 +58,15 @@ def run(folder: Path) -> None:
     photo = DEMO / "lr.png"
     lr, original = read_image(photo), read_image(photo.with_name("original.png"))
     caption = read_captions(photo.with_name("captions.jsonl"))[photo.name]
-    say(f"{photo}, {lr.shape[1]} × {lr.shape[0]} pixels\n  what is in it: {caption.high}\n  how it is: {caption.low}")
+    say(f"{photo}, {lr.shape[1]} × {lr.shape[0]} pixels\n  content: {caption.high}\n  quality: {caption.low}")
 
     model = xpsr_jax.load(TINY_MODEL)
-    say(f"Restoring it with the model that ships with the package. {in_one_line(model.note)}")
+    say(f"Restoring with the model that ships with the package. {in_one_line(model.note)}")
     restorer = Restorer(model)
     with tqdm(total=restorer.sampling.steps, unit="step", disable=None) as bar:
         [restored] = restorer([lr], [caption], on_steps=bar.update)
     if restored is None:
-        raise UserError("the networks computed NaN or infinity: the tiny model's files must be damaged")
+        raise UserError("the networks computed NaN or infinity: the shipped model is damaged; install xpsr-jax again")
 
     height, width = restored.shape[:2]
     bicubic = np.asarray(Image.fromarray(lr).resize((width, height), Image.Resampling.BICUBIC))
@@ -75,4 +75,4 @@ def run(folder: Path) -> None:
     for name, image in outputs.items():
         write_png(folder / name, image)
     say("\n  ".join([f"Done in {time.perf_counter() - begin:.0f} s:", *(str(folder / name) for name in outputs)]))
-    say("A photograph of your own: xpsr restore PHOTO --output restored --missing-captions empty")
+    say("To restore your own photograph: xpsr restore PHOTO --output restored --missing-captions empty")

@@ -1,6 +1,6 @@
-"""Says what is installed and what is there, in a text to paste into an issue. Nothing is computed or downloaded.
+"""Prints versions, devices, caches and free space, to paste into a bug report. Nothing is computed or downloaded.
 
-What fails is one line of the text: a broken JAX too.
+A check that fails gives one line, even if JAX itself is broken.
 """
 
 import importlib.metadata
@@ -21,11 +21,11 @@ from xpsr_jax.machine import cache_folder
 from xpsr_jax.version import __version__
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers", "pillow", "tyro")
-# What decides what the programs do; never variables that may hold secrets.
+# Variables that change the programs' behaviour. Values that may be secret are hidden.
 _VARIABLES = re.compile(r"(JAX|XLA|XPSR_JAX|LIBTPU|TPU|CUDA_VISIBLE|HF_(HOME|HUB|ENDPOINT))(_\w+)?")
 _SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD")
 _PATIENCE = 120  # seconds
-_MOST_FILES = 100_000  # of a cache, so that a slow disk does not hold this up
+_MOST_FILES = 100_000  # number of files of a cache that are counted, so that a slow disk takes little time
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Arguments:
 
 @command(interrupted="interrupted", lower="close other programs")
 def main(argv: Sequence[str] | None) -> None:
-    """Runs the command line; returns the exit code: 0 whatever is found, 130 if interrupted."""
+    """Runs the command line; returns the exit code: always 0, or 130 if interrupted."""
     parse(arguments(), argv, name="doctor", text=__doc__)
     for title, look in SECTIONS.items():
         lines = _apart(title) if look in (devices, kernels) else list(_lines(look))
@@ -43,25 +43,25 @@ def main(argv: Sequence[str] | None) -> None:
 
 
 def arguments() -> type[Grouped[Arguments]]:
-    """What a command line is parsed to."""
+    """The type that a command line is parsed into."""
     return grouped(Arguments, {})
 
 
 def _apart(title: str) -> list[str]:
-    """The lines of a section that touches devices, by a process of its own: a driver may crash it, or never answer."""
+    """The lines of a section that uses devices, from a separate process: a driver may crash it, or never answer."""
     program = f"from xpsr_jax.cli.doctor import SECTIONS, _lines; print(*_lines(SECTIONS[{title!r}]), sep=chr(10))"
     try:
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=_PATIENCE)
     except subprocess.TimeoutExpired:
         return [f"failed: no answer within {_PATIENCE} s"]
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
-        return [in_one_line(f"failed: the process ended with {done.returncode}: {said}")]
+        said = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        return [in_one_line(f"failed: the process ended with exit code {done.returncode}: {said}")]
     return done.stdout.splitlines()
 
 
 def _lines(look: Callable[[], Iterator[str]]) -> Iterator[str]:
-    """What was found, each in a line, and in one line what went wrong. What a broken package raises may be anything."""
+    """The findings, one line each. An error is one line too. A broken package may raise any type of error."""
     found = False
     try:
         for line in look():
@@ -75,7 +75,7 @@ def _lines(look: Callable[[], Iterator[str]]) -> Iterator[str]:
 
 
 def versions() -> Iterator[str]:
-    """Of this package, Python, the system, and the packages that matter most."""
+    """Versions of this package, Python, the system and the main dependencies."""
     yield f"xpsr-jax {__version__} ({Path(__file__).parents[1]})"
     yield f"Python {platform.python_version()} ({sys.executable})"
     yield f"{platform.platform()}, {os.cpu_count()} CPUs"
@@ -84,14 +84,14 @@ def versions() -> Iterator[str]:
 
 
 def devices() -> Iterator[str]:
-    """Those that JAX finds, and the memory of each, where it knows it."""
+    """The devices that JAX finds, with their memory if it is known."""
     import jax
 
     for device in jax.local_devices():
         line = f"{device.platform} {device.id}: {device.device_kind}"
         try:
             memory = device.memory_stats() or {}
-        except Exception as error:  # A device may fail alone.
+        except Exception as error:  # One device may fail while the others work.
             yield f"{line}, failed: {type(error).__name__}: {error}"
             continue
         if limit := memory.get("bytes_limit"):
@@ -102,7 +102,7 @@ def devices() -> Iterator[str]:
 
 
 def kernels() -> Iterator[str]:
-    """What "auto" chooses, of attention as Stable Diffusion has it at 512 × 512 pixels."""
+    """The kernels that "auto" chooses, for the attention of Stable Diffusion at 512 × 512 pixels."""
     import jax
     import jax.numpy as jnp
 
@@ -112,11 +112,11 @@ def kernels() -> Iterator[str]:
         queries = jax.ShapeDtypeStruct((1, 4096, 8, 40), dtype)
         yield f"attention, {jnp.dtype(dtype).name}: {automatic_kernel(queries, queries)}"
     convolutions = "Winograd's" if jax.default_backend() == "cpu" else "XLA's"
-    yield f"convolutions of inference, float32: {convolutions}"
+    yield f"convolutions in inference, float32: {convolutions}"
 
 
 def caches() -> Iterator[str]:
-    """Where caches are, and how large."""
+    """The caches and their sizes."""
     own, home = cache_folder(), Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     named = {
         "xpsr_jax": own,
@@ -135,17 +135,17 @@ def room() -> Iterator[str]:
     for name, place in (places | ({"caches": own} if own else {})).items():
         there = next(parent for parent in (place, *place.absolute().parents) if parent.exists())
         usage = shutil.disk_usage(there)
-        yield f"disk of {name} ({there}): {_size(usage.free)} of {_size(usage.total)} free"
+        yield f"disk for {name} ({there}): {_size(usage.free)} of {_size(usage.total)} free"
 
 
 def extras() -> Iterator[str]:
-    """Which of the package's extras are installed, in which versions, and what the others lack."""
+    """The installed extras of the package with versions, and the missing packages of the others."""
     needs: dict[str, list[str]] = {}
     for requirement in importlib.metadata.requires("xpsr-jax") or ():
         if found := re.match(r"""([\w.-]+).*\bextra\s*==\s*['"]([\w-]+)['"]""", requirement):
             needs.setdefault(found[2], []).append(found[1])
     for extra, packages in needs.items():
-        if extra in ("tpu", "cuda"):  # of JAX itself
+        if extra in ("tpu", "cuda"):  # extras of JAX itself
             packages = [*packages, "libtpu" if extra == "tpu" else "jax-cuda13-plugin"]
         installed = {name: _version(name) for name in packages}
         missing = [name for name, version in installed.items() if version is None]
@@ -154,7 +154,7 @@ def extras() -> Iterator[str]:
 
 
 def variables() -> Iterator[str]:
-    """Variables of the environment that JAX and this package go by."""
+    """Environment variables that JAX and this package read."""
     for name, value in sorted(os.environ.items()):
         if _VARIABLES.fullmatch(name):
             yield f"{name}={'(hidden)' if _SECRET.search(name) else value}"
@@ -179,15 +179,15 @@ def _version(package: str) -> str | None:
 
 
 def _folder_text(folder: str) -> str:
-    """A folder and the size of what is in it."""
+    """A folder and the total size of its files."""
     if not os.path.isdir(folder):
-        return f"{folder}, nothing yet"
+        return f"{folder}, does not exist yet"
     count = total = 0
     for path, _, names in os.walk(folder):
         for name in names:
             try:
                 total += os.lstat(os.path.join(path, name)).st_size
-            except OSError:  # gone meanwhile
+            except OSError:  # removed in the meantime
                 continue
             count += 1
         if count > _MOST_FILES:
@@ -196,7 +196,7 @@ def _folder_text(folder: str) -> str:
 
 
 def _memory_text() -> str:
-    """Linux has it in a file."""
+    """Free memory. Linux shows it in a file."""
     found = dict(re.findall(r"^(MemTotal|MemAvailable):\s+(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE))
     return f"{_size(int(found['MemAvailable']) * 1024)} of {_size(int(found['MemTotal']) * 1024)} free"
 

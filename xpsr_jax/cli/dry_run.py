@@ -1,4 +1,4 @@
-"""`xpsr restore --dry-run`: what would be done, and what it would take. Nothing is computed or written."""
+"""`xpsr restore --dry-run`: shows the work and its cost. Nothing is computed or written."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from xpsr_jax.inference.job import Policy, Task
     from xpsr_jax.inference.restore import Restorer
 
-# What a process takes on a CPU beside the networks: Python, libraries, the compiler. Measured:
+# Memory of a process on a CPU without the networks: Python, libraries, the compiler. Measured:
 # docs/reference/sampling.md, Memory against size.
 PROCESS_BYTES = 1_000_000_000
-# Images that are shown each in a line.
+# Number of images that get a line of their own.
 SHOWN = 20
 _LONGEST_NAME = 32
 
@@ -23,7 +23,7 @@ Size = tuple[int, int]
 
 
 class Planned(NamedTuple):
-    """An image that would be restored, by its (height, width)."""
+    """An image that would be restored. `size` is (height, width)."""
 
     source: Path
     size: Size
@@ -35,11 +35,11 @@ def show_plan(
     """Prints what restoring the tasks would do; returns whether all of them could be restored.
 
     Args:
-        restorer: with the batches of all devices; its model may have shapes in the place of arrays.
-        alone: with the batch of one of them.
-        on_cpu: whether the devices are CPUs, whose memory the process itself takes too.
+        restorer: has batches for all devices; its model may have shapes instead of arrays.
+        alone: has batches for one device.
+        on_cpu: whether the devices are CPUs. Then the process itself uses the same memory.
 
-    Raises UserError for the first image that could not be, unless the policy skips it.
+    Raises UserError for the first image that could not be restored, unless the policy skips it.
     """
     from xpsr_jax.inference.forecast import Forecast
 
@@ -53,7 +53,7 @@ def show_plan(
         filled = sum(_filled(restorer, forecast, planned[batch[0]].size, len(batch)) for batch in batches)
         say(f"In all {_evaluations_text(parts)}, in {_counted(len(batches), 'batch', 'batches')}{_fill_text(filled)}.")
         say(_memory_text(Forecast(alone), alone, [each.size for each in planned], on_cpu))
-    say("This was a dry run: nothing was computed or written.")
+    say("This was a dry run. Nothing was computed or written.")
     return len(planned) == len(tasks)
 
 
@@ -74,10 +74,10 @@ def _sizes(restorer: "Restorer", tasks: "Sequence[Task]", policy: "Policy") -> I
 def _steps_text(restorer: "Restorer", forecast: "Forecast") -> str:
     sampling = restorer.sampling
     if not restorer.steps:
-        return "0 steps: the result is the first stage's picture."
+        return "0 steps: the result is the first stage's output."
     guided = sum(run.last - run.first for run in restorer.planned.runs if run.guided)
     guidance = f"guidance of {sampling.guidance_scale:g} in {guided} of them" if guided else "no guidance"
-    each = f"An image, or a tile of a large one, takes {_evaluations_text([forecast.evaluations])}."
+    each = f"Each image, or tile of a large one, needs {_evaluations_text([forecast.evaluations])}."
     return f"{restorer.steps} of {sampling.steps} steps of {sampling.sampler}, {guidance}.\n{each}"
 
 
@@ -104,15 +104,15 @@ def _table(restorer: "Restorer", forecast: "Forecast", planned: Sequence[Planned
 
 
 def _tiles_text(tiles: tuple[int, int, int]) -> str:
-    """Of the steps; behind it, if they differ, of the autoencoder and the first stage."""
+    """The number of tiles of the steps, and the numbers of the autoencoder and the first stage if they differ."""
     steps, autoencoder, first_stage = tiles
-    others = [f"{autoencoder} of the VAE"] if autoencoder > 1 and autoencoder != steps else []
-    others += [f"{first_stage} of the first stage"] if first_stage > 1 else []
+    others = [f"{autoencoder} for the VAE"] if autoencoder > 1 and autoencoder != steps else []
+    others += [f"{first_stage} for the first stage"] if first_stage > 1 else []
     return " + ".join([str(steps), *others])
 
 
 def _filled(restorer: "Restorer", forecast: "Forecast", size: Size, images: int) -> int:
-    """Evaluations that only fill a batch up."""
+    """The number of evaluations that only fill up a batch."""
     if not restorer.steps:
         return 0
     tiles = forecast.tiles(size).steps
@@ -120,7 +120,7 @@ def _filled(restorer: "Restorer", forecast: "Forecast", size: Size, images: int)
 
 
 def _fill_text(filled: int) -> str:
-    return f"; {filled:,} of them only fill batches up" if filled else ""
+    return f"; {filled:,} of them only fill up batches" if filled else ""
 
 
 def _evaluations_text(parts: "Sequence[Evaluations]") -> str:
@@ -129,16 +129,16 @@ def _evaluations_text(parts: "Sequence[Evaluations]") -> str:
 
 
 def _memory_text(forecast: "Forecast", restorer: "Restorer", sizes: Sequence[Size], on_cpu: bool) -> str:
-    """What the images of the largest memory take: the largest that is seen whole, or one in tiles."""
+    """The memory for the image that needs most: the largest one restored as a whole, or one restored in tiles."""
     largest: dict[bool, Size] = {}
     for size in sorted(set(sizes), key=lambda size: size[0] * size[1]):
         largest[restorer.is_large(restorer.network_size(*size))] = size
     memories: list[Memory] = [forecast.memory(size) for size in largest.values()]
     most = max(memories, key=lambda memory: memory.working)
-    parts = f"{_bytes_text(most.weights)} for the weights, {_bytes_text(most.working)} to compute with"
+    parts = f"{_bytes_text(most.weights)} for the weights, {_bytes_text(most.working)} for the computation"
     if on_cpu:
-        return f"Memory, an estimate: {parts}, about {_bytes_text(PROCESS_BYTES)} for the process itself."
-    return f"Memory of each device, an estimate: {parts}."
+        return f"Estimated memory: {parts}, about {_bytes_text(PROCESS_BYTES)} for the process itself."
+    return f"Estimated memory of each device: {parts}."
 
 
 def _bytes_text(count: int) -> str:
@@ -146,7 +146,7 @@ def _bytes_text(count: int) -> str:
 
 
 def _size_text(size: tuple[int, ...]) -> str:
-    """Of (height, width)."""
+    """Width × height, from (height, width)."""
     return f"{size[1]} × {size[0]}"
 
 

@@ -1,8 +1,8 @@
-"""Measures restored images against their originals.
+"""Compares restored images with their originals.
 
     xpsr evaluate --restored DIR --reference DIR
 
-Prints a table; --output writes a report (HTML, Markdown, JSON, manifest), --json the scores alone.
+Prints a table. --output writes a report (HTML, Markdown, JSON, manifest), --json only the scores.
 """
 
 from collections.abc import Sequence
@@ -26,22 +26,22 @@ class Arguments:
     """The command line.
 
     Attributes:
-        restored: Folders of restored images, named as their originals; several are compared.
-        reference: Folder of originals, or of a set that has them in HR, test_HR or gt and its inputs in LR, test_LR or
-            lq.
-        lr: Folder of inputs, to be seen in the report (default: that of the set).
-        protocol: Whose way of measuring: which MANIQA, which border, which channels.
-        metrics: Which metrics (default: those of the protocol that need no PyTorch; all: the protocol's).
-        set_name: Which of the paper's sets it is, for the reports' headings (default: by the folder's name).
-        beside: JSON with scores from elsewhere to stand beside, such as the paper's Table 1: {"SeeSR": {"psnr": 28.1,
-            ...}}.
+        restored: Folders of restored images, with the names of their originals. Several folders are compared.
+        reference: Folder of originals; or of a test set with originals in HR, test_HR or gt and inputs in LR, test_LR
+            or lq.
+        lr: Folder of inputs to show in the report (default: that of the test set).
+        protocol: Evaluation protocol. It decides the MANIQA version, the border and the channels.
+        metrics: Metrics to compute; all: those of the protocol (default: those of the protocol that need no PyTorch).
+        set_name: Name of the test set in the paper, for the report's headings (default: by the folder's name).
+        beside: JSON file with scores of other methods to show as well, such as the paper's Table 1: {"SeeSR": {"psnr":
+            28.1, ...}}.
         output: Folder for report.html, report.md, scores of each method as JSON, and manifest.json
             (default: no report).
-        json: The scores alone: {"mean": {...}, "images": {name: {...}}}; of several folders a file each,
+        json: File for the scores: {"mean": {...}, "images": {name: {...}}}; for several folders one file each,
             FILE-NAME.json (default: no file).
-        batch_size: Images at a time (default: by the devices).
-        on_error: What to do about an image that cannot be read. skip: its original is left out for all methods and
-            reported, and the exit code is 1.
+        batch_size: Images per batch (default: by the devices).
+        on_error: What to do if an image cannot be read. skip: its original is reported and left out for all methods,
+            and the exit code is 1.
     """
 
     restored: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="DIR...")]
@@ -69,22 +69,22 @@ _GROUPS: Groups = {
     lower="lower --batch-size, or leave out --metrics that need large networks",
 )
 def main(argv: Sequence[str] | None) -> int:
-    """Runs the command line; returns the exit code: 0, 1 if anything went wrong, 130 if interrupted."""
+    """Runs the command line; returns the exit code: 0, 1 after an error, 130 if interrupted."""
     return evaluate(parse(arguments(), argv, name="evaluate", text=__doc__))
 
 
 def arguments() -> type[Grouped[Arguments]]:
-    """What a command line is parsed to."""
+    """The type that a command line is parsed into."""
     return grouped(Arguments, _GROUPS)
 
 
 def evaluate(arguments: Arguments) -> int:
-    """Measures, prints and writes what was asked for; returns the exit code.
+    """Computes the metrics, prints and writes them; returns the exit code.
 
-    Raises UserError before anything is measured, or written.
+    Raises UserError, where possible before any work.
     """
     check_options(arguments)
-    # Imported late, so that --help is quick.
+    # Imported late, so that --help is fast.
     from xpsr_jax.evaluation.choices import choose_metrics, least_side
     from xpsr_jax.evaluation.matching import match_images, name_methods, name_of_set, set_folders
     from xpsr_jax.evaluation.report_files import manifest_of, read_others, write_report, write_scores
@@ -109,7 +109,7 @@ def evaluate(arguments: Arguments) -> int:
         unreadable=report.failed if arguments.on_error == "skip" else None,
     )
     if "fid" in metrics and len(comparisons) < 2:
-        raise UserError("FID takes at least two images; leave it out with --metrics")
+        raise UserError("FID needs at least two images; choose other metrics with --metrics")
 
     use_compilation_cache()
     with tqdm(total=len(comparisons), desc="measuring", unit="image", disable=None) as bar:
@@ -131,8 +131,8 @@ def evaluate(arguments: Arguments) -> int:
         say(f"error: {reason}", to_stderr=True)
     comparisons = [each for each in comparisons if each.name not in report.failed]
     if report.transparent:
-        seen = "they were compared as they are seen on white"
-        say(f"transparent in places: {report.transparent} of {len(comparisons)} images; {seen}")
+        seen = "they were compared on a white background"
+        say(f"{report.transparent} of {len(comparisons)} images are partly transparent; {seen}")
     set_name = arguments.set_name or name_of_set(reference)
     result = Evaluation(scores, protocol, metrics, None if set_name == "none" else set_name, others)
     print_scores(result)

@@ -1,4 +1,4 @@
-"""Options in groups: the help shows a long dataclass of options as several short lists with titles."""
+"""Groups of options: the help shows a long dataclass of options as several short lists with titles."""
 
 import dataclasses
 import functools
@@ -18,26 +18,26 @@ from xpsr_jax.buckets.paths import with_paths
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 Groups = Mapping[str, Sequence[str]]
-"""The options of each title, in this order; none: the field of that name, which is a dataclass itself."""
+"""Title -> its options, in this order. Without options, the title is a field whose type is a dataclass."""
 
 
 @runtime_checkable
 class Grouped(Protocol[T_co]):
-    """What the command line is parsed to: a field for each group, and one for each option that is in none."""
+    """A parsed command line: it has a field for each group, and for each option without a group."""
 
     def flat(self) -> T_co:
-        """The options themselves."""
+        """The options as the original dataclass."""
 
 
 def grouped(kind: type[T], groups: Groups, **defaults: Any) -> type[Grouped[T]]:
-    """A type for `tyro.cli` with the options of a dataclass in groups; `flat` of what is parsed gives the dataclass.
+    """Makes a type for `tyro.cli` with the options of a dataclass in groups. Its `flat` gives the dataclass.
 
     Args:
-        kind: the dataclass; its fields' texts in the help are those of its docstring.
-        groups: "a.b" is field b of field a, which is a dataclass. Options that no group names stand before all groups.
-        defaults: of fields, instead of their own.
+        kind: the dataclass. The help of an option is the text of its field in the docstring.
+        groups: "a.b" is field b of field a, which is a dataclass. Options without a group come before all groups.
+        defaults: defaults of fields, instead of their own.
     """
-    placed: dict[str, tuple[str, str]] = {}  # path of an option -> the group's name, the option's name there
+    placed: dict[str, tuple[str, str]] = {}  # path of an option -> name of the group, name of the option in it
     fields: list[tuple[str, Any, Any]] = []
     named = {path.partition(".")[0] for paths in groups.values() for path in paths} | {
         title for title, paths in groups.items() if not paths
@@ -80,24 +80,24 @@ def grouped(kind: type[T], groups: Groups, **defaults: Any) -> type[Grouped[T]]:
 
 
 def parse(kind: type[Grouped[T]] | Any, argv: Sequence[str] | None, *, name: str, text: str | None) -> T:
-    """Reads a command line; exits with 2 if it is wrong, and with 0 after its help.
+    """Parses a command line; exits with 2 if it is wrong, and with 0 after showing the help.
 
     Args:
-        kind: what `grouped` or `subcommands` made.
-        argv: its words; None: those of this process.
-        name: of the command.
-        text: what it does, for the help.
+        kind: a type from `grouped` or `subcommands`.
+        argv: the words of the command line; None: those of this process.
+        name: name of the command.
+        text: description of the command, for the help.
 
-    Raises UserError for a path that can be none (`as_path`).
+    Raises UserError for an invalid path (`as_path`).
     """
     parsed: T = tyro.cli(kind, args=argv, description=_wrapped(text or ""), prog=f"xpsr {name}").flat()
     return with_paths(parsed)
 
 
 def _wrapped(text: str) -> str:
-    """A docstring in lines of the terminal's width; lines that are indented, such as commands, stay as they are.
+    """Wraps a docstring to the terminal's width. Indented lines, such as commands, are kept.
 
-    All are indented: tyro would join others. It would also make two empty lines of one, so there is none.
+    All lines are indented, because tyro would join others. There are no empty lines, because tyro would double them.
     """
     width = max(shutil.get_terminal_size().columns - 2, 40)
     paragraphs = (textwrap.wrap(part, width) if part[:1].strip() else part.split("\n") for part in text.split("\n\n"))
@@ -105,7 +105,7 @@ def _wrapped(text: str) -> str:
 
 
 def subcommands(**kinds: Any) -> Any:
-    """A type for `tyro.cli` of which the first word of the command line chooses one."""
+    """A type for `tyro.cli` with subcommands. The first word of the command line chooses one of the types."""
     return functools.reduce(operator.or_, (Annotated[kind, tyro.conf.subcommand(name)] for name, kind in kinds.items()))
 
 
@@ -130,10 +130,10 @@ def _option(kind: Any, path: str, defaults: Mapping[str, Any]) -> tuple[str, Any
         default = dataclasses.field(default=defaults[path])
     text, said = _without_default(_texts(kind).get(name, ""))
     if field.default is dataclasses.MISSING and tyro.conf.Positional in own:
-        said = ""  # Of several ones tyro would say that the default is none.
+        said = ""  # For a list of positional arguments, tyro would show that the default is none.
     shown = functools.partial(_shown, text) if said is None else said
     general = tyro.conf.arg(help=text, help_behavior_hint=shown)
-    # What the field says itself comes later and wins.
+    # The field's own settings come last and take precedence.
     return name, Annotated[(hint, general, *own, *markers)], default
 
 
@@ -143,20 +143,20 @@ def _required(options: Sequence[tuple[str, Any, Any]]) -> bool:
 
 
 def _shown(text: str, default: str) -> str:
-    """A default as it is shown behind an option's text; None only where the text says what that means."""
+    """A default as shown after an option's text. None is shown only if the text explains it, with "None:"."""
     nothing = default in ("", repr("")) or (default == "None" and "None:" not in text)
     return f"(default: {'none' if nothing else default})"
 
 
 def _without_default(text: str) -> tuple[str, str | None]:
-    """A field's text without "(default: ...)", and that, if it has one: what the default None means."""
+    """Splits a field's text into the text and its "(default: ...)", if it has one, which explains the default None."""
     if found := re.search(r" ?(\(default: [^()]+\))", text):
         return text[: found.start()] + text[found.end() :], found[1]
     return text, None
 
 
 def _texts(kind: type) -> dict[str, str]:
-    """What the docstrings of a dataclass and its bases say of each field, in words of the command line."""
+    """The text of each field in the docstrings of a dataclass and its bases, with names of options for fields."""
     texts: dict[str, str] = {}
     for each in reversed(kind.__mro__):
         if dataclasses.is_dataclass(each):

@@ -1,4 +1,4 @@
-"""Which model a command uses, and how it computes."""
+"""Options that choose a command's model and its number format."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +18,11 @@ class ModelOptions:
     """The model.
 
     Attributes:
-        model: Model folder, single file of Stable Diffusion, or model of the hub, owner/name[@revision][:folder]. Of
-            several, a later one's components are taken first: Stable Diffusion 1.5's, then XPSR's.
+        model: Model folder, single file of Stable Diffusion, or model on the hub, owner/name[@revision][:folder].
+            Several are merged, and later ones take precedence: for example Stable Diffusion 1.5, then XPSR.
         variant: Variant of the weight files, such as fp16 for model.fp16.safetensors.
-        first_stage: What cleans and enlarges an image before the others see it: a folder or file of an ESRGAN network,
-            or a model folder that has one. none: nothing.
+        first_stage: Network that cleans and enlarges an image before the other networks: a folder or file of an ESRGAN
+            network, or a model folder that has one. none: no such network.
         dtype: Number format of weights and computation.
     """
 
@@ -40,14 +40,14 @@ class ModelOptions:
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """Where the model is: the one that ships with the package unless another is named."""
+        """The sources of the model. By default, the model that ships with the package."""
         return self.model or (TINY_MODEL,)
 
     def load(self, *, shapes_only: bool = False) -> "Model":
-        """The model, ready for inference alone, after a line that says which it is. Raises UserError.
+        """Loads the model for inference, and prints its name. Raises UserError.
 
         Args:
-            shapes_only: with shapes in the place of arrays, for plans.
+            shapes_only: load shapes instead of arrays, for planning.
         """
         import jax.numpy as jnp
 
@@ -64,5 +64,5 @@ class ModelOptions:
         model = with_fast_convolutions(loaded)
         say(f"Model: {', '.join(map(str, self.folders))}. {in_one_line(model.note)}")
         if not self.model:
-            say("This is the model that ships with the package; --model names another.")
+            say("This is the model that ships with the package; choose another with --model.")
         return model

@@ -1,4 +1,4 @@
-"""Compiles a run's program for a TPU pod, without one, and says whether it fits and what it takes.
+"""Compiles a run's program for a TPU pod, without a TPU, and reports whether it fits and what it costs.
 
 xpsr preflight --config xpsr --topology v5e:4x4
 """
@@ -19,42 +19,42 @@ examples:
   xpsr preflight --config xpsr --topology v5p:2x2x2 --sample
   xpsr preflight --config xpsr --topology v5e:8x8 --batch-size 256 --accumulation 2
 
-Any field of the config can be set, as in xpsr train. Neither a TPU nor weights are needed, but Google's compiler is:
-pip install "jax[tpu]". A full-size program takes minutes to compile; a report that was made is kept.
-For GPUs there is no such compiler without one: --gpus 8 only shows that the program lowers.
-Exit code: 0 it fits, 1 it does not or something is wrong, 2 wrong arguments.
+Any field of the config can be set, as in xpsr train. No TPU and no weights are needed, only Google's compiler:
+pip install "jax[tpu]". A full-size program takes minutes to compile. Reports are cached.
+There is no such compiler for GPUs: --gpus 8 only checks that the program can be lowered.
+Exit code: 0 it fits, 1 it does not fit or an error, 2 wrong arguments.
 """
 
 
 @command(
     interrupted="interrupted",
-    lower="compile with --effort quick and nothing else running; a full-size program takes several GB",
+    lower="use --effort quick and close other programs; compiling a full-size program takes several GB",
 )
 def main(argv: Sequence[str] | None) -> int:
     """Runs the command line; returns the exit code: 0, 1 if it does not fit or after an error, 130 if interrupted."""
     parser = argparse.ArgumentParser(
         prog="xpsr preflight",
         usage="xpsr preflight --config NAME[:VARIANT] --topology v5e:4x4 [--FIELD VALUE ...]",
-        description="Compiles the training step (or the sampling step) for a TPU pod without having one.",
+        description="Compiles the training step (or the sampling step) for a TPU pod, without a TPU.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", required=True, metavar="NAME", help="a config, or FILE.py; perhaps :VARIANT")
+    parser.add_argument("--config", required=True, metavar="NAME", help="a config or FILE.py, optionally with :VARIANT")
     target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument("--topology", help="chips, and how many: v5e:4x4, v5p:2x2x4, v6e:8x8")
-    target.add_argument("--gpus", type=int, metavar="N", help="only lower for so many GPUs, with plain attention")
-    parser.add_argument("--sample", action="store_true", help="the sampling step, of --batch-size images at once")
+    target.add_argument("--topology", help="type and arrangement of the chips: v5e:4x4, v5p:2x2x4, v6e:8x8")
+    target.add_argument("--gpus", type=int, metavar="N", help="only lower for N GPUs, with plain attention")
+    parser.add_argument("--sample", action="store_true", help="compile the sampling step, for --batch-size images")
     parser.add_argument(
         "--effort",
         choices=typing.get_args(Effort),
         default="quick",
-        help="of the compiler; a training does with the default one, which takes several times as long",
+        help="effort of the compiler; training uses default, which takes several times as long",
     )
-    parser.add_argument("--again", action="store_true", help="compile although the report is there from before")
+    parser.add_argument("--again", action="store_true", help="compile even if there is a cached report")
     known, fields = parser.parse_known_args(argv)
     config = read_config(known.config, fields, program="xpsr preflight")
-    # Imported late: help and a wrong setting need not wait for it.
+    # Imported late, so that help and errors in settings are fast.
     from xpsr_jax.pods import report
     from xpsr_jax.pods.preflight import lower_for_gpus, preflight
 
@@ -66,10 +66,10 @@ def main(argv: Sequence[str] | None) -> int:
     result = preflight(config, known.topology, sample=known.sample, effort=known.effort, again=known.again)
     say(report.render(result))
     if not result.fits:
-        say("\n  ".join(["What would make it smaller:", *report.suggestions(result, config)]))
+        say("\n  ".join(["To use less memory:", *report.suggestions(result, config)]))
     return 0 if result.fits else 1
 
 
 def arguments() -> Any:
-    """What the shell completes."""
+    """The type for shell completion."""
     return config_options(topology=str, gpus=int, sample=bool, effort=Effort, again=bool)

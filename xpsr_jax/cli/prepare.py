@@ -1,6 +1,6 @@
 """Prepares data for training and evaluation.
 
-Work that was stopped goes on where it was when the same command is started again; the result is the same.
+Run the same command again to resume interrupted work. The result is the same.
 """
 
 import contextlib
@@ -26,28 +26,29 @@ if TYPE_CHECKING:
 
 Count = Annotated[int, Range(1)]
 _DEGRADATIONS = {"xpsr": XPSR, "mild": MILD}
-# Pairs to be done again when the work is stopped.
+# Most pairs that are lost when the work is interrupted.
 _PAIRS_IN_A_PIECE = 16
-# What does not decide the result.
+# Options that do not change the result.
 _FREE = ("output", "workers", "on_error")
 
 
 @dataclass(frozen=True)
 class Photographs:
-    """What the work is about.
+    """Options for commands that read photographs.
 
     Attributes:
-        input: Folder of photographs, at any depth; also ArrayRecord files, a TFDS dataset or ready-made pairs.
-        output: Folder to make; it must not exist, unless the same command made it.
+        input: Folder of photographs (with subfolders), ArrayRecord files, a TFDS dataset or ready-made pairs.
+        output: Folder to write. It must not exist, unless the same command wrote it.
         captions: JSON lines of captions by image path (default: captions.jsonl in the folder).
-        lr_captions: The same of degraded versions of the photographs (default: none).
-        missing_captions: An image without a caption is an error, or has an empty one.
+        lr_captions: The same for degraded versions of the photographs (default: none).
+        missing_captions: What to do with an image without a caption. error: stop. empty: use an empty one.
         exclude: Names, paths or subfolders to leave out.
-        limit: The first so many images only (default: all).
-        minimum_pixels: Smaller photographs are left out and reported.
-        minimum_bytes: So are smaller files; the released training set's limit is 102400, of PNG files.
-        on_error: An image that cannot be read is left out and reported, and the exit code is 1; or it ends the work.
-        workers: Processes.
+        limit: Number of images to use, counted from the first (default: all).
+        minimum_pixels: Photographs with fewer pixels are reported and left out.
+        minimum_bytes: Smaller files are reported and left out. The released training set has 102400, for PNG files.
+        on_error: What to do if an image cannot be read. skip: it is reported and left out, and the exit code is 1.
+            stop: the work ends.
+        workers: Number of processes.
     """
 
     input: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INPUT")]
@@ -65,11 +66,11 @@ class Photographs:
 
 @dataclass(frozen=True)
 class Records(Photographs):
-    """Photographs and captions into ArrayRecord files, with images as they are stored.
+    """Writes photographs and captions into ArrayRecord files. The bytes of the image files are kept.
 
     Attributes:
         format: Plain ArrayRecord files, or a TFDS dataset of them.
-        images_per_file: Photographs in a file.
+        images_per_file: Photographs per file.
     """
 
     format: Literal["array_record", "tfds"] = "array_record"
@@ -78,16 +79,16 @@ class Records(Photographs):
 
 @dataclass(frozen=True)
 class Pairs(Photographs):
-    """Ready-made pairs in the layout of the released training set, dataset_0/HR/..., dataset_0/LR/...
+    """Writes ready-made pairs in the layout of the released training set, dataset_0/HR/..., dataset_0/LR/...
 
     Attributes:
-        rounds: How often each photograph is degraded, each time another crop of it: one dataset_* folder each.
+        rounds: Number of crops of each photograph, each with its own degradation and in its own dataset_* folder.
         crop_size: Side of HR, and of the enlarged LR, in pixels.
-        degradation: The released training set's, or the milder one.
-        low_captions: Low-level captions are written from the degradation that was drawn, or are those of the files.
-        first_stage: An ESRGAN network's folder, or a model folder that has one: its pictures of the LR images are
-            written too, for a training with data.first_stage=stored. In one process, whatever --workers says.
-        seed: Another one draws other crops and degradations.
+        degradation: The released training set's degradation, or a milder one.
+        low_captions: drawn: write low-level captions from the random degradation. file: use those of the files.
+        first_stage: Folder of an ESRGAN network, or model folder that has one. Its outputs for the LR images are
+            written too, for training with data.first_stage=stored. This uses one process, and ignores --workers.
+        seed: Seed of the random crops and degradations.
     """
 
     rounds: Count = 10
@@ -100,13 +101,13 @@ class Pairs(Photographs):
 
 @dataclass(frozen=True)
 class Validation(Photographs):
-    """Pairs to evaluate on: HR of 512 and LR of 128 pixels; of DIV2K's 100 validation images 3000.
+    """Writes pairs for evaluation: HR of 512 and LR of 128 pixels. DIV2K's 100 validation images give 3000 pairs.
 
     Attributes:
-        crops: Pairs of each photograph.
-        crop_size: Side of HR in pixels; LR's is a quarter.
-        degradation: The released training set's, or the milder one.
-        seed: Another one draws other crops and degradations.
+        crops: Pairs per photograph.
+        crop_size: Side of HR in pixels. LR has a quarter of it.
+        degradation: The released training set's degradation, or a milder one.
+        seed: Seed of the random crops and degradations.
     """
 
     crops: Count = 30
@@ -117,13 +118,14 @@ class Validation(Photographs):
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Text embeddings of all captions, so that training needs no text encoder (data.embeddings).
+    """Computes the text embeddings of all captions, so that training needs no text encoder (data.embeddings).
 
     Attributes:
-        input: Files of captions (.jsonl), and whatever holds photographs with captions.
-        output: Folder to make; it must not exist.
-        model: Model folder with text_encoder/, and tokenizer/ unless it is CLIP's own: the base of the training.
-        dtype: Of a caption 236 KB or half of it, at CLIP's size.
+        input: Caption files (.jsonl), and photographs with captions in any supported format.
+        output: Folder to write. It must not exist.
+        model: Model folder with text_encoder/, the base of the training. It also needs tokenizer/, unless that is
+            CLIP's own.
+        dtype: Number format. At CLIP's size, a caption takes 236 KB in float32, and half of it in float16.
     """
 
     input: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INPUT...")]
@@ -139,7 +141,7 @@ _DEVICES = ("workers",)
 
 
 def arguments() -> Any:
-    """What a command line is parsed to."""
+    """The type that a command line is parsed into."""
     records: Groups = {
         "files": (*_FILES, "format", "images_per_file"),
         "captions": _CAPTIONS,
@@ -169,11 +171,11 @@ def arguments() -> Any:
 
 
 @command(
-    interrupted="interrupted; the same command goes on from here",
+    interrupted="interrupted; run the same command again to resume",
     lower="lower --workers",
 )
 def main(argv: Sequence[str] | None) -> int:
-    """Runs the command line; returns the exit code: 0, 1 if an image was broken or all failed, 130 if interrupted."""
+    """Runs the command line; returns the exit code: 0, 1 after an error or for broken images, 130 if interrupted."""
     chosen = parse(arguments(), argv, name="prepare", text=__doc__)
     check_options(chosen)
     from xpsr_jax.preparation.pieces import REPORT
@@ -182,13 +184,13 @@ def main(argv: Sequence[str] | None) -> int:
     say(f"{outcome.written} written to {chosen.output}")
     if outcome.small or outcome.broken:
         broken, small = len(outcome.broken), len(outcome.small)
-        say(f"left out: {broken} broken, {small} too small; {chosen.output / REPORT} names them")
+        say(f"left out: {broken} broken, {small} too small; listed in {chosen.output / REPORT}")
     return 1 if outcome.broken else 0
 
 
 def prepare(command: Records | Pairs | Validation) -> "Outcome":
-    """Stored photographs, or pairs of them."""
-    # Imported late, so that --help is quick.
+    """Writes stored photographs or pairs."""
+    # Imported late, so that --help is fast.
     from xpsr_jax.data.offline_pairs import FIRST_STAGE_RECORD
     from xpsr_jax.data.sample_sources import open_sample_source
     from xpsr_jax.json_files import write_json
@@ -241,7 +243,7 @@ def prepare(command: Records | Pairs | Validation) -> "Outcome":
 
 
 def _first_stage(named: Path, data: DataConfig) -> tuple[Path, str]:
-    """The folder of a first stage, and its fingerprint. Raises UserError for one that does not fit."""
+    """The folder of a first stage, and its fingerprint. Raises UserError if it does not fit the data."""
     from xpsr_jax.training.fingerprints import fingerprint
     from xpsr_jax.training.structure import named_first_stage, read_first_stage
     from xpsr_jax.weights.networks import FIRST_STAGE
@@ -259,7 +261,7 @@ def _prepare_records(
     from xpsr_jax.preparation.write_records import WriteRecords, write_tfds_metadata
 
     if command.format == "tfds":
-        import_tfds()  # better missed now than at the end
+        import_tfds()  # if it is not installed, fail now and not at the end
     pieces = cut(count, command.images_per_file)
     pairs = _has_lr(source)
 
@@ -279,8 +281,8 @@ def _prepare_records(
 
 
 def prepare_embeddings(command: Embeddings) -> "Outcome":
-    """Embeddings of all captions."""
-    # Imported here: they bring JAX, which the other commands and their processes do without.
+    """Writes the embeddings of all captions."""
+    # Imported here, because they import JAX. The other commands and their processes do not need it.
     from xpsr_jax.config import Networks
     from xpsr_jax.data.captions import read_captions
     from xpsr_jax.data.sample_sources import open_sample_source
@@ -318,19 +320,19 @@ def prepare_embeddings(command: Embeddings) -> "Outcome":
 
 
 def _defaults(command: Photographs) -> dict[str, Any]:
-    """Of the options that have one."""
+    """The defaults of all options that have one."""
     fields = dataclasses.fields(command)
     return {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
 
 
 def _has_lr(source: "StoredSource") -> bool:
-    """Whether images come with their LR images: what the first says that can be read."""
+    """Whether the images have LR images, according to the first one that can be read."""
     for index in range(len(source)):
-        with contextlib.suppress(UserError):  # `Choice` deals with it.
+        with contextlib.suppress(UserError):  # `Choice` reports it later.
             return source.record(index).lr is not None
     return False
 
 
 def _digest(names: Sequence[str]) -> str:
-    """Tells other images from these."""
+    """A hash of the images' names, which detects changes."""
     return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()

@@ -1,4 +1,4 @@
-"""The progress bar of a list of images, and how long all took."""
+"""The progress bar for a list of images, and the total time."""
 
 import time
 from pathlib import Path
@@ -13,23 +13,23 @@ if TYPE_CHECKING:
 
 
 class ImagesBar:
-    """Shows how much of the work is done, the time left, and the image at hand.
+    """Shows the finished part of the work, the remaining time and the current image.
 
-    tqdm computes the time left from the work, in which a step of a large image counts for more than one of a small.
+    The remaining time is computed from the work. A step of a large image counts more than a step of a small one.
     """
 
     def __init__(self, images: int, *, quiet: bool) -> None:
         """
         Args:
-            images: to restore.
-            quiet: show nothing; it shows nothing either where no terminal is.
+            images: number of images to restore.
+            quiet: show nothing. Without a terminal, nothing is shown either.
         """
-        form = "{percentage:3.0f}% |{bar:20}| {desc} [{elapsed} so far, {remaining} left]"
+        form = "{percentage:3.0f}% |{bar:20}| {desc} [{elapsed} elapsed, {remaining} left]"
         self._bar = tqdm(total=1.0, bar_format=form, disable=True if quiet else None)
         self._images, self._finished, self._begin = images, 0, time.perf_counter()
 
     def show(self, progress: "Progress") -> None:
-        """Moves the bar."""
+        """Updates the bar."""
         name = printable(Path(progress.at.name).name)
         self._bar.set_description_str(
             f"{min(self._finished + 1, self._images)} of {self._images}: {name}", refresh=False
@@ -37,11 +37,11 @@ class ImagesBar:
         self._bar.update(progress.work - self._bar.n)
 
     def count(self) -> None:
-        """One image more is restored, or has failed."""
+        """Counts one more image as restored or failed."""
         self._finished += 1
 
     def end(self, restored: int) -> str:
-        """Takes the bar away; returns how long so many images took, for the end of a line, nothing for none."""
+        """Closes the bar; returns the time that the images took as the end of a line, "" if none was restored."""
         self._bar.close()
         seconds = time.perf_counter() - self._begin
-        return f"; {tqdm.format_interval(seconds)} in all, {seconds / restored:.1f} s an image" if restored else ""
+        return f"; {tqdm.format_interval(seconds)} in total, {seconds / restored:.1f} s per image" if restored else ""

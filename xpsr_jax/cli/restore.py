@@ -2,9 +2,9 @@
 
     xpsr restore photo.png folder/ --output restored --captions captions.jsonl
 
-Each INPUT is an image, a folder of images (searched with its subfolders) or a pattern such as "photos/**/*.jpg".
-Restored images are in the output folder under the same names. Captions are JSON lines {"image": path, "high": what is
-in the picture, "low": how it is degraded}. When the work is stopped, the same command goes on.
+Each INPUT is an image, a folder of images (with its subfolders) or a pattern such as "photos/**/*.jpg". Restored images
+are written into the output folder with the same names. Captions are JSON lines {"image": path, "high": what is in the
+picture, "low": how it is degraded}. If the work was interrupted, run the same command again to resume.
 """
 
 import dataclasses
@@ -39,37 +39,39 @@ _PRESETS = ",".join(SAMPLING_PRESETS)
 
 @dataclass(frozen=True)
 class Arguments:
-    """Settings that are left out are the preset's; without a preset, the model's own.
+    """The command line. The default of a setting is the preset's; without a preset, the model's own.
 
     Attributes:
         inputs: Images, folders of images, patterns.
-        output: Folder for the restored images; subfolders of an input folder are kept.
+        output: Folder for the restored images. Subfolders of an input folder are kept.
         model: The model.
         captions: JSON lines with the images' captions. Image paths are relative to this file, or to the input folder.
-        missing_captions: What to do about an image without captions: stop before the work begins, restore it without,
-            or write the low-level one from measurements of the image.
-        high_captions: Whether to use what the captions say of the content (paper, Table 2).
-        low_captions: Whether to use what the captions say of the quality (paper, Table 2).
-        preset: All sampling options: the paper's, its released code's, a fifth of the cost, or for models of few steps.
+        missing_captions: What to do with an image without captions. error: stop before any work. empty: restore it
+            without captions. measured: write the low-level caption from measurements of the image.
+        high_captions: Whether to use the captions of the content (paper, Table 2).
+        low_captions: Whether to use the captions of the quality (paper, Table 2).
+        preset: Set all sampling options: those of the paper, those of its released code, fast ones with a fifth of the
+            cost, or those for models of few steps.
         sampling: How images are restored.
-        format: Of the restored images' files. JPEG has no transparency.
-        quality: Of JPEG and WebP, 1 to 100.
-        max_megapixels: Larger images are refused, and those that would be larger when restored. inf: none.
-        seed: The same image, seed and settings give the same result, whatever else is restored with it.
-        batch_size: Images of one size, or tiles of a large one, to restore at once on each device.
-        on_error: What to do about an image that cannot be read, restored or written. Skipped ones are reported, and the
-            exit code is 1.
-        overwrite: Make images anew that the output folder already has: of other settings, of an input or a model that
-            has changed since, or from elsewhere. Those that the same command would make again stay, so that it too can
-            be stopped.
-        dry_run: Say what would be done, and what it would take: sizes, tiles, evaluations, memory. Nothing is written.
-        compare: Also write a web page, in one file, that shows each image before and after under a slider. Of N
-            processes, each writes one of its share: FILE-0-of-N.html.
-        distributed: Whether the same command runs in other processes, each of which restores its share. auto: if JAX
-            finds a cluster, or --processes says so.
-        processes: How many processes there are.
-        process: Which of them this is, from 0.
-        coordinator: Address of the first process, where they meet; not needed with --processes and --process.
+        format: File format of the restored images. JPEG has no transparency.
+        quality: Quality of JPEG and WebP, 1 to 100.
+        max_megapixels: Images that are larger, before or after restoring, are refused. inf: no limit.
+        seed: Seed of the random numbers. The result depends only on the image, the seed and the settings, not on the
+            other images.
+        batch_size: Images of the same size, or tiles of a large one, to restore in one batch on each device.
+        on_error: What to do if an image cannot be read, restored or written. skip: it is reported, and the exit code is
+            1.
+        overwrite: Replace existing images in the output folder that were made with other settings, from an input or a
+            model that has changed, or by another program. Images that the same command has already made are kept, so
+            that it can be resumed.
+        dry_run: Show what would be done and its cost: sizes, tiles, evaluations, memory. Nothing is written.
+        compare: Also write a web page, as one file, with a slider between each image and its result. With N processes,
+            each writes its own page: FILE-0-of-N.html.
+        distributed: Whether other processes run the same command, and each restores a part of the images. auto: if JAX
+            finds a cluster, or --processes is set.
+        processes: Number of processes.
+        process: Number of this process, from 0.
+        coordinator: Address of the first process. Not needed with --processes and --process.
     """
 
     inputs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INPUT...", help_behavior_hint="")]
@@ -86,7 +88,7 @@ class Arguments:
             metavar=f"{{{','.join(SAMPLING_PRESETS)}}}", help_behavior_hint="(default: the model's own settings)"
         ),
     ] = None
-    # Without FlagConversionOff it would be --karras and --no-karras.
+    # Without FlagConversionOff, the option would be --karras and --no-karras.
     sampling: Annotated[SamplingOptions, tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff] = SamplingOptions()
 
     format: Format = "png"
@@ -124,23 +126,23 @@ _GROUPS: Groups = {
     lower="lower --batch-size, --tile or --vae-tile; --dtype bfloat16 halves the memory",
 )
 def main(argv: Sequence[str] | None) -> int:
-    """Runs the command line; returns the exit code: 0, 1 if anything went wrong, 130 if interrupted."""
+    """Runs the command line; returns the exit code: 0, 1 after an error, 130 if interrupted."""
     return restore(read_arguments(argv))
 
 
 def read_arguments(argv: Sequence[str] | None) -> Arguments:
-    """The command line; what it leaves out of the sampling is the preset's, or else the model's. Raises UserError."""
+    """Parses the command line. Defaults of sampling are the preset's, otherwise the model's. Raises UserError."""
     words = sys.argv[1:] if argv is None else argv
     return parse(arguments(words), words, name="restore", text=__doc__)
 
 
 def arguments(words: Sequence[str] = ()) -> type[Grouped[Arguments]]:
-    """What a command line is parsed to; the defaults of the sampling are those of its model and preset."""
+    """The type that a command line is parsed into. Defaults of sampling are those of its model and preset."""
     return grouped(Arguments, _GROUPS, sampling=default_options(words))
 
 
 def restore(arguments: Arguments) -> int:
-    """Restores, and prints what became of the images; returns the exit code. Raises UserError."""
+    """Restores the images and prints the results; returns the exit code. Raises UserError."""
     from xpsr_jax.distributed import part_of
     from xpsr_jax.images.listing import list_inputs
     from xpsr_jax.inference.compilation import use_compilation_cache, use_tpu_flags
@@ -169,7 +171,7 @@ def restore(arguments: Arguments) -> int:
     )
     inputs = list_inputs(arguments.inputs, exclude=arguments.output)
     outputs = output_paths(inputs, arguments.output, arguments.format)
-    # What others restore is their affair from here on: this process looks at none of it.
+    # From here on, this process ignores the images of the other processes.
     inputs, outputs = inputs[share::shares], outputs[share::shares]
     tasks = make_tasks(inputs, outputs, arguments)
     if arguments.dry_run:
@@ -180,7 +182,7 @@ def restore(arguments: Arguments) -> int:
 
 
 def plan(tasks: "list[Task]", arguments: Arguments, policy: "Policy") -> int:
-    """Says what `restore_tasks` would do; returns the exit code."""
+    """Prints what `restore_tasks` would do; returns the exit code."""
     import jax
 
     from xpsr_jax.cli.dry_run import show_plan
@@ -188,7 +190,7 @@ def plan(tasks: "list[Task]", arguments: Arguments, policy: "Policy") -> int:
 
     job, model = make_job(tasks, arguments, policy), arguments.model.load(shapes_only=True)
     devices = jax.local_devices()
-    say(f"{len(job.todo)} of {len(tasks)} images would be restored to {arguments.output}, on {devices_text(devices)}.")
+    say(f"{len(job.todo)} of {len(tasks)} images would be restored to {arguments.output} on {devices_text(devices)}.")
     sampling, batch_size = arguments.sampling.chosen(), arguments.batch_size
     together = Restorer(model, sampling, batch_size=batch_size * len(devices))
     alone = Restorer(model, sampling, batch_size=batch_size)
@@ -197,13 +199,13 @@ def plan(tasks: "list[Task]", arguments: Arguments, policy: "Policy") -> int:
 
 
 def devices_text(devices: "Sequence[jax.Device]") -> str:
-    """Devices of one kind, in words."""
+    """A text for devices of the same kind."""
     kind = devices[0].device_kind
     return f"{len(devices)} devices ({kind})" if len(devices) > 1 else f"one device ({kind})"
 
 
 def make_job(tasks: "list[Task]", arguments: Arguments, policy: "Policy") -> "FolderJob":
-    """The work, of which it is known what is done already. Raises UserError."""
+    """The job, which knows the images that are already restored. Raises UserError."""
     from xpsr_jax.inference.files import last_change
     from xpsr_jax.inference.job import FolderJob
     from xpsr_jax.weights import hub
@@ -215,13 +217,13 @@ def make_job(tasks: "list[Task]", arguments: Arguments, policy: "Policy") -> "Fo
         used_settings(arguments.model, arguments.sampling.chosen()),
         describe=measured(),
         overwrite=arguments.overwrite,
-        # The settings name the model's folder. Since then there may be another model in it.
+        # The settings contain only the path of the model. Its files may have changed since.
         changed=last_change([hub.local(each) for each in arguments.model.folders]) if arguments.overwrite else 0.0,
     )
 
 
 def restore_tasks(tasks: "list[Task]", arguments: Arguments, policy: "Policy", share: int, shares: int) -> int:
-    """The work of one of `shares` processes, while no other job writes to the output folder."""
+    """Restores the images of one of `shares` processes, while no other job writes to the output folder."""
     import jax
 
     from xpsr_jax.inference.job import Failed
@@ -236,9 +238,9 @@ def restore_tasks(tasks: "list[Task]", arguments: Arguments, policy: "Policy", s
 
     model = arguments.model.load()
     if shares > 1:
-        say(f"Process {share} of {shares}, with {len(tasks)} of the images.")
+        say(f"This is process {share} of {shares}, with {len(tasks)} of the images.")
     if job.done:
-        say(f"{len(job.done)} of {len(tasks)} images were restored before.")
+        say(f"{len(job.done)} of {len(tasks)} images are already restored.")
     devices = jax.local_devices()
     mesh = make_mesh(Mesh(data=-1, fsdp=1), devices) if len(devices) > 1 else None
     restorer = Restorer(model, arguments.sampling.chosen(), batch_size=arguments.batch_size, mesh=mesh)
@@ -255,12 +257,12 @@ def restore_tasks(tasks: "list[Task]", arguments: Arguments, policy: "Policy", s
     skipped = f"; {len(job.failed)} skipped" if job.failed else ""
     say(f"{len(tasks) - len(job.failed)} of {len(tasks)} images restored to {arguments.output}{skipped}{took}")
     if page:
-        say(f"{job.compare(page)} images before and after: {page}")
+        say(f"Comparison of {job.compare(page)} images: {page}")
     return 1 if job.failed else 0
 
 
 def make_tasks(inputs: "Sequence[Input]", outputs: Sequence[Path], arguments: Arguments) -> "list[Task]":
-    """Each input with its captions, None where they are to be measured. Raises UserError for one without captions."""
+    """Each input with its captions, or None if they will be measured. Raises UserError for missing captions."""
     from xpsr_jax.data.captions import Caption
     from xpsr_jax.inference.input_captions import find_captions
     from xpsr_jax.inference.job import Task
@@ -271,8 +273,8 @@ def make_tasks(inputs: "Sequence[Input]", outputs: Sequence[Path], arguments: Ar
         where = f"in {arguments.captions}" if arguments.captions else "(no --captions FILE)"
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(
-            f"no captions for {missing[0]}{others} {where}: add them, or --missing-captions empty to restore without, "
-            "or --missing-captions measured"
+            f"no captions for {missing[0]}{others} {where}: add captions, or use --missing-captions empty or "
+            "--missing-captions measured"
         )
 
     def used(caption: Caption | None) -> Caption | None:
@@ -288,7 +290,7 @@ def make_tasks(inputs: "Sequence[Input]", outputs: Sequence[Path], arguments: Ar
 
 
 def measured() -> "Describe":
-    """The function that writes the low-level caption from measurements of an image."""
+    """A function that makes the low-level caption from measurements of an image."""
     from xpsr_jax.caption.measured import describe_quality
     from xpsr_jax.data.captions import Caption
 
@@ -296,7 +298,7 @@ def measured() -> "Describe":
 
 
 def used_settings(model: ModelOptions, sampling: Sampling) -> dict[str, Any]:
-    """What decides the images besides their captions and how they are written."""
+    """All settings that change the restored images, except captions and file format."""
     from xpsr_jax.weights import hub
 
     folders = [

@@ -1,4 +1,4 @@
-"""What all commands have in common: how they end."""
+"""The common part of all commands: errors, signals and exit codes."""
 
 import contextlib
 import functools
@@ -14,22 +14,21 @@ from xpsr_jax.cli.start import INTERRUPTED
 from xpsr_jax.errors import UserError
 from xpsr_jax.serialisation import check_fields
 
-_A_BIT = 0.05  # seconds
+_RETRY_SECONDS = 0.05
 
-# Called with the words of the command line, or with none for those of this process.
+# Called with the words of the command line, or without arguments for those of this process.
 Main = Callable[..., int]
 
 
 def command(*, interrupted: str, lower: str) -> Callable[[Callable[..., int | None]], Main]:
-    """Makes a command's `main` of a function that takes the words of its command line and returns its exit code.
+    """Makes a command's `main` from a function that takes the words of its command line and returns its exit code.
 
-    Ctrl-C and SIGTERM raise KeyboardInterrupt where the function is; files being written are removed on its way out.
-    What a person can put right is one line on stderr, "error: ...", and exit code 1. Every other error keeps its
-    traceback.
+    Ctrl-C and SIGTERM raise KeyboardInterrupt in the function, so that incomplete files are removed. An error that the
+    user can correct is printed as one line, "error: ...", and the exit code is 1. Other errors keep their traceback.
 
     Args:
-        interrupted: what to say after Ctrl-C or SIGTERM; the exit code is then 130.
-        lower: what to lower when a device or this machine has no memory left.
+        interrupted: message after Ctrl-C or SIGTERM. The exit code is then 130.
+        lower: advice when a device or this machine is out of memory.
     """
 
     def decorate(function: Callable[..., int | None]) -> Main:
@@ -58,15 +57,15 @@ def command(*, interrupted: str, lower: str) -> Callable[[Callable[..., int | No
 
 
 def check_options(arguments: object) -> None:
-    """Raises UserError for an option that is outside of its field's range, or NaN or infinite."""
+    """Raises UserError for an option that is out of range, NaN or infinite."""
     check_fields(arguments, shown=lambda name: f"--{name.replace('_', '-')}")
 
 
 def out_of_memory(error: Exception) -> str | None:
-    """What has no memory left, if that is what an error says: "the device" or "this machine"; else None."""
+    """Returns "the device" or "this machine" if the error means that it is out of memory, otherwise None."""
     if isinstance(error, MemoryError):
         return "this machine"
-    # Both by name: the libraries may not have been imported.
+    # Compared by name, because the libraries may not be imported.
     kind, text = type(error).__name__, str(error)
     if kind == "JaxRuntimeError" and ("RESOURCE_EXHAUSTED" in text or "Out of memory" in text):
         return "the device"
@@ -75,10 +74,10 @@ def out_of_memory(error: Exception) -> str | None:
 
 @contextlib.contextmanager
 def _prints_any_text() -> Iterator[None]:
-    """What stdout or stderr has no encoding for is escaped: no work is lost because a name cannot be printed."""
+    """Escapes characters that stdout or stderr cannot encode, so that a file name cannot end the work."""
     with contextlib.ExitStack() as stack:
         for stream in (sys.stdout, sys.stderr):
-            # A program that calls `main` may have put something else in their place.
+            # A program that calls `main` may have replaced the streams.
             if isinstance(stream, io.TextIOWrapper) and not stream.closed:
                 stack.callback(stream.reconfigure, errors=stream.errors)
                 stream.reconfigure(errors="backslashreplace")
@@ -87,12 +86,12 @@ def _prints_any_text() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals_as_ctrl_c() -> Iterator[None]:
-    """SIGTERM too raises KeyboardInterrupt, and both only where that does no harm."""
-    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+    """Makes SIGTERM raise KeyboardInterrupt too, and delays both signals where they would do harm."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
     before: dict[int, Any] = {signal.SIGTERM: signal.signal(signal.SIGTERM, _interrupt)}
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is to be ignored
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if it is ignored
         before[signal.SIGINT] = signal.signal(signal.SIGINT, _interrupt)
     try:
         yield
@@ -102,16 +101,16 @@ def _signals_as_ctrl_c() -> Iterator[None]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raises KeyboardInterrupt, but in the middle of an import, or of JAX's part in collecting garbage, a bit later.
+    """Raises KeyboardInterrupt. During an import or JAX's garbage collection callback, raises it a little later.
 
-    Raised while jaxlib is being imported it can end in a crash; while garbage is collected Python drops it.
+    During the import of jaxlib, it can cause a crash. During garbage collection, Python ignores it.
     """
     here = frame
     while here is not None:
         if here.f_code.co_filename.startswith("<frozen importlib") or here.f_code.co_name == "_xla_gc_callback":
             main = threading.main_thread().ident
             assert main is not None
-            later = threading.Timer(_A_BIT, signal.pthread_kill, (main, number))
+            later = threading.Timer(_RETRY_SECONDS, signal.pthread_kill, (main, number))
             later.daemon = True
             later.start()
             return

@@ -1,4 +1,4 @@
-"""The fields of `config.Sampling` as options of a command, with the values of a model or a preset as defaults."""
+"""The fields of `config.Sampling` as options of a command. Their defaults come from a model or a preset."""
 
 import argparse
 import dataclasses
@@ -19,27 +19,27 @@ from xpsr_jax.weights.sampling_defaults import load_defaults
 
 @dataclass(frozen=True)
 class SamplingOptions(Sampling):
-    """How images are restored. The defaults shown are those of the model and the preset that are named.
+    """How images are restored. The defaults shown are those of the chosen model and preset.
 
-    A sampler that is named comes without the settings of another one.
+    With another --sampler, the settings of the default sampler are not used.
     """
 
-    # Short names that these flags have besides their fields' names.
+    # These options have a short name in addition to the name of their field.
     positive_words: Annotated[str, tyro.conf.arg(aliases=["--positive"])] = Sampling.positive_words
     negative_high: Annotated[str, tyro.conf.arg(aliases=["--negative"])] = Sampling.negative_high
     tile_size: Annotated[int, Range(0), tyro.conf.arg(aliases=["--tile"])] = Sampling.tile_size
     vae_tile_size: Annotated[int, Range(0), tyro.conf.arg(aliases=["--vae-tile"])] = Sampling.vae_tile_size
 
     def chosen(self) -> Sampling:
-        """The settings by themselves."""
+        """The settings as a plain `Sampling`."""
         return Sampling(**dataclasses.asdict(self))
 
 
 def default_options(words: Sequence[str]) -> SamplingOptions:
-    """What holds where a command line says nothing else: its preset's settings, or else its model's own.
+    """The defaults for a command line: its preset's settings, otherwise those of its model.
 
     Args:
-        words: the command line, of which only --model, --preset and --sampler are looked at here.
+        words: the command line. Only --model, --preset and --sampler are read here.
 
     Raises UserError if the settings in a model folder cannot be read.
     """
@@ -49,10 +49,10 @@ def default_options(words: Sequence[str]) -> SamplingOptions:
     parser.add_argument("--sampler")
     try:
         named, _ = parser.parse_known_args(list(words))
-    except argparse.ArgumentError:  # tyro says what is wrong
+    except argparse.ArgumentError:  # tyro reports the error later
         named = argparse.Namespace(model=None, preset=None, sampler=None)
     models = named.model or [TINY_MODEL]
-    if {"-h", "--help"} & set(words):  # which asks no hub
+    if {"-h", "--help"} & set(words):  # help must not wait for the hub
         models = [model for model in models if hub.hub_name(model) is None]
     defaults, _ = load_defaults([hub.local(model) for model in models])
     preset = named.preset if named.preset in SAMPLING_PRESETS else None

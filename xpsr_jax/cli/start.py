@@ -1,4 +1,4 @@
-"""How a command begins. This module imports next to nothing, so that Ctrl-C is heard while the rest is imported."""
+"""Starts a command. This module imports almost nothing, so that Ctrl-C works while the rest is being imported."""
 
 import importlib
 import os
@@ -11,10 +11,10 @@ INTERRUPTED = 130
 
 
 def start(name: str, argv: Sequence[str] | None = None) -> int:
-    """Imports `xpsr_jax.cli.NAME` and runs its `main`; returns the exit code, 130 after Ctrl-C at any moment.
+    """Imports `xpsr_jax.cli.NAME` and runs its `main`; returns the exit code, 130 after Ctrl-C at any time.
 
     Args:
-        argv: the words of its command line; None: those of this process.
+        argv: the words of the command line; None: those of this process.
     """
     try:
         main: Callable[[Sequence[str] | None], int] = importlib.import_module(f"xpsr_jax.cli.{name}").main
@@ -22,10 +22,10 @@ def start(name: str, argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         if not _is_closed(sys.stdout):
             raise
-        # `xpsr ... --help | head`: nobody reads on. Nor will Python try once more when it ends.
+        # `xpsr ... --help | head` has closed stdout. With this, Python does not write to it again when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except KeyboardInterrupt:  # before `main` listens, or once more after it was heard
+    except KeyboardInterrupt:  # before `main` handles it, or a second time
         from xpsr_jax.errors import say
 
         say("interrupted", to_stderr=True)
@@ -33,7 +33,7 @@ def start(name: str, argv: Sequence[str] | None = None) -> int:
 
 
 def _is_closed(stream: TextIO) -> bool:
-    """Whether nobody reads it any more."""
+    """Whether the reader of the stream has closed it."""
     poll = select.poll()
     poll.register(stream, 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))

@@ -1,4 +1,4 @@
-"""Trains XPSR: xpsr train --config xpsr [--steps 1000 ...]. The same command resumes a stopped run."""
+"""Trains XPSR: xpsr train --config xpsr [--steps 1000 ...]. Run the same command again to resume a run."""
 
 import argparse
 import sys
@@ -14,30 +14,31 @@ from xpsr_jax.errors import say
 
 _EXAMPLES = """\
 configs:
-  xpsr               Stable Diffusion 1.5, trained as the paper says
-  xpsr_released      the same, trained as the paper's released code does
+  xpsr               XPSR on Stable Diffusion 1.5, trained as in the paper
+  xpsr_released      the same, trained like the paper's released code
   ablations:serial   XPSR without one of its parts, and other variants
-  sd21               XPSR on Stable Diffusion 2.1, otherwise as xpsr
-  sd21:tiny          networks of its kind, small and at random: a trial on any photographs
-  few_step           a student of 1, 2 or 4 evaluations, of a trained XPSR
-  few_step:tiny      the same of the small model that ships with the package
-  tiny:autoencoder   a small model for two CPU cores, from nothing: its first stage
-  tiny               its second, the model itself
-  tiny:decoder       its third: the decoder once more
-A file of your own, or one of a checkout, is named by its path: --config configs/xpsr.py
+  sd21               XPSR on Stable Diffusion 2.1, otherwise like xpsr
+  sd21:tiny          small networks of that kind with random weights, for a test on any photographs
+  few_step           a student with 1, 2 or 4 evaluations, from a trained XPSR
+  few_step:tiny      the same, from the small model that ships with the package
+  tiny:autoencoder   a small model for two CPU cores, from scratch; stage 1, its autoencoder
+  tiny               stage 2, the model itself
+  tiny:decoder       stage 3, fine-tuning of the decoder
+To use your own file, or one from a checkout, give its path: --config configs/xpsr.py
 
 examples:
-  xpsr train --config xpsr --help                      every field of the config
+  xpsr train --config xpsr --help                      all fields of the config
   xpsr train --config xpsr --networks.base MODEL --images.folder PHOTOS
   xpsr train --config tiny --steps 100 --name trial    fields set on the command line
 
-several processes (a pod, SLURM, Kubernetes): start the same command in each. JAX finds the others by itself; where it
-does not:
-  xpsr train --config xpsr --coordinator HOST:PORT --processes N --process I     I from 0 to N - 1
+several processes (a pod, SLURM, Kubernetes): start the same command in each. JAX finds the others by itself. Elsewhere,
+set these options, with I from 0 to N - 1:
+  xpsr train --config xpsr --coordinator HOST:PORT --processes N --process I
 
-The run is in runs/NAME: its checkpoints, log, validation pictures and, at the end, the model in runs/NAME/model.
-Ctrl-C or SIGTERM stops it after the step at hand and saves it; the same command goes on from there.
-Exit code: 0 trained, 1 something is wrong (one line says what), 2 wrong arguments, 130 stopped and saved.
+The run's folder is runs/NAME. It has checkpoints, log, validation pictures and, at the end, the model in
+runs/NAME/model. Ctrl-C or SIGTERM stops the run after the current step and saves it. Run the same command again to
+resume.
+Exit code: 0 trained, 1 error (explained in one line), 2 wrong arguments, 130 stopped and saved.
 """
 
 
@@ -56,24 +57,24 @@ def main(argv: Sequence[str] | None) -> int:
         add_help=False,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="NAME", help="a config of below, or FILE.py; and perhaps :VARIANT")
-    parser.add_argument("-h", "--help", action="store_true", help="with --config: every field of that config")
+    parser.add_argument("--config", metavar="NAME", help="a config listed below or FILE.py, optionally with :VARIANT")
+    parser.add_argument("-h", "--help", action="store_true", help="with --config: show all fields of that config")
     joining = parser.add_argument_group("several processes")
     joining.add_argument(
         "--distributed",
         choices=typing.get_args(ProcessMode),
         default="auto",
-        help="whether to join with others; auto: if JAX finds a cluster, or the flags below name one",
+        help="whether to join other processes; auto: if JAX finds a cluster, or the options below are set",
     )
-    joining.add_argument("--coordinator", metavar="HOST:PORT", help="of the first process")
-    joining.add_argument("--processes", metavar="N", type=int, help="how many there are")
-    joining.add_argument("--process", metavar="I", type=int, help="which one this is, from 0")
+    joining.add_argument("--coordinator", metavar="HOST:PORT", help="address of the first process")
+    joining.add_argument("--processes", metavar="N", type=int, help="number of processes")
+    joining.add_argument("--process", metavar="I", type=int, help="number of this process, from 0")
     known, fields = parser.parse_known_args(argv)
     if known.config is None:
         parser.print_help(sys.stdout if known.help else sys.stderr)
         return 0 if known.help else 2
     config = read_config(known.config, fields, program="xpsr train", help=known.help)
-    # Imported late: help and a wrong setting need not wait for it.
+    # Imported late, so that help and errors in settings are fast.
     from xpsr_jax import distributed
     from xpsr_jax.inference.compilation import use_compilation_cache, use_tpu_flags
 
@@ -93,5 +94,5 @@ def main(argv: Sequence[str] | None) -> int:
 
 
 def arguments() -> Any:
-    """What the shell completes."""
+    """The type for shell completion."""
     return config_options(distributed=ProcessMode, coordinator=str, processes=int, process=int)

@@ -1,9 +1,9 @@
-"""Puts a model folder onto the Hugging Face hub, with its card.
+"""Uploads a model folder to the Hugging Face hub, with its card.
 
     xpsr upload models/mine owner/name
 
-It needs a token that may write: `hf auth login`, or the variable HF_TOKEN. What is on the hub already and the same is
-not sent again. Look into the folder's README.md before: it becomes the model's page.
+This needs a token with write access: run `hf auth login`, or set the variable HF_TOKEN. Unchanged files are not sent
+again. Read the folder's README.md first: it becomes the model's page.
 """
 
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ class Arguments:
     """The command line.
 
     Attributes:
-        folder: A model folder, as a conversion or a training writes it.
-        name: owner/name on the hub; it is made if it is not there. owner/name@branch for a branch.
-        private: If it is made, only its owner sees it.
-        message: Of the commit.
+        folder: Model folder, as xpsr convert or xpsr train writes it.
+        name: owner/name on the hub, or owner/name@branch. The repository is created if it does not exist.
+        private: Make a newly created repository private.
+        message: Commit message.
     """
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
@@ -35,22 +35,22 @@ class Arguments:
     message: str = "Upload a model of xpsr_jax"
 
 
-@command(interrupted="interrupted; the same command goes on from here", lower="close other programs")
+@command(interrupted="interrupted; run the same command again to resume", lower="close other programs")
 def main(argv: Sequence[str] | None) -> int:
     """Runs the command line; returns the exit code: 0, 1 after an error, 130 if interrupted."""
     return upload(parse(arguments(), argv, name="upload", text=__doc__))
 
 
 def arguments() -> type[Grouped[Arguments]]:
-    """What a command line is parsed to."""
+    """The type that a command line is parsed into."""
     return grouped(Arguments, {})
 
 
 def upload(arguments: Arguments) -> int:
-    """Sends the folder, and prints where it is; returns the exit code. Raises UserError."""
+    """Uploads the folder and prints its URL; returns the exit code. Raises UserError."""
     check_options(arguments)
     from xpsr_jax.weights.hub_upload import upload_folder
 
     url = upload_folder(arguments.folder, arguments.name, private=arguments.private, message=arguments.message)
-    say(f"{arguments.folder} is at {url}")
+    say(f"{arguments.folder} was uploaded to {url}")
     return 0

@@ -1,6 +1,6 @@
-"""Settings of sampling and training as frozen dataclasses.
+"""Settings of sampling and training, as frozen dataclasses.
 
-`configs/*.py` make them, command lines override single fields.
+`configs/*.py` create them, and command lines override single fields.
 """
 
 from xpsr_jax.config.few_step import FewStep

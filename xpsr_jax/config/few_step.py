@@ -1,4 +1,4 @@
-"""Settings of the training that makes a model of few steps."""
+"""Settings for training a model of few steps."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,22 +10,23 @@ from xpsr_jax.serialisation import check_fields
 
 @dataclass(frozen=True)
 class FewStep:
-    """How a student of few evaluations is made of a trained XPSR, the teacher (docs/train/few-steps.md).
+    """How a student with few evaluations is trained from a trained XPSR, the teacher (docs/train/few-steps.md).
 
     Attributes:
-      evaluations: the numbers of evaluations that the student is trained for.
-      rank: of the low-rank adapters.
-      adapted: ordered (pattern of a kernel's path, whether it has an adapter), first match wins; the student's, and the
-        critic's with `realism="distribution"`.
-      realism: what keeps results among real pictures. "distribution": the difference between the guided teacher's score
-        and the score of the student's own results, which a second set of adapters learns (Yin et al., 2024).
+      evaluations: numbers of evaluations that the student is trained for.
+      rank: rank of the low-rank adapters.
+      adapted: ordered list of (pattern of a kernel's path, whether it has an adapter); the first match wins. It applies
+        to the student, and with `realism="distribution"` also to the critic.
+      realism: loss term that makes results look real. "distribution": the difference between the score of the guided
+        teacher and the score of the student's own results, which a second set of adapters learns (Yin et al., 2024).
         "adversarial": a discriminator on features of the frozen UNet.
-      realism_weight: of that term.
-      critic_steps: steps in which the critic learns, before each step in which the student does.
-      critic_learning_rate: its peak; the schedule is the student's.
-      guidance_scale: of the teacher, in the paper's form.
-      negative: the teacher's negative prompt.
-      decoded: side, in latent cells, of the random part of each latent that is decoded and compared; None: the whole.
+      realism_weight: weight of that term.
+      critic_steps: training steps of the critic before each training step of the student.
+      critic_learning_rate: peak learning rate of the critic. Its schedule is the student's.
+      guidance_scale: guidance scale of the teacher, in the paper's form.
+      negative: negative prompt of the teacher.
+      decoded: side, in latent cells, of the random part of each latent that is decoded and compared. None: the whole
+        latent.
     """
 
     evaluations: tuple[Count, ...] = (1, 2, 4)
@@ -46,4 +47,4 @@ class FewStep:
     def __post_init__(self) -> None:
         check_fields(self)
         if not self.evaluations:
-            raise UserError("few_step.evaluations must name one number at least")
+            raise UserError("few_step.evaluations must have at least one number")

@@ -1,4 +1,4 @@
-"""Config files, which define `config(variant)`."""
+"""Loads config files. A config file defines `config(variant)`."""
 
 import importlib.util
 from pathlib import Path
@@ -10,7 +10,7 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def config_folder() -> Path:
-    """Where the project's config files are: `xpsr_jax/configs` of an installed package, `configs` of a checkout."""
+    """Folder of the project's config files: `xpsr_jax/configs` in an installed package, `configs` in a checkout."""
     installed = _PACKAGE / "configs"
     return installed if installed.is_dir() else _PACKAGE.parent / "configs"
 
@@ -21,29 +21,29 @@ def config_names() -> list[str]:
 
 
 def load_config(name: str) -> Config:
-    """The Config of that name, "tiny", or of a file, "my/config.py"; with ":autoencoder" behind it one of its variants.
+    """Loads a config by name ("tiny") or by file ("my/config.py"). A suffix such as ":autoencoder" chooses a variant.
 
-    A name is one of the project's configs; what ends with .py or has a slash is a file. The file defines
-    `config(variant="default") -> Config` and `VARIANTS`, the names that it knows.
+    A text that ends with .py or contains a slash is a file. Anything else is the name of one of the project's configs.
+    The file defines `config(variant="default") -> Config`, and `VARIANTS`, the names of its variants.
 
-    Raises UserError if there is no such config, or it has no such variant.
+    Raises UserError if the config or the variant does not exist.
     """
     file, _, variant = name.partition(":")
     path = Path(file) if "/" in file or file.endswith(".py") else config_folder() / f"{file}.py"
     if not path.is_file():
         names = ", ".join(config_names())
         if path == Path(file):
-            raise UserError(f"There is no config file {file}; by name there are {names}.")
-        raise UserError(f"There is no config {file!r}; there are {names}. A file of your own: --config FILE.py")
+            raise UserError(f"config file {file} does not exist; configs with a name are {names}")
+        raise UserError(f"unknown config {file!r}; configs are {names}, and your own files: --config FILE.py")
     spec = importlib.util.spec_from_file_location(f"xpsr_jax_config_{path.stem}", path)
     if spec is None or spec.loader is None:
-        raise UserError(f"{file} is no config file: its name does not end with .py.")
+        raise UserError(f"{file} is not a config file: its name does not end with .py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "VARIANTS") or not hasattr(module, "config"):
-        raise UserError(f"{file} is no config file: it defines no VARIANTS and no config(variant); see configs/.")
+        raise UserError(f"{file} is not a config file: it must define VARIANTS and config(variant); see configs/")
     variant = variant or "default"
     if variant not in module.VARIANTS:
-        raise UserError(f"{file} has no variant {variant!r}; it has {', '.join(module.VARIANTS)}.")
+        raise UserError(f"{file} has no variant {variant!r}; it has {', '.join(module.VARIANTS)}")
     config: Config = module.config(variant)
     return config

@@ -14,57 +14,56 @@ from xpsr_jax.serialisation import Range, check_fields
 class Sampling:
     """How images are restored.
 
-    The defaults are the paper's, and where it is silent the released code's (method §7, §11).
+    The defaults are the paper's. Where the paper does not say, they are the released code's (method §7, §11).
 
     Attributes:
-      sampler: how to get from noise to the image: "ddpm" (paper), "ddim", "dpm_solver" (DPM-Solver++(2M)), "unipc",
-        "euler", "euler_ancestral", or "consistency" for a model trained for few steps; docs/reference/sampling.md
-        compares them.
-      steps: of the sampler, from pure noise to the image. 0: none; the result is the first stage's picture.
-      spacing: which noise levels the steps visit; None: as the model's schedule says.
-      karras: visit Karras' noise levels instead; of "dpm_solver", "unipc" and "euler".
-      eta: randomness of "ddim", from 0 (none) to 1 (as random as DDPM).
-      strength: fraction of the steps to run, the last ones. Below 1 the start is an LR image with less noise, less is
-        made up, and the result keeps closer to the input.
-      guidance_scale: how far to move away from the negative prompt, s in `guidance_form`. In the paper's form 0 turns
-        it off, in the released code's 1 does.
-      guidance_form: "paper": eps + s (eps - eps_negative); "released": eps_negative + s (eps - eps_negative). One
-        equals the other with s larger by 1.
-      guidance_rescale: from 0 to 1, how far to take back what guidance adds to the prediction's contrast (Lin et al.,
-        2023).
-      guidance_interval: part of the steps with guidance, as fractions from 0 (pure noise) to 1 (image). Elsewhere it
-        costs nothing.
-      conditioning_scale: strength of the ControlNet: multiplies its residuals.
-      conditioning_interval: part of the steps with the ControlNet; outside of it the scale is 0.
-      cache_interval: interval, in steps, at which the networks run whole and leave features for the steps between:
-        these compute the UNet's outermost layers alone, not the ControlNet (Ma et al., 2024). 1: every step is whole.
-      cache_levels: how far in these outermost layers reach: how many of the decoder's last layers, with the encoder's
-        that they take up, every step computes anew. None: all of the finest resolution, which is the most (3 of Stable
-        Diffusion 1.5).
-      start: what sampling starts from. "lr": the LR image's latents noised to the first timestep (paper); "noise": pure
-        noise; "lr_noised_twice": as "lr" and noised once more, to `added_noise_level` (released code).
+      sampler: sampling method: "ddpm" (paper), "ddim", "dpm_solver" (DPM-Solver++(2M)), "unipc", "euler",
+        "euler_ancestral", or "consistency" for a model trained for few steps. docs/reference/sampling.md compares
+        them.
+      steps: number of steps from pure noise to the image. 0: no steps; the result is the first stage's output.
+      spacing: how the steps choose their noise levels. None: as in the model's schedule.
+      karras: use Karras' noise levels instead; only for "dpm_solver", "unipc" and "euler".
+      eta: randomness of "ddim", from 0 (none) to 1 (like DDPM).
+      strength: fraction of the steps to run; only the last ones are run. Below 1, sampling starts from the LR image
+        with less noise: the model invents less, and the result is closer to the input.
+      guidance_scale: strength of the guidance away from the negative prompt, s in `guidance_form`. 0 turns it off in
+        the paper's form, 1 in the released code's.
+      guidance_form: "paper": eps + s (eps - eps_negative); "released": eps_negative + s (eps - eps_negative). With the
+        released form, s must be larger by 1 for the same result.
+      guidance_rescale: from 0 to 1, how much of the contrast that guidance adds is removed again (Lin et al., 2023).
+      guidance_interval: part of the steps with guidance, as fractions from 0 (pure noise) to 1 (image). The other steps
+        are cheaper.
+      conditioning_scale: strength of the ControlNet: factor of its residuals.
+      conditioning_interval: part of the steps with the ControlNet. In the other steps, the scale is 0.
+      cache_interval: interval, in steps, between full evaluations of the networks. The steps between reuse cached
+        features: they compute only the UNet's outermost layers, without the ControlNet (Ma et al., 2024). 1: every step
+        is a full evaluation.
+      cache_levels: number of the decoder's last layers, with their encoder layers, that every step computes. None: all
+        layers of the finest resolution, which is the maximum (3 in Stable Diffusion 1.5).
+      start: start of sampling. "lr": the LR image's latents with the noise of the first timestep (paper); "noise": pure
+        noise; "lr_noised_twice": like "lr", then noised again to `added_noise_level` (released code).
       added_noise_level: timestep of that second noise.
-      positive_words: appended to every high-level caption, "" for none. A long caption is cut, so that they stay within
-        CLIP's 77 tokens.
-      negative_high: high-level negative prompt, "" for an empty one (paper, Table 5).
-      negative_low: low-level negative prompt; None: the image's own low-level caption (paper, eq. 6). The released code
+      positive_words: words appended to every high-level caption; "" for none. A long caption is cut, so that the words
+        stay within CLIP's 77 tokens.
+      negative_high: high-level negative prompt; "" for an empty one (paper, Table 5).
+      negative_low: low-level negative prompt. None: the image's own low-level caption (paper, eq. 6). The released code
         has fixed words.
-      color_fix: how the result gets the colours of the LR image: by its mean and deviation ("adain"), by its low
-        frequencies ("wavelet"), or not at all.
-      color_reference: whose colours these are, where the model has a first stage: those of the LR image or of the
-        first stage's.
-      upscale: how many times larger the result is.
-      process_size: a shorter side below it is enlarged to it before the networks see the image, in pixels.
-      size_multiple: what the networks see is continued by reflection to multiples of that many latent cells, and cut
-        again: pictures of many sizes are then of few, each of which has to be compiled for. 1: as it is.
-      tile_size: side, in latent cells of 8 pixels, of the tiles in which the networks see a picture of more than
-        `tile_size`² cells; 0: always the whole.
-      tile_overlap: of neighbouring tiles, in latent cells.
-      tile_weights: by which overlapping tiles are blended: a Gaussian around a tile's middle ("centred"), or the
-        released code's, half a cell off.
-      first_stage_tile: side, in pixels of the LR image, of the tiles in which the first stage sees a picture of more
-        than `first_stage_tile`² pixels; 0: always the whole.
-      vae_tile_size: as `tile_size`, for encoding and decoding; a border that is computed twice is part of it.
+      color_fix: how the result gets the colours of the LR image: by mean and deviation ("adain"), by low frequencies
+        ("wavelet"), or not at all.
+      color_reference: image whose colours the result gets: the LR image, or the first stage's output if the model has a
+        first stage.
+      upscale: scale factor of the result.
+      process_size: minimum of the shorter side, in pixels. Smaller images are enlarged to it before the networks.
+      size_multiple: the networks' input is padded by reflection to a multiple of this many latent cells, and the result
+        is cropped. Images of many sizes then share few sizes, and fewer programs are compiled. 1: no padding.
+      tile_size: side of the tiles, in latent cells of 8 pixels. Images of more than `tile_size`² cells are processed in
+        tiles. 0: no tiles.
+      tile_overlap: overlap of neighbouring tiles, in latent cells.
+      tile_weights: weights for blending overlapping tiles: a Gaussian around the middle of a tile ("centred"), or the
+        released code's, which is off by half a cell ("released").
+      first_stage_tile: side of the first stage's tiles, in pixels of the LR image. Images of more than
+        `first_stage_tile`² pixels are processed in tiles. 0: no tiles.
+      vae_tile_size: like `tile_size`, for encoding and decoding. It includes a border that is computed twice.
     """
 
     sampler: SamplerName = "ddpm"
@@ -101,18 +100,18 @@ class Sampling:
         check_fields(self)
         if 0 < self.tile_size <= 2 * self.tile_overlap:
             raise UserError(
-                f"tiles of {self.tile_size} latent cells cannot overlap by {self.tile_overlap}: let it be less than "
-                "half of their side; a tile_size of 0 means no tiles"
+                f"tiles of {self.tile_size} latent cells cannot overlap by {self.tile_overlap}: set tile_overlap below "
+                "half of tile_size; a tile_size of 0 means no tiles"
             )
         if 0 != self.vae_tile_size < 32:
             raise UserError(
-                f"vae_tile_size must be at least 32 latent cells, its border takes 12 on each side, not "
-                f"{self.vae_tile_size}; 0 means no tiles"
+                f"vae_tile_size must be at least 32 latent cells, not {self.vae_tile_size}, because its border takes "
+                "12 on each side; 0 means no tiles"
             )
         if 0 != self.first_stage_tile < 64:
             raise UserError(
-                f"first_stage_tile must be at least 64 pixels, its border takes a quarter on each side, not "
-                f"{self.first_stage_tile}; 0 means no tiles"
+                f"first_stage_tile must be at least 64 pixels, not {self.first_stage_tile}, because its border takes a "
+                "quarter on each side; 0 means no tiles"
             )
         for name in ("guidance_interval", "conditioning_interval"):
             begin, end = getattr(self, name)
@@ -120,10 +119,10 @@ class Sampling:
                 raise UserError(f"{name} must be two rising fractions between 0 and 1, not {begin} and {end}")
         if self.strength < 1 and self.start != "lr":
             raise UserError(
-                f'strength {self.strength} begins from the LR image and needs start "lr", not "{self.start}"'
+                f'strength {self.strength} starts from the LR image and needs start "lr", not "{self.start}"'
             )
         if self.eta and self.sampler != "ddim":
-            raise UserError(f'eta is a setting of the sampler "ddim", not of "{self.sampler}"')
+            raise UserError(f'eta is a setting of the sampler "ddim", not of "{self.sampler}"; set it to 0')
         if self.karras and self.sampler not in KARRAS:
             raise UserError(f'karras is a setting of the samplers {", ".join(KARRAS)}, not of "{self.sampler}"')
 
@@ -144,7 +143,7 @@ RELEASED = Sampling(
 )
 # A fifth of the paper's cost, with any weights (docs/reference/sampling.md).
 FAST = Sampling(steps=20, cache_interval=3, cache_levels=2)
-# Of models that were trained for it (configs/few_step.py).
+# For models that were trained for it (configs/few_step.py).
 FEW_STEP = Sampling(sampler="consistency", steps=1, spacing="trailing", guidance_scale=0.0)
 PresetName = Literal["paper", "released", "fast", "few_step"]
 SAMPLING_PRESETS: dict[str, Sampling] = {

@@ -16,22 +16,23 @@ from xpsr_jax.serialisation import Range, check_fields
 
 @dataclass(frozen=True)
 class Networks:
-    """Which networks, and what they start from.
+    """The networks and their initial weights.
 
     Attributes:
-      base: model folders, or models of the hub (`owner/name`), whose components are loaded, later ones first choice
-        (Stable Diffusion's, then perhaps XPSR's). Their own config.json files hold.
-      from_scratch: components that may be absent from `base`; they are initialised at random, of the configurations
+      base: model folders, or models on the hub (`owner/name`), whose components are loaded. Later ones take precedence:
+        first Stable Diffusion, then for example XPSR. Their config.json files override the configurations below.
+      from_scratch: components that may be missing in `base`. They are initialised at random, with the configurations
         below.
-      unet: configuration if `base` has none; of one that it has, `conditional_attention` still holds.
-      controlnet: the same; of one that `base` has, `return_rgbs` and `use_latent_pred` still hold.
-      autoencoder: configuration if `base` has none.
-      text_encoder: configuration if `base` has none.
-      schedule: of the noise, if `base` has none.
-      tokenizer: folder of CLIP's vocabulary; None: the base's, or else the one that ships with this package.
-      first_stage: what cleans and enlarges the LR image before the others see it: "own" (the last base's that has one,
-        or none), "none", or the folder of an ESRGAN network or of a model that has one. It is frozen, and part of what
-        is exported; `data.first_stage` says when it is computed.
+      unet: configuration if `base` has no UNet. `conditional_attention` applies even if it has one.
+      controlnet: configuration if `base` has no ControlNet. `return_rgbs` and `use_latent_pred` apply even if it has
+        one.
+      autoencoder: configuration if `base` has no autoencoder.
+      text_encoder: configuration if `base` has no text encoder.
+      schedule: noise schedule if `base` has none.
+      tokenizer: folder of CLIP's vocabulary. None: the base's, otherwise the one that ships with this package.
+      first_stage: network that cleans and enlarges the LR image before the other networks: "own" (from the last base
+        that has one, if any), "none", or the folder of an ESRGAN network or of a model that has one. It is frozen, and
+        is exported with the model. `data.first_stage` decides when it is computed.
     """
 
     base: tuple[Path, ...] = ()
@@ -50,21 +51,22 @@ class Images:
     """Photographs and their captions.
 
     Attributes:
-      folder: images at any depth; or what `xpsr prepare` made of them: ArrayRecord files, a TFDS dataset, ready-made
-        pairs (docs/train/data.md).
-      mixture: (weight, folder) of several, in place of `folder`: each has its share of the samples. Each has its own
-        `captions.jsonl`; what `exclude` names is an image of any of them, or begins with the folder's name.
-      captions: JSON lines (docs/train/data.md); None: `captions.jsonl` in an image folder; what `xpsr prepare` made has
-        its captions with it.
-      lr_captions: the same of degraded versions of the images, for all of them or some; None: there are none. Which
-        caption is used, `data.high_caption_from` and `data.low_caption_from` say.
-      exclude: file names, paths within the folder or subfolders that are held out of training. Of records they are
-        left out when these are written.
-      missing_exclusions: an exclusion that is not in the folder is an error, or is ignored.
-      missing_captions: an image without a caption is an error (of a folder before the training begins), or has an
-        empty one.
-      on_error: an image that cannot be read ends the training ("stop"), or is named, and the next one takes its place.
-      cache: keep decoded images in memory, each worker process its own; 1440 × 960 pixels take 4 MB.
+      folder: folder of images (with subfolders), or the output of `xpsr prepare`: ArrayRecord files, a TFDS dataset, or
+        ready-made pairs (docs/train/data.md).
+      mixture: (weight, folder) for several folders, instead of `folder`. The weights are their shares of the samples.
+        Each folder has its own `captions.jsonl`. A path in `exclude` applies to all of them, unless it begins with the
+        name of one folder.
+      captions: JSON lines (docs/train/data.md). None: `captions.jsonl` in an image folder. The output of `xpsr prepare`
+        contains its captions.
+      lr_captions: captions of degraded versions of some or all images. None: no such captions.
+        `data.high_caption_from` and `data.low_caption_from` decide which caption is used.
+      exclude: names of files, paths within the folder, or subfolders that are held out of training. For records, they
+        are left out when the records are written.
+      missing_exclusions: what to do if a path in `exclude` does not exist: "error", or "ignore" it.
+      missing_captions: what to do with an image without a caption: "error" (for a folder before the training begins),
+        or use an "empty" one.
+      on_error: what to do if an image cannot be read: "stop" the training, or "skip": report it, and use the next one.
+      cache: keep decoded images in memory, in each worker process. 1440 × 960 pixels take 4 MB.
     """
 
     folder: Path = Path("data/train")
@@ -80,26 +82,31 @@ class Images:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.mixture and (self.captions or self.lr_captions):
-            raise UserError("images.captions and lr_captions are of one folder; those of a mixture have their own")
+            raise UserError(
+                "images.captions and images.lr_captions do not work with images.mixture: put a captions.jsonl into "
+                "each of its folders"
+            )
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Weights of the losses.
+    """Weights and settings of the losses.
 
     Attributes:
-      constraint: λ of the Degradation-Free Constraint (paper, eq. 5; method §6); with 0 its heads are not built.
-      reconstruction: of L1 in [-1, 1], in the autoencoder's and the decoder's stage.
-      perceptual: of the perceptual distance, in the same two stages.
-      dists: of DISTS beside the perceptual distance, wherever that is.
-      dists_side: DISTS is of the square of this side, in pixels, in the middle of each crop; None: of whole crops. It
-        costs twenty times what LPIPS on AlexNet does.
-      adversarial: of how unlike a photograph each part of the reconstruction looks to a discriminator, which learns
-        beside it (Isola et al., 2017); in the autoencoder's stage, of one that is trained already. 0: there is none.
-      kl: of the posterior's divergence from N(0, 1), a mean over latent elements, in the autoencoder's stage.
-      metric: the perceptual distance: LPIPS, which on AlexNet costs a twentieth of VGG16's, or DISTS, on VGG16 too.
-      patch: the perceptual distance is that of squares of this size, in pixels; None: of whole crops. DISTS compares
-        the statistics of all that it is given; within patches, a texture where none belongs counts.
+      constraint: λ of the Degradation-Free Constraint (paper, eq. 5; method §6). With 0, its heads are not built.
+      reconstruction: weight of L1 in [-1, 1], in the stages "autoencoder" and "decoder".
+      perceptual: weight of the perceptual distance, in the same two stages.
+      dists: weight of DISTS, in addition to the perceptual distance.
+      dists_side: side, in pixels, of the central square of each crop for which DISTS is computed. None: whole crops.
+        DISTS costs twenty times as much as LPIPS on AlexNet.
+      adversarial: weight of a discriminator's loss, which learns to tell parts of the reconstruction from photographs
+        (Isola et al., 2017); in the stage "autoencoder", for an autoencoder that is already trained. 0: no
+        discriminator.
+      kl: weight of the divergence of the posterior from N(0, 1), the mean over latent elements, in the stage
+        "autoencoder".
+      metric: the perceptual distance. LPIPS on AlexNet costs a twentieth of LPIPS on VGG16; DISTS uses VGG16 too.
+      patch: side, in pixels, of the squares for which the perceptual distance is computed. None: whole crops. DISTS
+        compares statistics of its whole input; with patches, it also detects texture in the wrong place.
     """
 
     constraint: Weight = 0.05
@@ -121,17 +128,16 @@ class Optimizer:
     """AdamW (method §6).
 
     Attributes:
-      learning_rate: after the warmup.
-      b1: decay of the gradients' first moment.
-      b2: decay of their second moment.
+      learning_rate: learning rate after the warmup.
+      b1: decay of the first moment of the gradients.
+      b2: decay of the second moment of the gradients.
       epsilon: added to the root of the second moment.
-      weight_decay: times the learning rate, of a parameter a step.
-      schedule: of the learning rate after `warmup` steps of linear rise: "constant", or "cosine" down to 2 % of it at
-        the last step.
-      decayed: ordered (path pattern, whether weight decay applies), first match wins.
-      clip: bound of the global norm of the gradients.
-      warmup: steps of linear rise from 0.
-      ema: decay of the exponential moving average of the trained parameters, or None for none. Early on it is
+      weight_decay: weight decay. In each step, a parameter shrinks by this fraction times the learning rate.
+      schedule: schedule of the learning rate after the warmup: "constant", or "cosine" down to 2 % at the last step.
+      decayed: ordered list of (path pattern, whether weight decay applies); the first match wins.
+      clip: limit of the global norm of the gradients.
+      warmup: number of steps in which the learning rate rises linearly from 0.
+      ema: decay of the exponential moving average of the trained parameters. None: no average. In early steps it is
         lower: (1 + step) / (10 + step).
     """
 
@@ -152,13 +158,14 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Precision:
-    """How the training step computes.
+    """Number formats, kernel and memory use of the training step.
 
     Attributes:
-      dtype: of activations.
-      frozen_dtype: of frozen parameters; trained ones are float32.
-      attention: kernel, see `models.attention`.
-      remat: recompute each block in the backward pass from its products' results, instead of storing all activations.
+      dtype: number format of activations.
+      frozen_dtype: number format of frozen parameters. Trained ones are float32.
+      attention: attention kernel, see `models.attention`.
+      remat: recompute each block in the backward pass from the results of its matrix products, instead of storing all
+        activations.
     """
 
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -169,14 +176,14 @@ class Precision:
 
 @dataclass(frozen=True)
 class Mesh:
-    """Device mesh; one of the sizes may be -1 and takes the devices that are left.
+    """Device mesh. One of the sizes may be -1: it gets all remaining devices.
 
     Attributes:
-      data: the batch is split, parameters are replicated.
-      fsdp: the batch and the parameters are split.
-      replicated_bytes: parameters up to this size are whole on every device. Splitting them saves no memory
-        worth the communication: at full size 0.13 % of what trains is left whole; with 1 MiB it would be 1.5 %, which
-        on 64 chips doubles a chip's share.
+      data: size of the axis that splits the batch and replicates parameters.
+      fsdp: size of the axis that splits both the batch and the parameters.
+      replicated_bytes: parameters up to this size are replicated on every device. Splitting them is not worth the
+        communication: at full size, they are 0.13 % of the trained parameters. With a limit of 1 MiB they would be
+        1.5 %, which doubles each chip's share on 64 chips.
     """
 
     data: Annotated[int, Range(-1)] = 1
@@ -186,7 +193,7 @@ class Mesh:
     def __post_init__(self) -> None:
         check_fields(self)
         if 0 in (self.data, self.fsdp):
-            raise UserError("the mesh's data and fsdp must be at least 1, or -1, not 0")
+            raise UserError("mesh.data and mesh.fsdp must be at least 1, or -1, not 0")
 
 
 ValidationMetric = Literal["psnr", "lpips", "dists"]
@@ -194,15 +201,15 @@ ValidationMetric = Literal["psnr", "lpips", "dists"]
 
 @dataclass(frozen=True)
 class Validation:
-    """Pictures restored during training, and how near they come to their originals.
+    """Validation during training: pictures are restored and compared with their originals.
 
     Attributes:
       every: interval between validations, in steps; 0: never.
       count: number of pictures.
-      metrics: what is measured on them and logged: PSNR on luma, LPIPS (AlexNet) and DISTS. The last two need the extra
-        "metrics" and are left out without it.
-      images: where they come from; None: the training images.
-      sampling: how they are restored.
+      metrics: metrics that are computed and logged: PSNR on luma, LPIPS (AlexNet) and DISTS. The last two need the
+        extra "metrics", and are left out without it.
+      images: source of the pictures. None: the training images.
+      sampling: how the pictures are restored.
     """
 
     every: Annotated[int, Range(0)] = 5000
@@ -220,23 +227,23 @@ class Config:
     """A training run.
 
     Attributes:
-      name: the run's folder is `runs/<name>` unless `run` says otherwise.
-      run: the run's folder.
-      stage: "xpsr"; for a model without a pretrained autoencoder also "autoencoder", the stage before it, and
-        "decoder", the stage after it; "few_step" makes a model of few steps of a trained one.
-      steps: of the optimizer; the run ends there.
-      batch_size: images a step, of all devices and accumulated microbatches together.
-      accumulation: microbatches a step.
-      seed: of the initialisation, the order of the data, the degradations and the noise.
-      trained: ordered (pattern of "network.path", whether it is trained), first match wins; what nothing
-        matches is frozen. A pattern that matches nothing is an error.
-      sampling: defaults that the exported model carries.
-      note: what the exported model says of itself.
-      log_every: steps between lines of the log.
-      checkpoint_every: steps between checkpoints.
-      keep: newest checkpoints kept, 2 or more: should the newest be damaged, the run goes on from the one before it.
-      profile: steps to trace, from the third that this process runs, into the run's folder; 0: none.
-      wandb: project of Weights & Biases to log to as well; None: none.
+      name: name of the run. Its folder is `runs/<name>`, unless `run` is set.
+      run: folder of the run. None: `runs/<name>`.
+      stage: "xpsr". A model without a pretrained autoencoder also needs "autoencoder" before it and "decoder" after it.
+        "few_step" makes a model of few steps from a trained one.
+      steps: number of optimizer steps in the run.
+      batch_size: images per step, on all devices and in all accumulated microbatches together.
+      accumulation: microbatches per step.
+      seed: seed of the initialisation, the order of the data, the degradations and the noise.
+      trained: ordered list of (pattern of "network.path", whether it is trained); the first match wins. Parameters that
+        match no pattern are frozen. A pattern that matches nothing is an error.
+      sampling: default sampling settings of the exported model.
+      note: note in the exported model, for its users.
+      log_every: interval between lines of the log, in steps.
+      checkpoint_every: interval between checkpoints, in steps.
+      keep: number of checkpoints to keep, at least 2. If the newest is damaged, the run resumes from the one before.
+      profile: number of steps to trace into the run's folder, beginning with the third step of this process; 0: none.
+      wandb: project of Weights & Biases for additional logging. None: no such logging.
     """
 
     name: str = "xpsr"
@@ -273,7 +280,9 @@ class Config:
         if self.loss.dists_side is not None and self.loss.dists_side > self.data.crop_size:
             raise UserError(f"loss.dists_side={self.loss.dists_side} is more than data.crop_size={self.data.crop_size}")
         if self.loss.adversarial and self.stage != "autoencoder":
-            raise UserError('loss.adversarial is of the stage "autoencoder"; a student has few_step.realism')
+            raise UserError(
+                'loss.adversarial works only in the stage "autoencoder"; the stage "few_step" has few_step.realism'
+            )
         if self.batch_size % self.accumulation:
             raise UserError(
                 f"batch_size={self.batch_size} cannot be split into accumulation={self.accumulation} microbatches"
@@ -281,5 +290,5 @@ class Config:
 
     @property
     def run_folder(self) -> Path:
-        """Folder of the run's checkpoints and logs: `run`, or `runs/<name>` where that is None."""
+        """Folder of the run's checkpoints and logs: `run`, or `runs/<name>` if that is None."""
         return self.run or Path("runs") / self.name

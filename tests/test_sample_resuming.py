@@ -1,4 +1,4 @@
-"""What sample.py does with results that are there, cannot be written, or are of several processes; without networks."""
+"""sample.py with existing results, results that cannot be written, and several processes; without real networks."""
 
 import errno
 import os
@@ -17,7 +17,7 @@ from xpsr_jax.inference import compilation, job, restore
 
 
 class _Enlarged(restore.Restorer):
-    """In the place of a Restorer: enlarges. Keeps how many images it was given."""
+    """Replaces a Restorer: it only enlarges, and counts the images."""
 
     images = 0
     steps = 1
@@ -52,7 +52,7 @@ def enlarged(monkeypatch):
 
 @pytest.fixture
 def photos(tmp_path):
-    """A folder of two photographs, of which the one in a folder below is restored first."""
+    """A folder of two photographs. The one in the subfolder is restored first."""
     folder = tmp_path / "photos"
     (folder / "a").mkdir(parents=True)
     for i, name in enumerate(("a/c.jpg", "b.png")):
@@ -62,14 +62,14 @@ def photos(tmp_path):
 
 @pytest.fixture
 def words(photos, tmp_path):
-    """A command line for both."""
+    """A command line that restores both photographs."""
     (tmp_path / "model").mkdir()
     argv = [photos, "--output", tmp_path / "out", "--model", tmp_path / "model", "--missing-captions", "empty"]
     return [str(word) for word in argv]
 
 
-def test_one_result_that_cannot_be_written_leaves_the_others(capsys, words, photos, tmp_path, enlarged):
-    (tmp_path / "out" / "a" / "c.png").mkdir(parents=True)  # the first of the batch, where no file can go
+def test_one_result_that_cannot_be_written_does_not_affect_the_others(capsys, words, photos, tmp_path, enlarged):
+    (tmp_path / "out" / "a" / "c.png").mkdir(parents=True)  # a folder in the place of the batch's first result
     words.append("--overwrite")
     assert f"{photos / 'a' / 'c.jpg'}: {tmp_path / 'out' / 'a' / 'c.png'} cannot be written" in one_line(capsys, words)
     assert outputs(tmp_path / "out") == ["b.png", "restored.jsonl"]
@@ -79,7 +79,7 @@ def test_one_result_that_cannot_be_written_leaves_the_others(capsys, words, phot
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_a_format_that_refuses_is_one_images_and_a_full_disk_ends_all(
+def test_an_error_of_the_format_affects_one_image_and_a_full_disk_ends_the_job(
     capsys, words, tmp_path, monkeypatch, enlarged, full
 ):
     write, tried = job.write_restored, []
@@ -98,29 +98,29 @@ def test_a_format_that_refuses_is_one_images_and_a_full_disk_ends_all(
     assert outputs(tmp_path / "out") == ([] if full else ["b.jpg", "restored.jsonl"])
 
 
-def test_a_result_that_is_too_wide_for_its_format_is_not_begun(capsys, words, photos, enlarged):
+def test_a_result_that_is_too_wide_for_its_format_is_refused_first(capsys, words, photos, enlarged):
     Image.new("RGB", (8, 4096)).save(photos / "thin.png")
     error = one_line(capsys, [*words, "--on-error", "skip", "--format", "webp"])
     assert "thin.png: would be restored at 32 x 16384, and webp holds at most 16383" in error and enlarged.images == 2
 
 
-def test_overwriting_goes_on_where_it_was_stopped(capsys, words, tmp_path, enlarged):
-    """It leaves what the same command would make again, unless the model has changed since."""
+def test_overwriting_can_be_resumed(capsys, words, tmp_path, enlarged):
+    """It keeps the results that the same command has made, unless the model has changed since."""
     assert sample.main(words) == 0 and enlarged.images == 2
     words += ["--seed", "3", "--overwrite"]
     assert sample.main([*words[1:], words[0] + "/b.png"]) == 0 and enlarged.images == 3
     capsys.readouterr()
     assert sample.main(words) == 0 and enlarged.images == 4
-    assert "1 of 2 images were restored before." in capsys.readouterr().out
+    assert "1 of 2 images are already restored." in capsys.readouterr().out
     assert sample.main(words) == 0 and enlarged.images == 4
-    os.utime(tmp_path / "out" / "b.png", (0, 0))  # before the model was written
+    os.utime(tmp_path / "out" / "b.png", (0, 0))  # older than the model
     assert sample.main(words) == 0 and enlarged.images == 5
     (tmp_path / "out" / "b.png").write_text("another's")
     assert sample.main(words) == 0 and enlarged.images == 6
 
 
-def test_each_process_compares_its_share_without_what_failed(capsys, words, photos, tmp_path, enlarged):
-    """With a file name that is not UTF-8."""
+def test_each_process_writes_a_page_of_its_successful_results(capsys, words, photos, tmp_path, enlarged):
+    """One of the file names is not UTF-8."""
     latin = os.fsdecode(b"caf\xe9.png")
     shutil.copyfile(photos / "b.png", photos / latin)
     words += ["--compare", str(tmp_path / "page.html")]
@@ -130,7 +130,7 @@ def test_each_process_compares_its_share_without_what_failed(capsys, words, phot
     assert "a/c.jpg" in first and "caf?.png" in first and "b.png" not in first and "b.png" in second
     assert not (tmp_path / "page.html").exists()
     assert sample.main(words) == 0 and enlarged.images == 3
-    assert "3 of 3 images were restored before." in capsys.readouterr().out
+    assert "3 of 3 images are already restored." in capsys.readouterr().out
 
     (photos / "b.png").write_text("no picture")
     assert "b.png: not an image" in one_line(capsys, [*words, "--overwrite", "--on-error", "skip"])
