@@ -47,7 +47,7 @@ def config(variant: str = "default") -> Config:
         # ControlNet is initialised as a copy of the UNet, the Conditional Attention at random (method §5).
         networks=Networks(base=(Path("models/stable-diffusion-v1-5"),), from_scratch=("controlnet",)),
         loss=Loss(constraint=0.05),
-        # The paper's learning rate, constant. The other values are the released code's.
+        # The learning rate is constant. The other values are the released code's.
         optimizer=Optimizer(learning_rate=5e-5, b1=0.9, b2=0.999, epsilon=1e-8, weight_decay=1e-2, clip=1.0),
         # The released code computes in float16 with loss scaling; bfloat16 needs none.
         precision=Precision(dtype="bfloat16", frozen_dtype="bfloat16", remat=True),

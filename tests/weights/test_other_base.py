@@ -159,7 +159,7 @@ def test_other_kinds_are_refused_by_name(xpsr, others, tmp_path):
     )
     refused(folder(block_out_channels=[64, 64]), r"block_out_channels \(64, 64\) instead of \(64, 128\)")
     refused(folder(attention_head_dim=4), r"heads \(4, 4\) instead of \(8, 8\)")
-    refused(xpsr / "vae", r"has no unet/ to take; it has vae/")
+    refused(xpsr / "vae", r"has no unet/, which --base-unet needs; it has vae/")
     refused(tmp_path / "nowhere", "nowhere does not exist")
     refused(folder(sample_size=32), "name XPSR's folder as a source", source=xpsr / "vae")
     refused(xpsr, "has no Conditional Attention", source=folder(sample_size=16))

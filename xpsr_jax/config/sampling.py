@@ -116,7 +116,7 @@ class Sampling:
         for name in ("guidance_interval", "conditioning_interval"):
             begin, end = getattr(self, name)
             if begin > end:
-                raise UserError(f"{name} must be two rising fractions between 0 and 1, not {begin} and {end}")
+                raise UserError(f"{name} must be two fractions from 0 to 1 in rising order, not {begin} and {end}")
         if self.strength < 1 and self.start != "lr":
             raise UserError(
                 f'strength {self.strength} starts from the LR image and needs start "lr", not "{self.start}"'

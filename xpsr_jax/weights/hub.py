@@ -276,7 +276,7 @@ def _download(name: HubName, sizes: Mapping[str, int]) -> Path:
 
     if (size := sum(sizes.values())) >= _LARGE:
         shown = min(sizes) if len(sizes) == 1 else f"{len(sizes)} files"
-        say(f"{name.repository}: {shown}, {size / 1e6:,.0f} MB", to_stderr=True)
+        say(f"{name.repository}: downloading {shown}, {size / 1e6:,.0f} MB", to_stderr=True)
     # The client takes patterns, not names.
     patterns = [glob.escape(each) for each in sizes]
     try:

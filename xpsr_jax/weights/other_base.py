@@ -50,7 +50,7 @@ def with_other_base(source: Source, path: str | Path, *, variant: str | None = N
     other = open_source(Path(path), variant=variant, ema=ema)
     if "unet" not in other.networks:
         found = ", ".join(f"{SUBFOLDERS[name]}/" for name in other.origins) or "nothing"
-        raise UserError(f"{path} has no unet/ to take; it has {found}")
+        raise UserError(f"{path} has no unet/, which --base-unet needs; it has {found}")
     theirs = other.networks["unet"]()
     _check_kind(theirs, path)
     _check_same(parse_config(UNET, ours.config, ours.where), parse_config(UNET, theirs.config, theirs.where), path)
