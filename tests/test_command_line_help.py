@@ -18,13 +18,13 @@ from xpsr_jax.cli.groups import grouped, parse
 
 @dataclass(frozen=True)
 class Inner:
-    """Of others.
+    """Inner options.
 
     Attributes:
-        size: of what is seen, as
-            `tile` (1) says.
-        tile: auto: as large as it is.
-        on: whether it is.
+        size: size of the input, see
+            `tile` (1) too.
+        tile: auto: chosen by size.
+        on: whether it is used.
     """
 
     size: int = 4
@@ -34,10 +34,10 @@ class Inner:
 
 @dataclass(frozen=True)
 class Base:
-    """What others begin with.
+    """Shared options.
 
     Attributes:
-        name: Its name (default: the first one).
+        name: The name (default: the first one).
     """
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional]
@@ -49,9 +49,9 @@ class Options(Base):
     """Some options.
 
     Attributes:
-        files: Of all.
-        words: Which words.
-        inner: Others.
+        files: All files.
+        words: Words to use.
+        inner: Inner options.
     """
 
     words: str = ""
@@ -97,11 +97,11 @@ def test_groups_texts_and_defaults_are_shown(capsys):
                                                   "way options"]  # fmt: skip
     plain = re.sub(r"[│\s]+", " ", text)
     assert "--rest INT (default: 1)" in plain
-    assert "--name {None}|STR Its name. (default: the first one)" in plain
-    assert "--words STR Which words. (default: none)" in plain
-    assert "--size INT Of what is seen, as --tile (1) says. (default: 9)" in plain
-    assert "auto: as large as it is. (default: none)" in plain
-    assert "--on {True,False} Whether it is. (default: False)" in plain
+    assert "--name {None}|STR The name. (default: the first one)" in plain
+    assert "--words STR Words to use. (default: none)" in plain
+    assert "--size INT Size of the input, see --tile (1) too. (default: 9)" in plain
+    assert "auto: chosen by size. (default: none)" in plain
+    assert "--on {True,False} Whether it is used. (default: False)" in plain
 
 
 COMMANDS_WITH_GROUPS = {

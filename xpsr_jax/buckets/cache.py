@@ -107,7 +107,7 @@ def copy_folder(path: BucketPath, wanted: Callable[[str], bool] = _all) -> Copy:
 
 
 def check_complete(path: BucketPath) -> None:
-    """Raises UserError if the folder has the mark of an incomplete one."""
+    """Raises UserError if the folder is marked as incomplete."""
     if (path / INCOMPLETE).is_file():
         raise UserError(
             f"{path} is incomplete: its upload is running or was stopped. Wait, or repeat the upload; "

@@ -1,1 +1,1 @@
-"""Weights in and out: PyTorch's files and model folders."""
+"""Reads, converts and writes weights: files of PyTorch, Flax and Orbax, and model folders."""
