@@ -111,7 +111,7 @@ def new_folder(folder: Path, *, replaceable: frozenset[str] | None = None) -> It
 
 
 def _put_back(folder: Path) -> None:
-    """Ends what a process began that was killed while it replaced a folder: the old one returns, or is removed."""
+    """Completes a replacement that a killed process left half done: the old folder is restored, or removed."""
     for name in entries(folder.parent):
         found = re.fullmatch(rf".*\.({_node()}-(\d+)\.old)", name, re.DOTALL)
         if found and name == beside(folder, found[1]).name and not process_runs(int(found[2])):
