@@ -1,4 +1,4 @@
-"""Imports point in one direction: docs/understand/architecture.md shows the floors. Imports within functions count too."""
+"""Imports point in one direction; docs/understand/architecture.md shows the floors. Imports in functions count too."""
 
 import re
 from pathlib import Path
