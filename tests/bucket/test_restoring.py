@@ -79,7 +79,7 @@ def test_two_processes_share_the_images(bucket: BucketPath, model_folder, photos
     uploads.upload_files(model_folder, bucket / "model")
     words = [sys.executable, "sample.py", f"{bucket}/photos", "--captions", f"{bucket}/photos/captions.jsonl"]
     words += ["--model", f"{bucket}/model", "--output", f"{bucket}/out", *STEPS, "--processes", "2", "--process"]
-    for said in ("2 of 2 images restored", "2 of 2 images were restored before."):
+    for said in ("2 of 2 images restored", "2 of 2 images are already restored."):
         jobs = [runs.start([*words, str(i)]) for i in range(2)]
         first, second = (out for job in jobs for out in runs.ended_well(job))
         assert said in first and "Process 1 of 2, with 1" in second
