@@ -1,4 +1,4 @@
-"""A student of few evaluations: what trains in whose turn, what is exported, what the losses ask for."""
+"""Few-step training: the steps of student and critic, the exported model, the losses."""
 
 import dataclasses
 
@@ -25,13 +25,13 @@ from xpsr_jax.weights.convert import convert
 
 
 def moved(before, after):
-    """The paths whose arrays are other ones."""
+    """The paths whose arrays have changed."""
     return {path for path, array in before.items() if not np.array_equal(array, np.asarray(after[path]))}
 
 
 @pytest.fixture(scope="module")
 def turns(batches):
-    """A training's trained parameters before it and after each of two turns, its terms, and itself."""
+    """A training, its states at the start and after each of two steps, and the steps' terms."""
     config = dataclasses.replace(tiny.config("few_step"), batch_size=2, mesh=Mesh(1, 1))
     run = tiny.Run(config, 1)
     states, terms = [jax.tree.map(np.asarray, run.state)], []
@@ -61,27 +61,27 @@ def test_critic_and_student_take_turns_in_one_program(turns):
 
 
 @pytest.mark.soak
-def test_the_average_is_of_what_is_exported(turns):
+def test_only_exported_parameters_are_averaged(turns):
     _, states, _ = turns
     average = states[-1].average
     assert average.keys() == adapters.exported(states[-1].trained)
     assert not any(path.startswith(("critic.", "teacher.")) for path in average)
 
 
-def test_the_teacher_is_a_frozen_copy_of_what_trains():
+def test_the_teacher_is_a_frozen_copy_of_the_trained_parameters():
     structure = make_structure(tiny.config("few_step"))
     teacher = {path.removeprefix("teacher.") for path in structure.frozen if path.startswith("teacher.")}
     own = {path for path in structure.trained if not path.startswith(("student.", "critic."))}
-    # The constraint's heads are the student's alone.
+    # Only the student has the constraint's heads.
     assert teacher == {path for path in own if "conv_degradation" not in path and "to_rgbs" not in path}
     values = random_parameters(structure, structure.shapes(), seed=0)
     assert all(np.array_equal(values[f"teacher.{path}"], values[path]) for path in teacher)
 
 
-def test_adapters_begin_as_nothing_and_are_merged():
+def test_adapters_start_without_effect_and_are_merged():
     structure = make_structure(tiny.config("few_step"))
     values = random_parameters(structure, structure.shapes(), seed=0)
-    names = {p for p in structure.beside if p.startswith("student.")}
+    names = {p for p in structure.extra if p.startswith("student.")}
     assert {p.rpartition(".")[2] for p in names} == {"down", "up"}
     before, begun = parameters(structure.abstract), parameters(structure.merge(values))
     assert before.keys() == begun.keys()
@@ -95,7 +95,7 @@ def test_adapters_begin_as_nothing_and_are_merged():
 
 @pytest.fixture(scope="module")
 def run(images, tmp_path_factory):
-    """The folder of a whole training of 4 steps, and of one that was resumed after 2; both of one base."""
+    """The folder of two trainings of 4 steps with equal settings: one uninterrupted, one resumed after step 2."""
     folder = tmp_path_factory.mktemp("few_step")
     config = tiny.config("few_step")
     config = dataclasses.replace(config, images=images, batch_size=2, mesh=Mesh(1, 1), checkpoint_every=2, steps=4)
@@ -120,7 +120,7 @@ def model_bytes(folder):
 
 
 @pytest.mark.soak
-def test_a_resumed_training_ends_bit_for_bit_and_its_checkpoint_converts_to_what_it_exported(run, tmp_path):
+def test_a_resumed_training_ends_bit_for_bit_the_same_and_its_checkpoint_converts_to_the_export(run, tmp_path):
     whole, part = (model_bytes(run / name / "model") for name in ("whole", "part"))
     assert whole and whole == part
     convert([open_checkpoint(run / "whole")], tmp_path / "converted")
@@ -128,7 +128,7 @@ def test_a_resumed_training_ends_bit_for_bit_and_its_checkpoint_converts_to_what
 
 
 @pytest.mark.soak
-def test_the_folder_is_a_model_of_few_steps(run):
+def test_the_exported_model_samples_in_few_steps_by_default(run):
     model = xpsr_jax.load(run / "whole" / "model")
     assert model.defaults == tiny.config("few_step").sampling
     assert (model.defaults.sampler, model.defaults.steps, model.defaults.spacing) == ("consistency", 1, "trailing")
@@ -150,7 +150,7 @@ def test_meshes_and_accumulation_change_nothing(batches, variant):
 
 @pytest.mark.soak
 def test_a_step_at_full_size_as_shapes():
-    """The stage of configs/few_step.py on Stable Diffusion's widths: 868 million trained of the networks' own."""
+    """configs/few_step.py at Stable Diffusion's size: 868 million of the networks' own parameters are trained."""
     config = load_config("configs/few_step.py")
     networks = dataclasses.replace(
         config.networks, base=(), from_scratch=("unet", "controlnet", "autoencoder", "text_encoder")
@@ -169,7 +169,7 @@ def test_a_step_at_full_size_as_shapes():
     assert sizes["teacher."] == own - sum(int(np.prod(shapes[p].shape)) for p in heads)
 
 
-def test_what_the_student_is_asked_at():
+def test_timesteps_of_the_student():
     assert student_timesteps(Schedule(), (1, 2, 4)) == (999, (749, 499, 249))
     assert student_timesteps(Schedule(), (1,)) == (999, ())
     keys = jnp.arange(64, dtype=jnp.uint32)
@@ -189,16 +189,16 @@ def test_distribution_matching_moves_towards_the_teacher():
     assert float(matching_loss(clean, real=real, own=real)) == 0
 
 
-def test_an_adapter_of_what_trains_is_refused():
+def test_an_adapter_of_a_trained_kernel_is_refused():
     config = tiny.config("few_step")
     adapted = ((r"unet\..*\.kernel", True),)
-    with pytest.raises(UserError, match="trains itself"):
+    with pytest.raises(UserError, match="is trained itself"):
         make_structure(dataclasses.replace(config, few_step=dataclasses.replace(config.few_step, adapted=adapted)))
 
 
 @pytest.mark.soak
-def test_a_step_of_nan_changes_nothing(turns, batches):
-    """Neither does the next, whoever's turn it is."""
+def test_a_step_with_nan_changes_nothing(turns, batches):
+    """The next step changes nothing either, for the student and for the critic."""
     run, _, _ = turns
     constants = loss_constants(run.config)
     before = jax.tree.map(np.asarray, run.state)

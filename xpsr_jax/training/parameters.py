@@ -59,7 +59,7 @@ def random_parameters(structure: Structure, paths: Collection[str], seed: int) -
     minutes to compile.
     """
     adapters = {
-        path: initial_adapter(path, structure.beside[path].shape, seed)
+        path: initial_adapter(path, structure.extra[path].shape, seed)
         for path in paths
         if path.startswith((STUDENT, CRITIC))
     }

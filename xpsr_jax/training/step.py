@@ -48,7 +48,7 @@ def make_step(
             assert distances is not None
             critic = None
             if config.loss.adversarial:
-                own = {path.removeprefix(CRITIC): trained[path] for path in structure.beside}
+                own = {path.removeprefix(CRITIC): trained[path] for path in structure.extra}
                 critic = with_parameters(abstract_critic(config), own)
             return autoencoder_loss(
                 networks, batch, distances=distances, loss=config.loss, seed=config.seed, critic=critic

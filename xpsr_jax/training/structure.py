@@ -68,7 +68,7 @@ class Structure:
       first_stage: folder of the first stage; None: the model has none.
       trained: paths of the trained parameters.
       frozen: paths of the other parameters.
-      beside: parameters that belong to no network (`adapters`), with their shapes. They are in `trained` or
+      extra: parameters that belong to no network (`adapters`), with their shapes. They are in `trained` or
         `frozen` too.
       make: (components, key) -> these networks, initialised at random.
       abstract: the networks, with shapes in place of arrays.
@@ -79,7 +79,7 @@ class Structure:
     first_stage: Path | None
     trained: frozenset[str]
     frozen: frozenset[str]
-    beside: Mapping[str, jax.ShapeDtypeStruct]
+    extra: Mapping[str, jax.ShapeDtypeStruct]
     make: Callable[[Sequence[str], Array], Bundle]
     abstract: Bundle
 
@@ -93,7 +93,7 @@ class Structure:
 
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The shape of every parameter, by path, as float32."""
-        return parameters(self.abstract) | dict(self.beside)
+        return parameters(self.abstract) | dict(self.extra)
 
 
 def make_structure(config: Config) -> Structure:
@@ -127,15 +127,15 @@ def make_structure(config: Config) -> Structure:
     trained = frozenset(select([path for path in shapes if not path.startswith("first_stage.")], config.trained))
     if not trained:
         raise UserError("nothing would be trained: no pattern of --trained selects a parameter (with True)")
-    beside: dict[str, jax.ShapeDtypeStruct] = {}
+    extra: dict[str, jax.ShapeDtypeStruct] = {}
     if config.stage == "few_step":
-        beside = _beside(config, networks, shapes, trained)
-        trained |= frozenset(path for path in beside if not path.startswith(TEACHER))
+        extra = _extra_parameters(config, networks, shapes, trained)
+        trained |= frozenset(path for path in extra if not path.startswith(TEACHER))
     elif config.loss.adversarial:
-        beside = {f"{CRITIC}{path}": shape for path, shape in parameters(abstract_critic(config)).items()}
-        trained |= beside.keys()
-    frozen = frozenset(shapes.keys() | beside.keys()) - trained
-    return Structure(networks, sources, first_stage, trained, frozen, beside, make, bundle)
+        extra = {f"{CRITIC}{path}": shape for path, shape in parameters(abstract_critic(config)).items()}
+        trained |= extra.keys()
+    frozen = frozenset(shapes.keys() | extra.keys()) - trained
+    return Structure(networks, sources, first_stage, trained, frozen, extra, make, bundle)
 
 
 def find_first_stage(config: Config) -> Path | None:
@@ -189,29 +189,29 @@ def abstract_critic(config: Config) -> PatchDiscriminator:
     return nnx.eval_shape(lambda: PatchDiscriminator(compute=compute_of(config), rngs=Keys(jax.random.key(0))))
 
 
-def _beside(
+def _extra_parameters(
     config: Config, networks: Networks, shapes: Mapping[str, Any], trained: frozenset[str]
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """The beside parameters of few-step training, in addition to the networks'.
+    """The extra parameters of few-step training, in addition to the networks'.
 
     Raises UserError if an adapter's kernel is trained too, or is not a kernel.
     """
     settings = config.few_step
     kernels = select(shapes, settings.adapted)
     if both := trained.intersection(kernels):
-        raise UserError(f"few_step.adapted: {min(both)} trains itself; exclude it, or leave it out of --trained")
+        raise UserError(f"few_step.adapted: {min(both)} is trained itself; exclude it, or leave it out of --trained")
     if flat := [path for path in kernels if len(shapes[path].shape) < 2]:
         raise UserError(f"few_step.adapted: {min(flat)} is not a kernel and cannot have an adapter; exclude it")
-    beside = adapter_shapes(shapes, kernels, rank=settings.rank, prefix=STUDENT)
+    extra = adapter_shapes(shapes, kernels, rank=settings.rank, prefix=STUDENT)
     if settings.realism == "distribution":
-        beside |= adapter_shapes(shapes, kernels, rank=settings.rank, prefix=CRITIC)
+        extra |= adapter_shapes(shapes, kernels, rank=settings.rank, prefix=CRITIC)
     else:
         discriminator = parameters(abstract_discriminator(config, networks))
-        beside |= {f"{CRITIC}{path}": shape for path, shape in discriminator.items()}
+        extra |= {f"{CRITIC}{path}": shape for path, shape in discriminator.items()}
     # Only the student has the constraint's heads.
     held = {f"controlnet.{path}" for path in parameters(abstract_teacher(config, networks))}
     copied = sorted(path for path in trained if path in held or not path.startswith("controlnet."))
-    return beside | {f"{TEACHER}{path}": shapes[path] for path in copied}
+    return extra | {f"{TEACHER}{path}": shapes[path] for path in copied}
 
 
 def compute_of(config: Config) -> Compute:
