@@ -7,8 +7,9 @@ Tables 2 and 5 (captions, negative prompt) compare settings of the shipped model
 degraded crops, with the same noise. The crops come from photographs that none of the models has seen.
 
 Each row is compared with the first row of its table, crop by crop and seed by seed. The 95% intervals come from a
-bootstrap that draws seeds, photographs, and crops of each photograph. The first row is XPSR's own choice. The paper
-argues that this choice is the best. Its tables were not available. The last column says where these numbers agree.
+bootstrap that draws seeds, photographs, and crops of each photograph. The first row is XPSR's own choice. The last
+column says where this choice is better or worse. A last table compares the directions of these differences with the
+directions of the paper's own numbers, where these are legible.
 
 Writes scores/ROW.json (one file for each row; later runs do not measure it again), ablations.md and ablations.png.
 """
@@ -29,6 +30,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import xpsr_jax
+from benchmarks.beside_paper import Difference, beside_paper
 from benchmarks.bootstrap import interval_of_mean
 from benchmarks.command_line import command_line
 from benchmarks.tiny_quality import CONFIG, MODEL, restore_all
@@ -135,7 +137,9 @@ def run(arguments: Arguments) -> None:
     }
     enlarged = [enlarge(crop.lr, crop.original.shape) for crop in crops]
     bicubic = stored(arguments, BICUBIC, crops, None, lambda: enlarged)
+    study = {title: differences_shown(rows) for title, rows in tables.items()}
     text = "\n".join(markdown(title, rows, bicubic) for title, rows in tables.items())
+    text += f"\n**Beside the paper's numbers**\n\n{beside_paper(study)}"
     with new_file(arguments.output / "ablations.md") as file:
         file.write_text(text, encoding="utf-8")
     plot(tables, arguments.output / "ablations.png")
@@ -198,6 +202,18 @@ def differences(row: Sequence[Scores], first: Sequence[Scores], metric: str) -> 
     return np.stack([own[metric] - other[metric] for own, other in zip(row, first, strict=True)])
 
 
+def differences_shown(rows: Mapping[str, Sequence[Scores]]) -> dict[str, dict[str, Difference]]:
+    """Row -> metric -> how far it is from the first row, as tables show it."""
+    (_, first), *others = rows.items()
+    return {label: {metric: difference(row, first, metric) for metric in METRICS} for label, row in others}
+
+
+def difference(row: Sequence[Scores], first: Sequence[Scores], metric: str) -> Difference:
+    values, scale = differences(row, first, metric), SHOWN[metric][0]
+    low, high = interval_of_mean(values)
+    return Difference(scale * float(values.mean()), scale * low, scale * high)
+
+
 def verdict(low: float, high: float, *, higher_is_better: bool) -> str:
     """The mark for a row's difference from XPSR's own choice: ✓ XPSR's choice is better, ✗ it is worse, = undecided."""
     if low <= 0 <= high:
@@ -219,15 +235,13 @@ def markdown(title: str, rows: Mapping[str, Sequence[Scores]], bicubic: Scores) 
     for label, row in others:
         cells, verdicts = [], []
         for metric, better in METRICS.items():
-            values = differences(row, first, metric)
-            low, high = interval_of_mean(values)
-            scale, digits = SHOWN[metric][0], 2 if metric == "PSNR-Y" else 1
-            of_seeds = "; ".join(f"{scale * mean:+.{digits}f}" for mean in values.mean((1, 2)))
+            shown, digits = difference(row, first, metric), 2 if metric == "PSNR-Y" else 1
+            of_seeds = SHOWN[metric][0] * differences(row, first, metric).mean((1, 2))
             cells.append(
-                f"{scale * values.mean():+.{digits}f} ({scale * low:+.{digits}f} to {scale * high:+.{digits}f})"
-                + (f" [{of_seeds}]" if len(values) > 1 else "")
+                f"{shown.mean:+.{digits}f} ({shown.low:+.{digits}f} to {shown.high:+.{digits}f})"
+                + (f" [{'; '.join(f'{mean:+.{digits}f}' for mean in of_seeds)}]" if len(row) > 1 else "")
             )
-            verdicts.append(verdict(low, high, higher_is_better=better == "higher"))
+            verdicts.append(verdict(shown.low, shown.high, higher_is_better=better == "higher"))
         lines.append(f"| {label} | " + " | ".join(cells) + f" | {' '.join(verdicts)} |")
     return "\n".join(lines) + "\n"
 

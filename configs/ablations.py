@@ -3,11 +3,11 @@
     xpsr train --config ablations:serial --networks.base STABLE_DIFFUSION --images.folder PHOTOS
 
 Table 3 of the paper compares ways to fuse the two captions. `serial`, `high` and `low` are its alternatives to
-Semantic-Fusion Attention. The paper also trains variants for its Table 4 (Degradation-Free Constraint) and Table 6.
-Their rows were not available for this file. The other variants are therefore the options of the method: the constraint
-on pixels, on latents or not at all, its weight λ, and Conditional Attention. Tables 2 and 5 are options of sample.py,
-which need no training. All other fields are those of configs/xpsr.py. benchmarks/ablation_trainings.py trains some
-variants at a small size.
+Semantic-Fusion Attention. Table 4 has the Degradation-Free Constraint on pixels, on latents, or not at all: `pixel`,
+`latent` and `unconstrained`. The other variants are further options of the method: the weight λ of the constraint, and
+Conditional Attention. Table 6, on Stable Diffusion 2.1, is configs/sd21.py. Tables 2 and 5 are options of
+`xpsr restore`, which need no training. All other fields are those of configs/xpsr.py.
+benchmarks/ablation_trainings.py trains some variants at a small size.
 
     default                    XPSR itself
     serial                     one stream: first the high-level caption, then the low-level one

@@ -1,4 +1,6 @@
 import dataclasses
+import re
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -8,6 +10,7 @@ from safetensors.numpy import load_file
 from benchmarks.ablation_trainings import MODEL, UNET_WEIGHTS, VARIANTS, Arguments, configure, plain_diffusion
 from benchmarks.ablations import TABLES, differences, markdown, plot, stored, verdict
 from benchmarks.ablations import Arguments as Measuring
+from benchmarks.beside_paper import Difference, beside_paper, direction
 from benchmarks.bootstrap import interval, interval_of_mean
 from xpsr_jax.config import load_config
 from xpsr_jax.data.captions import Caption
@@ -105,6 +108,37 @@ def test_measured_rows_are_not_measured_again(tmp_path):
     ):
         with pytest.raises(UserError, match="made with other crops, captions, settings or weights"):
             stored(arguments, "a row", other, made_of, list)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "said"),
+    [
+        (Difference(-2, -3, -1), [-30.0, -5.0], "agrees"),
+        (Difference(-2, -3, -1), [30.0], "disagrees"),
+        (Difference(2, -1, 3), [30.0], "not significant, leans the same way"),
+        (Difference(2, -1, 3), [-30.0, -1.0], "not significant, leans the other way"),
+        (Difference(2, 1, 3), [-30.0, 1.0], "the paper's sets differ"),
+    ],
+)
+def test_directions_are_compared_honestly(ours, theirs, said):
+    assert direction(ours, theirs) == said
+
+
+def test_the_document_compares_its_own_numbers_with_the_papers():
+    """The last table follows from those before it and from the file that ships."""
+    text = (Path(__file__).parents[2] / "docs" / "understand" / "study.md").read_text()
+    study = {}
+    for title in TABLES:
+        table = text.partition(f"**{title}**")[2].partition("\n\n**")[0]
+        study[title] = {}
+        for line in table.splitlines():
+            name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+            numbers = [re.match(r"(\S+) \((\S+) to (\S+)\)", cell) for cell in cells[: len(METRICS)]]
+            found = [Difference(*map(float, number.groups())) for number in numbers if number]
+            if len(found) == len(METRICS):
+                study[title][name] = dict(zip(METRICS, found, strict=True))
+        assert [*study[title]] == [row.name for row in TABLES[title][1:]]
+    assert beside_paper(study) in text
 
 
 def test_plot(tmp_path):

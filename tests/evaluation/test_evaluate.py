@@ -11,12 +11,12 @@ from rich.console import Console
 
 from xpsr_jax.cli import evaluate
 from xpsr_jax.errors import UserError
-from xpsr_jax.evaluation import report_files
+from xpsr_jax.evaluation import paper, report_files
 from xpsr_jax.evaluation.fidelity import psnr_y, ssim_y
-from xpsr_jax.evaluation.matching import match_images, name_of_set, set_folders
-from xpsr_jax.evaluation.protocols import PROTOCOLS
+from xpsr_jax.evaluation.matching import SETS, match_images, name_of_set, set_folders
+from xpsr_jax.evaluation.protocols import METRIC_NAMES, PROTOCOLS
 from xpsr_jax.evaluation.scoring import MethodScores
-from xpsr_jax.evaluation.tables import Evaluation, print_scores
+from xpsr_jax.evaluation.tables import Evaluation, notes, print_scores, rows_beside
 
 NAMES = ("a", "b10", "b9")
 
@@ -229,6 +229,138 @@ def test_unreadable_images_are_skipped_on_request(folders, tmp_path, capsys):
     (tmp_path / "sr" / "2.png").write_bytes(b"?")
     assert evaluate.main([*words, "--on-error", "skip"]) == 1
     assert "nothing was measured" in capsys.readouterr().err
+
+
+def test_the_papers_scores_stand_beside_those_of_a_set_that_is_named(folders, tmp_path, capsys):
+    arguments = ["--restored", str(folders / "good"), "--reference", str(folders / "RealSRVal_crop128")]
+    arguments += ["--metrics", "psnr", "lpips", "--json", str(tmp_path / "s.json")]
+    arguments += ["--output", str(tmp_path / "report")]
+    assert evaluate.main(arguments) == 0
+    assert "RealSR: by the folder's name; --set RealSR also shows" in capsys.readouterr().out
+    assert set(json.loads((tmp_path / "s.json").read_text())) == {"mean", "images"}
+
+    assert evaluate.main([*arguments, "--set", "drealsr"]) == 0
+    said = capsys.readouterr().out
+    rows = [re.findall(r"[\w.–()-]+", line) for line in said.splitlines()]
+    assert ["Real-ESRGAN", "(paper)", "28.61", "0.2819"] in rows
+    assert ["XPSR", "(paper)", "–", "0.3864"] in rows  # that number is not legible
+    assert re.search(
+        r"^paper: Table 1 of the paper for DRealSR, not measured here\..*versions of the metrics.*$", said, re.M
+    )
+    assert "by the folder's name" not in said
+    for file in (tmp_path / "s.json", tmp_path / "report" / "scores.json"):
+        beside = json.loads(file.read_text())["paper"]
+        assert beside["set"] == "DRealSR" and beside["note"].startswith("paper: Table 1")
+        assert beside["scores"]["XPSR"] == {"psnr": None, "lpips": 0.3864}
+        assert len(beside["scores"]) == 8
+    markdown = (tmp_path / "report" / "report.md").read_text()
+    assert "| XPSR | – | 0.3864 |" in markdown and "paper: Table 1 of the paper for DRealSR" in markdown
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "XPSR, paper" in page and "paper: Table 1" in page
+
+
+def test_the_papers_columns_are_those_that_were_measured():
+    def evaluation(*metrics):
+        scores = {"ours": MethodScores({"a": dict.fromkeys(metrics, 0.5)}, {})}
+        return Evaluation(scores, PROTOCOLS["seesr"], metrics, "RealSR", paper=paper.scores_of_set("RealSR"))
+
+    rows = rows_beside(evaluation("ssim", "niqe", "maniqa_pipal"))["paper"]
+    assert rows["SeeSR"] == {"ssim": 0.7284} and rows["PASD"] == {"ssim": None}
+    # The paper does not say on what its MANIQA was trained; the released script's is KonIQ-10k.
+    none = evaluation("niqe", "maniqa_pipal")
+    assert rows_beside(none) == {}
+    assert notes(none) == {"paper": "paper: its Table 1 for RealSR has none of these metrics."}
+
+
+def test_a_set_that_the_paper_does_not_have_is_refused(folders, capsys):
+    arguments = ["--restored", str(folders / "good"), "--reference", str(folders / "RealSRVal_crop128")]
+    assert evaluate.main([*arguments, "--set", "Set5"]) == 1
+    error = 'error: the paper has no set "Set5": --set takes DIV2K-Val, RealSR, DRealSR, or none for no set\n'
+    assert capsys.readouterr().err == error
+    assert paper.find_set("div2k-VAL") == "DIV2K-Val"
+    assert {*SETS.values()} == {*paper.set_names()}  # what is told by a folder's name
+
+
+def test_the_papers_tables_are_whole():
+    for name in paper.set_names():
+        rows = paper.scores_of_set(name)
+        assert len(rows) == 8 and {tuple(row) for row in rows.values()} == {tuple(rows["XPSR"])}
+        assert {*rows["XPSR"]} < {*METRIC_NAMES}
+    for table, itself in paper.ITSELF.items():
+        for set_name, row in paper.ablation(table)[itself].items():
+            of_table_1 = paper.scores_of_set(set_name)["XPSR"]
+            assert row.items() <= of_table_1.items()
+
+
+@pytest.fixture
+def realsr(tmp_path):
+    """Names and sizes as RealSR has them: originals of odd sizes, results of multiples of 4 under the inputs' names."""
+    rng = np.random.default_rng(0)
+    for name, size in {"Canon_001": (41, 43), "Nikon_002": (40, 42)}.items():
+        original = rng.integers(0, 256, (*size, 3), np.uint8)
+        write(tmp_path / "HR" / f"{name}_HR.png", original)
+        write(tmp_path / "LR" / f"{name}_LR4.png", original[:40:4, :40:4])
+        write(tmp_path / "out" / f"{name}_LR4.png", original[:40, :40])
+    return tmp_path
+
+
+def test_names_and_sizes_of_realsr(realsr, capsys):
+    words = ["--restored", str(realsr / "out"), "--reference", str(realsr), "--metrics", "psnr"]
+    assert evaluate.main(words) == 1
+    said = capsys.readouterr().err
+    assert "see also --match and --crop-to-multiple" in said
+    words += ["--match", "_LR4=_HR"]
+    assert evaluate.main(words) == 1
+    said = capsys.readouterr().err
+    assert "2 images cannot be matched" in said
+    assert "Canon_001_LR4.png has 40 x 40 pixels, but its original has 43 x 41" in said
+
+    # Equal, but for what is cropped.
+    words += ["--crop-to-multiple", "4", "--output", str(realsr / "report")]
+    assert evaluate.main(words) == 0
+    assert "2 images, protocol xpsr, cropped to a multiple of 4" in " ".join(capsys.readouterr().out.split())
+    scores = json.loads((realsr / "report" / "scores.json").read_text())
+    assert [row["psnr"] for row in scores["images"].values()] == pytest.approx([80, 80], abs=1e-4)
+    assert list(scores["images"]) == ["Canon_001_HR.png", "Nikon_002_HR.png"]
+    manifest = json.loads((realsr / "report" / "manifest.json").read_text())
+    assert manifest["match"] == "_LR4=_HR" and manifest["crop_to_multiple"] == 4
+    assert "at the right and at the bottom, to a multiple of 4 pixels" in manifest["protocol"]
+    page = (realsr / "report" / "report.html").read_text()
+    assert page.count("<img ") == 2 * 3  # inputs are matched too
+
+
+def test_sizes_are_compared_as_they_are_cropped(realsr, capsys):
+    match = ("_LR4", "_HR")
+    originals, results = realsr / "HR", {"x": realsr / "out"}
+    found = match_images(results, originals, match=match, crop_to_multiple=8)
+    assert [each.size for each in found] == [(40, 40), (40, 40)]
+    with pytest.raises(UserError) as caught:
+        match_images(results, originals, match=match, crop_to_multiple=42, least_side=11)
+    said = str(caught.value)
+    assert "Canon_001_HR.png has 42 x 0 pixels when cropped to a multiple of 42, the metrics need 11" in said
+    assert "Canon_001_LR4.png has 0 x 0 pixels, but its original has 42 x 0 when cropped to a multiple of 42" in said
+    assert evaluate.main(["--restored", "a", "--reference", "b", "--crop-to-multiple", "0"]) == 1
+    assert "--crop-to-multiple must be at least 1, not 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["_LR4", "=_HR", "_LR4=_HR=", "LR/a=HR/a", ""])
+def test_what_is_no_replacement_is_refused(text, capsys):
+    assert evaluate.main(["--restored", "a", "--reference", "b", "--match", text]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: --match must be OLD=NEW") and said.count("\n") == 1 and f'not "{text}"' in said
+
+
+def test_names_are_replaced_within_the_name_alone(folders, tmp_path):
+    image = read(folders / "good" / "a.png")
+    write(tmp_path / "HR" / "x_out" / "a.png", image)
+    write(tmp_path / "sr" / "x_out" / "a_out.png", image)
+    [found] = match_images({"sr": tmp_path / "sr"}, tmp_path / "HR", match=("_out", ""))
+    assert found.restored == (tmp_path / "sr" / "x_out" / "a_out.png",)
+    with pytest.raises(UserError, match=r'--match: no image in \S+sr has "_LR4" in its name'):
+        match_images({"sr": tmp_path / "sr"}, tmp_path / "HR", match=("_LR4", "_HR"))
+    write(tmp_path / "sr" / "x_out" / "a.png", image)
+    with pytest.raises(UserError, match=r"same name twice: \S+a\S*.png and \S+a\S*.png"):
+        match_images({"sr": tmp_path / "sr"}, tmp_path / "HR", match=("_out", ""))
 
 
 def test_names_match_in_any_unicode_normalisation(folders, tmp_path):

@@ -30,11 +30,16 @@ class Arguments:
         reference: Folder of originals; or of a test set with originals in HR, test_HR or gt and inputs in LR, test_LR
             or lq.
         lr: Folder of inputs to show in the report (default: that of the test set).
+        match: Text to replace in the names of results and inputs, to get the names of the originals: "_LR4=_HR" if
+            RealSR's Canon_001_LR4.png belongs to Canon_001_HR.png, "_out=" to remove "_out" (default: the names are the
+            same).
         protocol: Evaluation protocol. It decides the MANIQA version, the border and the channels.
         metrics: Metrics to compute; all: those of the protocol (default: those of the protocol that need no PyTorch).
-        set_name: Name of the test set in the paper, for the report's headings (default: by the folder's name).
-        beside: JSON file with scores of other methods to show as well, such as the paper's Table 1: {"SeeSR": {"psnr":
-            28.1, ...}}.
+        crop_to_multiple: Crop originals and results at the right and at the bottom to a multiple of this number of
+            pixels before they are compared, as BasicSR does: 4 for RealSR, which has odd sizes (default: not cropped).
+        set_name: Name of the test set in the paper: DIV2K-Val, RealSR or DRealSR. The paper's scores for this set are
+            then shown as well. none: it is none of them (default: by the folder's name, only for the headings).
+        beside: JSON file with scores of other methods to show as well: {"SeeSR": {"psnr": 28.1, ...}}.
         output: Folder for report.html, report.md, scores of each method as JSON, and manifest.json
             (default: no report).
         json: File for the scores: {"mean": {...}, "images": {name: {...}}}; for several folders one file each,
@@ -47,9 +52,11 @@ class Arguments:
     restored: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="DIR...")]
     reference: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     lr: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    match: Annotated[str | None, tyro.conf.arg(metavar="OLD=NEW")] = None
     protocol: Literal["xpsr", "seesr"] = "xpsr"
     metrics: tuple[MetricName | Literal["all"], ...] = ()
-    set_name: Annotated[Literal["DIV2K-Val", "RealSR", "DRealSR", "none"] | None, tyro.conf.arg(name="set")] = None
+    crop_to_multiple: Annotated[int, Range(1)] | None = None
+    set_name: Annotated[str | None, tyro.conf.arg(name="set", metavar="NAME")] = None
     beside: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     output: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -58,8 +65,8 @@ class Arguments:
 
 
 _GROUPS: Groups = {
-    "files": ("restored", "reference", "lr", "output", "json", "beside", "on_error"),
-    "measures": ("protocol", "metrics", "set_name"),
+    "files": ("restored", "reference", "lr", "match", "output", "json", "beside", "on_error"),
+    "measures": ("protocol", "metrics", "crop_to_multiple", "set_name"),
     "devices": ("batch_size",),
 }
 
@@ -86,7 +93,8 @@ def evaluate(arguments: Arguments) -> int:
     check_options(arguments)
     # Imported late, so that --help is fast.
     from xpsr_jax.evaluation.choices import choose_metrics, least_side
-    from xpsr_jax.evaluation.matching import match_images, name_methods, name_of_set, set_folders
+    from xpsr_jax.evaluation.matching import match_images, name_methods, name_of_set, parse_match, set_folders
+    from xpsr_jax.evaluation.paper import find_set, scores_of_set
     from xpsr_jax.evaluation.report_files import manifest_of, read_others, write_report, write_scores
     from xpsr_jax.evaluation.scoring import ImageReport, default_batch_size, score
     from xpsr_jax.evaluation.tables import Evaluation, print_scores
@@ -94,6 +102,10 @@ def evaluate(arguments: Arguments) -> int:
 
     protocol = PROTOCOLS[arguments.protocol]
     metrics = choose_metrics(arguments.metrics, protocol)
+    asked = arguments.set_name or "none"
+    named = None if asked.casefold() == "none" else find_set(asked)
+    match = parse_match(arguments.match) if arguments.match is not None else None
+    crop_to_multiple = arguments.crop_to_multiple or 1
     for folder in (arguments.output, arguments.json and arguments.json.parent):
         if folder is not None:
             check_writable(folder)
@@ -105,6 +117,8 @@ def evaluate(arguments: Arguments) -> int:
         methods,
         reference,
         arguments.lr or lr,
+        match=match,
+        crop_to_multiple=crop_to_multiple,
         least_side=least_side(metrics, protocol),
         unreadable=report.failed if arguments.on_error == "skip" else None,
     )
@@ -133,13 +147,16 @@ def evaluate(arguments: Arguments) -> int:
     if report.transparent:
         seen = "they were compared on a white background"
         say(f"{report.transparent} of {len(comparisons)} images are partly transparent; {seen}")
-    set_name = arguments.set_name or name_of_set(reference)
-    result = Evaluation(scores, protocol, metrics, None if set_name == "none" else set_name, others)
+    guessed = name_of_set(reference) if arguments.set_name is None else None
+    paper = scores_of_set(named) if named else {}
+    result = Evaluation(scores, protocol, metrics, named or guessed, others, paper, crop_to_multiple)
     print_scores(result)
+    if guessed:
+        say(f"{guessed}: by the folder's name; --set {guessed} also shows the paper's scores")
     if arguments.json is not None:
-        write_scores(arguments.json, scores)
+        write_scores(arguments.json, result)
     if arguments.output is not None:
-        manifest = manifest_of(arguments.restored, arguments.reference, result, comparisons)
+        manifest = manifest_of(arguments.restored, arguments.reference, result, comparisons, match=arguments.match)
         write_report(arguments.output, result, comparisons, manifest)
         say(f"report: {arguments.output / 'report.html'}")
     if report.failed:

@@ -12,7 +12,7 @@ from PIL import Image
 from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.matching import Comparison
 from xpsr_jax.evaluation.protocols import LOWER_IS_BETTER, NATIVE, TITLES, MetricName
-from xpsr_jax.evaluation.tables import Evaluation, best, describe_protocol, digits, heading, other_rows, title
+from xpsr_jax.evaluation.tables import Evaluation, best, describe, digits, heading, notes, rows_beside, title
 from xpsr_jax.images.alpha import on_white
 from xpsr_jax.images.reading import read_picture
 
@@ -31,7 +31,7 @@ def html_report(result: Evaluation, comparisons: Sequence[Comparison], manifest:
         manifest: how they were measured, as JSON of any form.
     """
     by_image = [name for name in result.metrics if name != "fid"]
-    body = [f"<h1>{html.escape(heading(result))}</h1>", f"<p>{html.escape(describe_protocol(result.protocol))}</p>"]
+    body = [f"<h1>{html.escape(heading(result))}</h1>", f"<p>{html.escape(describe(result))}</p>"]
     body.append(_means(result))
     if by_image:
         chosen: MetricName = "dists" if "dists" in by_image else by_image[0]
@@ -49,13 +49,12 @@ def _means(result: Evaluation) -> str:
         marks = ["best" if len(means) > 1 and mean[n] == first[n] else "" for n in result.metrics]
         cells = [_cell(n, mean[n], mark) for n, mark in zip(result.metrics, marks, strict=True)]
         rows.append(f"<tr><th scope=row>{html.escape(method)}</th>{''.join(cells)}</tr>")
-    note = ""
-    if others := other_rows(result):
+    for origin, others in rows_beside(result).items():
         for method, row in others.items():
             cells = [_cell(n, row.get(n)) for n in result.metrics]
-            rows.append(f"<tr class=other><th scope=row>{html.escape(method)}, elsewhere</th>{''.join(cells)}</tr>")
-        note = "<p class=note>Rows marked “elsewhere” were not measured here.</p>"
-    return f"<h2>Mean</h2>{_table(['method', *map(title, result.metrics)], rows)}{note}"
+            rows.append(f"<tr class=other><th scope=row>{html.escape(method)}, {origin}</th>{''.join(cells)}</tr>")
+    said = "".join(f"<p class=note>{html.escape(note)}</p>" for note in notes(result).values())
+    return f"<h2>Mean</h2>{_table(['method', *map(title, result.metrics)], rows)}{said}"
 
 
 def _cases(result: Evaluation, comparisons: Sequence[Comparison], metric: MetricName) -> str:
@@ -88,7 +87,7 @@ def _figure(result: Evaluation, comparison: Comparison) -> str:
             said = ", ".join(f"{TITLES[n]} {digits(n, row[n])}" for n in row if n in NATIVE)
         label = html.escape(name)
         try:
-            image = _data_uri(path, comparison.size)
+            image = _data_uri(path, comparison.size, cropped=path != comparison.lr)
         except UserError:  # an unreadable input (inputs are not measured), or a file that has changed since
             continue
         tiles.append(
@@ -143,10 +142,11 @@ def _cell(name: MetricName, value: float | None, mark: str = "") -> str:
     return f'<td{number} class="{mark}">{digits(name, value)}</td>'
 
 
-def _data_uri(path: Path, size: tuple[int, int]) -> str:
-    """A JPEG of the displayed size. An input is enlarged to the size of its original by nearest neighbour."""
-    image = Image.fromarray(np.ascontiguousarray(on_white(read_picture(path))))
+def _data_uri(path: Path, size: tuple[int, int], *, cropped: bool) -> str:
+    """A JPEG of the displayed size: the compared part of an image, or an input, enlarged by nearest neighbour."""
     height, width = size
+    pixels = on_white(read_picture(path))
+    image = Image.fromarray(np.ascontiguousarray(pixels[:height, :width] if cropped else pixels))
     scale = min(1.0, _SIDE / max(height, width))
     shown = (max(1, round(width * scale)), max(1, round(height * scale)))
     resampling = Image.Resampling.NEAREST if image.width < shown[0] else Image.Resampling.LANCZOS

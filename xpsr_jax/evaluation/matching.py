@@ -1,7 +1,7 @@
 """Matches restored images with their originals, by path relative to the folder, without suffix."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,8 @@ REFERENCE_FOLDERS = ("HR", "test_HR", "gt", "GT")
 LR_FOLDERS = ("LR", "test_LR", "lq", "LQ")
 # Parts of the folder names of the paper's three sets, in lower case.
 SETS = {"drealsr": "DRealSR", "realsr": "RealSR", "div2k": "DIV2K-Val"}
+# A text in a name, and the text that replaces it.
+Replacement = tuple[str, str]
 # This many pairs of names are compared in one or two seconds.
 _GUESSES = 50_000
 
@@ -28,7 +30,7 @@ class Comparison:
         reference: file of the original.
         restored: one file for each method, in the order of the methods.
         lr: file of the input. None: inputs were not named, or this one is missing.
-        size: (height, width) of the original and the restored images.
+        size: (height, width) of the part that is compared. It begins at the upper left corner.
     """
 
     name: str
@@ -59,11 +61,27 @@ def name_of_set(folder: Path) -> str | None:
     return None
 
 
+def parse_match(text: str) -> Replacement:
+    """OLD=NEW as (OLD, NEW).
+
+    Raises UserError unless there is one "=" with something before it, and no folder in it.
+    """
+    old, sign, new = text.partition("=")
+    if not old or not sign or "=" in new or "/" in text:
+        raise UserError(
+            f'--match must be OLD=NEW, what to replace in the names of results by what, such as "_LR4=_HR", not '
+            f'"{text}"'
+        )
+    return composed(old), composed(new)
+
+
 def match_images(
     restored: Mapping[str, Path],
     reference: Path,
     lr: Path | None = None,
     *,
+    match: Replacement | None = None,
+    crop_to_multiple: int = 1,
     least_side: int = 1,
     unreadable: dict[str, str] | None = None,
 ) -> list[Comparison]:
@@ -73,31 +91,47 @@ def match_images(
         restored: folder of each method.
         reference: folder of originals.
         lr: folder of inputs. Some inputs may be missing.
+        match: text in the names of restored images and inputs, and the text that replaces it wherever it occurs, to
+            get the names of the originals. None: the names are the same.
+        crop_to_multiple: sides are cropped to a multiple of this number of pixels before sizes are compared.
         least_side: the shortest side that the metrics accept, in pixels.
         unreadable: a dict that collects the reasons why images cannot be read, by the original's name. These originals
             are skipped. None: an unreadable image is a problem.
 
     Raises:
         UserError: some images are missing, extra, probably misnamed, too small, unreadable, or have another size. The
-            message lists all of them.
+            message lists all of them. Or no restored image has the text of `match` in its name.
     """
+    cropped = "" if crop_to_multiple == 1 else f" when cropped to a multiple of {crop_to_multiple}"
+
+    def size_of(path: Path) -> tuple[int, int]:
+        height, width = read_size(path)
+        return height - height % crop_to_multiple, width - width % crop_to_multiple
+
     originals, problems = _by_stem(reference)
     sizes: dict[str, tuple[int, int]] = {}
     broken: dict[str, str] = {}
     for stem, path in originals.items():
         try:
-            sizes[stem] = read_size(path)
+            sizes[stem] = size_of(path)
         except UserError as error:
             broken[stem] = str(error)
             continue
         if min(sizes[stem]) < least_side:
             height, width = sizes[stem]
-            problems.append(f"too small: {path} has {width} x {height} pixels, the metrics need {least_side} per side")
+            has = f"{width} x {height} pixels{cropped}"
+            problems.append(f"too small: {path} has {has}, the metrics need {least_side} per side")
     files: dict[str, dict[str, Path]] = {}
+    ambiguous: list[str] = []
     for method, folder in restored.items():
-        files[method], ambiguous = _by_stem(folder)
-        problems += ambiguous + _compare_names(files[method], originals, folder, reference)
-        problems += _compare_sizes(files[method], sizes, broken)
+        files[method], twice = _by_stem(folder, match)
+        ambiguous += twice
+        problems += twice + _compare_names(files[method], originals, folder, reference)
+        problems += _compare_sizes(files[method], sizes, broken, size_of, cropped)
+    names = (composed(path.stem) for found in files.values() for path in found.values())
+    if match and not ambiguous and not any(match[0] in name for name in names):
+        folders = ", ".join(map(str, restored.values()))
+        raise UserError(f'--match: no image in {folders} has "{match[0]}" in its name')
     if unreadable is None:
         problems += broken.values()
     else:
@@ -105,9 +139,11 @@ def match_images(
         if not problems and len(broken) == len(originals):
             problems += broken.values()
     if problems:
-        summary = f"nothing was measured: {len(problems)} images cannot be matched:"
+        summary = (
+            f"nothing was measured: {len(problems)} images cannot be matched (see also --match and --crop-to-multiple):"
+        )
         raise UserError(summary, *(f"  {problem}" for problem in problems))
-    inputs = _by_stem(lr)[0] if lr is not None else {}
+    inputs = _by_stem(lr, match)[0] if lr is not None else {}
     return [
         Comparison(
             path.relative_to(reference).as_posix(),
@@ -121,13 +157,16 @@ def match_images(
     ]
 
 
-def _by_stem(folder: Path) -> tuple[dict[str, Path], list[str]]:
+def _by_stem(folder: Path, match: Replacement | None = None) -> tuple[dict[str, Path], list[str]]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     found: dict[str, Path] = {}
     problems = []
     for each in list_inputs([folder]):
         stem = composed(each.name.with_suffix("").as_posix())
+        if match:
+            parent, slash, name = stem.rpartition("/")
+            stem = parent + slash + name.replace(*match)
         if stem in found:
             problems.append(f"same name twice: {found[stem]} and {each.path}")
         found.setdefault(stem, each.path)
@@ -151,18 +190,22 @@ def _compare_names(
 
 
 def _compare_sizes(
-    restored: Mapping[str, Path], sizes: Mapping[str, tuple[int, int]], broken: dict[str, str]
+    restored: Mapping[str, Path],
+    sizes: Mapping[str, tuple[int, int]],
+    broken: dict[str, str],
+    size_of: Callable[[Path], tuple[int, int]],
+    cropped: str,
 ) -> list[str]:
     """Lists images that do not have the size of their original. Adds unreadable images to `broken`."""
     problems = []
     for stem in (stem for stem in sizes if stem in restored):
         try:
-            height, width = read_size(restored[stem])
+            height, width = size_of(restored[stem])
         except UserError as error:
             broken.setdefault(stem, str(error))
             continue
         if (height, width) != sizes[stem]:
-            original = f"{sizes[stem][1]} x {sizes[stem][0]}"
+            original = f"{sizes[stem][1]} x {sizes[stem][0]}{cropped}"
             problems.append(f"size: {restored[stem]} has {width} x {height} pixels, but its original has {original}")
     return problems
 

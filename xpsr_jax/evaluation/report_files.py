@@ -15,8 +15,7 @@ from xpsr_jax.evaluation.html_report import html_report
 from xpsr_jax.evaluation.matching import Comparison
 from xpsr_jax.evaluation.perceptual import weight_files
 from xpsr_jax.evaluation.protocols import METRIC_NAMES, NATIVE, MetricName
-from xpsr_jax.evaluation.scoring import MethodScores
-from xpsr_jax.evaluation.tables import Evaluation, describe_protocol, markdown
+from xpsr_jax.evaluation.tables import Evaluation, describe, markdown, notes, rows_beside
 from xpsr_jax.files import write_text
 from xpsr_jax.inference.manifest import sha256
 from xpsr_jax.json_files import read_json
@@ -39,11 +38,19 @@ def read_others(file: Path) -> dict[str, dict[MetricName, float]]:
     return others
 
 
-def write_scores(file: Path, scores: Mapping[str, MethodScores]) -> None:
-    """Writes the scores of one method to `file`. The scores of several methods go to one file each, beside it."""
-    for method, of_method in scores.items():
+def write_scores(file: Path, result: Evaluation) -> None:
+    """Writes the scores of one method to `file`. The scores of several methods go to one file each, beside it.
+
+    If the paper's scores are shown, each file has them as well: `{"paper": {"set", "note", "scores"}}`.
+    """
+    paper: dict[str, Any] = {}
+    if result.paper:
+        scores = rows_beside(result).get("paper", {})
+        paper = {"paper": {"set": result.set_name, "note": notes(result)["paper"], "scores": scores}}
+    for method, of_method in result.scores.items():
         name = f"{file.stem}-{method.replace('/', '-')}{file.suffix or '.json'}"
-        write_text(_as_text(of_method.as_json()), file if len(scores) == 1 else file.with_name(name))
+        place = file if len(result.scores) == 1 else file.with_name(name)
+        write_text(_as_text(of_method.as_json() | paper), place)
 
 
 def write_report(
@@ -59,25 +66,40 @@ def write_report(
 
     Raises UserError if the system refuses.
     """
-    write_scores(folder / "scores.json", result.scores)
+    write_scores(folder / "scores.json", result)
     write_text(_as_text(manifest), folder / "manifest.json")
     write_text(markdown(result, manifest), folder / "report.md")
     write_text(html_report(result, comparisons, manifest), folder / "report.html")
 
 
 def manifest_of(
-    restored: Sequence[Path], reference: Path, result: Evaluation, comparisons: Sequence[Comparison]
+    restored: Sequence[Path],
+    reference: Path,
+    result: Evaluation,
+    comparisons: Sequence[Comparison],
+    *,
+    match: str | None = None,
 ) -> dict[str, Any]:
-    """The information that is needed to repeat the measurement and to check that the files are the same."""
+    """The information that is needed to repeat the measurement and to check that the files are the same.
+
+    Args:
+      restored: folder of each method.
+      reference: folder of the originals.
+      result: the scores.
+      comparisons: the measured images.
+      match: the rule OLD=NEW by which names were matched. None: names were the same.
+    """
     packages = ["jax", "jaxlib", "numpy", "pillow"]
     packages += [] if set(result.metrics) <= set(NATIVE) else ["pyiqa", "torch"]
     folders = {method: str(folder) for method, folder in zip(result.scores, restored, strict=True)}
     return {
-        "protocol": describe_protocol(result.protocol),
+        "protocol": describe(result),
         "metrics": list(result.metrics),
         "set": result.set_name,
         "restored": folders,
         "reference": str(reference),
+        **({"match": match} if match is not None else {}),
+        **({"crop_to_multiple": result.crop_to_multiple} if result.crop_to_multiple > 1 else {}),
         "versions": {"python": platform.python_version(), "xpsr_jax": __version__}
         | {name: importlib.metadata.version(name) for name in packages},
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",

@@ -179,7 +179,9 @@ def _batches(comparisons: Sequence[Comparison], batch_size: int, report: ImageRe
 
 def _load(comparisons: Sequence[Comparison], readers: ThreadPoolExecutor, report: ImageReport) -> _Loaded | None:
     """Loads the images of all comparisons that can be read. None if no comparison can be read."""
-    pending = [[readers.submit(_seen, path) for path in (each.reference, *each.restored)] for each in comparisons]
+    pending = [
+        [readers.submit(_seen, path, each.size) for path in (each.reference, *each.restored)] for each in comparisons
+    ]
     loaded, read = [], []
     for comparison, futures in zip(comparisons, pending, strict=True):
         try:
@@ -198,7 +200,8 @@ def _load(comparisons: Sequence[Comparison], readers: ThreadPoolExecutor, report
     return _Loaded(loaded, reference, np.stack(restored))
 
 
-def _seen(path: Path) -> tuple[UInt8[np.ndarray, "h w 3"], bool]:
-    """An image on a white background, and whether it has transparent pixels."""
+def _seen(path: Path, size: tuple[int, int]) -> tuple[UInt8[np.ndarray, "h w 3"], bool]:
+    """The part of an image that is compared, on a white background, and whether the image has transparent pixels."""
     picture = read_picture(path)
-    return on_white(picture), picture.alpha is not None
+    height, width = size
+    return on_white(picture)[:height, :width], picture.alpha is not None

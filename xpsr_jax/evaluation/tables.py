@@ -2,14 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from xpsr_jax.errors import printable
+from xpsr_jax.evaluation.paper import PaperRow
 from xpsr_jax.evaluation.protocols import LOWER_IS_BETTER, TITLES, MetricName, Protocol
 from xpsr_jax.evaluation.scoring import MethodScores
+
+Origin = Literal["elsewhere", "paper"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,10 @@ class Evaluation:
         protocol: the protocol of the measurement.
         metrics: the metrics in the order of the tables.
         set_name: name of the paper's set to which the originals belong. None: not known.
-        others: scores of other methods from elsewhere, for example from a paper's table.
+        others: scores of other methods from elsewhere.
+        paper: the paper's scores for that set (`paper.scores_of_set`). Empty: they are not shown.
+        crop_to_multiple: all images were cropped at the right and at the bottom to a multiple of this number of pixels.
+            1: they were not cropped.
     """
 
     scores: Mapping[str, MethodScores]
@@ -29,6 +36,8 @@ class Evaluation:
     metrics: Sequence[MetricName]
     set_name: str | None
     others: Mapping[str, Mapping[MetricName, float]] = field(default_factory=dict)
+    paper: Mapping[str, PaperRow] = field(default_factory=dict)
+    crop_to_multiple: int = 1
 
     @property
     def count(self) -> int:
@@ -53,13 +62,31 @@ def best(name: MetricName, values: Sequence[float]) -> float:
     return min(values) if name in LOWER_IS_BETTER else max(values)
 
 
-def other_rows(result: Evaluation) -> dict[str, dict[MetricName, float]]:
-    """The scores from elsewhere, restricted to the metrics that were measured."""
-    rows = {
-        method: {name: value for name, value in row.items() if name in result.metrics}
-        for method, row in result.others.items()
-    }
-    return {method: row for method, row in rows.items() if row}
+def rows_beside(result: Evaluation) -> dict[Origin, dict[str, PaperRow]]:
+    """Scores that were not measured here, by their origin, restricted to the metrics that were measured."""
+    rows: dict[Origin, dict[str, PaperRow]] = {}
+    sources: dict[Origin, Mapping[str, PaperRow]] = {"elsewhere": result.others, "paper": result.paper}
+    for origin, methods in sources.items():
+        measured: dict[str, PaperRow] = {
+            method: {n: row[n] for n in result.metrics if n in row} for method, row in methods.items()
+        }
+        if found := {method: row for method, row in measured.items() if row}:
+            rows[origin] = found
+    return rows
+
+
+def notes(result: Evaluation) -> dict[Origin, str]:
+    """A line for each origin of `rows_beside` that says how its scores are to be read."""
+    lines: dict[Origin, str] = dict.fromkeys(rows_beside(result), "elsewhere: these scores were not measured here.")
+    if "paper" in lines:
+        lines["paper"] = (
+            f"paper: Table 1 of the paper for {result.set_name}, not measured here. The paper may use other crops, "
+            "borders and versions of the metrics, so only large differences mean something. –: not legible, or not in "
+            "that table."
+        )
+    elif result.paper:
+        lines["paper"] = f"paper: its Table 1 for {result.set_name} has none of these metrics."
+    return lines
 
 
 def print_scores(result: Evaluation, console: Console | None = None) -> None:
@@ -75,12 +102,15 @@ def print_scores(result: Evaluation, console: Console | None = None) -> None:
             first = len(means) > 1 and mean[name] == best(name, [each[name] for each in means.values()])
             cells.append(f"[bold]{digits(name, mean[name])}[/bold]" if first else digits(name, mean[name]))
         table.add_row(_name(method), *cells)
-    if rows := other_rows(result):
+    for origin, rows in rows_beside(result).items():
         table.add_section()
         for method, row in rows.items():
             cells = [digits(name, row.get(name)) for name in result.metrics]
-            table.add_row(f"{_name(method)} [dim](elsewhere)[/dim]", *cells)
-    (console or Console()).print(table)
+            table.add_row(f"{_name(method)} [dim]({origin})[/dim]", *cells)
+    console = console or Console()
+    console.print(table)
+    if note := notes(result).get("paper"):
+        console.print(note, soft_wrap=True, highlight=False)
 
 
 def _name(method: str) -> str:
@@ -89,35 +119,45 @@ def _name(method: str) -> str:
 
 
 def heading(result: Evaluation) -> str:
-    """A line with the set, the number of images and the protocol."""
+    """A line with the set, the number of images, the protocol, and how images were cropped."""
     of_set = f"{result.set_name}, " if result.set_name else ""
-    return f"{of_set}{result.count} images, protocol {result.protocol.name}"
+    cropped = f", cropped to a multiple of {result.crop_to_multiple}" if result.crop_to_multiple > 1 else ""
+    return f"{of_set}{result.count} images, protocol {result.protocol.name}{cropped}"
 
 
 def markdown(result: Evaluation, manifest: Mapping) -> str:
     """The report as Markdown: means, scores from elsewhere, scores of every image, protocol and versions."""
     columns = [title(name) for name in result.metrics]
     parts = [f"# {heading(result)}", _markdown_table(["", *columns], _mean_rows(result))]
-    if rows := other_rows(result):
-        cells = [[method, *(digits(n, row.get(n)) for n in result.metrics)] for method, row in rows.items()]
-        parts += ["Scores from elsewhere, not measured here:", _markdown_table(["", *columns], cells)]
+    beside, said = rows_beside(result), notes(result)
+    for origin in said:
+        parts.append(said[origin])
+        if origin in beside:
+            rows = beside[origin].items()
+            cells = [[method, *(digits(n, row.get(n)) for n in result.metrics)] for method, row in rows]
+            parts.append(_markdown_table(["", *columns], cells))
     per_image = [name for name in result.metrics if name != "fid"]
     for method, scores in result.scores.items():
         cells = [[image, *(digits(n, row[n]) for n in per_image)] for image, row in scores.images.items()]
         parts += [f"## {method}", _markdown_table(["image", *(title(n) for n in per_image)], cells)]
     versions = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
-    return "\n\n".join([*parts, f"Protocol: {describe_protocol(result.protocol)} Versions: {versions}.\n"])
+    return "\n\n".join([*parts, f"Protocol: {describe(result)} Versions: {versions}.\n"])
 
 
-def describe_protocol(protocol: Protocol) -> str:
-    """Describes a protocol in words."""
+def describe(result: Evaluation) -> str:
+    """Describes the protocol in words, and how images were cropped."""
+    protocol, multiple = result.protocol, result.crop_to_multiple
     channels = {
         "y": "luma of BT.601 in its studio range",
         "y-full": "luma of BT.601 in full range",
         "rgb": "all three channels",
     }[protocol.channels]
     border = f"without {protocol.border} pixels of border" if protocol.border else "on whole images"
-    return f"{protocol.name}: PSNR and SSIM on {channels}, {border}; all other metrics on whole RGB images."
+    cropped = f" All images were cropped first, at the right and at the bottom, to a multiple of {multiple} pixels."
+    return (
+        f"{protocol.name}: PSNR and SSIM on {channels}, {border}; all other metrics on whole RGB images."
+        + cropped * (multiple > 1)
+    )
 
 
 def _mean_rows(result: Evaluation) -> list[list[str]]:
