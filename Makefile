@@ -9,6 +9,7 @@
 #   make soak-long      1,000 kills, 10,000 damaged files with and without PyTorch, and the marker "long"; takes hours
 #   make test-torch     live comparisons with PyTorch, diffusers and transformers
 #   make test-app       the web page in Chromium, which is installed with apt-get if it is missing
+#   make test-notebooks runs the notebooks in their small form
 #   make test-wheel     builds the package, installs it into a new environment, and tries every command
 #   make docs           builds the site of docs/ into site/; a broken link is an error
 #   make lint           ruff and mypy;   make format   lets ruff fix what it can
@@ -17,8 +18,8 @@
 PYTHON ?= python3
 JOBS ?= 2
 ARGS ?=
-# Without the tests that need PyTorch, a browser, or a separate environment.
-PLAIN := tests $(addprefix --ignore=tests/,torch app wheel)
+# Without the tests that need PyTorch, a browser, Jupyter, or a separate environment.
+PLAIN := tests $(addprefix --ignore=tests/,torch app notebooks wheel)
 # Processes that tests start run without these checks. Tests that only start processes are therefore left out.
 SHAPES := $(PLAIN) $(addprefix --ignore=tests/,hostile soak test_accelerator_alone.py test_imports.py test_package.py)
 
@@ -26,7 +27,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 SHARED_OUT := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-shapes soak soak-long test-torch test-app test-wheel docs chromium lint format clean
+.PHONY: demo test test-shapes soak soak-long test-torch test-app test-notebooks test-wheel docs chromium lint format clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/.demo
@@ -55,6 +56,9 @@ test-torch: .venv/.test-torch .venv/.spandrel
 test-app: .venv/.test-app chromium
 	$(PYTEST) tests/app $(ARGS)
 
+test-notebooks: .venv/.test-notebooks
+	$(PYTEST) tests/notebooks $(ARGS)
+
 test-wheel: .venv/.test
 	$(PYTEST) tests/wheel $(ARGS)
 
@@ -82,8 +86,9 @@ clean:
 .venv/.test: EXTRAS := [dev,metrics,tfds,bucket,servers]
 .venv/.test-torch: EXTRAS := [dev,metrics,tfds,bucket,servers,torch,oracles]
 .venv/.test-app: EXTRAS := [dev,app,browser]
+.venv/.test-notebooks: EXTRAS := [dev,notebooks]
 .venv/.docs: EXTRAS := [docs]
-.venv/.demo .venv/.test .venv/.test-torch .venv/.test-app .venv/.docs: pyproject.toml constraints.txt | $(BIN)/python
+.venv/.demo .venv/.test .venv/.test-torch .venv/.test-app .venv/.test-notebooks .venv/.docs: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing xpsr-jax$(EXTRAS) into .venv. This takes a minute or two."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".$(EXTRAS)"
 	@touch $@
