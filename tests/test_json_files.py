@@ -17,9 +17,9 @@ _WRONG = {
     b'{"a": 1, "a": 2}': "duplicate key 'a'",
     b'{"a": ' + b"[" * 100_000 + b"}": "nested too deeply",
     b'{"a": "\xff"}': "byte 8 is not UTF-8",
-    b'{"a": {"b": ["\\ud800"]}}': r"a.b\[0\] holds half a character",
+    b'{"a": {"b": ["\\ud800"]}}': r"a.b\[0\] holds a lone surrogate",
     b'{"a": "x\\u0000"}': "a holds NUL",
-    b'{"\\uDC00": 1}': "a text holds half a character",
+    b'{"\\uDC00": 1}': "a text holds a lone surrogate",
     b'{"a": "\x1b"}': "Invalid control character",
 }
 

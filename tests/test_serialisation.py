@@ -67,7 +67,7 @@ def test_json_is_converted_by_the_type_hints():
         ({}, "f: name is missing"),
         ([1], "f: it must be an object, not [1]"),
         ({"name": 3}, "f: name must be a text, not 3"),
-        ({"name": "x\ud800"}, "f: name holds half a character"),
+        ({"name": "x\ud800"}, "f: name holds a lone surrogate"),
         ({"name": "x", "count": True}, "f: count must be a whole number, not true"),
         ({"name": "x", "count": 2.0}, "f: count must be a whole number, not 2.0"),
         ({"name": "x", "count": "2"}, 'f: count must be a whole number, not "2"'),

@@ -139,7 +139,7 @@ def _check_texts(value: Any, where: object, path: str) -> None:
     elif isinstance(value, str):
         for name, bad in (
             ("NUL", "\0" in value),
-            ("half a character", re.search("[\ud800-\udc7f\udd00-\udfff]", value)),
+            ("a lone surrogate", re.search("[\ud800-\udc7f\udd00-\udfff]", value)),
         ):
             if bad:
                 raise UserError(f"{where}: {path[:200] or 'a text'} holds {name}, which is not allowed")

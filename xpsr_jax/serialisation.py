@@ -137,7 +137,7 @@ def _convert(hint: Any, value: Any, path: str, ignore: bool) -> Any:
         return value
     if hint in (str, Path) and isinstance(value, str):
         if hint is str and not _encodable(value):
-            raise Mismatch(f"{path} holds half a character")
+            raise Mismatch(f"{path} holds a lone surrogate")
         return value if hint is str else as_path(value)
     raise _other_kind(hint, value, path)
 

@@ -33,7 +33,7 @@ def test_hand_written_files(tmp_path):
         ('{"image": "b", "high": "h"}', r"line 2: 'low' must be a text, got null"),
         ('{"image": "b", "high": 3, "low": ""}', r"line 2: 'high' must be a text, got 3"),
         ('{"image": "b", "high": "\\udcff", "low": ""}', r"line 2: 'high' has an incomplete character"),
-        ('{"image": "\\ud800", "high": "", "low": ""}', r"line 2: image holds half a character"),
+        ('{"image": "\\ud800", "high": "", "low": ""}', r"line 2: image holds a lone surrogate"),
         ('{"image": "b\\u0000", "high": "", "low": ""}', r"line 2: image holds NUL"),
         ('{"image": "", "high": "", "low": ""}', r"line 2: 'image' is empty"),
         ('{"image": "b", "image": "c", "high": "", "low": ""}', r"line 2 .* duplicate key 'image'"),
