@@ -51,7 +51,7 @@ soak-long: .venv/.test-torch
 	$(PYTEST) $(PLAIN) -m long $(SHARED_OUT) -rfEP $(ARGS)
 
 test-torch: .venv/.test-torch .venv/.spandrel
-	$(PYTEST) tests/torch $(ARGS)
+	XPSR_JAX_CHECK_SHAPES=1 $(PYTEST) tests/torch $(ARGS)
 
 test-app: .venv/.test-app chromium
 	$(PYTEST) tests/app $(ARGS)
