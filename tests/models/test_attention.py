@@ -117,7 +117,9 @@ def test_chunks_bound_the_memory():
     assert temporary_bytes("auto") < whole / 8
 
 
-@pytest.mark.parametrize("size", [(256, 128), (130, 77)], ids=["whole blocks", "filled up"])
+@pytest.mark.parametrize(
+    "size", [pytest.param((256, 128), id="whole blocks", marks=pytest.mark.more), pytest.param((130, 77), id="padded")]
+)
 def test_flash_kernel_of_tpus_equals_the_definition(size):
     """In interpreted mode, with sizes that need padding, on one device and with the batch split over a mesh."""
     q, k, v = inputs(*size)

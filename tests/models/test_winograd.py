@@ -23,6 +23,7 @@ def test_equals_the_convolution(size, tiles, monkeypatch):
     assert error(winograd_conv(jnp.asarray(x), transform_kernel(kernel)), expected) <= 1e-5  # measured: 3.4e-6
 
 
+@pytest.mark.more
 def test_a_network_uses_it_where_it_is_faster(monkeypatch):
     monkeypatch.setattr(winograd, "FEATURES", 8)
     rngs, compute = nnx.Rngs(0), Compute()

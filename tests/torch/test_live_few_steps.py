@@ -4,6 +4,7 @@ from unittest import mock
 
 import diffusers
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -27,10 +28,10 @@ def test_equals_latent_consistency_models(prediction_type, steps):
     predictions = rng.standard_normal((steps, *SHAPE)).astype(np.float32)
 
     sampler = Consistency(schedule)
-    table, state = sampler.table(steps), sampler.init(start)
+    table, state = sampler.table(steps), sampler.init(jnp.asarray(start))
     for i in range(steps):
-        row = jax.tree.map(lambda column, i=i: column[i], table)
-        state = sampler.step(state, row, 0.5 * state.latents + predictions[i], noises[i])
+        row = jax.tree.map(lambda column, i=i: jnp.asarray(column[i]), table)
+        state = sampler.step(state, row, 0.5 * state.latents + predictions[i], jnp.asarray(noises[i]))
 
     scheduler = diffusers.LCMScheduler(
         beta_schedule="linear", beta_start=schedule.beta_start, beta_end=0.01, prediction_type=prediction_type

@@ -97,7 +97,7 @@ def test_files_with_other_objects_and_broken_files(tmp_path):
     for keep in (0, 100, file.stat().st_size - 50):
         content = file.read_bytes()
         file.write_bytes(content[:keep])
-        with pytest.raises(UserError, match=r"is truncated, corrupt or no \.bin file"):
+        with pytest.raises(UserError, match=r"is truncated, corrupt or not a \.bin file"):
             read_folder(tmp_path)
         file.write_bytes(content)
 

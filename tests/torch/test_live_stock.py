@@ -88,7 +88,7 @@ def test_unet_and_its_gradients(unets):
     @jax.jit
     def run(state, latents):
         def objective(state, latents):
-            prediction = nnx.merge(graph, state)(latents, jnp.asarray(timesteps.numpy()), array(text))
+            prediction = nnx.merge(graph, state)(latents, jnp.asarray(timesteps.numpy()), jnp.asarray(array(text)))
             return jnp.mean(prediction**2), prediction
 
         (loss, prediction), gradients = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(state, latents)
