@@ -131,6 +131,13 @@ def test_a_real_allocation_that_is_too_large_is_one_line(capsys):
     assert run(work, capsys) == (1, "error: the device is out of memory: lower --batch-size\n")
 
 
+def test_a_file_that_the_system_refuses_is_one_line(capsys):
+    def work(argv):
+        Path("a" * 300, "b").exists()
+
+    assert run(work, capsys) == (1, f"error: {'a' * 300}/b: File name too long\n")
+
+
 def test_any_other_error_keeps_its_traceback(capsys):
     for error in (jax.errors.JaxRuntimeError("INTERNAL: bug"), KeyError("bug")):
 

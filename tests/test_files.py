@@ -1,6 +1,7 @@
 """Files and folders appear only when they are complete, and only regular files are read."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from xpsr_jax import files
 from xpsr_jax.errors import UserError
 from xpsr_jax.files import beside, check_writable, new_file, new_folder, open_regular, read_regular
 from xpsr_jax.machine import cache_folder
+from xpsr_jax.weights.hub import hub_name
 
 
 @pytest.fixture(scope="module")
@@ -34,24 +36,40 @@ def test_leftovers_of_killed_processes_are_removed(dead, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"a.json", "b", *(path.name for path in kept)}
 
 
-def test_a_folder_is_put_back_if_a_process_was_killed_while_replacing_it(dead, tmp_path):
-    folder, old = tmp_path / "model", tmp_path / f".model.{files._node()}-{dead}.old"
-    others = tmp_path / f".model2.{files._node()}-{dead}.old"
-    for each in (old, others):
+@pytest.fixture(params=["of another process", "of a process with this one's id"])
+def killed(request, dead):
+    """The id of a killed process. In a container that is started again, the new process has the same id."""
+    return dead if request.param == "of another process" else os.getpid()
+
+
+def test_a_folder_is_put_back_if_a_process_was_killed_while_replacing_it(killed, tmp_path):
+    folder, old = tmp_path / "model", tmp_path / f".model.{files._node()}-{killed}.old"
+    partial = old.with_suffix(".partial")
+    others = tmp_path / f".model2.{files._node()}-{killed}.old"
+    for each in (old, partial, others):
         each.mkdir()
         (each / "unet").write_text("old")
     with pytest.raises(UserError, match="model already exists"), new_folder(folder):
         pass
     assert (folder / "unet").read_text() == "old" and others.is_dir() and not old.exists()
     # Killed a moment later, when the new folder already had its final name.
-    folder.rename(old)
-    with new_folder(folder.with_name("new")) as made:
-        (made / "unet").write_text("new")
-    (tmp_path / "new").rename(folder)
+    shutil.copytree(folder, old)
+    (folder / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"holds notes\.txt"), new_folder(folder, replaceable=frozenset({"unet"})):
+        pass
+    assert old.is_dir()  # nothing is removed before the new folder is complete
+    (folder / "notes.txt").unlink()
     with new_folder(folder, replaceable=frozenset({"unet"})) as made:
-        (made / "unet").write_text("newer")
-    assert (folder / "unet").read_text() == "newer"
+        (made / "unet").write_text("new")
+    assert (folder / "unet").read_text() == "new"
     assert {path.name for path in tmp_path.iterdir()} == {"model", others.name}
+
+
+def test_a_model_is_found_that_a_killed_process_was_replacing(dead, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    old = tmp_path / "models" / f".xpsr.{files._node()}-{dead}.old"
+    old.mkdir(parents=True)
+    assert hub_name("models/xpsr") is None and (tmp_path / "models" / "xpsr").is_dir()
 
 
 def test_a_file_is_unchanged_after_an_error(tmp_path):

@@ -50,6 +50,7 @@ def new_file(file: Path) -> Iterator[Path]:
     temporary = beside(file, _mine("partial"))
     try:
         _remove_leftovers(file.parent)
+        _in_use.add(temporary.name)
         yield temporary
         os.replace(temporary, file)
     except OSError as error:
@@ -57,6 +58,7 @@ def new_file(file: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        _in_use.discard(temporary.name)
 
 
 def write_text(text: str, file: Path) -> None:
@@ -80,8 +82,7 @@ def new_folder(folder: Path, *, replaceable: frozenset[str] | None = None) -> It
       UserError: `folder` exists and may not be replaced, or cannot be created.
     """
     folder = resolved(as_path(folder))
-    if not isinstance(folder, BucketPath):
-        _put_back(folder)
+    put_back(folder)
     check_free(folder, replaceable=replaceable)
     if isinstance(folder, BucketPath):
         with uploads.new_folder(folder) as made:
@@ -91,12 +92,14 @@ def new_folder(folder: Path, *, replaceable: frozenset[str] | None = None) -> It
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder.parent)
+        _in_use.update((temporary.name, aside.name))
         temporary.mkdir()
     except OSError as error:
         raise UserError(f"{folder} cannot be created: {error.strerror} ({error.filename})") from error
     try:
         yield temporary
         if folder.exists():
+            shutil.rmtree(aside, ignore_errors=True)  # an older version, left by a killed process with this one's id
             folder.rename(aside)
         try:
             temporary.rename(folder)
@@ -106,19 +109,29 @@ def new_folder(folder: Path, *, replaceable: frozenset[str] | None = None) -> It
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        _in_use.difference_update((temporary.name, aside.name))
         if folder.exists():
-            shutil.rmtree(aside, ignore_errors=True)
+            for old in (aside, *_replaced(folder)):
+                shutil.rmtree(old, ignore_errors=True)
 
 
-def _put_back(folder: Path) -> None:
-    """Completes a replacement that a killed process left half done: the old folder is restored, or removed."""
-    for name in entries(folder.parent):
-        found = re.fullmatch(rf".*\.({_node()}-(\d+)\.old)", name, re.DOTALL)
-        if found and name == beside(folder, found[1]).name and not process_runs(int(found[2])):
-            if folder.exists():
-                shutil.rmtree(folder.parent / name, ignore_errors=True)
-            else:
-                (folder.parent / name).rename(folder)
+def put_back(folder: Path) -> None:
+    """Restores a folder that is missing because a process was killed while it replaced the folder by a new one.
+
+    It has no effect on paths in buckets, on folders that exist, and where the system refuses.
+    """
+    if isinstance(folder, BucketPath):
+        return
+    with contextlib.suppress(OSError):
+        if not folder.exists() and (old := _replaced(folder)):
+            old[-1].rename(folder)
+
+
+def _replaced(folder: Path) -> list[Path]:
+    """Former versions of a folder that killed processes of this machine left beside it, in the order of their names."""
+    names = [name for name in entries(folder.parent) if _is_left(name, "old")]
+    endings = {name: name.rpartition(f".{_node()}")[2] for name in names}
+    return [folder.parent / name for name in sorted(names) if name == beside(folder, _node() + endings[name]).name]
 
 
 def entries(folder: Path) -> set[str]:
@@ -276,6 +289,21 @@ def _mine(ending: str) -> str:
     return f"{_node()}-{os.getpid()}.{ending}"
 
 
+def _is_left(name: str, ending: str) -> bool:
+    """Whether this is a temporary name of a killed process of this machine.
+
+    In a new container, this process may have the id of a process that was killed before.
+    """
+    found = re.fullmatch(rf"\..*\.{_node()}-(\d+)\.{ending}", name, re.DOTALL)
+    if found is None or name in _in_use:
+        return False
+    return int(found[1]) == os.getpid() or not process_runs(int(found[1]))
+
+
+# Temporary names that this process uses now.
+_in_use: set[str] = set()
+
+
 @functools.cache
 def _node() -> str:
     """A short name of this machine."""
@@ -285,9 +313,8 @@ def _node() -> str:
 @functools.lru_cache(maxsize=1024)
 def _remove_leftovers(parent: Path) -> None:
     """Removes temporary files and folders of killed processes of this machine. Runs once per process and folder."""
-    pattern = re.compile(rf"\..*\.{_node()}-(\d+)\.partial", re.DOTALL)
     with os.scandir(parent) as entries:
-        leftovers = [entry for entry in entries if (m := pattern.fullmatch(entry.name)) and not process_runs(int(m[1]))]
+        leftovers = [entry for entry in entries if _is_left(entry.name, "partial")]
     for leftover in leftovers:
         if leftover.is_dir(follow_symlinks=False):
             shutil.rmtree(leftover, ignore_errors=True)

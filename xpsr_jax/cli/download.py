@@ -33,7 +33,7 @@ https://github.com/qyp2000/XPSR:
   2. Download the checkpoint: a folder such as checkpoint-300000, with unet/ and controlnet/ in it.
   3. Merge it with Stable Diffusion 1.5 into one model folder:
        xpsr convert stable-diffusion-v1-5/stable-diffusion-v1-5 checkpoint-300000 --output models/xpsr
-  4. xpsr restore PHOTO --output restored --model models/xpsr --preset released"""
+  4. xpsr restore PHOTO --output restored --model models/xpsr --preset released --missing-captions measured"""
 
 
 @dataclass(frozen=True)

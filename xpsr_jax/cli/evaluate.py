@@ -102,7 +102,7 @@ def evaluate(arguments: Arguments) -> int:
 
     protocol = PROTOCOLS[arguments.protocol]
     metrics = choose_metrics(arguments.metrics, protocol)
-    asked = arguments.set_name or "none"
+    asked = "none" if arguments.set_name is None else arguments.set_name
     named = None if asked.casefold() == "none" else find_set(asked)
     match = parse_match(arguments.match) if arguments.match is not None else None
     crop_to_multiple = arguments.crop_to_multiple or 1

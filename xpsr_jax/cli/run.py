@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 from xpsr_jax.cli.start import INTERRUPTED
-from xpsr_jax.errors import UserError
+from xpsr_jax.errors import UserError, printable
 from xpsr_jax.serialisation import check_fields
 
 _RETRY_SECONDS = 0.05
@@ -24,7 +24,8 @@ def command(*, interrupted: str, lower: str) -> Callable[[Callable[..., int | No
     """Makes a command's `main` from a function that takes the words of its command line and returns its exit code.
 
     Ctrl-C and SIGTERM raise KeyboardInterrupt in the function, so that incomplete files are removed. An error that the
-    user can correct is printed as one line, "error: ...", and the exit code is 1. Other errors keep their traceback.
+    user can correct is printed as one line, "error: ...", and the exit code is 1. So is the system's refusal of a file.
+    Other errors keep their traceback.
 
     Args:
         interrupted: message after Ctrl-C or SIGTERM. The exit code is then 130.
@@ -45,10 +46,12 @@ def command(*, interrupted: str, lower: str) -> Callable[[Callable[..., int | No
                     print(interrupted, file=sys.stderr)
                     return INTERRUPTED
                 except Exception as error:
-                    where = out_of_memory(error)
-                    if where is None:
+                    if (where := out_of_memory(error)) is not None:
+                        print(f"error: {where} is out of memory: {lower}", file=sys.stderr)
+                    elif isinstance(error, OSError) and error.filename is not None:
+                        print(f"error: {printable(error.filename)}: {error.strerror}", file=sys.stderr)
+                    else:
                         raise
-                    print(f"error: {where} is out of memory: {lower}", file=sys.stderr)
                     return 1
 
         return main

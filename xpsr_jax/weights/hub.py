@@ -16,7 +16,7 @@ from pathlib import Path
 
 from xpsr_jax.buckets.paths import BucketPath, as_path
 from xpsr_jax.errors import UserError, listed, say
-from xpsr_jax.files import leads_out
+from xpsr_jax.files import leads_out, put_back
 from xpsr_jax.weights import hub_files
 from xpsr_jax.weights.hub_errors import explained, is_unreachable
 from xpsr_jax.weights.local_models import local_model
@@ -55,6 +55,7 @@ class HubName:
 
 def hub_name(path: str | Path) -> HubName | None:
     """The name on the hub that a path means. None if it exists locally, is in a bucket, or is not a valid name."""
+    put_back(as_path(path))
     return None if isinstance(as_path(path), BucketPath) or os.path.exists(path) else parsed(path)
 
 
