@@ -80,7 +80,7 @@ def test_two_processes_share_the_images(folders, alone, tmp_path, meet):
         else:
             job = runs.start(words, processes=2, devices=2, slurm=meet == "as SLURM")
         first, second = runs.ended_well(job)
-        assert "Process 0 of 2, with 3 of the images." in first and "Process 1 of 2, with 2" in second
+        assert "process 0 of 2, with 3 of the images." in first and "process 1 of 2, with 2" in second
         assert text in first
     assert differ(pictures(tmp_path), alone) <= 1
     assert sorted(line["output"] for line in manifest(tmp_path)) == sorted(alone)
