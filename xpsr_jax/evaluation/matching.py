@@ -53,8 +53,11 @@ def set_folders(folder: Path) -> tuple[Path, Path | None]:
 
 
 def name_of_set(folder: Path) -> str | None:
-    """The set of the paper to which a path seems to belong, for example by StableSR's name DrealSRVal_crop128."""
-    for part in reversed(folder.resolve().parts):
+    """The set of the paper to which a path seems to belong, for example by StableSR's name DrealSRVal_crop128.
+
+    Only the folder's name and its parent's count.
+    """
+    for part in reversed(folder.resolve().parts[-2:]):
         for key, name in SETS.items():
             if key in part.lower().replace("_", "").replace("-", ""):
                 return name
@@ -69,8 +72,8 @@ def parse_match(text: str) -> Replacement:
     old, sign, new = text.partition("=")
     if not old or not sign or "=" in new or "/" in text:
         raise UserError(
-            f'--match must be OLD=NEW, what to replace in the names of results by what, such as "_LR4=_HR", not '
-            f'"{text}"'
+            f'--match must be OLD=NEW, what to replace in the names of results by what, such as "_LR4=_HR", with one '
+            f'"=" and without "/", not "{text}"'
         )
     return composed(old), composed(new)
 
@@ -138,12 +141,11 @@ def match_images(
         unreadable |= {originals[stem].relative_to(reference).as_posix(): why for stem, why in broken.items()}
         if not problems and len(broken) == len(originals):
             problems += broken.values()
-    if problems:
-        summary = (
-            f"nothing was measured: {len(problems)} images cannot be matched (see also --match and --crop-to-multiple):"
-        )
+    inputs, twice = _by_stem(lr, match) if lr is not None else ({}, [])
+    if problems := problems + twice:
+        hint = "" if match or crop_to_multiple > 1 else " (see also --match and --crop-to-multiple)"
+        summary = f"nothing was measured: {len(problems)} images cannot be matched{hint}:"
         raise UserError(summary, *(f"  {problem}" for problem in problems))
-    inputs = _by_stem(lr, match)[0] if lr is not None else {}
     return [
         Comparison(
             path.relative_to(reference).as_posix(),
