@@ -28,10 +28,9 @@ WIDTH = 84
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replaces each mark by what that command says of itself."""
     commands = HELP.findall(markdown)
-    if commands:
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(help_text, commands))
-    return HELP.sub(lambda found: f"```text\n{help_text(found[1])}\n```", markdown)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        texts = dict(zip(commands, pool.map(help_text, commands), strict=True))
+    return HELP.sub(lambda found: f"```text\n{texts[found[1]]}\n```", markdown)
 
 
 def on_env(env: Any, files: Files, **_: Any) -> None:
@@ -50,7 +49,6 @@ def link(found: re.Match[str], *, page: Page, files: Files) -> str:
     return f'<a href="{get_relative_url(file.url, page.url)}">{file.page.title}</a>'
 
 
-@functools.cache
 def help_text(command: str) -> str:
     """The help of `xpsr COMMAND`, as a terminal of that width shows it."""
     words = [sys.executable, "-m", "xpsr_jax", *command.split(), "--help"]

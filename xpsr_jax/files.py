@@ -95,6 +95,7 @@ def new_folder(folder: Path, *, replaceable: frozenset[str] | None = None) -> It
         _in_use.update((temporary.name, aside.name))
         temporary.mkdir()
     except OSError as error:
+        _in_use.difference_update((temporary.name, aside.name))
         raise UserError(f"{folder} cannot be created: {error.strerror} ({error.filename})") from error
     try:
         yield temporary
@@ -111,7 +112,7 @@ def new_folder(folder: Path, *, replaceable: frozenset[str] | None = None) -> It
         shutil.rmtree(temporary, ignore_errors=True)
         _in_use.difference_update((temporary.name, aside.name))
         if folder.exists():
-            for old in (aside, *_replaced(folder)):
+            for old in _replaced(folder):  # `aside` is one of them
                 shutil.rmtree(old, ignore_errors=True)
 
 
@@ -128,10 +129,10 @@ def put_back(folder: Path) -> None:
 
 
 def _replaced(folder: Path) -> list[Path]:
-    """Former versions of a folder that killed processes of this machine left beside it, in the order of their names."""
-    names = [name for name in entries(folder.parent) if _is_left(name, "old")]
-    endings = {name: name.rpartition(f".{_node()}")[2] for name in names}
-    return [folder.parent / name for name in sorted(names) if name == beside(folder, _node() + endings[name]).name]
+    """Former versions of a folder that nobody uses, beside it, in the order of their names."""
+    left = sorted(name for name in entries(folder.parent) if _is_left(name, "old"))
+    own = (name for name in left if name == beside(folder, name[name.rindex(_node()) :]).name)
+    return [folder.with_name(name) for name in own]
 
 
 def entries(folder: Path) -> set[str]:

@@ -55,8 +55,9 @@ class HubName:
 
 def hub_name(path: str | Path) -> HubName | None:
     """The name on the hub that a path means. None if it exists locally, is in a bucket, or is not a valid name."""
-    put_back(as_path(path))
-    return None if isinstance(as_path(path), BucketPath) or os.path.exists(path) else parsed(path)
+    local_path = as_path(path)
+    put_back(local_path)
+    return None if isinstance(local_path, BucketPath) or os.path.exists(path) else parsed(path)
 
 
 def parsed(path: str | Path) -> HubName | None:
