@@ -88,6 +88,7 @@ def test_two_processes_share_the_images(bucket: BucketPath, model_folder, photos
         assert names == ["a/c.png", "a/d.png", "b.png"]
 
 
+@pytest.mark.more
 def test_patterns_and_single_files(gs: BucketPath, model_folder, photos):
     """One restoration with inputs, model and output in a bucket."""
     uploads.upload_files(photos, gs / "photos")

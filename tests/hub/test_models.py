@@ -170,6 +170,7 @@ def test_variants(hub, released, tmp_path, capsys):
     assert f"unet/{WEIGHTS}" not in hub.fetched()
 
 
+@pytest.mark.more
 def test_in_another_process_with_variables(hub, base, tmp_path):
     """The usual environment: HF_ENDPOINT, HF_HOME, and the token that the server requires."""
     hub.add("a/base", base)

@@ -67,6 +67,7 @@ def test_the_preset_runs_a_third_of_its_steps_whole():
     assert SAMPLING_PRESETS["fast"].cache_levels == 2
 
 
+@pytest.mark.more
 def test_equals_the_plain_implementation(model, one_by_one):
     expected = restored_plainly(model, IMAGES[0], CAPTIONS[0], sampling=CACHED)
     assert most([one_by_one[0]], [expected]) <= 1
@@ -86,6 +87,7 @@ def test_every_sampler_with_guidance_in_part_of_the_steps(model, sampler):
     assert compiled == []
 
 
+@pytest.mark.more
 def test_two_programs_serve_all_numbers(model, one_by_one):
     def restored(**settings):
         return restore(model, IMAGES[:1], CAPTIONS[:1], dataclasses.replace(CACHED, **settings))[0]

@@ -49,6 +49,7 @@ def first_stage(model, **options) -> FirstStage:
     return FirstStage(OnDevices(model, batch_size=2, mesh=None), **options)
 
 
+@pytest.mark.more
 def test_tiles_with_a_border_of_the_networks_reach_change_nothing(model):
     """Pixels beyond the reach have no effect, so the inner part of a tile equals the whole picture's."""
     image, reach = random_image(50, 130), CONFIG.reach

@@ -61,6 +61,7 @@ def test_one_piece_is_the_autoencoder_itself(autoencoder, photo, whole):
     assert finite and np.abs(np.int32(decoded) - image).max() <= 1
 
 
+@pytest.mark.more
 def test_tiles_are_close_to_the_whole(autoencoder, photo, whole):
     mean, log_variance, latents, image = whole
     ours = tiled(autoencoder, TILE)

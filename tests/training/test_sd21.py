@@ -19,6 +19,7 @@ from xpsr_jax.training.structure import make_structure
 CONFIG = "configs/sd21.py"
 
 
+@pytest.mark.more
 def test_full_size_on_the_published_folder(vectors):
     """The whole ControlNet is trained, and the UNet's Conditional Attention."""
     config = load_config(CONFIG)

@@ -230,7 +230,10 @@ runpy.run_path("convert_weights.py", run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGKILL, marks=pytest.mark.more), pytest.param(signal.SIGTERM, marks=pytest.mark.soak)],
+)
 def test_a_killed_conversion_leaves_no_partial_model(number, released, tmp_path):
     """It is killed between two networks. SIGKILL leaves a temporary folder, which the next conversion removes."""
     command = [sys.executable, "-c", _SLOW, str(released), "--output", str(tmp_path / "out")]

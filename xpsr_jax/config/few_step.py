@@ -16,10 +16,12 @@ class FewStep:
       evaluations: numbers of evaluations that the student is trained for.
       rank: rank of the low-rank adapters.
       adapted: ordered list of (pattern of a kernel's path, whether it has an adapter); the first match wins. It applies
-        to the student, and with `realism="distribution"` also to the critic.
+        to the student, and with `realism="distribution"` also to the critic. Empty: no adapters, for a student whose
+        UNet is itself among `trained`.
       realism: loss term that makes results look real. "distribution": the difference between the score of the guided
         teacher and the score of the student's own results, which a second set of adapters learns (Yin et al., 2024).
-        "adversarial": a discriminator on features of the frozen UNet.
+        "adversarial": a discriminator on features of the frozen UNet. "none": no such term, no critic and no teacher;
+        every step trains the student.
       realism_weight: weight of that term.
       critic_steps: training steps of the critic before each training step of the student.
       critic_learning_rate: peak learning rate of the critic. Its schedule is the student's.
@@ -36,7 +38,7 @@ class FewStep:
         (r"unet\..*\.(to_q|to_k|to_v|to_out|proj_in|proj_out|conv1|conv2|conv_shortcut|conv)\.kernel", True),
         (r"unet\.(conv_in|conv_out)\.kernel", True),
     )
-    realism: Literal["distribution", "adversarial"] = "distribution"
+    realism: Literal["distribution", "adversarial", "none"] = "distribution"
     realism_weight: Weight = 1.0
     critic_steps: Count = 1
     critic_learning_rate: Positive = 5e-5
@@ -48,3 +50,8 @@ class FewStep:
         check_fields(self)
         if not self.evaluations:
             raise UserError("few_step.evaluations must have at least one number")
+
+    @property
+    def cycle(self) -> int:
+        """Training steps from one step of the student to the next."""
+        return 1 if self.realism == "none" else self.critic_steps + 1

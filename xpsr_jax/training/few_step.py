@@ -13,14 +13,13 @@ from xpsr_jax import sharding
 from xpsr_jax.config import Config
 from xpsr_jax.models.parameters import with_parameters
 from xpsr_jax.training.adapters import CRITIC, with_adapters, with_teacher
-from xpsr_jax.training.discriminator import Discriminator
-from xpsr_jax.training.few_step_losses import FewStepConstants, Teacher, critic_loss, student_loss
+from xpsr_jax.training.few_step_losses import FewStepConstants, Judges, Teacher, critic_loss, student_loss
 from xpsr_jax.training.first_stage import with_first_stage
 from xpsr_jax.training.losses import Terms
 from xpsr_jax.training.parameters import Parameters
 from xpsr_jax.training.state import TrainState, shardings_of
 from xpsr_jax.training.step import Step, accumulate, apply_gradients, unless_failed
-from xpsr_jax.training.structure import Bundle, Structure, abstract_discriminator, abstract_teacher
+from xpsr_jax.training.structure import Structure, abstract_discriminator, abstract_teacher
 
 _CRITIC_TERMS = ("critic",)
 
@@ -34,26 +33,30 @@ def make_few_step(
 ) -> Step:
     """The training step of the stage "few_step". Its arguments and results are those of `step.make_step`.
 
-    The student trains once after every `few_step.critic_steps` steps of the critic. The student's terms are 0 in the
-    critic's steps, and the other way round. Terms are scaled up to make up for these zeros: a mean over whole cycles
-    equals the mean over the steps that computed the term.
+    The student trains once after every `few_step.critic_steps` steps of the critic; without a critic
+    (`few_step.realism="none"`), in every step. The student's terms are 0 in the critic's steps, and the other way
+    round. Terms are scaled up to make up for these zeros: a mean over whole cycles equals the mean over the steps that
+    computed the term.
     """
     schedule, settings = structure.networks.schedule, config.few_step
-    cycle = settings.critic_steps + 1
-    student_terms = ("l1", "perceptual", "constraint", "realism", *(["dists"] if config.loss.dists else []))
+    alone, cycle = settings.realism == "none", settings.cycle
+    student_terms = (
+        *("l1", "perceptual", "constraint"),
+        *(["dists"] if config.loss.dists else []),
+        *([] if alone else ["realism"]),
+    )
     networks, abstract_unet = structure.networks, structure.abstract.unet
     abstract_controlnet = abstract_teacher(config, networks)
     abstract_heads = abstract_discriminator(config, networks)
 
-    def assemble(values: Parameters) -> tuple[Bundle, Teacher, Teacher | Discriminator]:
-        student = structure.merge(values)
+    def judges(values: Parameters) -> Judges:
         before = with_teacher(values)
         controlnet = with_parameters(abstract_controlnet, _below(before, "controlnet."))
         teacher = Teacher(with_parameters(abstract_unet, _below(before, "unet.")), controlnet)
         if settings.realism == "adversarial":
-            return student, teacher, with_parameters(abstract_heads, _below(values, CRITIC))
+            return Judges(teacher, with_parameters(abstract_heads, _below(values, CRITIC)))
         own = _below(with_adapters(before, CRITIC), "unet.")
-        return student, teacher, Teacher(with_parameters(abstract_unet, own), controlnet)
+        return Judges(teacher, Teacher(with_parameters(abstract_unet, own), controlnet))
 
     places, split = shardings_of(abstract), sharding.batch_sharding(mesh)
     paths = {
@@ -64,12 +67,14 @@ def make_few_step(
     def turn(
         role: str, state: TrainState, frozen: Parameters, constants: FewStepConstants, batch: Mapping[str, Array]
     ) -> tuple[TrainState, Terms]:
-        function = student_loss if role == "student" else critic_loss
-
         def loss(trained: Parameters, batch: Mapping[str, Array]) -> tuple[Array, Terms]:
-            student, teacher, critic = assemble(frozen | state.trained | trained)
+            values = frozen | state.trained | trained
+            student, ours = structure.merge(values), None if alone else judges(values)
             batch = with_first_stage(student, batch)
-            return function(student, teacher, critic, batch, constants=constants, config=config, schedule=schedule)
+            if role == "student":
+                return student_loss(student, ours, batch, constants=constants, config=config, schedule=schedule)
+            assert ours is not None
+            return critic_loss(student, ours, batch, constants=constants, config=config, schedule=schedule)
 
         def one(batch: Mapping[str, Array]) -> tuple[Parameters, Terms]:
             trained = {path: state.trained[path] for path in paths[role]}
@@ -97,13 +102,14 @@ def make_few_step(
     ) -> tuple[TrainState, Terms]:
         def student() -> tuple[TrainState, Terms]:
             after, terms = turn("student", state, frozen, constants, batch)
-            return after, padded(terms, student_terms, _CRITIC_TERMS, cycle)
+            return after, padded(terms, student_terms, () if alone else _CRITIC_TERMS, cycle)
 
         def critic() -> tuple[TrainState, Terms]:
             after, terms = turn("critic", state, frozen, constants, batch)
             return after, padded(terms, _CRITIC_TERMS, student_terms, cycle / settings.critic_steps)
 
-        after, terms = jax.lax.cond(state.step % cycle == settings.critic_steps, student, critic)
+        last = cycle - 1
+        after, terms = student() if alone else jax.lax.cond(state.step % cycle == last, student, critic)
         return unless_failed(state, after, jnp.isfinite(terms["loss"] + terms["gradient_norm"])), terms
 
     return step

@@ -54,6 +54,18 @@ class Teacher(NamedTuple):
     controlnet: ControlNet
 
 
+class Judges(NamedTuple):
+    """The networks of the realism term. In the student's loss both are frozen.
+
+    Attributes:
+        teacher: always frozen.
+        critic: gives the score of the student's results ("distribution"), or is the discriminator ("adversarial").
+    """
+
+    teacher: Teacher
+    critic: Teacher | Discriminator
+
+
 class Draws(NamedTuple):
     """The random numbers of a batch. Those of a sample depend only on the seed and the sample's key.
 
@@ -155,8 +167,7 @@ def student_estimate(
 
 def student_loss(
     networks: Bundle,
-    teacher: Teacher,
-    critic: Teacher | Discriminator,
+    judges: Judges | None,
     batch: Mapping[str, Array],
     *,
     constants: FewStepConstants,
@@ -167,9 +178,7 @@ def student_loss(
 
     Args:
       networks: the student's networks, with its adapters in the UNet and its constraint heads.
-      teacher: frozen.
-      critic: frozen in this loss. The score of the student's results ("distribution") or the discriminator
-        ("adversarial").
+      judges: None: no realism term.
 
     Returns: the loss, and its terms l1, perceptual, constraint and realism.
     """
@@ -180,37 +189,52 @@ def student_loss(
     value, terms = compare(decoded, wanted, distances=constants.distances, loss=config.loss)
     heads = degradation_free_constraint(estimate.control, estimate.features, image=batch["hr"], latents=target)
     terms["constraint"] = sum(heads.values(), jnp.float32(0))
+    value += config.loss.constraint * terms["constraint"]
+    if judges is not None:
+        terms["realism"] = _realism(judges, clean, batch["lr"], draws, texts, config=config, schedule=schedule)
+        value += config.few_step.realism_weight * terms["realism"]
+    return value, terms
+
+
+def _realism(
+    judges: Judges,
+    clean: Float[Array, "b h w c"],
+    lr: Float[Array, "b H W 3"],
+    draws: Draws,
+    texts: Texts,
+    *,
+    config: Config,
+    schedule: Schedule,
+) -> Float[Array, ""]:
+    """The realism term of estimated clean latents, with a gradient in them only."""
+    teacher, critic = judges
     noisy = add_noise(schedule, clean, draws.score, draws.score_timestep)
     if isinstance(critic, Discriminator):
-        scores = critic(encoder_features(teacher.unet, noisy, draws.score_timestep, texts.high))
-        terms["realism"] = -_mean(scores)
-    else:
-        still = jax.lax.stop_gradient(noisy)
-        real, own = guided_and_own(
-            teacher, critic, still, draws.score_timestep, texts, batch["lr"], config=config, schedule=schedule
-        )
-        terms["realism"] = matching_loss(clean, real=real, own=own)
-    value += config.loss.constraint * terms["constraint"] + config.few_step.realism_weight * terms["realism"]
-    return value, terms
+        return -_mean(critic(encoder_features(teacher.unet, noisy, draws.score_timestep, texts.high)))
+    still = jax.lax.stop_gradient(noisy)
+    real, own = guided_and_own(
+        teacher, critic, still, draws.score_timestep, texts, lr, config=config, schedule=schedule
+    )
+    return matching_loss(clean, real=real, own=own)
 
 
 def critic_loss(
     networks: Bundle,
-    teacher: Teacher,
-    critic: Teacher | Discriminator,
+    judges: Judges,
     batch: Mapping[str, Array],
     *,
     constants: FewStepConstants,
     config: Config,
     schedule: Schedule,
 ) -> tuple[Float[Array, ""], Terms]:
-    """The critic's loss on the student's results, which have no gradient here.
+    """The loss of the judges' critic on the student's results, which have no gradient here.
 
     "distribution": the denoising loss. "adversarial": the hinge loss of distinguishing results from photographs.
     """
     draws, texts, target = _prepare(networks, batch, constants, config=config, schedule=schedule)
     estimate = student_estimate(networks, batch, texts, config=config, schedule=schedule, draws=draws)
     clean = jax.lax.stop_gradient(estimate.latents)
+    teacher, critic = judges
     timesteps = draws.score_timestep
     noisy = add_noise(schedule, clean, draws.score, timesteps)
     if isinstance(critic, Discriminator):

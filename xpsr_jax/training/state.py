@@ -62,10 +62,10 @@ def make_optimizer(config: Config, trained: Iterable[str]) -> optax.GradientTran
     """
     settings = config.optimizer
     decayed = set(select(trained, settings.decayed))
-    if config.stage == "few_step":
+    if config.stage == "few_step" and config.few_step.realism != "none":
         # Student and critic each train in some of the steps only, but the schedule covers all steps.
         few_step = config.few_step
-        cycle = few_step.critic_steps + 1
+        cycle = few_step.cycle
         rate = learning_rate(settings, config.steps)
         factor = few_step.critic_learning_rate / settings.learning_rate
         return in_turns(
