@@ -44,8 +44,15 @@ class Sizes(NamedTuple):
 
 
 EVERYTHING = ("unet", "controlnet", "autoencoder", "text_encoder")
+_XPSR = load_config("xpsr")
 FULL = Sizes(
-    config=dataclasses.replace(load_config("xpsr"), networks=Networks(from_scratch=EVERYTHING), batch_size=2),
+    config=dataclasses.replace(
+        _XPSR,
+        networks=Networks(from_scratch=EVERYTHING),
+        batch_size=2,
+        # A single device holds all of the state, so there may be no room for all activations.
+        precision=dataclasses.replace(_XPSR.precision, remat=True),
+    ),
     matrix=8192,
     attentions=((4096, 4096, 40), (1024, 1024, 80), (256, 256, 160), (4096, 77, 40)),
     heads=8,

@@ -1,12 +1,12 @@
-"""Compares a student of few evaluations with its teacher, crop by crop, on photographs that neither has seen.
+"""Compares students of few evaluations with their teacher, crop by crop, on photographs that none has seen.
 
-python benchmarks/few_steps.py --photos PHOTOS --student MODEL [--teacher MODEL]
+python benchmarks/few_steps.py --photos PHOTOS --student MODEL [MODEL] [--teacher MODEL]
 
 The photographs are those that configs/few_step.py holds out. The teacher's number of steps and guidance are chosen by
-LPIPS + DISTS, with some photographs of one half. Teacher and student are compared on the other half, with 1, 2 and 4
-evaluations of the student. Crops of 256 x 256 pixels are degraded by the whole degradation with fixed seeds.
-Differences are paired. 95% intervals come from a bootstrap over photographs and the crops of each. Writes few_steps.md,
-and few_steps.json with all numbers.
+LPIPS + DISTS, with some photographs of one half, where the students are also measured with 1 evaluation. Teacher and
+students are compared on the other half, with 1, 2 and 4 evaluations of each student. Crops of 256 x 256 pixels are
+degraded by the whole degradation with fixed seeds. Differences are paired. 95% intervals come from a bootstrap over
+photographs and the crops of each. Writes few_steps.md, and few_steps.json with all numbers.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ class Arguments:
 
     Attributes:
         photos: Folders with the photographs, each with its captions.jsonl.
-        student: Model folder of the student.
+        student: Model folders of students.
         teacher: Model folder of the teacher.
         config: The training configuration that names the held-out photographs.
         output: Folder to write to.
@@ -49,11 +49,11 @@ class Arguments:
         size: Side of the crops, in pixels.
         steps: Numbers of steps to choose from, for the teacher.
         guidance: Guidance scales to choose from, for the teacher, in the form of its own setting.
-        evaluations: Numbers of evaluations of the student.
+        evaluations: Numbers of evaluations of the students.
     """
 
     photos: tuple[Path, ...]
-    student: Path
+    student: tuple[Path, ...]
     teacher: Path = MODEL
     config: str = str(ROOT / "configs" / "few_step.py:tiny")
     output: Path = Path("outputs/few_steps")
@@ -68,7 +68,8 @@ def run(arguments: Arguments) -> None:
     use_compilation_cache()
     check_writable(arguments.output)
     names = halves(held_out(load_config(arguments.config).images.exclude, *arguments.photos))
-    teacher, student = xpsr_jax.load(arguments.teacher), xpsr_jax.load(arguments.student)
+    teacher = xpsr_jax.load(arguments.teacher)
+    students = {label(folder): xpsr_jax.load(folder) for folder in arguments.student}
     choosing = cut_crops(arguments.photos, names["choose"][:CHOOSING], count=1, size=arguments.size)
     settings = {
         f"{steps} steps, guidance {scale:g}": dataclasses.replace(teacher.defaults, steps=steps, guidance_scale=scale)
@@ -77,18 +78,32 @@ def run(arguments: Arguments) -> None:
     }
     chosen_on = restored(teacher, choosing, settings)
     best = min(chosen_on, key=lambda name: sum(np.mean(chosen_on[name][metric]) for metric in SHOWN))
-    print(f"the teacher's best settings: {best}")
+    for name, student in students.items():
+        chosen_on |= restored(student, choosing, {f"{name}, 1": dataclasses.replace(student.defaults, steps=1)})
+    first = f"To choose: {len(choosing)} crops. The teacher's best settings are {best}.\n\n"
+    first += markdown(chosen_on, best, crops=1)
+    print(first)
 
     crops = cut_crops(arguments.photos, names["report"], count=arguments.crops, size=arguments.size)
     scores = restored(teacher, crops, {"teacher": settings[best]})
-    few = {f"student, {n}": dataclasses.replace(student.defaults, steps=n) for n in arguments.evaluations}
-    scores |= restored(student, crops, few)
+    for name, student in students.items():
+        few = {f"{name}, {n}": dataclasses.replace(student.defaults, steps=n) for n in arguments.evaluations}
+        scores |= restored(student, crops, few)
     with new_file(arguments.output / "few_steps.json") as temporary:
         temporary.write_text(json.dumps({"chosen on": chosen_on, "best": best, "scores": scores}), encoding="utf-8")
-    table = markdown(scores, arguments.crops)
+    second = f"To report: {len(crops)} crops of {len({crop.name for crop in crops})} photographs.\n\n"
+    second += markdown(scores, "teacher", crops=arguments.crops)
+    for name in students:
+        one, *more = (f"{name}, {n}" for n in arguments.evaluations)
+        second += "\n" + markdown({each: scores[each] for each in (one, *more)}, one, crops=arguments.crops)
     with new_file(arguments.output / "few_steps.md") as temporary:
-        temporary.write_text(f"The teacher: {best}. {len(crops)} crops.\n\n{table}", encoding="utf-8")
-    print(table)
+        temporary.write_text(f"{first}\n{second}", encoding="utf-8")
+    print(second)
+
+
+def label(folder: Path) -> str:
+    """The name of a model in the tables. An exported model is named after its run."""
+    return folder.resolve().parent.name if folder.name == "model" else folder.name
 
 
 def restored(model: Model, crops: Sequence[Crop], settings: Mapping[str, Sampling]) -> CropScores:
@@ -104,18 +119,18 @@ def restored(model: Model, crops: Sequence[Crop], settings: Mapping[str, Samplin
     return measure_crops(crops, images)
 
 
-def markdown(scores: CropScores, crops: int) -> str:
-    """A table of means, and of the student's loss against the teacher in % of the teacher's mean, with intervals."""
+def markdown(scores: CropScores, reference: str, *, crops: int) -> str:
+    """A table of means, and of each row's loss against the reference in % of its mean, with intervals."""
     rows = [f"| | {' | '.join(f'{name} | loss, %' for name in SHOWN)} |", f"|---|{'---|' * 2 * len(SHOWN)}"]
     for method, values in scores.items():
         cells = []
         for metric in SHOWN:
-            own, reference = np.array(values[metric]), np.array(scores["teacher"][metric])
-            lost = 100 * (own - reference) / reference.mean()
+            own, other = np.array(values[metric]), np.array(scores[reference][metric])
+            lost = 100 * (own - other) / other.mean()
             low, high = interval_of_mean(lost.reshape(1, -1, crops))
             cells += [
                 f"{own.mean():.4f}",
-                "" if method == "teacher" else f"{lost.mean():+.1f} ({low:+.1f} to {high:+.1f})",
+                "" if method == reference else f"{lost.mean():+.1f} ({low:+.1f} to {high:+.1f})",
             ]
         rows.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"

@@ -49,8 +49,9 @@ def config(variant: str = "default") -> Config:
         loss=Loss(constraint=0.05),
         # The learning rate is constant. The other values are the released code's.
         optimizer=Optimizer(learning_rate=5e-5, b1=0.9, b2=0.999, epsilon=1e-8, weight_decay=1e-2, clip=1.0),
-        # The released code computes in float16 with loss scaling; bfloat16 needs none.
-        precision=Precision(dtype="bfloat16", frozen_dtype="bfloat16", remat=True),
+        # The released code computes in float16 with loss scaling; bfloat16 needs none. Two images on a chip take 10 of
+        # a v5e's 16 GB. For more images, or less memory: --precision.remat (docs/understand/pods.md).
+        precision=Precision(dtype="bfloat16", frozen_dtype="bfloat16", remat=False),
         mesh=Mesh(data=1, fsdp=-1),
         validation=Validation(every=5000, sampling=PAPER),
         sampling=PAPER,

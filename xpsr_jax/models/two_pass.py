@@ -12,7 +12,8 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Shaped
 
 # Under this name, a block that is recomputed in the backward pass stores the forward results that gradients need.
 ATTENDED = "attended"
@@ -28,19 +29,19 @@ def two_pass_attention(
 
 def _forward(q: Array, k: Array, v: Array, causal: bool) -> tuple[Array, tuple[Array, ...]]:
     positions = jnp.arange(q.shape[1]) if causal else None
-    maxima = scores(q, k, positions).max(-1, keepdims=True)
+    maxima = checkpoint_name(scores(q, k, positions).max(-1, keepdims=True), ATTENDED)
     # Both passes compute the same scores. The barrier hides this from the compiler, which would store them otherwise.
     again, maxima = jax.lax.optimization_barrier((q, maxima))
     weights = jnp.exp(scores(again, k, positions) - maxima).astype(v.dtype)
     counted = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
     sums = jnp.einsum("bhnm,bmhd->bhnd", weights, counted, preferred_element_type=jnp.float32)
     out = checkpoint_name((sums[..., :-1] / sums[..., -1:]).swapaxes(1, 2).astype(v.dtype), ATTENDED)
-    return out, (q, k, v, out, checkpoint_name(maxima + jnp.log(sums[..., -1:]), ATTENDED))
+    return out, (q, k, v, out, maxima, checkpoint_name(maxima + jnp.log(sums[..., -1:]), ATTENDED))
 
 
 def _backward(causal: bool, residuals: tuple[Array, ...], d_out: Array) -> tuple[Array, Array, Array]:
-    """Gradients of q, k and v. The weights are stored once, in the compute dtype; all other operations are fused."""
-    q, k, v, out, log_sums = residuals
+    """Gradients of q, k and v. The weights are stored once (`_packed`); all other operations are fused."""
+    q, k, v, out, maxima, log_sums = residuals
     positions = jnp.arange(q.shape[1]) if causal else None
 
     def weights(q: Array) -> Array:
@@ -50,17 +51,35 @@ def _backward(causal: bool, residuals: tuple[Array, ...], d_out: Array) -> tuple
     again, d_out = jax.lax.optimization_barrier((q, d_out))
     d_v = jnp.einsum("bhnm,bnhd->bmhd", weights(again), d_out)
     again, d_out, d_v = jax.lax.optimization_barrier((again, d_out, d_v))
-    stored = jax.lax.optimization_barrier(weights(again))
+    stored = jax.lax.optimization_barrier(_packed(scores(again, k, positions) - maxima, v.dtype))
+    largest = jnp.exp(maxima - log_sums)
     mean = jnp.einsum("bnhd,bnhd->bhn", d_out, out, preferred_element_type=jnp.float32)[..., None]
 
     def d_scores(d_out: Array) -> Array:
         d_weights = jnp.einsum("bnhd,bmhd->bhnm", d_out, v, preferred_element_type=jnp.float32)
-        scaled: Array = stored * (d_weights - mean) * q.shape[-1] ** -0.5
+        scaled: Array = _unpacked(stored) * (d_weights - mean) * (largest * q.shape[-1] ** -0.5)
         return scaled.astype(q.dtype)
 
     d_q = jnp.einsum("bhnm,bmhd->bnhd", d_scores(d_out), k)
     d_out, d_q = jax.lax.optimization_barrier((d_out, d_q))
     return d_q, jnp.einsum("bhnm,bnhd->bmhd", d_scores(d_out), q), d_v
+
+
+def _packed(below: Float[Array, "b h n m"], dtype: DTypeLike) -> Shaped[Array, "b h n m"]:
+    """Weights divided by the largest of their row, given the differences of their scores.
+
+    For a compute dtype of 16 bits, their square roots in 8 bits, with steps of 1/255: half the bytes are written, and
+    read twice. The gradients of q and k then differ by 0.5 % from those in float32, instead of 0.3 %.
+    """
+    if jnp.dtype(dtype).itemsize > 2:
+        return jnp.exp(below)
+    return jnp.round(255 * jnp.exp(below / 2)).astype(jnp.uint8)
+
+
+def _unpacked(stored: Shaped[Array, "b h n m"]) -> Float[Array, "b h n m"]:
+    if stored.dtype != jnp.uint8:
+        return stored
+    return (stored.astype(jnp.float32) / 255) ** 2
 
 
 two_pass_attention.defvjp(_forward, _backward)
