@@ -81,6 +81,7 @@ class Arguments:
         output: Folder to write to.
         every: N: use every N-th photograph of captions.jsonl instead of the held-out ones. Training must not have seen
             them.
+        first: With `every`, the number of the first of them, from 0. Choose settings with one set, report with another.
         photographs: The most photographs to use; none: all.
         crops: Crops of each photograph.
         size: Side of a crop, in pixels.
@@ -100,6 +101,7 @@ class Arguments:
     config: str = CONFIG
     output: Path = Path("outputs/samplers")
     every: int | None = None
+    first: int = 0
     photographs: int | None = None
     crops: int = 1
     size: int = 512
@@ -119,7 +121,7 @@ def run(arguments: Arguments) -> None:
     check_writable(arguments.output)
     unseen: Sequence[str]
     if arguments.every:
-        unseen = sorted(read_captions(arguments.photos / "captions.jsonl"))[:: arguments.every]
+        unseen = sorted(read_captions(arguments.photos / "captions.jsonl"))[arguments.first :: arguments.every]
     else:
         unseen = held_out(load_config(arguments.config).images.exclude, arguments.photos)
     crops = cut_crops(arguments.photos, unseen[: arguments.photographs], count=arguments.crops, size=arguments.size)
