@@ -105,6 +105,7 @@ def test_a_finished_run_is_exported_again(by: str, run: str, as_made: Path, here
         assert is_within(recorded, rewritten), file.name
 
 
+@pytest.mark.more
 def test_restoring_is_resumed_with_the_same_result(here: Path, command: Command, capsys: pytest.CaptureFixture[str]):
     arguments = ("validation/LR", "--model", "runs/whole/model", "--captions", "validation/LR/captions.jsonl")
     arguments += ("--distributed", "off", "--output")

@@ -50,11 +50,13 @@ def test_one_tile_equals_no_tiles(model, monkeypatch):
     assert steps == [1, 1]
 
 
+@pytest.mark.more
 def test_tiles_equal_the_plain_implementation(model, tiled):
     expected = restored_plainly(model, IMAGES[0], CAPTIONS[0], plan_tiles(8, 16, size=8, overlap=2))
     assert most([tiled[0]], [expected]) <= 1  # measured 0
 
 
+@pytest.mark.more
 def test_tiles_differ_from_the_whole(model, tiled):
     """For each tile, the networks see only that tile."""
     whole = Restorer(model, dataclasses.replace(TILED, tile_size=0))(IMAGES[:1], CAPTIONS[:1])
@@ -73,6 +75,7 @@ def test_a_result_does_not_depend_on_how_many_tiles_are_computed_at_once(model, 
     assert most(backwards[::-1], tiled) <= 1  # measured 1 for two at once, 0 for eight devices
 
 
+@pytest.mark.more
 def test_a_result_does_not_depend_on_the_order(model, tiled):
     restorer = Restorer(model, TILED)
     backwards = [restorer([image], [caption])[0] for image, caption in zip(IMAGES[::-1], CAPTIONS[::-1], strict=True)]

@@ -65,7 +65,7 @@ def test_kernels_have_equal_gradients(causal):
             assert error(ours, theirs) <= 3e-5  # measured: 9e-6, two passes 1.9e-5
 
 
-@pytest.mark.parametrize("sharpness", [0.1, 1])
+@pytest.mark.parametrize("sharpness", [pytest.param(0.1, marks=pytest.mark.more), 1])
 def test_gradients_in_bfloat16_are_near_the_exact_ones(sharpness):
     """For them the two passes keep the roots of the weights in 8 bits. The reference has the same inputs in float32."""
     q, k, v = inputs(256, 300, jnp.bfloat16)

@@ -86,12 +86,14 @@ def test_a_stock_network_has_no_residuals_to_keep():
     assert error(again, whole) <= 1e-6
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("layers", [0, 4])
 def test_only_layers_of_the_finest_level(unet, control, layers):
     with pytest.raises(ValueError, match="between 1 and 3 layers"):
         predictions(unet, control, layers, text="projected")
 
 
+@pytest.mark.more
 def test_neither_the_deep_layers_nor_the_controlnet_are_computed(unet, control):
     """Weights with a gradient: the first convolution, the time embedding, one layer of the decoder, the output."""
     graph, state = nnx.split(unet)

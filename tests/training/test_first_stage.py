@@ -59,6 +59,7 @@ def batch(config, images):
     return next(iter(data))
 
 
+@pytest.mark.more
 def test_the_step_computes_the_same_pictures_as_sampling(config, folder, batch, plain):
     structure = make_structure(config)
     assert structure.first_stage == structure.sources["first_stage"] == folder / "first_stage"
