@@ -73,6 +73,27 @@ def test_both_lower_for_cuda(make):
     assert exported.platforms == ("cuda",) and exported.nr_devices == 8
 
 
+@pytest.mark.soak
+def test_the_turns_of_few_step_training_are_the_two_branches_of_its_step():
+    config = programs.without_files(
+        dataclasses.replace(tiny.config("few_step"), batch_size=8, mesh=Mesh(1, -1)), attention="plain"
+    )
+    mesh = sharding.make_mesh(config.mesh)
+    step, turns = programs.train_step(config, mesh), programs.turns(config, mesh)
+    assert list(turns) == ["student", "critic"]
+    whole = step.lower().as_text()
+    texts = {role: turn.lower().as_text() for role, turn in turns.items()}
+    assert whole.count("stablehlo.case") == 1
+    for role, text in texts.items():
+        assert "stablehlo.case" not in text
+        assert jax.tree.map(of, turns[role].arguments) == jax.tree.map(of, step.arguments)
+
+    def products(text):
+        return text.count("stablehlo.convolution") + text.count("stablehlo.dot_general")
+
+    assert products(whole) == products(texts["student"]) + products(texts["critic"])
+
+
 def test_the_first_stage_has_the_inputs_of_real_sampling(monkeypatch, tmp_path):
     """The program gets LR images with the size of the sampling step's crops, as in sampling."""
     assert programs.first_stage(CONFIG, GPUS) is None

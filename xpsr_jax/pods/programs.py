@@ -22,6 +22,7 @@ from xpsr_jax.inference.plan import Scales, first_step, full_table
 from xpsr_jax.inference.programs import Form, Inputs, prepare_pictures, prepare_texts, run_steps
 from xpsr_jax.models.configs import Kernel
 from xpsr_jax.models.layers import Compute
+from xpsr_jax.training.few_step import Role, make_few_step
 from xpsr_jax.training.plan import loss_constants, make_plan
 from xpsr_jax.training.structure import find_first_stage, make_structure
 from xpsr_jax.weights import hub
@@ -77,6 +78,19 @@ def train_step(config: Config, mesh: sharding.AnyMesh) -> Program:
     plan = make_plan(config, mesh)
     constants = _placed(loss_constants(config), sharding.replicated(mesh))
     return Program(plan.step, (plan.state, plan.frozen, constants, plan.batch), {})
+
+
+def turns(config: Config, mesh: sharding.AnyMesh) -> dict[str, Program]:
+    """The turns of a few-step training with a critic, "student" and "critic", as programs of their own.
+
+    `train_step` has both and runs one of them. Together they take more memory to compile than many machines have.
+    """
+    plan = make_plan(config, mesh)
+    constants = _placed(loss_constants(config), sharding.replicated(mesh))
+    arguments = (plan.state, plan.frozen, constants, plan.batch)
+    make = functools.partial(make_few_step, config, plan.structure, plan.optimizer, plan.state, mesh)
+    roles: tuple[Role, ...] = ("student", "critic")
+    return {role: Program(make(only=role), arguments, {}) for role in roles}
 
 
 def sampling_step(config: Config, mesh: sharding.AnyMesh) -> Program:

@@ -38,8 +38,8 @@ class Report:
       rematerializations: tensors that the partitioner could reshard only by copying them whole to every chip.
       compile_seconds: seconds of compiling on this machine.
       shortage: the compiler's message, if the program does not fit.
-      before: the report of the program that runs before it, once per batch: in sampling the first stage. None: no such
-        program.
+      before: the report of the program that runs before it: in sampling the first stage, in few-step training the
+        critic's turn. None: no such program.
     """
 
     topology: str

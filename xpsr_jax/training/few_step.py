@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from xpsr_jax.training.state import TrainState, shardings_of
 from xpsr_jax.training.step import Step, accumulate, apply_gradients, unless_failed
 from xpsr_jax.training.structure import Structure, abstract_discriminator, abstract_teacher
 
+Role = Literal["student", "critic"]
 _CRITIC_TERMS = ("critic",)
 
 
@@ -30,8 +31,12 @@ def make_few_step(
     optimizer: optax.GradientTransformation,
     abstract: TrainState,
     mesh: sharding.AnyMesh,
+    *,
+    only: Role | None = None,
 ) -> Step:
     """The training step of the stage "few_step". Its arguments and results are those of `step.make_step`.
+
+    With `only`, every step trains this one. It has the same arguments, and is about half of the program.
 
     The student trains once after every `few_step.critic_steps` steps of the critic; without a critic
     (`few_step.realism="none"`), in every step. The student's terms are 0 in the critic's steps, and the other way
@@ -65,7 +70,7 @@ def make_few_step(
     }
 
     def turn(
-        role: str, state: TrainState, frozen: Parameters, constants: FewStepConstants, batch: Mapping[str, Array]
+        role: Role, state: TrainState, frozen: Parameters, constants: FewStepConstants, batch: Mapping[str, Array]
     ) -> tuple[TrainState, Terms]:
         def loss(trained: Parameters, batch: Mapping[str, Array]) -> tuple[Array, Terms]:
             values = frozen | state.trained | trained
@@ -108,8 +113,10 @@ def make_few_step(
             after, terms = turn("critic", state, frozen, constants, batch)
             return after, padded(terms, _CRITIC_TERMS, student_terms, cycle / settings.critic_steps)
 
-        last = cycle - 1
-        after, terms = student() if alone else jax.lax.cond(state.step % cycle == last, student, critic)
+        if alone or only is not None:
+            after, terms = critic() if only == "critic" else student()
+        else:
+            after, terms = jax.lax.cond(state.step % cycle == cycle - 1, student, critic)
         return unless_failed(state, after, jnp.isfinite(terms["loss"] + terms["gradient_norm"])), terms
 
     return step
