@@ -13,7 +13,6 @@ from xpsr_jax import sharding
 from xpsr_jax.config import FEW_STEP, Mesh, load_config
 from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.errors import UserError
-from xpsr_jax.models.configs import AutoencoderConfig, ControlNetConfig, UNetConfig
 from xpsr_jax.models.parameters import parameters
 from xpsr_jax.training import adapters
 from xpsr_jax.training.checkpoint_source import open_checkpoint
@@ -241,38 +240,3 @@ def test_the_preset():
         "trailing",
         0.0,
     )
-
-
-@pytest.mark.soak
-@pytest.mark.long
-@pytest.mark.usefixtures("compiled_quickly")
-def test_two_real_turns_at_reduced_width(batches):
-    """The stage of configs/few_step.py on all layers of Stable Diffusion's networks, each of a few channels."""
-    config = load_config("configs/few_step.py")
-    unet = UNetConfig(block_out_channels=(8, 8, 16, 16), cross_attention_dim=8, attention_head_dim=2, norm_num_groups=4)
-    networks = dataclasses.replace(
-        config.networks,
-        base=(),
-        from_scratch=("unet", "controlnet", "autoencoder", "text_encoder"),
-        unet=unet,
-        controlnet=ControlNetConfig.like_unet(unet, conditioning_embedding_out_channels=(4, 4, 8, 8)),
-        autoencoder=AutoencoderConfig(block_out_channels=(4, 4, 8, 8), norm_num_groups=4),
-        text_encoder=tiny.NETWORKS.text_encoder,
-    )
-    made = dataclasses.replace(
-        config,
-        networks=networks,
-        few_step=dataclasses.replace(config.few_step, decoded=4),
-        data=dataclasses.replace(config.data, crop_size=tiny.SIZE),
-        batch_size=2,
-        mesh=Mesh(1, 1),
-    )
-    run = tiny.Run(made, 1)
-    before = jax.tree.map(np.asarray, run.state.trained)
-    batch = {name: array[:2] for name, array in batches[0].items()}
-    critic, student = (run.advance(batch, loss_constants(made)) for _ in range(2))
-    assert critic["critic"] > 0 and min(student[name] for name in ("l1", "perceptual", "constraint")) > 0
-    assert np.isfinite([*critic.values(), *student.values()]).all()
-    after = moved(before, run.state.trained)
-    assert {path.partition(".")[0] for path in after} == {"controlnet", "unet", "student", "critic"}
-    assert len(after) > 0.9 * len(before)
