@@ -17,18 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 import xpsr_jax
 from benchmarks.bootstrap import interval_of_mean
 from benchmarks.command_line import command_line
-from benchmarks.tiny_quality import MODEL, ROOT
+from benchmarks.tiny_quality import MODEL, ROOT, Row, restore_rows
 from xpsr_jax.config import Sampling, load_config
 from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.crops import Crop, CropScores, cut_crops, halves, held_out, measure_crops
 from xpsr_jax.files import check_writable, new_file
 from xpsr_jax.inference.compilation import use_compilation_cache
-from xpsr_jax.inference.restore import Restorer, not_finite
 from xpsr_jax.weights.model_folder import Model
 
 CHOOSING = 8
@@ -70,6 +68,8 @@ def run(arguments: Arguments) -> None:
     names = halves(held_out(load_config(arguments.config).images.exclude, *arguments.photos))
     teacher = xpsr_jax.load(arguments.teacher)
     students = {label(folder): xpsr_jax.load(folder) for folder in arguments.student}
+    if len(students) < len(arguments.student):
+        raise UserError("two students have the same name, that of their run or folder; rename one of them")
     choosing = cut_crops(arguments.photos, names["choose"][:CHOOSING], count=1, size=arguments.size)
     settings = {
         f"{steps} steps, guidance {scale:g}": dataclasses.replace(teacher.defaults, steps=steps, guidance_scale=scale)
@@ -108,15 +108,9 @@ def label(folder: Path) -> str:
 
 def restored(model: Model, crops: Sequence[Crop], settings: Mapping[str, Sampling]) -> CropScores:
     """Measures every metric of every setting of a model, on every crop."""
-    images: dict[str, list[np.ndarray]] = {}
-    for name, sampling in settings.items():
-        restorer, images[name] = Restorer(model, sampling), []
-        for crop in tqdm(crops, desc=name, disable=None):
-            (image,) = restorer([crop.lr], [crop.caption])
-            if image is None:
-                raise UserError(not_finite(f"{crop.name} ({name})"))
-            images[name].append(image)
-    return measure_crops(crops, images)
+    captions = [crop.caption for crop in crops]
+    images = restore_rows(model, crops, {name: Row(sampling, captions) for name, sampling in settings.items()}).images
+    return measure_crops(crops, {name: images[name] for name in settings})
 
 
 def markdown(scores: CropScores, reference: str, *, crops: int) -> str:

@@ -52,6 +52,11 @@ class FewStep:
             raise UserError("few_step.evaluations must have at least one number")
 
     @property
+    def has_critic(self) -> bool:
+        """Whether a critic is trained in turn with the student."""
+        return self.realism != "none"
+
+    @property
     def cycle(self) -> int:
         """Training steps from one step of the student to the next."""
-        return 1 if self.realism == "none" else self.critic_steps + 1
+        return self.critic_steps + 1 if self.has_critic else 1

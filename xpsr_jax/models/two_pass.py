@@ -44,12 +44,10 @@ def _backward(causal: bool, residuals: tuple[Array, ...], d_out: Array) -> tuple
     q, k, v, out, maxima, log_sums = residuals
     positions = jnp.arange(q.shape[1]) if causal else None
 
-    def weights(q: Array) -> Array:
-        return jnp.exp(scores(q, k, positions) - log_sums).astype(v.dtype)
-
     # The results are computed in sequence. Each recomputes its scores and does not reuse those of the forward pass.
     again, d_out = jax.lax.optimization_barrier((q, d_out))
-    d_v = jnp.einsum("bhnm,bnhd->bmhd", weights(again), d_out)
+    weights = jnp.exp(scores(again, k, positions) - log_sums).astype(v.dtype)
+    d_v = jnp.einsum("bhnm,bnhd->bmhd", weights, d_out)
     again, d_out, d_v = jax.lax.optimization_barrier((again, d_out, d_v))
     stored = jax.lax.optimization_barrier(_packed(scores(again, k, positions) - maxima, v.dtype))
     largest = jnp.exp(maxima - log_sums)

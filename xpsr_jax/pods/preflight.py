@@ -90,12 +90,12 @@ def lower_for_gpus(config: Config, gpus: int, *, sample: bool = False) -> str:
 def _compile(config: Config, topology: str, *, sample: bool, effort: compiling.Effort) -> Report:
     mesh = chips.make_pod_mesh(topology, config.mesh)
     rounds = 1 if sample else config.accumulation
-    if not sample and config.stage == "few_step" and config.few_step.cycle > 1:
-        student, critic = (
-            _compile_one(turn, f"training, {role}'s turn", config, topology, effort, rounds=rounds)
+    if not sample and config.stage == "few_step" and config.few_step.has_critic:
+        reports = {
+            role: _compile_one(turn, f"training, {role}'s turn", config, topology, effort, rounds=rounds)
             for role, turn in programs.turns(config, mesh).items()
-        )
-        return dataclasses.replace(student, before=critic)
+        }
+        return dataclasses.replace(reports["student"], before=reports["critic"])
     program = (programs.sampling_step if sample else programs.train_step)(config, mesh)
     result = _compile_one(program, "sampling" if sample else "training", config, topology, effort, rounds=rounds)
     if sample and (before := programs.first_stage(config, mesh)):

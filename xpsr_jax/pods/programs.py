@@ -23,7 +23,7 @@ from xpsr_jax.inference.programs import Form, Inputs, prepare_pictures, prepare_
 from xpsr_jax.models.configs import Kernel
 from xpsr_jax.models.layers import Compute
 from xpsr_jax.training.few_step import Role, make_few_step
-from xpsr_jax.training.plan import loss_constants, make_plan
+from xpsr_jax.training.plan import Plan, loss_constants, make_plan
 from xpsr_jax.training.structure import find_first_stage, make_structure
 from xpsr_jax.weights import hub
 from xpsr_jax.weights.networks import FIRST_STAGE, NETWORKS, abstract, read_config
@@ -76,8 +76,7 @@ def train_step(config: Config, mesh: sharding.AnyMesh) -> Program:
     Raises UserError for a config that cannot be trained on this mesh.
     """
     plan = make_plan(config, mesh)
-    constants = _placed(loss_constants(config), sharding.replicated(mesh))
-    return Program(plan.step, (plan.state, plan.frozen, constants, plan.batch), {})
+    return Program(plan.step, _training_arguments(plan, config, mesh), {})
 
 
 def turns(config: Config, mesh: sharding.AnyMesh) -> dict[str, Program]:
@@ -86,11 +85,16 @@ def turns(config: Config, mesh: sharding.AnyMesh) -> dict[str, Program]:
     `train_step` has both and runs one of them. Together they take more memory to compile than many machines have.
     """
     plan = make_plan(config, mesh)
-    constants = _placed(loss_constants(config), sharding.replicated(mesh))
-    arguments = (plan.state, plan.frozen, constants, plan.batch)
+    arguments = _training_arguments(plan, config, mesh)
     make = functools.partial(make_few_step, config, plan.structure, plan.optimizer, plan.state, mesh)
     roles: tuple[Role, ...] = ("student", "critic")
     return {role: Program(make(only=role), arguments, {}) for role in roles}
+
+
+def _training_arguments(plan: Plan, config: Config, mesh: sharding.AnyMesh) -> tuple[Any, ...]:
+    """The arguments of a training step: state, frozen parameters, constants of the loss, batch."""
+    constants = _placed(loss_constants(config), sharding.replicated(mesh))
+    return plan.state, plan.frozen, constants, plan.batch
 
 
 def sampling_step(config: Config, mesh: sharding.AnyMesh) -> Program:

@@ -44,11 +44,13 @@ def make_few_step(
     computed the term.
     """
     schedule, settings = structure.networks.schedule, config.few_step
-    alone, cycle = settings.realism == "none", settings.cycle
+    cycle = settings.cycle
+    if not settings.has_critic:
+        only = "student"
     student_terms = (
         *("l1", "perceptual", "constraint"),
         *(["dists"] if config.loss.dists else []),
-        *([] if alone else ["realism"]),
+        *(["realism"] if settings.has_critic else []),
     )
     networks, abstract_unet = structure.networks, structure.abstract.unet
     abstract_controlnet = abstract_teacher(config, networks)
@@ -74,7 +76,7 @@ def make_few_step(
     ) -> tuple[TrainState, Terms]:
         def loss(trained: Parameters, batch: Mapping[str, Array]) -> tuple[Array, Terms]:
             values = frozen | state.trained | trained
-            student, ours = structure.merge(values), None if alone else judges(values)
+            student, ours = structure.merge(values), judges(values) if settings.has_critic else None
             batch = with_first_stage(student, batch)
             if role == "student":
                 return student_loss(student, ours, batch, constants=constants, config=config, schedule=schedule)
@@ -107,16 +109,16 @@ def make_few_step(
     ) -> tuple[TrainState, Terms]:
         def student() -> tuple[TrainState, Terms]:
             after, terms = turn("student", state, frozen, constants, batch)
-            return after, padded(terms, student_terms, () if alone else _CRITIC_TERMS, cycle)
+            return after, padded(terms, student_terms, _CRITIC_TERMS if settings.has_critic else (), cycle)
 
         def critic() -> tuple[TrainState, Terms]:
             after, terms = turn("critic", state, frozen, constants, batch)
             return after, padded(terms, _CRITIC_TERMS, student_terms, cycle / settings.critic_steps)
 
-        if alone or only is not None:
-            after, terms = critic() if only == "critic" else student()
-        else:
+        if only is None:
             after, terms = jax.lax.cond(state.step % cycle == cycle - 1, student, critic)
+        else:
+            after, terms = student() if only == "student" else critic()
         return unless_failed(state, after, jnp.isfinite(terms["loss"] + terms["gradient_norm"])), terms
 
     return step

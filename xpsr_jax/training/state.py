@@ -62,15 +62,14 @@ def make_optimizer(config: Config, trained: Iterable[str]) -> optax.GradientTran
     """
     settings = config.optimizer
     decayed = set(select(trained, settings.decayed))
-    if config.stage == "few_step" and config.few_step.realism != "none":
+    if config.stage == "few_step" and config.few_step.has_critic:
         # Student and critic each train in some of the steps only, but the schedule covers all steps.
         few_step = config.few_step
-        cycle = few_step.cycle
         rate = learning_rate(settings, config.steps)
         factor = few_step.critic_learning_rate / settings.learning_rate
         return in_turns(
-            student=_adamw(settings, lambda turn: rate(turn * cycle), decayed),
-            critic=_adamw(settings, lambda turn: factor * rate(turn * cycle / few_step.critic_steps), decayed),
+            student=_adamw(settings, lambda turn: rate(turn * few_step.cycle), decayed),
+            critic=_adamw(settings, lambda turn: factor * rate(turn * few_step.cycle / few_step.critic_steps), decayed),
         )
     return _adamw(settings, learning_rate(settings, config.steps), decayed)
 

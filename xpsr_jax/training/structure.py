@@ -203,7 +203,7 @@ def _extra_parameters(
     if flat := [path for path in kernels if len(shapes[path].shape) < 2]:
         raise UserError(f"few_step.adapted: {min(flat)} is not a kernel and cannot have an adapter; exclude it")
     extra = adapter_shapes(shapes, kernels, rank=settings.rank, prefix=STUDENT)
-    if settings.realism == "none":
+    if not settings.has_critic:
         return extra
     if settings.realism == "distribution":
         extra |= adapter_shapes(shapes, kernels, rank=settings.rank, prefix=CRITIC)
