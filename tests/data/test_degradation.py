@@ -127,6 +127,7 @@ def test_drawn_choices_are_plain_data(draws):
 DRAWN = Drawn(
     upscale=4,
     sharpen=True,
+    sharpened_target=True,
     first=Stage(Blur("aniso", 9, sigma_x=1.2, sigma_y=0.5, angle=0.7), 0.43, "bilinear", None, 40.5),
     second=Stage(Blur("sinc", 7, cutoff=1.9), 1.13, "area", None, 62.25),
     sinc=Blur("sinc", 11, cutoff=2.1),
@@ -153,6 +154,12 @@ def test_order_of_the_steps(photo, jpeg_last):
     np.testing.assert_array_equal(lr, expected)
     np.testing.assert_array_equal(hr, sharpened)
     assert drawn.jpeg_last == jpeg_last
+
+
+def test_the_target_may_stay_as_it_was(photo):
+    plain = apply(photo, replace(DRAWN, sharpened_target=False), np.random.default_rng(0))
+    np.testing.assert_array_equal(plain.hr, photo)
+    np.testing.assert_array_equal(plain.lr, apply(photo, DRAWN, np.random.default_rng(0)).lr)
 
 
 def test_noise_comes_after_each_resize(photo):

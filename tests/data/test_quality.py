@@ -15,6 +15,7 @@ from xpsr_jax.data.quality import appearance, describe
 CLEAN = Drawn(
     upscale=4,
     sharpen=False,
+    sharpened_target=False,
     first=Stage(None, 1.0, "area", None, None),
     second=Stage(None, 1.0, "area", None, None),
     sinc=None,

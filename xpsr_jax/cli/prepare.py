@@ -85,6 +85,8 @@ class Pairs(Photographs):
         rounds: Number of crops of each photograph, each with its own degradation and in its own dataset_* folder.
         crop_size: Side of HR, and of the enlarged LR, in pixels.
         degradation: The released training set's degradation, or a milder one.
+        target: sharpened: HR is sharpened before it is degraded, as in the released training set. plain: HR is the
+            photograph itself, LR the same as with sharpened.
         low_captions: drawn: write low-level captions from the random degradation. file: use those of the files.
         first_stage: Folder of an ESRGAN network, or model folder that has one. Its outputs for the LR images are
             written too, for training with data.first_stage=stored. This uses one process, and ignores --workers.
@@ -94,6 +96,7 @@ class Pairs(Photographs):
     rounds: Count = 10
     crop_size: Count = 512
     degradation: Literal["xpsr", "mild"] = "xpsr"
+    target: Literal["sharpened", "plain"] = "sharpened"
     low_captions: Literal["drawn", "file"] = "drawn"
     first_stage: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
@@ -152,7 +155,7 @@ def arguments() -> Any:
         "files": _FILES,
         "captions": (*_CAPTIONS, "low_captions"),
         "photographs": _PHOTOGRAPHS,
-        "pairs": ("rounds", "crop_size", "degradation", "first_stage", "seed"),
+        "pairs": ("rounds", "crop_size", "degradation", "target", "first_stage", "seed"),
         "devices": _DEVICES,
     }
     validation: Groups = {
@@ -215,9 +218,10 @@ def prepare(command: Records | Pairs | Validation) -> "Outcome":
     rounds = command.crops if isinstance(command, Validation) else command.rounds
     check_names(names, rounds=rounds, evaluation=evaluation)
     drawn = isinstance(command, Validation) or command.low_captions == "drawn"
+    sharpened = isinstance(command, Validation) or command.target == "sharpened"
     data = DataConfig(
         crop_size=command.crop_size,
-        degradation=_DEGRADATIONS[command.degradation],
+        degradation=dataclasses.replace(_DEGRADATIONS[command.degradation], sharpened_target=sharpened),
         low_caption_from="drawn" if drawn else "file",
     )
     first_stage: Path | None = None

@@ -13,7 +13,8 @@ class FewStep:
     """How a student with few evaluations is trained from a trained XPSR, the teacher (docs/train/few-steps.md).
 
     Attributes:
-      evaluations: numbers of evaluations that the student is trained for.
+      evaluations: numbers of evaluations that the student is trained for. With `sampling.strength` below 1 these are
+        the last ones of 1 / strength times as many steps.
       rank: rank of the low-rank adapters.
       adapted: ordered list of (pattern of a kernel's path, whether it has an adapter); the first match wins. It applies
         to the student, and with `realism="distribution"` also to the critic. Empty: no adapters, for a student whose

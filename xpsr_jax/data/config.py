@@ -90,7 +90,8 @@ class DegradationConfig:
 
     Attributes:
       upscale: HR size divided by LR size.
-      sharpen: unsharp-mask the HR image first. The sharpened image is degraded, and it is the target too.
+      sharpen: unsharp-mask the HR image first. The sharpened image is degraded.
+      sharpened_target: whether the sharpened image is the target too. False: the target is the image as it was.
       first: the first round.
       second: the second round. Its scale is relative to the LR size.
       sinc_probability: probability of the last sinc filter; its cutoff is uniform from pi/3 to pi.
@@ -101,6 +102,7 @@ class DegradationConfig:
 
     upscale: Annotated[int, Range(1)] = 4
     sharpen: bool = True
+    sharpened_target: bool = True
     first: StageConfig = StageConfig()
     second: StageConfig = StageConfig(
         blur=BlurConfig(probability=0.8, sigma=(0.2, 1.5)),

@@ -89,6 +89,7 @@ class Drawn:
 
     upscale: int
     sharpen: bool
+    sharpened_target: bool
     first: Stage
     second: Stage
     sinc: Blur | None
@@ -101,7 +102,7 @@ class Degraded(NamedTuple):
 
     Attributes:
       lr: RGB float32 in [0, 1], not rounded to 8 bits.
-      hr: the target, sharpened if the config says so; RGB float32 in [0, 1].
+      hr: the target; sharpened only if `Drawn.sharpen` and `Drawn.sharpened_target`. RGB float32 in [0, 1].
       drawn: the choices that were executed.
     """
 
@@ -129,6 +130,7 @@ def draw(config: DegradationConfig, rng: np.random.Generator) -> Drawn:
     return Drawn(
         upscale=config.upscale,
         sharpen=config.sharpen,
+        sharpened_target=config.sharpened_target,
         first=first,
         second=second,
         sinc=sinc,
@@ -144,10 +146,10 @@ def apply(hr: Float[np.ndarray, "h w 3"], drawn: Drawn, rng: np.random.Generator
     height, width = hr.shape[0] // drawn.upscale, hr.shape[1] // drawn.upscale
     if (height * drawn.upscale, width * drawn.upscale) != hr.shape[:2]:
         raise ValueError(f"The image to degrade must be divisible by upscale={drawn.upscale}, got {hr.shape[:2]}.")
-    hr = sharpen(hr) if drawn.sharpen else hr
+    sharp = sharpen(hr) if drawn.sharpen else hr
 
     first, second = drawn.first, drawn.second
-    image = _blur(hr, first.blur)
+    image = _blur(sharp, first.blur)
     if first.scale != 1:
         image = rescale(image, first.scale, first.resize_mode)
     image = _add_noise(image, first.noise, rng)
@@ -162,7 +164,7 @@ def apply(hr: Float[np.ndarray, "h w 3"], drawn: Drawn, rng: np.random.Generator
     image = _blur(resize(image, (height, width), drawn.final_mode), drawn.sinc)
     if drawn.jpeg_last:
         image = _compress(image, second.jpeg_quality)
-    return Degraded(np.clip(image, 0, 1), hr, drawn)
+    return Degraded(np.clip(image, 0, 1), sharp if drawn.sharpened_target else hr, drawn)
 
 
 def _draw_stage(config: StageConfig, rng: np.random.Generator) -> Stage:

@@ -88,9 +88,10 @@ class Draws(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """The student's estimate of the clean latents, with its ControlNet's outputs."""
+    """The student's estimate of the clean latents, with its ControlNet's outputs, and the LR images' latents."""
 
     latents: Float[Array, "b h w c"]
+    lr_latents: Float[Array, "b h w c"]
     control: ControlNetOutput
     features: ImageFeatures
 
@@ -103,19 +104,34 @@ class Texts(NamedTuple):
     negative: Float[Array, "1 n d"]
 
 
-def student_timesteps(schedule: Schedule, evaluations: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
-    """The first timestep of a student's sampling, and all later timesteps for these numbers of evaluations."""
+def student_timesteps(
+    schedule: Schedule, evaluations: tuple[int, ...], strength: float = 1.0
+) -> tuple[int, tuple[int, ...]]:
+    """The first timestep of a student's sampling, and all later timesteps for these numbers of evaluations.
+
+    Args:
+      strength: `Sampling.strength` of the student. Below 1, its evaluations are the last ones of more steps: one
+        evaluation at strength 0.25 is the last of 4 steps.
+    """
     trailing = dataclasses.replace(schedule, timestep_spacing="trailing")
-    visited = [visited_timesteps(trailing, count).tolist() for count in evaluations]
+    visited = [visited_timesteps(trailing, round(count / strength)).tolist()[-count:] for count in evaluations]
     first = visited[0][0]
     return first, tuple(sorted({timestep for each in visited for timestep in each[1:]}, reverse=True))
 
 
-def draw(keys: Array, shape: tuple[int, ...], *, seed: int, schedule: Schedule, evaluations: tuple[int, ...]) -> Draws:
+def draw(
+    keys: Array,
+    shape: tuple[int, ...],
+    *,
+    seed: int,
+    schedule: Schedule,
+    evaluations: tuple[int, ...],
+    strength: float = 1.0,
+) -> Draws:
     """Draws the random numbers for samples with these keys (b,) and latents of this shape (h, w, c)."""
     root = jax.random.key(seed)
     each = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(root, key), 7))(keys).T
-    first, later = student_timesteps(schedule, evaluations)
+    first, later = student_timesteps(schedule, evaluations, strength)
     table = jnp.asarray((first,) * max(1, len(later)) + later, jnp.int32)
     count = schedule.num_train_timesteps
     low, high = (int(part * count) for part in _SCORED)
@@ -144,7 +160,7 @@ def student_estimate(
     At the first timestep the input is the start of sampling. At a later one it is the student's own estimate from the
     start, without a gradient and with new noise.
     """
-    first, later = student_timesteps(schedule, config.few_step.evaluations)
+    first, later = student_timesteps(schedule, config.few_step.evaluations, config.sampling.strength)
     lr_latents = jax.lax.stop_gradient(networks.autoencoder.encode(2 * batch["lr"] - 1, draws.posterior))
     firsts = jnp.full(len(draws.timestep), first)
     start = draws.start
@@ -162,7 +178,8 @@ def student_estimate(
         hopped = add_noise(schedule, jax.lax.stop_gradient(estimate(start, firsts)[0]), draws.hop, draws.timestep)
         latents = jnp.where((draws.timestep == first)[:, None, None, None], start, hopped)
     clean, control = estimate(latents, draws.timestep)
-    return Estimate(clean, control, features)
+    # The posterior's mean, as in sampling. Its moments are computed once.
+    return Estimate(clean, jax.lax.stop_gradient(networks.autoencoder.encode(2 * batch["lr"] - 1)), control, features)
 
 
 def student_loss(
@@ -185,7 +202,7 @@ def student_loss(
     draws, texts, target = _prepare(networks, batch, constants, config=config, schedule=schedule)
     estimate = student_estimate(networks, batch, texts, config=config, schedule=schedule, draws=draws)
     clean = estimate.latents
-    decoded, wanted = _decoded(networks, clean, batch["hr"], draws.place, config.few_step.decoded)
+    decoded, wanted = compared_images(networks, estimate, batch, draws.place, config=config)
     value, terms = compare(decoded, wanted, distances=constants.distances, loss=config.loss)
     heads = degradation_free_constraint(estimate.control, estimate.features, image=batch["hr"], latents=target)
     terms["constraint"] = sum(heads.values(), jnp.float32(0))
@@ -310,29 +327,42 @@ def _prepare(
         seed=config.seed,
         schedule=schedule,
         evaluations=config.few_step.evaluations,
+        strength=config.sampling.strength,
     )
     return draws, embed_texts(networks, batch, constants.negative_ids), target
 
 
-def _decoded(
-    networks: Bundle,
-    latents: Float[Array, "b h w c"],
-    hr: Float[Array, "b H W 3"],
-    place: Float[Array, "b 2"],
-    side: int | None,
+def compared_images(
+    networks: Bundle, estimate: Estimate, batch: Mapping[str, Array], place: Float[Array, "b 2"], *, config: Config
 ) -> tuple[Float[Array, "b _ _ 3"], Float[Array, "b _ _ 3"]]:
-    """The decoded latents and the photographs, or only the same square of both (`side` latent cells)."""
-    cells = latents.shape[1:3]
-    if side is None or side >= min(cells):
-        return networks.autoencoder.decode(latents), hr
-    factor = hr.shape[1] // cells[0]
-    begin = jnp.floor(place * (np.array(cells) - side + 1)).astype(jnp.int32)
+    """The decoded results and the photographs, in [-1, 1]: whole, or only the same square of both.
 
-    def cut(image: Array, begin: Array, side: int) -> Array:
-        return jax.lax.dynamic_slice(image, (begin[0], begin[1], 0), (side, side, image.shape[-1]))
+    With `sampling.color_fix="residual"` the results have what the autoencoder loses of the LR images, as in sampling.
 
-    cutting = jax.vmap(cut, in_axes=(0, 0, None))
-    return networks.autoencoder.decode(cutting(latents, begin, side)), cutting(hr, factor * begin, factor * side)
+    Args:
+      place: the square's position, as in `Draws`. Its side is `few_step.decoded` latent cells.
+    """
+    side, (height, width) = config.few_step.decoded, estimate.latents.shape[1:3]
+    factor = batch["hr"].shape[1] // height
+    begin = None
+    if side is not None and side < min(height, width):
+        begin = jnp.floor(place * (np.array([height, width]) - side + 1)).astype(jnp.int32)
+
+    def cut(images: Array, factor: int) -> Array:
+        if begin is None:
+            return images
+
+        def one(image: Array, begin: Array) -> Array:
+            sizes = (factor * side, factor * side, image.shape[-1])
+            return jax.lax.dynamic_slice(image, (factor * begin[0], factor * begin[1], 0), sizes)
+
+        return jax.vmap(one)(images, begin)
+
+    decoded = networks.autoencoder.decode(cut(estimate.latents, 1))
+    if config.sampling.color_fix == "residual":
+        again = networks.autoencoder.decode(cut(estimate.lr_latents, 1))
+        decoded += cut(2 * batch["lr"] - 1, factor) - again
+    return decoded, cut(batch["hr"], factor)
 
 
 def _clean(schedule: Schedule, prediction: Array, latents: Array, timesteps: Array) -> Float[Array, "b h w c"]:
