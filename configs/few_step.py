@@ -49,7 +49,9 @@ def config(variant: str = "default") -> Config:
         batch_size=4,
         # The photographs that its teacher never saw are held out.
         images=tiny.images,
-        data=dataclasses.replace(tiny.data, caption_dropout=0.0, negative_target_probability=0.0),
+        data=dataclasses.replace(
+            tiny.data, caption_dropout=0.0, negative_target_probability=0.0, first_stage="computed"
+        ),
         networks=Networks(base=(ASSETS / "tiny",), from_scratch=()),
         loss=Loss(constraint=0.05, reconstruction=1.0, perceptual=1.0, metric="dists", patch=64),
         few_step=FewStep(rank=16, guidance_scale=0.5, critic_learning_rate=2e-4, realism_weight=0.1, decoded=8),

@@ -15,6 +15,8 @@ from xpsr_jax.cli.prepare import main
 from xpsr_jax.data.captions import Caption, read_captions, write_captions
 from xpsr_jax.data.config import DataConfig
 from xpsr_jax.data.image_folder import ImageFolder
+from xpsr_jax.data.kernels import sharpen
+from xpsr_jax.data.rounding import round_to_uint8
 from xpsr_jax.data.sample_sources import open_sample_source
 from xpsr_jax.data.stored_records import list_array_records
 from xpsr_jax.errors import UserError
@@ -94,6 +96,34 @@ def test_exit_codes(photos, tmp_path, capsys):
     assert "text.jpg: not an image" in capsys.readouterr().err and not (tmp_path / "b").exists()
     assert run("records", photos, "--output", tmp_path / "c", "--exclude", "a", "b") == 1
     assert "no image can be used" in capsys.readouterr().err and not (tmp_path / "c").exists()
+
+
+def test_what_a_training_config_holds_out_is_left_out(photos, tmp_path):
+    file = tmp_path / "config.py"
+    file.write_text(
+        "from xpsr_jax.config import Config, Images\n"
+        "VARIANTS = ('default',)\n"
+        "def config(variant='default'):\n"
+        "    return Config(images=Images(exclude=('truncated.png', 'gone.png'), missing_exclusions='ignore'))\n"
+    )
+    options = ("--exclude", "text.jpg", "--exclude-of", file)
+    assert run("records", photos, "--output", tmp_path / "out", *options) == 0
+    assert json.loads((tmp_path / "out" / "prepared.json").read_text())["settings"]["exclude"] == [
+        "text.jpg",
+        "truncated.png",
+        "gone.png",
+    ]
+
+
+def test_pairs_with_the_plain_photograph_as_target(photos, tmp_path):
+    for target in ("plain", "sharpened"):
+        options = ("--rounds", 1, "--crop-size", 32, "--limit", 2, "--target", target)
+        assert run("pairs", photos, "--output", tmp_path / target, *options) == 0
+    plain, sharpened = (open_sample_source(tmp_path / target) for target in ("plain", "sharpened"))
+    expected = round_to_uint8(sharpen(plain[0].image.astype(np.float32) / np.float32(255)))
+    np.testing.assert_array_equal(sharpened[0].image, expected)
+    assert (plain[0].image != expected).any()
+    np.testing.assert_array_equal(plain[0].lr, sharpened[0].lr)
 
 
 @pytest.mark.parametrize("command", ["records", "pairs"])

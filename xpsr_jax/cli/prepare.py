@@ -43,6 +43,7 @@ class Photographs:
         lr_captions: The same for degraded versions of the photographs (default: none).
         missing_captions: What to do with an image without a caption. error: stop. empty: use an empty one.
         exclude: Names, paths or subfolders to leave out.
+        exclude_of: Training config (tiny, my/config.py) whose images.exclude is left out too.
         limit: Number of images to use, counted from the first (default: all).
         minimum_pixels: Photographs with fewer pixels are reported and left out.
         minimum_bytes: Smaller files are reported and left out. The released training set has 102400, for PNG files.
@@ -57,6 +58,7 @@ class Photographs:
     lr_captions: Path | None = None
     missing_captions: Literal["error", "empty"] = "error"
     exclude: tuple[str, ...] = ()
+    exclude_of: Annotated[str | None, tyro.conf.arg(metavar="CONFIG")] = None
     limit: Count | None = None
     minimum_pixels: Annotated[int, Range(0)] = 384**2
     minimum_bytes: Annotated[int, Range(0)] = 0
@@ -139,7 +141,7 @@ class Embeddings:
 
 _FILES = ("input", "output", "on_error")
 _CAPTIONS = ("captions", "lr_captions", "missing_captions")
-_PHOTOGRAPHS = ("exclude", "limit", "minimum_pixels", "minimum_bytes")
+_PHOTOGRAPHS = ("exclude", "exclude_of", "limit", "minimum_pixels", "minimum_bytes")
 _DEVICES = ("workers",)
 
 
@@ -194,15 +196,19 @@ def main(argv: Sequence[str] | None) -> int:
 def prepare(command: Records | Pairs | Validation) -> "Outcome":
     """Writes stored photographs or pairs."""
     # Imported late, so that --help is fast.
+    from xpsr_jax.config import Images, load_config
     from xpsr_jax.data.offline_pairs import FIRST_STAGE_RECORD
     from xpsr_jax.data.sample_sources import open_sample_source
     from xpsr_jax.json_files import write_json
     from xpsr_jax.preparation.pieces import Choice, cut, work
     from xpsr_jax.preparation.write_pairs import WritePairs, check_names, write_evaluation_captions
 
+    held_out = load_config(command.exclude_of).images if command.exclude_of else Images()
+    exclude = tuple(dict.fromkeys(command.exclude + held_out.exclude))
     source = open_sample_source(
         command.input,
-        exclude=command.exclude,
+        exclude=exclude,
+        missing_exclusions=held_out.missing_exclusions,
         captions=command.captions,
         lr_captions=command.lr_captions,
         missing=command.missing_captions,
@@ -210,7 +216,12 @@ def prepare(command: Records | Pairs | Validation) -> "Outcome":
     count = len(source) if command.limit is None else min(len(source), command.limit)
     names = getattr(source, "names", ())
     settings = {name: value for name, value in dataclasses.asdict(command).items() if name not in _FREE}
-    settings |= {"command": type(command).__name__.lower(), "images": count, "names": _digest(names)}
+    settings |= {
+        "exclude": list(exclude),
+        "command": type(command).__name__.lower(),
+        "images": count,
+        "names": _digest(names),
+    }
     choice = Choice(command.minimum_pixels, command.minimum_bytes, command.on_error)
     if isinstance(command, Records):
         return _prepare_records(command, source, choice, count, settings)
