@@ -71,7 +71,7 @@ class Arguments:
         crops: Crops of each photograph.
         size: Side of the crops, in pixels.
         quick: Measure only bicubic, the first stage alone, the model, and the model without its first stage.
-        steps: Sampling steps to compare with the model's own.
+        steps: Numbers of sampling steps that are run, to compare with the model's own.
         guidance_scales: Guidance scales to compare with the model's own.
     """
 
@@ -178,7 +178,8 @@ def rows(
         sampling: the model's own settings.
         captions: captions of the crops.
         first_stage: whether the model has a first stage.
-        steps, guidance_scales: values to compare with the model's own.
+        steps, guidance_scales: values to compare with the model's own. `steps` are those that are run, which at a
+            strength below 1 are the last ones.
     """
     own = Row(sampling, list(captions))
     found = {OURS: own}
@@ -201,8 +202,9 @@ def rows(
         if scale != sampling.guidance_scale:
             change(_guidance(scale), guidance_scale=scale)
     for count in steps:
-        if count != sampling.steps:
-            change("1 step" if count == 1 else f"{count} steps", steps=count)
+        whole = round(count / sampling.strength)
+        if whole != sampling.steps:
+            change("1 step" if count == 1 else f"{count} steps", steps=whole)
     return found
 
 

@@ -77,6 +77,9 @@ def test_each_row_changes_one_thing():
         "guidance 0": Row(dataclasses.replace(PAPER, guidance_scale=0.0), captions),
         "1 step": Row(dataclasses.replace(PAPER, steps=1), captions),
     }
+    late = dataclasses.replace(PAPER, steps=10, strength=0.1)
+    of_late = rows(late, captions, first_stage=False, steps=(1, 2))
+    assert "1 step" not in of_late and of_late["2 steps"].sampling == dataclasses.replace(late, steps=20)
     unguided = dataclasses.replace(PAPER, guidance_scale=0.0)
     of = rows(unguided, captions, first_stage=False, guidance_scales=(0.0, 0.5))
     assert of["guidance 0.5, without negative prompt"].sampling == dataclasses.replace(
