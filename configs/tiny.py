@@ -4,15 +4,18 @@ It does not use a pretrained Stable Diffusion; all networks are trained. PHOTOS 
 captions.jsonl.
 
     xpsr train --config tiny:autoencoder --images.folder PHOTOS
-    xpsr train --config tiny --images.folder PHOTOS
-    xpsr train --config tiny:decoder --images.folder PHOTOS
-    xpsr convert runs/tiny_decoder/model --output tiny --dtype float16
+    xpsr prepare pairs PHOTOS --output PAIRS --rounds 3 --crop-size 256 --target plain --exclude-of tiny \\
+        --first-stage FIRST_STAGE
+    xpsr train --config tiny --images.folder PAIRS --networks.first-stage FIRST_STAGE
+    xpsr train --config tiny:end_to_end --images.folder PAIRS
+    xpsr convert runs/tiny_end_to_end/model --output tiny --dtype float16
 
 To train on two folders, with 42 and 372 photographs that are not held out, use `--images.mixture 42 PHOTOS 372 MORE`
-instead of `--images.folder PHOTOS`. Every photograph is then used equally often.
+instead of `--images.folder PHOTOS`. Every photograph is then used equally often. FIRST_STAGE is the folder of an ESRGAN
+network, or a model folder that has one; its pictures are computed once, with the pairs.
 
-Each stage starts from the export of the previous one. The decoder is fine-tuned because such a small diffusion model
-leaves errors in the latents, and the decoder learns to correct them.
+Each stage starts from the export of the previous one. The last one trains all networks but the encoder together, for
+one evaluation that starts from the first stage's picture, with losses in pixels.
 """
 
 import dataclasses
@@ -145,23 +148,23 @@ def config(variant: str = "default") -> Config:
     autoencoder = Config(
         name="tiny_autoencoder",
         stage="autoencoder",
-        steps=24_000,
-        batch_size=4,
+        steps=2400,
+        batch_size=8,
         trained=((r"autoencoder\..*", True),),
         images=images,
-        data=DataConfig(crop_size=128, crop_scale=(0.5, 1.0), degrade=False),
+        data=DataConfig(crop_size=64, crop_scale=(0.5, 1.0), degrade=False),
         networks=Networks(from_scratch=("autoencoder",), autoencoder=AUTOENCODER),
         # LPIPS on AlexNet costs a twentieth of LPIPS on VGG16. The latter is kept for evaluation.
-        loss=Loss(reconstruction=1.0, perceptual=0.5, dists=0.5, dists_side=64, kl=1e-3, metric="lpips_alex"),
-        optimizer=Optimizer(learning_rate=1e-3, b2=0.99, schedule="cosine", warmup=100, ema=0.998),
+        loss=Loss(reconstruction=1.0, perceptual=0.5, kl=1e-3, metric="lpips_alex"),
+        optimizer=Optimizer(learning_rate=1e-3, b2=0.99, schedule="cosine", warmup=50, ema=0.99),
         precision=cpu,
         mesh=Mesh(data=-1, fsdp=1),
         validation=Validation(every=0),
-        checkpoint_every=250,
+        checkpoint_every=200,
     )
     xpsr = Config(
         name="tiny",
-        steps=8100,
+        steps=500,
         batch_size=8,
         trained=((r"(controlnet|unet|text_encoder)\..*", True),),
         images=images,
@@ -181,13 +184,13 @@ def config(variant: str = "default") -> Config:
             text_encoder=TEXT_ENCODER,
             schedule=SCHEDULE,
         ),
-        optimizer=Optimizer(learning_rate=8e-4, b2=0.99, schedule="cosine", warmup=200, ema=0.999),
+        optimizer=Optimizer(learning_rate=8e-4, b2=0.99, schedule="cosine", warmup=80, ema=0.99),
         precision=cpu,
         mesh=Mesh(data=-1, fsdp=1),
         validation=Validation(every=0),
         sampling=SAMPLING,
         note=NOTE,
-        checkpoint_every=500,
+        checkpoint_every=100,
     )
     end_to_end = dataclasses.replace(
         xpsr,
@@ -196,6 +199,7 @@ def config(variant: str = "default") -> Config:
         steps=8000,
         batch_size=4,
         trained=((r"(controlnet|unet|text_encoder)\..*", True), (r"autoencoder\.(decoder|post_quant_conv)\..*", True)),
+        data=dataclasses.replace(xpsr.data, negative_target_probability=0.05),
         networks=Networks(base=(xpsr.run_folder / "model",), from_scratch=()),
         loss=Loss(reconstruction=1.0, perceptual=1.0, dists=1.0, metric="lpips_alex"),
         few_step=FewStep(evaluations=(1,), adapted=(), realism="none", decoded=24),
