@@ -105,11 +105,11 @@ def test_the_residual_of_the_autoencoder_is_added(model, monkeypatch):
     again = np.round(np.clip(np.asarray(decoded) / 2 + 0.5, 0, 1) * 255)
     expected = np.clip(np.float32(plain) + clean - again, 0, 255)
     (whole,) = restore(model, [image], CAPTIONS[:1], fixed)
-    np.testing.assert_allclose(whole, expected, atol=1)  # measured MEASURED
+    np.testing.assert_array_equal(whole, expected)
     restorer = Restorer(model, fixed)
     monkeypatch.setattr(restorer, "is_large", lambda size: True)
     (tiled,) = restorer([image], CAPTIONS[:1])
-    np.testing.assert_allclose(np.int32(tiled), whole, atol=2)  # measured MEASURED
+    np.testing.assert_array_equal(tiled, whole)
 
 
 def test_the_residual_needs_the_first_stage_as_reference():
