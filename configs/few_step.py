@@ -6,15 +6,15 @@ XPSR is a complete model folder: it is the guided teacher, and the student's ini
 captions.jsonl. Trained are the ControlNet, the Conditional Attention, and low-rank adapters of the UNet's attention
 and convolutions. The export merges the adapters into the kernels.
 
-    xpsr train --config few_step:tiny --images.folder PHOTOS
+    xpsr train --config few_step:tiny --images.folder PAIRS
 
-"tiny" trains a student of the small model that ships with the package, on two CPU cores.
+"tiny" trains a student of the small model that configs/tiny.py trains before its last stage, on the same pairs and on
+two CPU cores. Here it starts from noise.
 """
 
 import dataclasses
 from pathlib import Path
 
-from xpsr_jax.assets import ASSETS
 from xpsr_jax.config import FEW_STEP, Config, FewStep, Loss, Mesh, Networks, Precision, Validation, load_config
 
 VARIANTS = ("default", "tiny", "tiny_adversarial")
@@ -49,10 +49,8 @@ def config(variant: str = "default") -> Config:
         batch_size=4,
         # The photographs that its teacher never saw are held out.
         images=tiny.images,
-        data=dataclasses.replace(
-            tiny.data, caption_dropout=0.0, negative_target_probability=0.0, first_stage="computed"
-        ),
-        networks=Networks(base=(ASSETS / "tiny",), from_scratch=()),
+        data=dataclasses.replace(tiny.data, caption_dropout=0.0, negative_target_probability=0.0),
+        networks=Networks(base=(tiny.run_folder / "model",), from_scratch=()),
         loss=Loss(constraint=0.05, reconstruction=1.0, perceptual=1.0, metric="dists", patch=64),
         few_step=FewStep(rank=16, guidance_scale=0.5, critic_learning_rate=2e-4, realism_weight=0.1, decoded=8),
         optimizer=dataclasses.replace(tiny.optimizer, learning_rate=3e-4, warmup=50, ema=0.99),

@@ -24,7 +24,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"
 FOLDERS = (ROOT, ROOT / "xpsr_jax", ROOT / "configs")
 CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.MULTILINE | re.DOTALL)
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
-# `models/attention.py`, `configs/tiny.py:decoder`, `inference/restore.py:Restorer.plan`
+# `models/attention.py`, `configs/tiny.py:end_to_end`, `inference/restore.py:Restorer.plan`
 FILE = re.compile(r"`([\w/.-]+\.py)(?::([\w.]+))?`")
 # `xpsr_jax.data.captions`, `xpsr_jax.load(folder)`
 NAME = re.compile(r"`(xpsr_jax(?:\.\w+)+)")
@@ -61,7 +61,7 @@ def test_the_reference_pages_are_complete():
         ("`weights/nothing.py`", True),
         ("`data/captions.py:read_captions`", False),
         ("`data/captions.py:read_nothing`", True),
-        ("`configs/tiny.py:decoder`", False),
+        ("`configs/tiny.py:end_to_end`", False),
         ("`configs/tiny.py:nothing`", True),
         ("`xpsr_jax.data.captions.read_captions(file)`", False),
         ("`xpsr_jax.data.captions.read_nothing`", True),
@@ -70,7 +70,7 @@ def test_the_reference_pages_are_complete():
         ("python -m xpsr_jax.nothing", True),
         ("`xpsr restore PHOTO`", False),
         ("```\n.venv/bin/xpsr nothing\n```", True),
-        ("`xpsr train --config tiny:decoder`", False),
+        ("`xpsr train --config tiny:end_to_end`", False),
         ("`xpsr train --config tiny:nothing`", True),
         ("`xpsr train --config nothing`", True),
         ("`xpsr train --config config.py`", False),

@@ -71,7 +71,7 @@ def test_config_may_be_the_last_option(capsys):
     ("arguments", "message"),
     [
         (["--config", "configs/nothing.py"], "config file configs/nothing.py does not exist"),
-        (["--config", f"{TINY}:huge"], "has no variant 'huge'; it has default, autoencoder, decoder"),
+        (["--config", f"{TINY}:huge"], "has no variant 'huge'; it has default, autoencoder, end_to_end"),
         (["--config", TINY, "--steps", "0"], "steps must be at least 1, not 0"),
         (["--config", TINY, "--networks.base", "/nowhere"], "base model /nowhere does not exist; .*--networks.base"),
     ],

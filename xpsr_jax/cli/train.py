@@ -20,10 +20,10 @@ configs:
   sd21               XPSR on Stable Diffusion 2.1, otherwise like xpsr
   sd21:tiny          small networks of that kind with random weights, for a test on any photographs
   few_step           a student with 1, 2 or 4 evaluations, from a trained XPSR
-  few_step:tiny      the same, from the small model that ships with the package
+  few_step:tiny      the same, from the small model of the config tiny
   tiny:autoencoder   a small model for two CPU cores, from scratch; stage 1, its autoencoder
   tiny               stage 2, the model itself
-  tiny:decoder       stage 3, fine-tuning of the decoder
+  tiny:end_to_end    stage 3, for one evaluation, with losses in pixels
 To use your own file, or one from a checkout, give its path: --config configs/xpsr.py
 
 examples:
