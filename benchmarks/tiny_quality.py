@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 import xpsr_jax
 from benchmarks.command_line import command_line
+from benchmarks.niqe import BLOCK, niqe
 from xpsr_jax.config import Sampling, load_config
 from xpsr_jax.data.captions import Caption
 from xpsr_jax.errors import UserError
@@ -52,6 +53,8 @@ ROOT = Path(__file__).parents[1]
 MODEL, CONFIG = ROOT / "xpsr_jax" / "assets" / "tiny", str(ROOT / "configs" / "tiny.py")
 BICUBIC, FIRST_STAGE, OURS, WITHOUT = "bicubic", "first stage alone", "ours", "without first stage"
 AUTOENCODER = "autoencoder alone, of the originals"
+NIQE = "NIQE"
+_BETTER = {**JUDGES, NIQE: "lower"}
 # The rows that are measured with --quick.
 _QUICK = (BICUBIC, FIRST_STAGE, OURS, WITHOUT)
 
@@ -137,6 +140,9 @@ def run(arguments: Arguments) -> None:
     write_pictures(arguments.output, crops, results.images)
 
     scores = measure_crops(crops, results.images, metrics=JUDGES)
+    if arguments.size >= 2 * BLOCK:
+        for method, images in results.images.items():
+            scores[method][NIQE] = [niqe(image) for image in images]
     sampling = model.defaults
     heading = (
         f"{len(crops)} crops of {len({crop.name for crop in crops})} photographs"
@@ -288,7 +294,7 @@ def markdown(scores: CropScores, photographs: Sequence[str], seconds: Mapping[st
         seconds: an additional column.
     """
     metrics = list(next(iter(scores.values())))
-    heads = [f"{metric} ({JUDGES[metric]} is better)" for metric in metrics] + (["seconds"] if seconds else [])
+    heads = [f"{metric} ({_BETTER[metric]} is better)" for metric in metrics] + (["seconds"] if seconds else [])
     lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
     for method, of_method in scores.items():
         cells = []
