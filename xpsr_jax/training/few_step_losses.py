@@ -342,14 +342,12 @@ def compared_images(
     Args:
       place: the square's position, as in `Draws`. Its side is `few_step.decoded` latent cells.
     """
-    side, (height, width) = config.few_step.decoded, estimate.latents.shape[1:3]
-    factor = batch["hr"].shape[1] // height
-    begin = None
-    if side is not None and side < min(height, width):
-        begin = jnp.floor(place * (np.array([height, width]) - side + 1)).astype(jnp.int32)
+    cells = np.array(estimate.latents.shape[1:3])
+    side = config.few_step.decoded or int(cells.max())
+    begin = jnp.floor(place * (cells - side + 1)).astype(jnp.int32)
 
     def cut(images: Array, factor: int) -> Array:
-        if begin is None:
+        if side >= cells.min():
             return images
 
         def one(image: Array, begin: Array) -> Array:
@@ -358,6 +356,7 @@ def compared_images(
 
         return jax.vmap(one)(images, begin)
 
+    factor = batch["hr"].shape[1] // int(cells[0])
     decoded = networks.autoencoder.decode(cut(estimate.latents, 1))
     if config.sampling.color_fix == "residual":
         again = networks.autoencoder.decode(cut(estimate.lr_latents, 1))
