@@ -13,7 +13,7 @@ PHOTO = Path(__file__).parents[1] / "vectors" / "photos" / "leuven.jpg"
 
 
 def test_equal_to_basicsr():
-    """6.5217 is from basicsr 1.4.2 (`calculate_niqe`, without a border). The reduction to half the size differs a bit."""
+    """6.5217 is from basicsr 1.4.2 (`calculate_niqe`, without a border). The reduction to half the size differs."""
     assert niqe(read_image(PHOTO)) == pytest.approx(6.5217, rel=6e-3)  # measured 4.9e-3; 2e-4 to 1e-3 on larger photos
 
 

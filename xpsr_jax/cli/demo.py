@@ -63,7 +63,7 @@ def run(folder: Path) -> None:
     model = xpsr_jax.load(TINY_MODEL)
     say(f"Restoring with the model that ships with the package. {in_one_line(model.note)}")
     restorer = Restorer(model)
-    with tqdm(total=restorer.sampling.steps, unit="step", disable=None) as bar:
+    with tqdm(total=restorer.steps, unit="step", disable=None) as bar:
         [restored] = restorer([lr], [caption], on_steps=bar.update)
     if restored is None:
         raise UserError("the networks computed NaN or infinity: the shipped model is damaged; install xpsr-jax again")
