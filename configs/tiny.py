@@ -135,8 +135,7 @@ SAMPLING = Sampling(
     spacing="trailing",
     strength=0.1,
     guidance_scale=0.0,
-    color_fix="residual",
-    color_reference="first_stage",
+    color_fix="none",
     process_size=128,
 )
 NOTE = "A small model, trained on 414 photographs. It shows how XPSR works; a full-size model is much better."

@@ -94,29 +94,6 @@ def test_the_color_reference(model):
         np.testing.assert_allclose(restored.mean((0, 1)), expected.mean((0, 1)), atol=6)
 
 
-def test_the_residual_of_the_autoencoder_is_added(model, monkeypatch):
-    """Result plus first stage minus the first stage's reconstruction, whole and in tiles."""
-    image = random_image(8, 16)
-    settings = dataclasses.replace(SAMPLING, color_fix="none", color_reference="first_stage", upscale=4)
-    fixed = dataclasses.replace(settings, color_fix="residual")
-    (clean,) = restore(model, [image], CAPTIONS[:1], dataclasses.replace(settings, steps=0))
-    (plain,) = restore(model, [image], CAPTIONS[:1], settings)
-    decoded = model.autoencoder.decode(model.autoencoder.encode(clean[None] / np.float32(127.5) - 1))[0]
-    again = np.round(np.clip(np.asarray(decoded) / 2 + 0.5, 0, 1) * 255)
-    expected = np.clip(np.float32(plain) + clean - again, 0, 255)
-    (whole,) = restore(model, [image], CAPTIONS[:1], fixed)
-    np.testing.assert_array_equal(whole, expected)
-    restorer = Restorer(model, fixed)
-    monkeypatch.setattr(restorer, "is_large", lambda size: True)
-    (tiled,) = restorer([image], CAPTIONS[:1])
-    np.testing.assert_array_equal(tiled, whole)
-
-
-def test_the_residual_needs_the_first_stage_as_reference():
-    with pytest.raises(UserError, match='color_reference "first_stage"'):
-        dataclasses.replace(SAMPLING, color_fix="residual")
-
-
 def test_batches_and_devices_change_nothing(model):
     images = [random_image(8, 16) for _ in range(2)]
     mesh = jax.make_mesh((2,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])

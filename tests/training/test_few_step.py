@@ -1,7 +1,6 @@
 """Few-step training: the steps of student and critic, the exported model, the losses."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 
 import xpsr_jax
-from tests.inference.tiny_model import tiny_model
 from tests.training import tiny
 from xpsr_jax import sharding
 from xpsr_jax.config import FEW_STEP, Mesh, load_config
@@ -18,7 +16,7 @@ from xpsr_jax.errors import UserError
 from xpsr_jax.models.parameters import parameters
 from xpsr_jax.training import adapters
 from xpsr_jax.training.checkpoint_source import open_checkpoint
-from xpsr_jax.training.few_step_losses import Estimate, compared_images, draw, matching_loss, student_timesteps
+from xpsr_jax.training.few_step_losses import draw, matching_loss, student_timesteps
 from xpsr_jax.training.loop import train
 from xpsr_jax.training.parameters import random_parameters
 from xpsr_jax.training.plan import loss_constants
@@ -205,30 +203,6 @@ def test_timesteps_of_the_student():
     assert 0.3 < np.mean(np.asarray(draws.timestep) == 999) < 0.7
     again = draw(keys[:3], (4, 4, 4), seed=0, schedule=Schedule(), evaluations=(1, 2, 4))
     np.testing.assert_array_equal(draws.hop[:3], again.hop)
-
-
-@pytest.mark.parametrize("decoded", [None, 3])
-def test_the_residual_of_the_autoencoder_is_added_in_training_too(decoded):
-    """A result with the LR image's latents is the LR image, and it is compared with the same part of the photograph."""
-    autoencoder = tiny_model().autoencoder
-    rng = np.random.default_rng(0)
-    lr = jnp.asarray(rng.random((2, 32, 32, 3)), jnp.float32)
-    latents = autoencoder.encode(2 * lr - 1)
-    estimate = Estimate(latents, latents, None, None)
-    config = tiny.config("few_step")
-    config = dataclasses.replace(
-        config,
-        few_step=dataclasses.replace(config.few_step, decoded=decoded),
-        sampling=dataclasses.replace(config.sampling, color_fix="residual", color_reference="first_stage"),
-    )
-    place = jnp.asarray([[0.0, 0.999], [0.5, 0.2]])
-    own, photograph = compared_images(
-        SimpleNamespace(autoencoder=autoencoder), estimate, {"lr": lr, "hr": 2 * lr - 1}, place, config=config
-    )
-    assert own.shape == (2, *(2 * [32 if decoded is None else 12]), 3)
-    np.testing.assert_allclose(own, photograph, atol=5e-7)  # measured 1.2e-7
-    if decoded:
-        np.testing.assert_array_equal(photograph[0], 2 * lr[0, :12, 20:] - 1)
 
 
 def test_distribution_matching_moves_towards_the_teacher():

@@ -10,8 +10,5 @@ Weight = Annotated[float, Range(0)]
 Positive = Annotated[float, Range(0, above=True)]
 Fraction = Annotated[float, Range(0, 1)]
 
-# See `Sampling.color_fix`.
-ColorFix = Literal["adain", "wavelet", "residual", "none"]
-
 # Whether this process works together with others: "on", "off", or "auto": if a cluster is found (`distributed.start`).
 ProcessMode = Literal["auto", "on", "off"]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from xpsr_jax.config.field_types import ColorFix, Count, Fraction, Weight
+from xpsr_jax.config.field_types import Count, Fraction, Weight
 from xpsr_jax.diffusion.choices import KARRAS, GuidanceForm, SamplerName, Start
 from xpsr_jax.diffusion.schedule import Spacing
 from xpsr_jax.errors import UserError
@@ -49,8 +49,7 @@ class Sampling:
       negative_low: low-level negative prompt. None: the image's own low-level caption (paper, eq. 6). The released code
         has fixed words.
       color_fix: how the result gets the colours of the LR image: by mean and deviation ("adain"), by low frequencies
-        ("wavelet"), by adding what the autoencoder loses of the reference ("residual"), or not at all. "residual" needs
-        `color_reference="first_stage"`, because it also adds the reference's details.
+        ("wavelet"), or not at all.
       color_reference: image whose colours the result gets: the LR image, or the first stage's output if the model has a
         first stage.
       upscale: scale factor of the result.
@@ -86,7 +85,7 @@ class Sampling:
     positive_words: str = ""
     negative_high: str = "blurry, dotted, noise, unclear, low-res, over-smoothed"
     negative_low: str | None = None
-    color_fix: ColorFix = "adain"
+    color_fix: Literal["adain", "wavelet", "none"] = "adain"
     color_reference: Literal["lr", "first_stage"] = "lr"
     upscale: Count = 4
     process_size: Count = 512
@@ -122,8 +121,6 @@ class Sampling:
             raise UserError(
                 f'strength {self.strength} starts from the LR image and needs start "lr", not "{self.start}"'
             )
-        if self.color_fix == "residual" and self.color_reference != "first_stage":
-            raise UserError('color_fix "residual" works only with color_reference "first_stage"')
         if self.eta and self.sampler != "ddim":
             raise UserError(f'eta is a setting of the sampler "ddim", not of "{self.sampler}"; set it to 0')
         if self.karras and self.sampler not in KARRAS:

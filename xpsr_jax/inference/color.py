@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from typing import Any
+from typing import Literal
 
 import cv2
 import jax
@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from xpsr_jax.config.field_types import ColorFix
 from xpsr_jax.inference.tiling import plan_pieces
+
+ColorFix = Literal["adain", "wavelet", "none"]
 
 _WAVELET_RADII = (1, 2, 4, 8, 16)
 # Large pictures are processed in square pieces with this side, in pixels.
@@ -21,10 +22,7 @@ _PIECE = 1024
 def fix_color(
     target: Float[Array, "b h w 3"], source: Float[Array, "b h2 w2 3"], method: ColorFix
 ) -> Float[Array, "b h w 3"]:
-    """Gives `target` the colours of `source`. The result may leave [0, 1]. "wavelet" needs two images of equal size.
-
-    For "residual" see `add_residual`.
-    """
+    """Gives `target` the colours of `source`. The result may leave [0, 1]. "wavelet" needs two images of equal size."""
     if method == "adain":
         return adain(target, source)
     if method == "wavelet":
@@ -54,17 +52,6 @@ def low_frequencies(image: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
     for radius in _WAVELET_RADII:
         image = _blur(_blur(image, radius, axis=1), radius, axis=2)
     return image
-
-
-def add_residual(
-    target: UInt8[Any, "*b h w 3"], source: UInt8[Any, "*b h w 3"], reconstruction: UInt8[Any, "*b h w 3"]
-) -> UInt8[Any, "*b h w 3"]:
-    """Adds to `target` what `source` lost in its `reconstruction` by the autoencoder.
-
-    So a result whose latents are those of `source` is `source` itself. The images are NumPy's or JAX's.
-    """
-    result: UInt8[Any, "*b h w 3"] = (target.astype(np.int16) + source - reconstruction).clip(0, 255).astype(np.uint8)
-    return result
 
 
 def truncate_to_uint8(image: Float[Array, "b h w 3"]) -> UInt8[Array, "b h w 3"]:

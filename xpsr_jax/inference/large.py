@@ -25,7 +25,7 @@ from xpsr_jax.diffusion.samplers import (
     start_latents,
     step_noise,
 )
-from xpsr_jax.inference.color import add_residual, fix_large_color
+from xpsr_jax.inference.color import fix_large_color
 from xpsr_jax.inference.image_keys import image_key
 from xpsr_jax.inference.on_devices import OnDevices
 from xpsr_jax.inference.plan import Run, Steps
@@ -96,10 +96,6 @@ def restore_large(
             state = step(steps.sampler, state, steps.table, np.int32(index), whole[None], step_key)
             on_steps(1)
     restored, finite = autoencoder.decode(np.asarray(state.latents[0]))
-    if sampling.color_fix == "residual":
-        mean, _ = autoencoder.encode(reference)
-        again, _ = autoencoder.decode(mean * np.asarray(networks.scaling))
-        return add_residual(restored, reference, again), finite
     return fix_large_color(restored, reference, sampling.color_fix), finite
 
 

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
-from xpsr_jax.config.field_types import ColorFix
 from xpsr_jax.diffusion.choices import GuidanceForm, Start
 from xpsr_jax.diffusion.guidance import guide
 from xpsr_jax.diffusion.process import Latents
@@ -23,7 +22,7 @@ from xpsr_jax.diffusion.samplers import (
     start_latents,
     step_noise,
 )
-from xpsr_jax.inference.color import add_residual, fix_color, truncate_to_uint8
+from xpsr_jax.inference.color import ColorFix, fix_color, truncate_to_uint8
 from xpsr_jax.inference.image_keys import image_key
 from xpsr_jax.inference.plan import Scales
 from xpsr_jax.models.autoencoder import Autoencoder
@@ -332,16 +331,8 @@ def finish(
     """
     _, _, autoencoder, _ = nnx.merge(graph, weights)
     decoded = autoencoder.decode(latents)
-    rounded = _rounded(decoded)
+    rounded = jnp.round(jnp.clip(decoded / 2 + 0.5, 0, 1) * 255)
     finite = jnp.isfinite(decoded).all((1, 2, 3))
     if color == "none":
         return rounded.astype(jnp.uint8), finite
-    if color == "residual":
-        again = autoencoder.decode(autoencoder.encode(pixels.astype(jnp.float32) / 127.5 - 1))
-        return add_residual(rounded.astype(jnp.uint8), pixels, _rounded(again).astype(jnp.uint8)), finite
     return truncate_to_uint8(fix_color(rounded / 255, pixels.astype(jnp.float32) / 255, color)), finite
-
-
-def _rounded(decoded: Float[Array, "b H W 3"]) -> Float[Array, "b H W 3"]:
-    """Images in [-1, 1], clipped, as whole numbers from 0 to 255."""
-    return jnp.round(jnp.clip(decoded / 2 + 0.5, 0, 1) * 255)

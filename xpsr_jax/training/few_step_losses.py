@@ -88,10 +88,9 @@ class Draws(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """The student's estimate of the clean latents, with its ControlNet's outputs, and the LR images' latents."""
+    """The student's estimate of the clean latents, with its ControlNet's outputs."""
 
     latents: Float[Array, "b h w c"]
-    lr_latents: Float[Array, "b h w c"]
     control: ControlNetOutput
     features: ImageFeatures
 
@@ -178,8 +177,7 @@ def student_estimate(
         hopped = add_noise(schedule, jax.lax.stop_gradient(estimate(start, firsts)[0]), draws.hop, draws.timestep)
         latents = jnp.where((draws.timestep == first)[:, None, None, None], start, hopped)
     clean, control = estimate(latents, draws.timestep)
-    # The posterior's mean, as in sampling. Its moments are computed once.
-    return Estimate(clean, jax.lax.stop_gradient(networks.autoencoder.encode(2 * batch["lr"] - 1)), control, features)
+    return Estimate(clean, control, features)
 
 
 def student_loss(
@@ -202,7 +200,7 @@ def student_loss(
     draws, texts, target = _prepare(networks, batch, constants, config=config, schedule=schedule)
     estimate = student_estimate(networks, batch, texts, config=config, schedule=schedule, draws=draws)
     clean = estimate.latents
-    decoded, wanted = compared_images(networks, estimate, batch, draws.place, config=config)
+    decoded, wanted = _decoded(networks, clean, batch["hr"], draws.place, config.few_step.decoded)
     value, terms = compare(decoded, wanted, distances=constants.distances, loss=config.loss)
     heads = degradation_free_constraint(estimate.control, estimate.features, image=batch["hr"], latents=target)
     terms["constraint"] = sum(heads.values(), jnp.float32(0))
@@ -332,36 +330,25 @@ def _prepare(
     return draws, embed_texts(networks, batch, constants.negative_ids), target
 
 
-def compared_images(
-    networks: Bundle, estimate: Estimate, batch: Mapping[str, Array], place: Float[Array, "b 2"], *, config: Config
+def _decoded(
+    networks: Bundle,
+    latents: Float[Array, "b h w c"],
+    hr: Float[Array, "b H W 3"],
+    place: Float[Array, "b 2"],
+    side: int | None,
 ) -> tuple[Float[Array, "b _ _ 3"], Float[Array, "b _ _ 3"]]:
-    """The decoded results and the photographs, in [-1, 1]: whole, or only the same square of both.
+    """The decoded latents and the photographs, or only the same square of both (`side` latent cells)."""
+    cells = latents.shape[1:3]
+    if side is None or side >= min(cells):
+        return networks.autoencoder.decode(latents), hr
+    factor = hr.shape[1] // cells[0]
+    begin = jnp.floor(place * (np.array(cells) - side + 1)).astype(jnp.int32)
 
-    With `sampling.color_fix="residual"` the results have what the autoencoder loses of the LR images, as in sampling.
+    def cut(image: Array, begin: Array, side: int) -> Array:
+        return jax.lax.dynamic_slice(image, (begin[0], begin[1], 0), (side, side, image.shape[-1]))
 
-    Args:
-      place: the square's position, as in `Draws`. Its side is `few_step.decoded` latent cells.
-    """
-    cells = np.array(estimate.latents.shape[1:3])
-    side = config.few_step.decoded or int(cells.max())
-    begin = jnp.floor(place * (cells - side + 1)).astype(jnp.int32)
-
-    def cut(images: Array, factor: int) -> Array:
-        if side >= cells.min():
-            return images
-
-        def one(image: Array, begin: Array) -> Array:
-            sizes = (factor * side, factor * side, image.shape[-1])
-            return jax.lax.dynamic_slice(image, (factor * begin[0], factor * begin[1], 0), sizes)
-
-        return jax.vmap(one)(images, begin)
-
-    factor = batch["hr"].shape[1] // int(cells[0])
-    decoded = networks.autoencoder.decode(cut(estimate.latents, 1))
-    if config.sampling.color_fix == "residual":
-        again = networks.autoencoder.decode(cut(estimate.lr_latents, 1))
-        decoded += cut(2 * batch["lr"] - 1, factor) - again
-    return decoded, cut(batch["hr"], factor)
+    cutting = jax.vmap(cut, in_axes=(0, 0, None))
+    return networks.autoencoder.decode(cutting(latents, begin, side)), cutting(hr, factor * begin, factor * side)
 
 
 def _clean(schedule: Schedule, prediction: Array, latents: Array, timesteps: Array) -> Float[Array, "b h w c"]:
