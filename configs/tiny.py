@@ -198,10 +198,10 @@ def config(variant: str = "default") -> Config:
         steps=8000,
         batch_size=4,
         trained=((r"(controlnet|unet|text_encoder)\..*", True), (r"autoencoder\.(decoder|post_quant_conv)\..*", True)),
-        data=dataclasses.replace(xpsr.data, negative_target_probability=0.05),
+        data=dataclasses.replace(xpsr.data, crop_size=96, negative_target_probability=0.05),
         networks=Networks(base=(xpsr.run_folder / "model",), from_scratch=()),
-        loss=Loss(reconstruction=1.0, perceptual=1.0, dists=1.0, metric="lpips_alex"),
-        few_step=FewStep(evaluations=(1,), adapted=(), realism="none", decoded=24),
-        optimizer=dataclasses.replace(autoencoder.optimizer, learning_rate=5e-4, warmup=50, ema=0.995),
+        loss=Loss(reconstruction=0.5, perceptual=1.0, dists=1.5, metric="lpips_alex"),
+        few_step=FewStep(evaluations=(1,), adapted=(), realism="none"),
+        optimizer=dataclasses.replace(autoencoder.optimizer, learning_rate=5e-4, warmup=50, ema=0.998),
     )
     return {"default": xpsr, "autoencoder": autoencoder, "end_to_end": end_to_end}[variant]
