@@ -128,12 +128,12 @@ CONTROLNET = ControlNetConfig.like_unet(UNET, conditioning_embedding_out_channel
 SCHEDULE = Schedule(prediction_type="v_prediction")
 
 NEGATIVE_WORDS = ("blurry", "dotted", "noise", "unclear", "low-res", "over-smoothed")
-# One evaluation, the last of ten steps: it starts from the first stage's picture with a little noise.
+# One evaluation, the last of 50 steps: it starts from the first stage's picture with a little noise.
 SAMPLING = Sampling(
     sampler="consistency",
-    steps=10,
+    steps=50,
     spacing="trailing",
-    strength=0.1,
+    strength=0.02,
     guidance_scale=0.0,
     color_fix="none",
     process_size=128,
@@ -202,6 +202,6 @@ def config(variant: str = "default") -> Config:
         networks=Networks(base=(xpsr.run_folder / "model",), from_scratch=()),
         loss=Loss(reconstruction=0.5, perceptual=1.0, dists=1.5, metric="lpips_alex"),
         few_step=FewStep(evaluations=(1,), adapted=(), realism="none"),
-        optimizer=dataclasses.replace(autoencoder.optimizer, learning_rate=5e-4, warmup=50, ema=0.998),
+        optimizer=dataclasses.replace(autoencoder.optimizer, learning_rate=4e-4, warmup=50, ema=0.998),
     )
     return {"default": xpsr, "autoencoder": autoencoder, "end_to_end": end_to_end}[variant]

@@ -28,8 +28,8 @@ Count = Annotated[int, Range(1)]
 _DEGRADATIONS = {"xpsr": XPSR, "mild": MILD}
 # Most pairs that are lost when the work is interrupted.
 _PAIRS_IN_A_PIECE = 16
-# Options that do not change the result.
-_FREE = ("output", "workers", "on_error")
+# Options that do not change the result, or whose effect is recorded otherwise.
+_FREE = ("output", "workers", "on_error", "exclude_of")
 
 
 @dataclass(frozen=True)
