@@ -29,7 +29,7 @@ def niqe(image: UInt8[np.ndarray, "h w 3"]) -> float:
     rows, columns = (side // BLOCK for side in image.shape[:2])
     if rows * columns < 2:
         raise ValueError(f"NIQE needs at least two blocks of {BLOCK} x {BLOCK} pixels, not {image.shape[:2]}")
-    picture = np.round(luma(image))[: rows * BLOCK, : columns * BLOCK].astype(np.float64)
+    picture = np.round(luma(image))[: rows * BLOCK, : columns * BLOCK]
     half = np.asarray(
         Image.fromarray(picture.astype(np.float32)).resize(
             (picture.shape[1] // 2, picture.shape[0] // 2), Image.Resampling.BICUBIC
