@@ -1,5 +1,7 @@
 """The public functions equal the official packages, in any batch and on any number of devices."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,6 +48,12 @@ def test_a_pair_a_batch_and_floats_are_the_same(photo_pairs):
         assert together.shape == (len(a),)
         np.testing.assert_allclose(together[0], function(a[0], b[0]), rtol=1e-6)
         np.testing.assert_allclose(together, function(a / np.float32(255), b / np.float32(255)), rtol=1e-6)
+
+
+def test_each_metric_has_its_own_program():
+    """A jitted function is compiled once per structure of its arguments, so each metric needs its own structure."""
+    structures = [jax.tree.structure(metric) for metric in (Psnr("y"), Psnr("rgb"), Ssim("y"), Ssim("rgb"))]
+    assert all(a != b for a, b in itertools.combinations(structures, 2))
 
 
 def test_float32_metrics_equal_float64_metrics(photo_pairs):

@@ -10,7 +10,7 @@ There are three conventions for the values to compare (`Channels`):
 PSNR is 1.32 dB higher with studio range than with full range, because errors are smaller by 219 / 255.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -31,12 +31,14 @@ _WINDOW = np.exp(-(np.arange(-5.0, 6.0) ** 2) / (2 * 1.5**2))
 _WINDOW /= _WINDOW.sum()
 
 
-@jax.tree_util.register_dataclass
+# They are not registered by register_dataclass: trees of two such classes are equal in jaxlib 0.10.2 if their fields
+# are. One metric could then run the program of the other.
+@jax.tree_util.register_static
 @dataclass(frozen=True)
 class Psnr:
     """Peak signal-to-noise ratio in dB, for a peak of 255. 80 for equal images."""
 
-    channels: Channels = field(default="y", metadata={"static": True})
+    channels: Channels = "y"
 
     def features(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h w c"]:
         """The channels to compare, in 255ths, of images in [0, 1]. Other values are clipped."""
@@ -48,12 +50,12 @@ class Psnr:
         return -10 * jnp.log10(error + _LEAST_ERROR)
 
 
-@jax.tree_util.register_dataclass
+@jax.tree_util.register_static
 @dataclass(frozen=True)
 class Ssim:
     """Structural similarity (Wang et al., 2004), with the definition of `fidelity.ssim_y`. 1 for equal images."""
 
-    channels: Channels = field(default="y", metadata={"static": True})
+    channels: Channels = "y"
 
     def features(self, images: Float[Array, "b h w 3"]) -> tuple[Array, Array, Array]:
         """The channels minus 128, and their means and variances within the window.
