@@ -27,6 +27,7 @@ from benchmarks.command_line import command_line
 from benchmarks.niqe import BLOCK, niqe
 from xpsr_jax.config import Sampling, load_config
 from xpsr_jax.data.captions import Caption
+from xpsr_jax.diffusion.process import steps_for
 from xpsr_jax.errors import UserError
 from xpsr_jax.evaluation.crops import (
     CROP_SEED,
@@ -208,7 +209,7 @@ def rows(
         if scale != sampling.guidance_scale:
             change(_guidance(scale), guidance_scale=scale)
     for count in steps:
-        whole = round(count / sampling.strength)
+        whole = steps_for(count, sampling.strength)
         if whole != sampling.steps:
             change("1 step" if count == 1 else f"{count} steps", steps=whole)
     return found

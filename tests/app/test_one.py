@@ -128,7 +128,9 @@ def test_an_example_comes_with_its_captions_and_a_preset_with_its_settings(serve
     # test_many.py compares results. This test checks the message for settings that contradict each other.
     fill(page, "Strength", 0.5)
     button(page, "Restore").click()
-    said(page, 'strength 0.5 starts from the LR image and needs start "lr", not "lr_noised_twice"')
+    said(
+        page, 'strength 0.5 starts from the LR image and needs start "lr" or "lr_without_noise", not "lr_noised_twice"'
+    )
     expect(button(page, "Restore")).to_be_enabled()
 
 

@@ -39,9 +39,10 @@ def most(a, b):
 
 
 @pytest.mark.soak
-def test_one_tile_equals_no_tiles(model, monkeypatch):
+@pytest.mark.parametrize("start", ["lr", "lr_without_noise"])
+def test_one_tile_equals_no_tiles(model, monkeypatch, start):
     """The start, the noise, the steps and the colours are the same. Only the code path differs."""
-    sampling = dataclasses.replace(SAMPLING, guidance_interval=(0.0, 0.5))
+    sampling = dataclasses.replace(SAMPLING, guidance_interval=(0.0, 0.5), start=start)
     expected = Restorer(model, sampling)(IMAGES[:1], CAPTIONS[:1], seed=3)
     restorer = Restorer(model, sampling)
     monkeypatch.setattr(restorer, "is_large", lambda size: True)

@@ -63,6 +63,14 @@ def test_a_result_does_not_depend_on_the_number_of_devices(model, one_by_one):
     assert most(restore(model, IMAGES, CAPTIONS, mesh=mesh), one_by_one) <= 1  # measured 0
 
 
+@pytest.mark.more
+@pytest.mark.parametrize("start", ["lr", "lr_without_noise"])
+def test_without_noise_the_seed_changes_nothing(model, start):
+    sampling = dataclasses.replace(SAMPLING, sampler="consistency", steps=2, strength=0.5, start=start)
+    first, second = (restore(model, IMAGES[:1], CAPTIONS[:1], sampling, seed=seed)[0] for seed in (0, 1))
+    assert (changed(first, second) > 0.5) == (start == "lr")
+
+
 def test_every_input_counts_and_nothing_is_compiled_again(model, one_by_one):
     def restored(image=IMAGES[0], caption=CAPTIONS[0], seed=0, **settings):
         return restore(model, [image], [caption], dataclasses.replace(SAMPLING, **settings), seed=seed)[0]

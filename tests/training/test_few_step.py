@@ -16,7 +16,7 @@ from xpsr_jax.errors import UserError
 from xpsr_jax.models.parameters import parameters
 from xpsr_jax.training import adapters
 from xpsr_jax.training.checkpoint_source import open_checkpoint
-from xpsr_jax.training.few_step_losses import draw, matching_loss, student_timesteps
+from xpsr_jax.training.few_step_losses import draw, embed_texts, matching_loss, student_estimate, student_timesteps
 from xpsr_jax.training.loop import train
 from xpsr_jax.training.parameters import random_parameters
 from xpsr_jax.training.plan import loss_constants
@@ -82,6 +82,32 @@ def test_without_a_critic_every_step_trains_the_student(batches):
     assert terms[1]["loss"] < terms[0]["loss"]
     changed = moved(before.trained, jax.tree.map(np.asarray, run.state.trained))
     assert {"unet.conv_out.kernel", "autoencoder.decoder.conv_out.kernel"} <= changed == run.structure.trained
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("start", ["lr", "lr_without_noise"])
+def test_a_start_without_noise(batches, start):
+    """The student's first estimate then depends on no random number: those of the noise and of the posterior."""
+    config = tiny.config("few_step")
+    few_step = dataclasses.replace(config.few_step, realism="none", adapted=(), evaluations=(1,))
+    sampling = dataclasses.replace(config.sampling, strength=0.1, start=start)
+    config = dataclasses.replace(config, few_step=few_step, sampling=sampling, batch_size=2, mesh=Mesh(1, 1))
+    structure = make_structure(config)
+    networks = structure.merge(random_parameters(structure, structure.shapes(), seed=0))
+    batch = {name: jnp.asarray(array[:2]) for name, array in batches[0].items()}
+    schedule = structure.networks.schedule
+
+    @jax.jit
+    def estimate(keys):
+        negative_ids = loss_constants(config).negative_ids
+        shape = networks.autoencoder.encode(batch["hr"]).shape[1:]
+        draws = draw(keys, shape, seed=0, schedule=schedule, evaluations=(1,), strength=0.1)
+        texts = embed_texts(networks, batch, negative_ids)
+        return student_estimate(networks, batch, texts, config=config, schedule=schedule, draws=draws).latents
+
+    first, second = (np.asarray(estimate(batch["key"] + more)) for more in (0, 1))
+    assert np.isfinite(first).all()
+    assert np.array_equal(first, second) == (start == "lr_without_noise")
 
 
 @pytest.mark.soak
@@ -197,6 +223,7 @@ def test_timesteps_of_the_student():
     assert student_timesteps(Schedule(), (1, 2, 4)) == (999, (749, 499, 249))
     assert student_timesteps(Schedule(), (1,)) == (999, ())
     assert student_timesteps(Schedule(), (1, 2, 4), 0.25) == (249, (187, 124, 61))
+    assert student_timesteps(Schedule(), (1,), 0.7) == (499, ())
     keys = jnp.arange(64, dtype=jnp.uint32)
     draws = draw(keys, (4, 4, 4), seed=0, schedule=Schedule(), evaluations=(1, 2, 4))
     assert set(np.asarray(draws.timestep).tolist()) == {999, 749, 499, 249}

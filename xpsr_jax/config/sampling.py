@@ -40,8 +40,9 @@ class Sampling:
         is a full evaluation.
       cache_levels: number of the decoder's last layers, with their encoder layers, that every step computes. None: all
         layers of the finest resolution, which is the maximum (3 in Stable Diffusion 1.5).
-      start: start of sampling. "lr": the LR image's latents with the noise of the first timestep (paper); "noise": pure
-        noise; "lr_noised_twice": like "lr", then noised again to `added_noise_level` (released code).
+      start: start of sampling. "lr": the LR image's latents with the noise of the first timestep (paper);
+        "lr_without_noise": the same without noise, for a model that was trained with it; "noise": pure noise;
+        "lr_noised_twice": like "lr", then noised again to `added_noise_level` (released code).
       added_noise_level: timestep of that second noise.
       positive_words: words appended to every high-level caption; "" for none. A long caption is cut, so that the words
         stay within CLIP's 77 tokens.
@@ -117,9 +118,10 @@ class Sampling:
             begin, end = getattr(self, name)
             if begin > end:
                 raise UserError(f"{name} must be two fractions from 0 to 1 in rising order, not {begin} and {end}")
-        if self.strength < 1 and self.start != "lr":
+        if self.strength < 1 and self.start not in ("lr", "lr_without_noise"):
             raise UserError(
-                f'strength {self.strength} starts from the LR image and needs start "lr", not "{self.start}"'
+                f'strength {self.strength} starts from the LR image and needs start "lr" or "lr_without_noise", '
+                f'not "{self.start}"'
             )
         if self.eta and self.sampler != "ddim":
             raise UserError(f'eta is a setting of the sampler "ddim", not of "{self.sampler}"; set it to 0')

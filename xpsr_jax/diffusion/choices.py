@@ -11,5 +11,5 @@ KARRAS: tuple[SamplerName, ...] = ("dpm_solver", "unipc", "euler")
 GuidanceForm = Literal["paper", "released"]
 """The name of a form of classifier-free guidance (`guidance.guide`)."""
 
-Start = Literal["lr", "noise", "lr_noised_twice"]
+Start = Literal["lr", "lr_without_noise", "noise", "lr_noised_twice"]
 """The name of a start of sampling (`samplers.start_latents`)."""

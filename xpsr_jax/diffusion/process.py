@@ -1,6 +1,7 @@
 """The diffusion process of a schedule: noise levels, adding noise, estimates from predictions (method §6, §7)."""
 
 import functools
+import math
 
 import jax.numpy as jnp
 import numpy as np
@@ -55,6 +56,18 @@ def visited_timesteps(schedule: Schedule, steps: int) -> Int[np.ndarray, "steps"
             f"{steps} steps would begin at timestep {timesteps.max():.0f} of {count} (steps_offset): use fewer"
         )
     return timesteps.astype(np.int32)
+
+
+def evaluations_of(steps: int, strength: float) -> int:
+    """How many of the steps are run at a strength: the last ones. At least one. Of 10 steps at strength 0.35: 3."""
+    return max(int(steps * strength), 1)
+
+
+def steps_for(evaluations: int, strength: float) -> int:
+    """The number of steps of which a strength runs so many. For 1 evaluation at strength 0.02: 50 steps."""
+    steps = math.ceil(evaluations / strength)
+    # 1 / 0.02 is exactly 50, but other quotients are rounded to a number that is a little too small or too large.
+    return next(each for each in (steps - 1, steps, steps + 1) if int(each * strength) == evaluations)
 
 
 def add_noise(schedule: Schedule, latents: Latents, noise: Latents, timesteps: Timesteps) -> Latents:

@@ -141,6 +141,7 @@ def start_latents(
 
     Args:
         start: "noise": only `first_noise`. "lr": the LR image's latents with the noise of the first timestep (paper).
+            "lr_without_noise": the same without the noise (one-step networks: Wu et al., 2024, OSEDiff).
             "lr_noised_twice": the same with noise added again (released code: that of timestep 800), which leaves
             almost pure noise.
         lr_latents: the LR image's scaled latents.
@@ -149,12 +150,14 @@ def start_latents(
     """
     if start == "noise":
         return first_noise
+    if start == "lr_without_noise":
+        return first_level[0] * lr_latents
     latents = first_level[0] * lr_latents + first_level[1] * first_noise
     if start == "lr":
         return latents
     if start == "lr_noised_twice":
         return second_level[0] * latents + second_level[1] * second_noise
-    raise ValueError(f'start "{start}" is unknown: use "lr", "noise" or "lr_noised_twice"')
+    raise ValueError(f'start "{start}" is unknown: use "lr", "lr_without_noise", "noise" or "lr_noised_twice"')
 
 
 def step_noise(keys: Array, shape: tuple[int, ...]) -> Noise:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from xpsr_jax.config import Sampling
 from xpsr_jax.diffusion.guidance import is_guided
 from xpsr_jax.diffusion.making import make_sampler
-from xpsr_jax.diffusion.process import levels_at
+from xpsr_jax.diffusion.process import evaluations_of, levels_at
 from xpsr_jax.diffusion.samplers import Sampler, Table
 from xpsr_jax.diffusion.schedule import Schedule
 
@@ -125,7 +125,7 @@ def full_table(sampler: Sampler, steps: int, first: int) -> Table:
 
 def first_step(sampling: Sampling) -> int:
     """The index of the first step that is run. Example: of 10 steps at strength 0.35, only the last 3 are run."""
-    return sampling.steps - max(int(sampling.steps * sampling.strength), 1)
+    return sampling.steps - evaluations_of(sampling.steps, sampling.strength)
 
 
 def plan_runs(sampling: Sampling, *, at_most: int) -> Iterator[Run]:

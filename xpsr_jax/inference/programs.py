@@ -122,7 +122,7 @@ def prepare_pictures(
     keys = jax.vmap(lambda digest: jax.random.split(image_key(seed, digest), 4), out_axes=1)(digests)
     posterior_keys, first_keys, second_keys, step_keys = keys
     image = pixels.astype(jnp.float32) / 255
-    lr_latents = autoencoder.encode(2 * image - 1, posterior_keys)
+    lr_latents = autoencoder.encode(2 * image - 1, posterior_keys if start != "lr_without_noise" else None)
     noises = (normal(keys, lr_latents.shape[1:]) for keys in (first_keys, second_keys))
     latents = start_latents(start, lr_latents, *noises, first_level=first_level, second_level=second_level)
     return Pictures(latents, controlnet.encode_image(image)._replace(rgb_predictions=()), step_keys)

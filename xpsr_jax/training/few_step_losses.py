@@ -20,7 +20,14 @@ from jaxtyping import Array, Float, Int
 
 from xpsr_jax.config import Config
 from xpsr_jax.diffusion.guidance import guide, is_guided
-from xpsr_jax.diffusion.process import add_noise, clean_estimate, levels_at, prediction_target, visited_timesteps
+from xpsr_jax.diffusion.process import (
+    add_noise,
+    clean_estimate,
+    levels_at,
+    prediction_target,
+    steps_for,
+    visited_timesteps,
+)
 from xpsr_jax.diffusion.samplers import normal
 from xpsr_jax.diffusion.schedule import Schedule
 from xpsr_jax.models.controlnet import ControlNet, ControlNetOutput, ImageFeatures
@@ -113,7 +120,7 @@ def student_timesteps(
         evaluation at strength 0.25 is the last of 4 steps.
     """
     trailing = dataclasses.replace(schedule, timestep_spacing="trailing")
-    visited = [visited_timesteps(trailing, round(count / strength)).tolist()[-count:] for count in evaluations]
+    visited = [visited_timesteps(trailing, steps_for(count, strength)).tolist()[-count:] for count in evaluations]
     first = visited[0][0]
     return first, tuple(sorted({timestep for each in visited for timestep in each[1:]}, reverse=True))
 
@@ -160,11 +167,13 @@ def student_estimate(
     start, without a gradient and with new noise.
     """
     first, later = student_timesteps(schedule, config.few_step.evaluations, config.sampling.strength)
-    lr_latents = jax.lax.stop_gradient(networks.autoencoder.encode(2 * batch["lr"] - 1, draws.posterior))
+    noiseless = config.sampling.start == "lr_without_noise"
+    posterior_key = None if noiseless else draws.posterior
+    lr_latents = jax.lax.stop_gradient(networks.autoencoder.encode(2 * batch["lr"] - 1, posterior_key))
     firsts = jnp.full(len(draws.timestep), first)
     start = draws.start
-    if config.sampling.start == "lr":
-        start = add_noise(schedule, lr_latents, start, firsts)
+    if config.sampling.start in ("lr", "lr_without_noise"):
+        start = add_noise(schedule, lr_latents, jnp.zeros_like(start) if noiseless else start, firsts)
     features = networks.controlnet.encode_image(batch["lr"])
 
     def estimate(latents: Array, timesteps: Array) -> tuple[Array, ControlNetOutput]:
