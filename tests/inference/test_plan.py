@@ -72,7 +72,7 @@ def test_runs_of_steps_that_are_computed_alike():
         ({"guidance_interval": (0.5, 0.2)}, "guidance_interval must be two fractions from 0 to 1 in rising order"),
         ({"conditioning_interval": (0.0, 1.2)}, r"conditioning_interval\[1\] must be from 0 to 1, not 1.2"),
         ({"strength": 0.0}, "strength must be above 0"),
-        ({"strength": 0.5, "start": "noise"}, 'needs start "lr", not "noise"'),
+        ({"strength": 0.5, "start": "noise"}, 'needs start "lr" or "lr_without_noise", not "noise"'),
     ],
 )
 def test_invalid_settings_are_refused(settings, message):
