@@ -202,10 +202,12 @@ def begin(
     """
     posterior_key, *noise_keys, step_key = jax.random.split(image_key(seed, digest), 4)
     mean, log_variance = moments
+    latents_shape = mean.shape
+    mean = mean[None]
     if start != "lr_without_noise":
-        mean = mean + jnp.exp(0.5 * log_variance) * normal(posterior_key[None], mean.shape)
+        mean = mean + jnp.exp(0.5 * log_variance) * normal(posterior_key[None], latents_shape)
     lr_latents = scaling * mean
-    noises = (normal(key[None], mean.shape) for key in noise_keys)
+    noises = (normal(key[None], latents_shape) for key in noise_keys)
     latents = start_latents(start, lr_latents, *noises, first_level=first_level, second_level=second_level)
     return sampler.init(latents), step_key[None]
 
