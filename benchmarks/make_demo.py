@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from xpsr_jax.assets import DEMO
 from xpsr_jax.data.captions import Caption, read_captions, write_captions
@@ -17,13 +18,16 @@ from xpsr_jax.data.rounding import round_to_uint8
 from xpsr_jax.images.reading import read_image
 from xpsr_jax.images.writing import write_png
 
-PHOTO = "opencv_fruits.jpg"
-SIDE = 480
+PHOTO = "palapeli_european_honey_bee.jpg"
+# The photograph is reduced by this factor, so that it is as sharp as its pixels allow. Then the square is cut out.
+REDUCED_BY = 2
+TOP, LEFT, SIDE = 80, 60, 512
 SEED = 0
 
 
 def main(folder: Path) -> None:
-    original = read_image(folder / PHOTO)[:SIDE, :SIDE]
+    photo = Image.fromarray(read_image(folder / PHOTO)).reduce(REDUCED_BY)
+    original = np.asarray(photo)[TOP:, LEFT:][:SIDE, :SIDE]
     rng = np.random.default_rng(SEED)
     degraded = degrade(original.astype(np.float32) / 255, DegradationConfig(), rng)
     write_png(DEMO / "original.png", original)

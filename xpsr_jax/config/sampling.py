@@ -57,8 +57,8 @@ class Sampling:
       process_size: minimum of the shorter side, in pixels. Smaller images are enlarged to it before the networks.
       size_multiple: the networks' input is padded by reflection to a multiple of this many latent cells, and the result
         is cropped. Images of many sizes then share few sizes, and fewer programs are compiled. 1: no padding.
-      tile_size: side of the tiles, in latent cells of 8 pixels. Images of more than `tile_size`² cells are processed in
-        tiles. 0: no tiles.
+      tile_size: side of the tiles, in latent cells (of 8 pixels with Stable Diffusion). Images of more than
+        `tile_size`² cells are processed in tiles. 0: no tiles.
       tile_overlap: overlap of neighbouring tiles, in latent cells.
       tile_weights: weights for blending overlapping tiles: a Gaussian around the middle of a tile ("centred"), or the
         released code's, which is off by half a cell ("released").
