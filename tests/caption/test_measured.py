@@ -1,13 +1,11 @@
 """Measured captions describe the degradation of a real photograph."""
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-import xpsr_jax
+from tests.models.golden import VECTORS
 from xpsr_jax.caption.measured import describe_quality, measure_quality, quality_in_words
 from xpsr_jax.data.jpeg import quantisation_scale
 from xpsr_jax.images.reading import read_image
@@ -17,9 +15,8 @@ RNG = np.random.default_rng(0)
 
 @pytest.fixture(scope="module")
 def photo():
-    """The shipped photograph, reduced."""
-    original = read_image(Path(xpsr_jax.__file__).parent / "assets" / "demo" / "original.png")
-    return cv2.resize(original, (256, 256), interpolation=cv2.INTER_AREA)
+    """A sharp photograph without compression."""
+    return read_image(VECTORS / "photos" / "fruits.png")
 
 
 def noisy(image, deviation, *, gray=False):
