@@ -133,15 +133,15 @@ def test_restore_then_evaluate(xpsr, tmp_path):
         picture = Image.open(DEMO / name)
         side = 32 * picture.width // Image.open(DEMO / "lr.png").width
         picture.resize((side, side * picture.height // picture.width), Image.Resampling.BICUBIC).save(
-            tmp_path / folder / "fruit.png"
+            tmp_path / folder / "photo.png"
         )
-    words = "--output", "restored", "--missing-captions", "measured", "--steps", 2
+    words = "--output", "restored", "--missing-captions", "measured", "--steps", 20
     said = run(xpsr, "restore", "lr", *words, "--dry-run", cwd=tmp_path)
     assert "In all 2 evaluations" in said and not (tmp_path / "restored").exists()
     said = run(xpsr, "restore", "lr", *words, cwd=tmp_path)
     assert "1 of 1 images restored" in said
-    sizes = {folder: Image.open(tmp_path / folder / "fruit.png").size for folder in ("restored", "original")}
-    Image.open(tmp_path / "original" / "fruit.png").resize(sizes["restored"]).save(tmp_path / "original" / "fruit.png")
+    sizes = {folder: Image.open(tmp_path / folder / "photo.png").size for folder in ("restored", "original")}
+    Image.open(tmp_path / "original" / "photo.png").resize(sizes["restored"]).save(tmp_path / "original" / "photo.png")
     words = "--restored", "restored", "--reference", "original", "--metrics", "psnr", "ssim", "--json", "scores.json"
     assert "PSNR" in run(xpsr, "evaluate", *words, cwd=tmp_path)
     scores = json.loads((tmp_path / "scores.json").read_text())
